@@ -1,0 +1,113 @@
+"""Device half of the input pipeline: from stored images to network inputs.
+
+Section 4.1 of the paper: random crops and their horizontal reflections, and
+colour noise along the principal components of the training set's RGB values;
+section 2: the training set's mean image is subtracted; section 4.1 again: the
+views of testing. Pure functions of images and a key, to be called under jit.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+import numpy as np
+
+
+def color_directions(covariance: Float[np.ndarray, '3 3']) -> Float[np.ndarray, '3 3']:
+  """Columns `p_i * l_i`: what one unit of `a_i` adds to a pixel of 0..255.
+
+  Section 4.1 adds `[p1 p2 p3][a1 l1, a2 l2, a3 l3]^T`, with p and l the
+  eigenvectors and eigenvalues of the covariance of the RGB values. The paper
+  does not give the scale of the values. On 0..255 the noise would have a
+  standard deviation of over a thousand grey levels, so l is taken from values
+  in [0, 1], and the sum brought back to 0..255: l_255 / 255 ** 2 * 255.
+
+  Args:
+    covariance: of the training set's RGB values on the scale of 0..255.
+  """
+  eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+  return (eigenvectors * eigenvalues / 255).astype(np.float32)
+
+
+def random_views(
+    key: Key[Array, ''],
+    images: UInt8[Array, 'batch size size 3'],
+    rows: Int[Array, 'batch'],
+    mean_image: Float[Array, 'size size 3'],
+    directions: Float[Array, '3 3'],
+    *,
+    crop_size: int,
+    flip: bool,
+    color_std: float,
+) -> Float[Array, 'batch crop crop 3']:
+  """One random training view of each image, on the scale of 0..255 less mean.
+
+  What an image gets depends on the key and its row in the global batch alone.
+
+  Args:
+    key: of this step.
+    images: stored images, 0..255.
+    rows: the row of the global batch that each image is.
+    mean_image: of the training set, 0..255; subtracted at the crop's place.
+    directions: from `color_directions`.
+    crop_size: side of the crop in pixels; every offset is equally likely.
+    flip: reflect every other image, at random, left to right.
+    color_std: standard deviation of the a_i, 0.1 in section 4.1; 0 for none.
+      Drawn once per image and step.
+  """
+  offsets = images.shape[1] - crop_size + 1
+
+  def view(image, row):
+    crop_key, flip_key, color_key = jax.random.split(jax.random.fold_in(key, row), 3)
+    y, x = jax.random.randint(crop_key, (2,), 0, offsets)
+    out = _crop(image, y, x, crop_size) - _crop(mean_image, y, x, crop_size)
+    if flip:
+      out = _reflect(out, jax.random.bernoulli(flip_key))
+    if color_std:
+      out += directions @ (color_std * jax.random.normal(color_key, (3,)))
+    return out
+
+  return jax.vmap(view)(images, rows)
+
+
+def view_offsets(
+    image_size: int, crop_size: int, *, many: bool, flip: bool
+) -> Int[np.ndarray, 'views 3']:
+  """Rows (y, x, reflected) of the views that testing averages.
+
+  Args:
+    image_size: side of the stored images in pixels.
+    crop_size: side of the crops in pixels.
+    many: the four corners and the centre (section 4.1), not the centre alone.
+    flip: also the reflection of each, where `many`: ten views, else five.
+  """
+  end = image_size - crop_size
+  centre = (end // 2, end // 2)
+  if not many:
+    return np.array([(*centre, 0)], np.int32)
+  places = [(0, 0), (0, end), (end, 0), (end, end), centre]
+  return np.array(
+      [(*place, f) for f in range(1 + flip) for place in places], np.int32
+  )
+
+
+def view_at(
+    images: UInt8[Array, 'batch size size 3'],
+    mean_image: Float[Array, 'size size 3'],
+    offset: Int[Array, '3'] | Sequence[int],
+    crop_size: int,
+) -> Float[Array, 'batch crop crop 3']:
+  """The view (y, x, reflected) of every image, less the mean image there."""
+  y, x, reflected = offset
+  crop = lambda image: _crop(image, y, x, crop_size)
+  return _reflect(jax.vmap(crop)(images) - crop(mean_image), reflected)
+
+
+def _crop(image, y, x, size):
+  return lax.dynamic_slice(image, (y, x, 0), (size, size, 3)).astype(jnp.float32)
+
+
+def _reflect(images: Float[Array, '... width 3'], reflected: Bool[Array, ''] | int):
+  return jnp.where(reflected, images[..., ::-1, :], images)

@@ -1,0 +1,187 @@
+"""Every rule that a config must obey, checked before data or compilation."""
+
+from collections.abc import Iterator
+import json
+import os
+import pathlib
+
+import ml_collections
+
+from alexnet_jax import model
+from alexnet_jax import optimizer
+from alexnet_jax import towers
+
+# A run may be continued with another value of these: they change how far and
+# how often, or where the files are, not what a step computes.
+MAY_CHANGE = frozenset({
+    'input.data_dir',
+    'train.epochs',
+    'train.checkpoint_every_steps',
+    'eval.batch_size',
+    'mesh.layout',
+    'mesh.towers',
+})
+CONFIG_FILE = 'config.json'
+
+
+def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Raises one ValueError that lists every broken rule, one to a line.
+
+  Args:
+    config: with the keys of configs/paper.py.
+    num_devices: accelerators (or CPU devices) that the run will use.
+  """
+  problems = list(_problems(config, num_devices))
+  if problems:
+    raise ValueError('\n'.join(problems))
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+  """Values by dotted key, as JSON gives them back (tuples become lists)."""
+  flat = {}
+  for section, value in json.loads(config.to_json_best_effort()).items():
+    if isinstance(value, dict):
+      flat.update({f'{section}.{key}': v for key, v in value.items()})
+    else:
+      flat[section] = value
+  return flat
+
+
+def check_unchanged(config: ml_collections.ConfigDict, made_with: dict, where: str) -> None:
+  """Raises ValueError if a run is continued with another config.
+
+  Args:
+    config: of this command.
+    made_with: `flatten`ed config of the run so far.
+    where: its place, for the message.
+  """
+  now = flatten(config)
+  differ = [
+      f'config.{key}: {made_with.get(key)!r} there, {now.get(key)!r} here'
+      for key in sorted(now.keys() | made_with.keys())
+      if key not in MAY_CHANGE and now.get(key) != made_with.get(key)
+  ]
+  if differ:
+    raise ValueError(
+        f'{where} was made with another config; use a fresh --workdir, or its'
+        ' values:\n' + '\n'.join(differ)
+    )
+
+
+def open_workdir(
+    workdir: str | os.PathLike, config: ml_collections.ConfigDict
+) -> pathlib.Path:
+  """The work directory of a run with this config, made if need be.
+
+  Raises:
+    ValueError: if it cannot be written, or belongs to another config.
+  """
+  path = pathlib.Path(workdir).expanduser().absolute()
+  file = path / CONFIG_FILE
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+      check_unchanged(config, json.loads(file.read_text()), f'--workdir={workdir}')
+    temporary = file.with_suffix('.tmp')
+    temporary.write_text(json.dumps(flatten(config), indent=1) + '\n')
+    os.replace(temporary, file)
+  except OSError as error:
+    raise ValueError(
+        f'--workdir={workdir} cannot be written ({error}); name a folder that can'
+    ) from error
+  return path
+
+
+def _problems(config: ml_collections.ConfigDict, num_devices: int) -> Iterator[str]:
+  net, inputs, optim, train = config.model, config.input, config.optimizer, config.train
+  yield from _positive(config, (
+      'model.num_classes', 'model.conv1_kernel', 'model.conv1_stride',
+      'model.init_std', 'model.conv345_init_std',
+      'input.image_size', 'input.crop_size', 'input.batch_size',
+      'optimizer.learning_rate', 'optimizer.drop_factor',
+      'optimizer.plateau_patience', 'train.epochs', 'train.log_every_steps',
+      'train.eval_every_epochs', 'train.checkpoint_every_steps',
+      'eval.batch_size',
+  ))
+  for key, number in (('conv_features', 5), ('fc_features', 2)):
+    widths = net[key]
+    if len(widths) != number:
+      yield f'config.model.{key}={widths} must have {number} entries, one per layer'
+    if any(width < 2 or width % towers.NUM_TOWERS for width in widths):
+      yield f'config.model.{key}={widths} must be positive and even, half for each tower'
+  if not 0 <= net.dropout_rate < 1:
+    yield f'config.model.dropout_rate={net.dropout_rate} must be at least 0 and below 1'
+  if net.conv1_padding < 0:
+    yield f'config.model.conv1_padding={net.conv1_padding} must not be negative'
+  if inputs.crop_size > inputs.image_size:
+    yield (
+        f'config.input.crop_size={inputs.crop_size} must not exceed'
+        f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
+    )
+  yield from _geometry(net, inputs)
+  if optim.schedule not in optimizer.SCHEDULES:
+    yield (
+        f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
+        f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
+    )
+  if list(optim.drop_epochs) != sorted(optim.drop_epochs):
+    yield f'config.optimizer.drop_epochs={optim.drop_epochs} must be in ascending order'
+  if not 0 <= optim.momentum < 1:
+    yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
+  for key in ('weight_decay', 'plateau_drops'):
+    if optim[key] < 0:
+      yield f'config.optimizer.{key}={optim[key]} must not be negative'
+  if config.augment.color_std < 0:
+    yield f'config.augment.color_std={config.augment.color_std} must not be negative'
+  yield from _mesh(config, num_devices)
+
+
+def _positive(config, keys):
+  for key in keys:
+    section, name = key.split('.')
+    if not config[section][name] > 0:
+      yield f'config.{key}={config[section][name]} must be positive'
+
+
+def _geometry(net, inputs):
+  geometry = (net.conv1_kernel, net.conv1_stride, net.conv1_padding)
+  if min(inputs.crop_size, *geometry[:2]) < 1:
+    return  # Said already.
+  sizes = lambda crop: model.feature_map_sizes(crop, *geometry)
+  empty = [name for name, size in sizes(inputs.crop_size).items() if size < 1]
+  if empty:
+    least = next(
+        crop for crop in range(1, 10_000) if min(sizes(crop).values()) >= 1
+    )
+    yield (
+        f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'
+        f' output; with this conv1 it must be at least {least}'
+    )
+
+
+def _mesh(config, num_devices):
+  mesh = config.mesh
+  if mesh.layout not in ('towers', 'data'):
+    yield f"config.mesh.layout={mesh.layout} is not a layout; use 'towers' or 'data'"
+    return
+  if str(mesh.towers) not in ('1', '2', 'auto'):
+    yield f"config.mesh.towers={mesh.towers} must be '1', '2' or 'auto'"
+    return
+  try:
+    data, tower = towers.mesh_shape(mesh.layout, mesh.towers, num_devices)
+  except ValueError as error:
+    yield str(error)
+    return
+  if config.model.num_classes % tower:
+    yield (
+        f'config.model.num_classes={config.model.num_classes} must be even on'
+        ' two towers; use config.mesh.towers=1'
+    )
+  for section in ('input', 'eval'):
+    size = config[section].batch_size
+    if size > 0 and size % data:
+      near = [n for n in (size // data * data, -(-size // data) * data) if n]
+      yield (
+          f'config.{section}.batch_size={size} must be a multiple of the {data}'
+          f" devices on mesh axis 'data'; try {' or '.join(map(str, near))}"
+      )

@@ -1,0 +1,245 @@
+"""Host half of the input pipeline: from prepared data set to uint8 batches.
+
+The element of the Grain data set is a *batch*: element t holds the numbers of
+the examples of global batch t, a function of (seed, t) alone, so resuming at
+step t is starting at element t. Loading it reads the records in one call and
+decodes them in threads, straight into a reused buffer. Training's batches are
+endless: the last batch of an epoch is filled from the next epoch's order.
+Evaluation's batches hold every example once, the tail padded and masked.
+"""
+
+import collections
+from collections.abc import Callable, Iterator
+import concurrent.futures
+import dataclasses
+import io
+import itertools
+import mmap
+import os
+import pathlib
+import weakref
+
+import grain
+from jaxtyping import Float, PyTree
+import numpy as np
+from PIL import Image
+import simplejpeg
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+DATA_DIR = '~/alexnet_jax_data'
+VERSION = '1.0.0'  # Of the layout that prepare.py writes.
+STATISTICS_FILE = 'statistics.npz'
+
+# {'image': uint8 [N, S, S, 3], 'label': int32 [N], 'mask': bool [N]}
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A prepared data set: its facts, read before any image is.
+
+  Attributes:
+    path: its folder.
+    class_names: one per label.
+    num_examples: by split.
+    image_size: side of the stored images in pixels.
+    mean_image: of the training split, [size, size, 3], 0..255.
+    rgb_covariance: of the training split's pixels, on the scale of 0..255.
+  """
+
+  path: pathlib.Path
+  class_names: tuple[str, ...]
+  num_examples: dict[str, int]
+  image_size: int
+  mean_image: Float[np.ndarray, 'size size 3']
+  rgb_covariance: Float[np.ndarray, '3 3']
+
+
+def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
+  """Folder of the prepared data set `name`; it need not exist."""
+  return pathlib.Path(data_dir).expanduser() / name / VERSION
+
+
+def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
+  """The facts of a prepared data set.
+
+  Raises:
+    FileNotFoundError: if there is none of that name.
+  """
+  path = dataset_path(data_dir, name)
+  if not (path / STATISTICS_FILE).exists():
+    raise FileNotFoundError(
+        f'no prepared data set config.input.dataset={name} under'
+        f' config.input.data_dir={data_dir}; prepare it: python -m'
+        f' alexnet_jax.prepare --source=folder:DIR --name={name}'
+        f' --data_dir={data_dir}'
+    )
+  info = tfds.builder_from_directory(path).info
+  with np.load(path / STATISTICS_FILE) as statistics:
+    return Dataset(
+        path=path,
+        class_names=tuple(info.features['label'].names),
+        num_examples={s: i.num_examples for s, i in info.splits.items()},
+        image_size=info.features['image'].shape[0],
+        mean_image=statistics['mean_image'],
+        rgb_covariance=statistics['rgb_covariance'],
+    )
+
+
+def check_dataset(
+    dataset: Dataset, *, image_size: int, num_classes: int, splits: dict[str, str]
+) -> None:
+  """Raises one ValueError with everything in which config and data differ.
+
+  Args:
+    dataset: the prepared data set.
+    image_size: config.input.image_size.
+    num_classes: config.model.num_classes.
+    splits: the names of the splits to be read, by config key.
+  """
+  problems = []
+  if dataset.image_size != image_size:
+    problems.append(
+        f'config.input.image_size={image_size}, but {dataset.path} holds images'
+        f' of {dataset.image_size} pixels; set it, or prepare the data set again'
+        f' with --size={image_size}'
+    )
+  if len(dataset.class_names) != num_classes:
+    problems.append(
+        f'config.model.num_classes={num_classes}, but {dataset.path} has'
+        f' {len(dataset.class_names)} classes; set it to that'
+    )
+  for key, split in splits.items():
+    if not dataset.num_examples.get(split):
+      problems.append(
+          f'{key}={split} is not a split of {dataset.path}; it has'
+          f' {", ".join(dataset.num_examples)}'
+      )
+  if problems:
+    raise ValueError('\n'.join(problems))
+
+
+def train_batches(
+    dataset: Dataset, split: str, *, batch_size: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+  """Global batches start_step, start_step + 1, ...; endless.
+
+  Each epoch is a new permutation of the whole split.
+  """
+  order = grain.MapDataset.range(dataset.num_examples[split])
+  batches = order.seed(seed).shuffle().repeat().batch(batch_size)
+  return _iterate(batches[start_step:], _BatchLoader(dataset, split, batch_size))
+
+
+def eval_batches(dataset: Dataset, split: str, *, batch_size: int) -> Iterator[Batch]:
+  """Every example of the split once, in stored order; the tail is masked."""
+  batches = grain.MapDataset.range(dataset.num_examples[split]).batch(batch_size)
+  return _iterate(batches, _BatchLoader(dataset, split, batch_size))
+
+
+def prefetch_to_device(
+    batches: Iterator[Batch], put: Callable[[Batch], PyTree], depth: int = 2
+) -> Iterator[PyTree]:
+  """The batches on the device, `depth` of them ahead of the one in use.
+
+  Args:
+    batches: host batches.
+    put: starts the copy of one batch to the device (`jax.device_put`).
+    depth: batches on the device that no step has asked for yet.
+  """
+  ahead = collections.deque(put(b) for b in itertools.islice(batches, depth))
+  while ahead:
+    ready = ahead.popleft()
+    ahead.extend(put(b) for b in itertools.islice(batches, 1))
+    yield ready
+
+
+def _iterate(batches: grain.MapDataset, load: '_BatchLoader') -> Iterator[Batch]:
+  # One thread reads ahead; the loader itself decodes in many.
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+  iterator = iter(batches.map(load).to_iter_dataset(options))
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+    load.close()
+
+
+class _BatchLoader:
+  """Reads and decodes the examples of one batch."""
+
+  def __init__(self, dataset: Dataset, split: str, batch_size: int):
+    self._source = tfds.builder_from_directory(dataset.path).as_data_source(
+        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+    self._buffers = BufferPool((batch_size, *dataset.mean_image.shape))
+    self._num_threads = os.cpu_count()
+    self._threads = concurrent.futures.ThreadPoolExecutor(self._num_threads)
+
+  def __call__(self, indices: np.ndarray) -> Batch:
+    images = self._buffers.take()
+    labels = np.zeros(len(images), np.int32)
+    mask = np.arange(len(images)) < len(indices)
+    records = self._source.__getitems__(indices.tolist())
+
+    def load(start: int) -> None:
+      for i in range(start, len(records), self._num_threads):
+        features = tf_example_pb2.Example.FromString(records[i]).features.feature
+        labels[i] = features['label'].int64_list.value[0]
+        try:
+          decode_image(features['image'].bytes_list.value[0], images[i])
+        except (OSError, ValueError, SyntaxError) as error:
+          name = features['file_name'].bytes_list.value[0].decode()
+          raise ValueError(
+              f'{self._source!r}: cannot decode {name} ({error}); the prepared'
+              ' data set is damaged: remove it and prepare it again'
+          ) from error
+
+    list(self._threads.map(load, range(self._num_threads)))
+    images[len(indices):] = 0
+    return {'image': images, 'label': labels, 'mask': mask}
+
+  def close(self) -> None:
+    self._threads.shutdown()
+
+
+def decode_image(encoded: bytes, out: np.ndarray) -> None:
+  """Decodes a JPEG or PNG into `out`, uint8 [size, size, 3].
+
+  Raises:
+    OSError, ValueError, SyntaxError: if it cannot, or its size is another.
+  """
+  if encoded.startswith(b'\xff\xd8'):
+    simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
+  else:
+    np.copyto(out, np.asarray(Image.open(io.BytesIO(encoded))), casting='no')
+
+
+class BufferPool:
+  """uint8 arrays of one shape whose memory is used again once they are free.
+
+  Decoding into fresh memory costs half as much again as into warm memory. An
+  array is free when nothing refers to it: on CPU `jax.device_put` aliases the
+  page-aligned array for the life of the jax.Array, which keeps a reference, so
+  a batch that a step may still read is never overwritten.
+  """
+
+  def __init__(self, shape: tuple[int, ...]):
+    self._shape = shape
+    self._free = collections.deque()
+
+  def take(self) -> np.ndarray:
+    """An array with undefined contents."""
+    try:
+      memory = self._free.pop()
+    except IndexError:
+      memory = mmap.mmap(-1, int(np.prod(self._shape)))
+    # NumPy shortens chains of views to their owner, but not past an mmap: any
+    # view of this array refers to this array.
+    array = np.frombuffer(memory, np.uint8).reshape(self._shape)
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+      owner = owner.base
+    weakref.finalize(owner, self._free.append, memory)
+    return array

@@ -1,0 +1,50 @@
+r"""Trains or evaluates AlexNet.
+
+    python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
+
+Only flags and error messages are here; see train.py.
+"""
+
+import logging
+import os
+import sys
+
+# Before anything imports TensorFlow-flavoured logging or grabs a device.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from absl import app
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from alexnet_jax import train
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'File with the configuration, see configs/.', lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of checkpoints, metrics and results.', required=True
+)
+MODE = flags.DEFINE_enum(
+    'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
+)
+CHECKPOINT = flags.DEFINE_enum(
+    'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(_) -> None:
+  absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
+  logging.getLogger('alexnet_jax').setLevel(logging.INFO)
+  try:
+    if MODE.value == 'train':
+      train.train_and_evaluate(CONFIG.value, WORKDIR.value)
+    else:
+      train.evaluate_checkpoint(CONFIG.value, WORKDIR.value, CHECKPOINT.value)
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,246 @@
+"""Metrics: sums on the device, means on the host, csv, TensorBoard, progress.
+
+On the device a metric is a sum over the examples that the mask keeps, beside
+their count; on the host sums are added in double precision and divided once,
+so a mean is over examples, however they were batched.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import os
+import pathlib
+import struct
+import time
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from tensorboardX import event_file_writer
+from tensorboardX import proto
+from tensorboardX import summary
+import tensorboardX.proto.event_pb2
+import tqdm
+
+TRAIN_TAGS = (
+    'train/loss',
+    'train/top1_error',
+    'train/learning_rate',
+    'train/images_per_second',
+    'train/input_wait_fraction',
+)
+CSV_FILE = 'metrics.csv'
+
+
+def batch_sums(
+    log_probs: Float[Array, 'batch classes'],
+    labels: Int[Array, 'batch'],
+    mask: Bool[Array, 'batch'],
+) -> dict[str, Float[Array, '']]:
+  """Sums over the examples of the mask: loss (nats), errors, and their count.
+
+  An example is an error of top-k unless fewer than k classes are at least as
+  likely as its label: ties count against the net, and so does NaN.
+  """
+  of_label = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
+  place = (log_probs >= of_label).sum(1)  # 1 is the best; 0 if NaN.
+  error = lambda k: jnp.where(mask, (place < 1) | (place > k), False)
+  return {
+      'loss': jnp.where(mask, -of_label[:, 0], 0).sum(),
+      'top1_error': error(1).sum(dtype=jnp.float32),
+      'top5_error': error(5).sum(dtype=jnp.float32),
+      'count': mask.sum(dtype=jnp.float32),
+  }
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The one way from the device to the host; waits until it is computed."""
+  return jax.device_get(tree)
+
+
+class Totals:
+  """Sums over many batches."""
+
+  def __init__(self):
+    self.sums = {}
+
+  def add(self, sums: Mapping[str, float]) -> None:
+    for name, value in sums.items():
+      self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+  @property
+  def count(self) -> int:
+    return int(self.sums.get('count', 0))
+
+  def means(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
+    """Means over all examples added, under the tags `prefix/name`."""
+    return {f'{prefix}/{name}': self.sums[name] / self.count for name in names}
+
+
+class MetricsWriter:
+  """metrics.csv and TensorBoard's event file of one work directory.
+
+  What earlier runs wrote beyond `step` is removed first, so that a continued
+  run shows every step once. Writes are in the file when a method returns.
+  """
+
+  def __init__(self, workdir: pathlib.Path, tags: Sequence[str], step: int):
+    """Opens the files to continue behind `step`; 0 starts anew."""
+    self._columns = ('step', 'epoch', *tags)
+    _rewind_events(workdir, step)
+    rows = _rewound_rows(workdir / CSV_FILE, step)
+    self._csv_file = open(workdir / CSV_FILE, 'w', newline='')
+    self._csv = csv.DictWriter(self._csv_file, self._columns)
+    self._csv.writeheader()
+    self._csv.writerows(rows)
+    self._csv_file.flush()
+    self._events = event_file_writer.EventsWriter(
+        str(workdir / 'events'), f'.{os.getpid()}'
+    )
+
+  def scalars(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """One row of metrics.csv, one point per tag."""
+    self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
+    self._csv_file.flush()
+    for tag, value in values.items():
+      self._event(summary.scalar(tag, value), step)
+    self._events.flush()
+
+  def image(self, step: int, tag: str, image: np.ndarray) -> None:
+    """One picture, uint8 [height, width, 3]."""
+    self._event(summary.image(tag, image, dataformats='HWC'), step)
+    self._events.flush()
+
+  def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
+    """The config by dotted key, for TensorBoard's HPARAMS tab."""
+    plain = {
+        k: v if isinstance(v, bool | int | float) else str(v)
+        for k, v in values.items()
+    }
+    for part in summary.hparams(plain, {metric: 0.0}):
+      self._event(part, 0)
+    self._events.flush()
+
+  def close(self) -> None:
+    self._csv_file.close()
+    self._events.close()
+
+  def _event(self, value, step):
+    event = proto.event_pb2.Event(summary=value, step=step, wall_time=time.time())
+    self._events.write_event(event)
+
+
+def _rewound_rows(path: pathlib.Path, step: int) -> list[dict[str, str]]:
+  """The whole rows of a csv file up to `step`."""
+  if step == 0 or not path.exists():
+    return []
+  with open(path, newline='') as file:
+    text = file.read()
+  whole = text[: text.rfind('\n') + 1]  # A kill may leave half a line.
+  rows = csv.DictReader(whole.splitlines())
+  return [row for row in rows if int(row['step']) <= step]
+
+
+def _rewind_events(workdir: pathlib.Path, step: int) -> None:
+  """Removes what the event files hold beyond `step`, and broken tails."""
+  for path in workdir.glob('events.out.tfevents.*'):
+    if step == 0:
+      path.unlink()
+      continue
+    content = path.read_bytes()
+    kept = b''.join(
+        record for record, event in _records(content) if event.step <= step
+    )
+    if kept != content:
+      temporary = path.with_name(f'rewound.{path.name}')
+      temporary.write_bytes(kept)
+      os.replace(temporary, path)
+
+
+def _records(content: bytes):
+  """(framed bytes, event) of an event file: length, crc, data, crc."""
+  start = 0
+  while start + 12 <= len(content):
+    (length,) = struct.unpack_from('<Q', content, start)
+    end = start + 12 + length + 4
+    if end > len(content):
+      return
+    event = proto.event_pb2.Event.FromString(content[start + 12 : end - 4])
+    yield content[start:end], event
+    start = end
+
+
+class Progress:
+  """A bar with rate and remaining time on a terminal, plain lines elsewhere."""
+
+  def __init__(self, step: int, total: int, began: float):
+    """Begins at `step` of `total`; `began` is the start of the command."""
+    self._total, self._began = total, began
+    self._first = step
+    self._first_done = None
+    self._bar = tqdm.tqdm(initial=step, total=total, unit='step', disable=None)
+
+  def update(self) -> None:
+    """One more step is done."""
+    if self._first_done is None:
+      self._first_done = time.time()
+      self._say(f'first step done {self._first_done - self._began:.1f} s after the start')
+    self._bar.update()
+
+  def report(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """Shows the newest metrics."""
+    pace = (time.time() - self._first_done) / max(step - self._first - 1, 1)
+    remaining = tqdm.tqdm.format_interval(pace * (self._total - step))
+    evaluated = any(tag.startswith('eval') for tag in values)
+    if self._bar.disable or evaluated:
+      parts = [f'step {step}/{self._total}', f'epoch {epoch:.2f}']
+      parts += [f'{tag} {_shown(tag, value)}' for tag, value in values.items()]
+      self._say('  '.join([*parts, f'remaining {remaining}']))
+    self._bar.set_postfix_str(f'loss {values["train/loss"]:.3f}')
+
+  def close(self) -> None:
+    self._bar.close()
+
+  def _say(self, line: str) -> None:
+    if self._bar.disable:
+      print(line, flush=True)
+    else:
+      self._bar.write(line)
+
+
+def _shown(tag: str, value: float) -> str:
+  if tag.endswith(('error', 'fraction')):
+    return f'{value:.2%}'
+  return f'{value:.4g}'
+
+
+def image_grid(
+    images: Float[np.ndarray, 'images height width 3'], columns: int
+) -> np.ndarray:
+  """One uint8 picture of many images of 0..255, with white lines between."""
+  count, height, width, _ = images.shape
+  rows = -(-count // columns)
+  grid = np.full((rows, columns, height + 1, width + 1, 3), 255, np.uint8)
+  flat = grid.reshape(rows * columns, height + 1, width + 1, 3)
+  flat[:count, :height, :width] = np.clip(np.round(images), 0, 255)
+  picture = grid.transpose(0, 2, 1, 3, 4)
+  return picture.reshape(rows * (height + 1), columns * (width + 1), 3)
+
+
+def kernel_grid(
+    kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
+) -> np.ndarray:
+  """conv1's kernels as in Figure 3: tower 0 above tower 1.
+
+  Each kernel is scaled to its own range; `zoom` is the side of a weight in
+  pixels.
+  """
+  images = kernels.transpose(3, 0, 1, 2)
+  low = images.min((1, 2, 3), keepdims=True)
+  high = images.max((1, 2, 3), keepdims=True)
+  images = 255 * (images - low) / np.maximum(high - low, 1e-12)
+  images = images.repeat(zoom, 1).repeat(zoom, 2)
+  half = len(images) // 2
+  columns = min(half, 16)
+  upper, lower = (image_grid(part, columns) for part in (images[:half], images[half:]))
+  return np.concatenate([upper, np.full_like(upper[:zoom], 255), lower])

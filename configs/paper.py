@@ -1,0 +1,66 @@
+r"""AlexNet as the text of the paper has it, on ILSVRC-2012.
+
+    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenet2012
+    python -m alexnet_jax.main --config=configs/paper.py --workdir=DIR
+
+Not run yet. The paper: 90 epochs in five to six days on two GTX 580; one such
+net has 40.7% top-1 and 18.2% top-5 error on the validation set (Table 2).
+
+Every key of the project is here; other configs import this one and change
+only what differs. "section" is a section of the paper, "ours" is our choice.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # ours: of initial weights, order, augmentation and dropout.
+
+  config.model = model = ml_collections.ConfigDict()
+  model.num_classes = 1000  # section 2
+  model.conv_features = (96, 256, 384, 384, 256)  # section 3.5, both towers
+  model.fc_features = (4096, 4096)  # section 3.5, both towers
+  model.conv1_kernel = 11  # section 3.5
+  model.conv1_stride = 4  # section 3.5
+  model.conv1_padding = 0  # ours: the paper does not say; see README
+  model.init_std = 0.01  # section 5
+  model.conv345_init_std = 0.01  # section 5. Deviation S4: the source has 0.03
+  model.dropout_rate = 0.5  # section 4.2
+
+  config.input = input = ml_collections.ConfigDict()
+  input.dataset = 'imagenet2012'  # section 2
+  input.data_dir = '~/alexnet_jax_data'  # ours
+  input.train_split = 'train'  # section 2
+  input.eval_split = 'validation'  # section 2
+  input.image_size = 256  # section 2
+  input.crop_size = 224  # section 4.1
+  input.batch_size = 128  # section 5, over all devices
+
+  config.augment = augment = ml_collections.ConfigDict()
+  augment.flip = True  # section 4.1: reflections, in training and in testing
+  augment.color_std = 0.1  # section 4.1: standard deviation of the a_i
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.learning_rate = 0.01  # section 5: at the start
+  optimizer.momentum = 0.9  # section 5
+  optimizer.weight_decay = 0.0005  # section 5
+  optimizer.schedule = 'plateau'  # section 5; or 'steps', at drop_epochs
+  optimizer.drop_factor = 10.0  # section 5: the rate is divided by it
+  optimizer.drop_epochs = ()  # 'steps' alone: epochs at which the rate drops
+  optimizer.plateau_drops = 3  # section 5: the run ends after the last of them
+  optimizer.plateau_patience = 5  # ours: evaluations without a lower error
+
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.layout = 'towers'  # section 3.5; or 'data', both towers on each device
+  mesh.towers = 'auto'  # section 3.5: devices a network spreads over: '1', '2'
+
+  config.train = train = ml_collections.ConfigDict()
+  train.epochs = 90.0  # section 5: "roughly 90 cycles"; at most so many
+  train.log_every_steps = 50  # ours
+  train.eval_every_epochs = 1.0  # ours; a checkpoint is saved with each
+  train.checkpoint_every_steps = 2000  # ours
+
+  config.eval = eval_ = ml_collections.ConfigDict()
+  eval_.batch_size = 128  # ours
+  return config.lock()
