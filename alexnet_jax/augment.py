@@ -6,12 +6,10 @@ section 2: the training set's mean image is subtracted; section 4.1 again: the
 views of testing. Pure functions of images and a key, to be called under jit.
 """
 
-from collections.abc import Sequence
-
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 import numpy as np
 
 
@@ -66,7 +64,8 @@ def random_views(
     if flip:
       out = _reflect(out, jax.random.bernoulli(flip_key))
     if color_std:
-      out += directions @ (color_std * jax.random.normal(color_key, (3,)))
+      noise = directions @ (color_std * jax.random.normal(color_key, (3,)))
+      out += noise[None, None]
     return out
 
   return jax.vmap(view)(images, rows)
@@ -96,18 +95,19 @@ def view_offsets(
 def view_at(
     images: UInt8[Array, 'batch size size 3'],
     mean_image: Float[Array, 'size size 3'],
-    offset: Int[Array, '3'] | Sequence[int],
+    offset: Int[Array, '3'],
     crop_size: int,
 ) -> Float[Array, 'batch crop crop 3']:
   """The view (y, x, reflected) of every image, less the mean image there."""
   y, x, reflected = offset
-  crop = lambda image: _crop(image, y, x, crop_size)
-  return _reflect(jax.vmap(crop)(images) - crop(mean_image), reflected)
+  mean_crop = _crop(mean_image, y, x, crop_size)
+  view = lambda image: _reflect(_crop(image, y, x, crop_size) - mean_crop, reflected)
+  return jax.vmap(view)(images)
 
 
 def _crop(image, y, x, size):
   return lax.dynamic_slice(image, (y, x, 0), (size, size, 3)).astype(jnp.float32)
 
 
-def _reflect(images: Float[Array, '... width 3'], reflected: Bool[Array, ''] | int):
-  return jnp.where(reflected, images[..., ::-1, :], images)
+def _reflect(image, reflected):
+  return jnp.where(reflected, image[:, ::-1], image)

@@ -9,8 +9,9 @@ Evaluation's batches hold every example once, the tail padded and masked.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -122,7 +123,7 @@ def check_dataset(
 
 def train_batches(
     dataset: Dataset, split: str, *, batch_size: int, seed: int, start_step: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
   """Global batches start_step, start_step + 1, ...; endless.
 
   Each epoch is a new permutation of the whole split.
@@ -132,15 +133,15 @@ def train_batches(
   return _iterate(batches[start_step:], _BatchLoader(dataset, split, batch_size))
 
 
-def eval_batches(dataset: Dataset, split: str, *, batch_size: int) -> Iterator[Batch]:
+def eval_batches(dataset: Dataset, split: str, *, batch_size: int) -> Generator[Batch]:
   """Every example of the split once, in stored order; the tail is masked."""
   batches = grain.MapDataset.range(dataset.num_examples[split]).batch(batch_size)
   return _iterate(batches, _BatchLoader(dataset, split, batch_size))
 
 
 def prefetch_to_device(
-    batches: Iterator[Batch], put: Callable[[Batch], PyTree], depth: int = 2
-) -> Iterator[PyTree]:
+    batches: Generator[Batch], put: Callable[[Batch], PyTree], depth: int = 2
+) -> Generator[PyTree]:
   """The batches on the device, `depth` of them ahead of the one in use.
 
   Args:
@@ -148,14 +149,15 @@ def prefetch_to_device(
     put: starts the copy of one batch to the device (`jax.device_put`).
     depth: batches on the device that no step has asked for yet.
   """
-  ahead = collections.deque(put(b) for b in itertools.islice(batches, depth))
-  while ahead:
-    ready = ahead.popleft()
-    ahead.extend(put(b) for b in itertools.islice(batches, 1))
-    yield ready
+  with contextlib.closing(batches):
+    ahead = collections.deque(put(b) for b in itertools.islice(batches, depth))
+    while ahead:
+      ready = ahead.popleft()
+      ahead.extend(put(b) for b in itertools.islice(batches, 1))
+      yield ready
 
 
-def _iterate(batches: grain.MapDataset, load: '_BatchLoader') -> Iterator[Batch]:
+def _iterate(batches: grain.MapDataset, load: '_BatchLoader') -> Generator[Batch]:
   # One thread reads ahead; the loader itself decodes in many.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   iterator = iter(batches.map(load).to_iter_dataset(options))

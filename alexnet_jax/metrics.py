@@ -64,7 +64,8 @@ class Totals:
   def __init__(self):
     self.sums = {}
 
-  def add(self, sums: Mapping[str, float]) -> None:
+  def add(self, sums: Mapping[str, Float[np.ndarray, '']]) -> None:
+    """Adds the sums of one batch, fetched to the host."""
     for name, value in sums.items():
       self.sums[name] = self.sums.get(name, 0.0) + float(value)
 

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 import ml_collections
 import numpy as np
 import optax
@@ -49,19 +49,22 @@ RESULT_FILE = 'result.json'
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a step changes: nothing random is in it."""
+  """All that a step changes: nothing random is in it.
 
-  step: Int[Array, '']  # Steps done.
+  Fields are trees of arrays, or of what stands for them (specs, shapes).
+  """
+
+  step: PyTree  # int32 scalar: steps done.
   params: PyTree
-  opt_state: optax.OptState  # v of the paper.
+  opt_state: PyTree  # v of the paper.
 
 
 @flax.struct.dataclass
 class Statistics:
   """The training set's statistics, on the device."""
 
-  mean_image: Array  # [size, size, 3], 0..255
-  directions: Array  # [3, 3], see augment.color_directions
+  mean_image: PyTree  # [size, size, 3], 0..255
+  directions: PyTree  # [3, 3], see augment.color_directions
 
 
 def create_network(config: ml_collections.ConfigDict, mesh) -> nn.Module:
@@ -293,14 +296,15 @@ def train_and_evaluate(
     )
     state, record = create_or_restore(config, mesh, checkpoints)
     first_step = step = int(metrics.fetch(state.step))
-    batches = stack.enter_context(contextlib.closing(_train_batches(
-        config, dataset, mesh, first_step
-    )))
+    host_batches = _host_batches(config, dataset, first_step)
+    batches = stack.enter_context(contextlib.closing(
+        input_pipeline.prefetch_to_device(host_batches, _batch_placer(mesh))
+    ))
     writer = stack.enter_context(contextlib.closing(metrics.MetricsWriter(
         workdir, (*metrics.TRAIN_TAGS, *evaluate.tags(config.augment.flip)), step
     )))
     if step == 0:
-      _write_start(writer, config, state, dataset, statistics, key)
+      _write_start(writer, config, state, dataset)
     progress = stack.enter_context(contextlib.closing(
         metrics.Progress(step, calendar.total_steps, began)
     ))
@@ -478,25 +482,28 @@ def _batch_placer(mesh):
   return lambda batch: towers.place(batch, mesh, towers.batch_spec())
 
 
-def _train_batches(config, dataset, mesh, step):
-  batches = input_pipeline.train_batches(
+def _host_batches(config, dataset, step):
+  return input_pipeline.train_batches(
       dataset, config.input.train_split, batch_size=config.input.batch_size,
       seed=config.seed, start_step=step,
   )
-  return input_pipeline.prefetch_to_device(batches, _batch_placer(mesh))
 
 
-def _write_start(writer, config, state, dataset, statistics, key):
+def _write_start(writer, config, state, dataset):
   """Before the first step: hyperparameters, augmented inputs, kernels."""
   writer.hyperparameters(config_lib.flatten(config), 'eval/top1_error')
-  with contextlib.closing(_train_batches(config, dataset, None, 0)) as batches:
-    images = next(batches)['image'][:32]
-  views = jax.jit(functools.partial(
+  with contextlib.closing(_host_batches(config, dataset, 0)) as batches:
+    images = jnp.asarray(next(batches)['image'][:32])
+  step_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  no_mean = jnp.zeros(images.shape[1:])  # Pictures for the eye keep theirs.
+  directions = jnp.asarray(augment.color_directions(dataset.rgb_covariance))
+  random_views = jax.jit(functools.partial(
       augment.random_views, crop_size=config.input.crop_size,
       flip=config.augment.flip, color_std=config.augment.color_std,
-  ))(
-      jax.random.fold_in(jax.random.fold_in(key, 0), AUGMENT), images,
-      jnp.arange(len(images)), jnp.zeros(images.shape[1:]), statistics.directions,
+  ))
+  views = random_views(
+      jax.random.fold_in(step_key, AUGMENT), images, jnp.arange(len(images)),
+      no_mean, directions,
   )
   writer.image(0, 'augmented_inputs', metrics.image_grid(metrics.fetch(views), 8))
   writer.image(0, 'conv1/kernels', _conv1_picture(state))
