@@ -6,11 +6,7 @@ Only flags and error messages are here; see train.py.
 """
 
 import logging
-import os
 import sys
-
-# Before anything imports TensorFlow-flavoured logging or grabs a device.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from absl import app
 from absl import flags
@@ -34,6 +30,15 @@ CHECKPOINT = flags.DEFINE_enum(
 flags.mark_flag_as_required('config')
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, with one line in place of a traceback for a wrong config."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    message = error.args[0] if isinstance(error, KeyError) else error
+    sys.exit(f'wrong config key or value: {str(message).strip()}')
+
+
 def main(_) -> None:
   absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
@@ -42,9 +47,9 @@ def main(_) -> None:
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:
       train.evaluate_checkpoint(CONFIG.value, WORKDIR.value, CHECKPOINT.value)
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -194,7 +194,8 @@ def load_dataset(config: ml_collections.ConfigDict) -> input_pipeline.Dataset:
   The digits, which need no download, are prepared on first use.
   """
   inputs = config.input
-  if inputs.dataset == 'digits':
+  path = input_pipeline.dataset_path(inputs.data_dir, inputs.dataset)
+  if inputs.dataset == 'digits' and not path.exists():
     prepare.prepare('digits', 'digits', inputs.data_dir, size=inputs.image_size)
   dataset = input_pipeline.open_dataset(inputs.data_dir, inputs.dataset)
   input_pipeline.check_dataset(
