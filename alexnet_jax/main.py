@@ -35,8 +35,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    message = error.args[0] if isinstance(error, KeyError) else error
-    sys.exit(f'wrong config key or value: {str(message).strip()}')
+    message = error
+    while isinstance(message, Exception):  # ml_collections nests them.
+      message = message.args[0]
+    sys.exit(f'wrong config key or value: {" ".join(str(message).split())}')
 
 
 def main(_) -> None:
