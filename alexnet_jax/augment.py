@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 import numpy as np
 
 
-def color_directions(covariance: Float[np.ndarray, '3 3']) -> Float[np.ndarray, '3 3']:
+def color_directions(
+  covariance: Float[np.ndarray, '3 3'],
+) -> Float[np.ndarray, '3 3']:
   """Columns `p_i * l_i`: what one unit of `a_i` adds to a pixel of 0..255.
 
   Section 4.1 adds `[p1 p2 p3][a1 l1, a2 l2, a3 l3]^T`, with p and l the
@@ -30,15 +32,15 @@ def color_directions(covariance: Float[np.ndarray, '3 3']) -> Float[np.ndarray, 
 
 
 def random_views(
-    key: Key[Array, ''],
-    images: UInt8[Array, 'batch size size 3'],
-    rows: Int[Array, 'batch'],
-    mean_image: Float[Array, 'size size 3'],
-    directions: Float[Array, '3 3'],
-    *,
-    crop_size: int,
-    flip: bool,
-    color_std: float,
+  key: Key[Array, ''],
+  images: UInt8[Array, 'batch size size 3'],
+  rows: Int[Array, 'batch'],
+  mean_image: Float[Array, 'size size 3'],
+  directions: Float[Array, '3 3'],
+  *,
+  crop_size: int,
+  flip: bool,
+  color_std: float,
 ) -> Float[Array, 'batch crop crop 3']:
   """One random training view of each image, on the scale of 0..255 less mean.
 
@@ -58,7 +60,9 @@ def random_views(
   offsets = images.shape[1] - crop_size + 1
 
   def view(image, row):
-    crop_key, flip_key, color_key = jax.random.split(jax.random.fold_in(key, row), 3)
+    crop_key, flip_key, color_key = jax.random.split(
+      jax.random.fold_in(key, row), 3
+    )
     y, x = jax.random.randint(crop_key, (2,), 0, offsets)
     out = _crop(image, y, x, crop_size) - _crop(mean_image, y, x, crop_size)
     if flip:
@@ -72,7 +76,7 @@ def random_views(
 
 
 def view_offsets(
-    image_size: int, crop_size: int, *, many: bool, flip: bool
+  image_size: int, crop_size: int, *, many: bool, flip: bool
 ) -> Int[np.ndarray, 'views 3']:
   """Rows (y, x, reflected) of the views that testing averages.
 
@@ -88,25 +92,29 @@ def view_offsets(
     return np.array([(*centre, 0)], np.int32)
   places = [(0, 0), (0, end), (end, 0), (end, end), centre]
   return np.array(
-      [(*place, f) for f in range(1 + flip) for place in places], np.int32
+    [(*place, f) for f in range(1 + flip) for place in places], np.int32
   )
 
 
 def view_at(
-    images: UInt8[Array, 'batch size size 3'],
-    mean_image: Float[Array, 'size size 3'],
-    offset: Int[Array, '3'],
-    crop_size: int,
+  images: UInt8[Array, 'batch size size 3'],
+  mean_image: Float[Array, 'size size 3'],
+  offset: Int[Array, '3'],
+  crop_size: int,
 ) -> Float[Array, 'batch crop crop 3']:
   """The view (y, x, reflected) of every image, less the mean image there."""
   y, x, reflected = offset
   mean_crop = _crop(mean_image, y, x, crop_size)
-  view = lambda image: _reflect(_crop(image, y, x, crop_size) - mean_crop, reflected)
+  view = lambda image: _reflect(
+    _crop(image, y, x, crop_size) - mean_crop, reflected
+  )
   return jax.vmap(view)(images)
 
 
 def _crop(image, y, x, size):
-  return lax.dynamic_slice(image, (y, x, 0), (size, size, 3)).astype(jnp.float32)
+  return lax.dynamic_slice(image, (y, x, 0), (size, size, 3)).astype(
+    jnp.float32
+  )
 
 
 def _reflect(image, reflected):

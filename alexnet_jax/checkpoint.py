@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 log = logging.getLogger(__name__)
 
+FOLDER = 'checkpoints'
 METRIC = 'eval/top1_error'
 POLICIES = ocp.checkpoint_managers
 
@@ -23,21 +24,23 @@ class Checkpoints:
 
   def __init__(self, workdir: pathlib.Path, read_only: bool = False):
     best = POLICIES.BestN(
-        get_metric_fn=_error, reverse=True, n=1,
-        keep_checkpoints_without_metrics=False,
+      get_metric_fn=_error,
+      reverse=True,
+      n=1,
+      keep_checkpoints_without_metrics=False,
     )
     self._manager = ocp.CheckpointManager(
-        workdir / 'checkpoints',
-        options=ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
-            best_fn=_error,
-            best_mode='min',
-            preservation_policy=POLICIES.AnyPreservationPolicy(
-                [POLICIES.LatestN(2), best]
-            ),
+      workdir / FOLDER,
+      options=ocp.CheckpointManagerOptions(
+        create=not read_only,
+        read_only=read_only,
+        best_fn=_error,
+        best_mode='min',
+        preservation_policy=POLICIES.AnyPreservationPolicy(
+          [POLICIES.LatestN(2), best]
         ),
-        item_names=('state', 'record'),
+      ),
+      item_names=('state', 'record'),
     )
     self._read_only = read_only
 
@@ -49,7 +52,9 @@ class Checkpoints:
     """The step with the lowest validation error."""
     return self._manager.best_step()
 
-  def save(self, step: int, state: PyTree, record: dict, error: float | None) -> None:
+  def save(
+    self, step: int, state: PyTree, record: dict, error: float | None
+  ) -> None:
     """Starts saving; returns once the state has been copied off the device.
 
     Args:
@@ -59,12 +64,12 @@ class Checkpoints:
       error: validation error of exactly this state; None if not evaluated.
     """
     self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-        ),
-        metrics=None if error is None else {METRIC: error},
-        force=True,
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+      ),
+      metrics=None if error is None else {METRIC: error},
+      force=True,
     )
 
   def restore(self, template: PyTree, step: int) -> tuple[PyTree, dict]:
@@ -75,11 +80,11 @@ class Checkpoints:
       step: which.
     """
     restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_abstract(template)),
-            record=ocp.args.JsonRestore(),
-        ),
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_abstract(template)),
+        record=ocp.args.JsonRestore(),
+      ),
     )
     return restored.state, restored.record
 
@@ -106,9 +111,9 @@ class Checkpoints:
       return restored
     if damaged:
       raise ValueError(
-          f'none of the checkpoints {sorted(damaged)} in {self._manager.directory}'
-          f' can be read; the newest: {damaged[max(damaged)]}. Use a fresh'
-          ' --workdir to start anew'
+        f'none of the checkpoints {sorted(damaged)} in {self._manager.directory}'
+        f' can be read; the newest: {damaged[max(damaged)]}. Use a fresh'
+        ' --workdir to start anew'
       )
     return None
 
@@ -123,5 +128,5 @@ def _error(metrics: dict) -> float:
 
 def _abstract(tree: PyTree) -> PyTree:
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )

@@ -13,14 +13,16 @@ from alexnet_jax import towers
 
 # A run may be continued with another value of these: they change how far and
 # how often, or where the files are, not what a step computes.
-MAY_CHANGE = frozenset({
+MAY_CHANGE = frozenset(
+  {
     'input.data_dir',
     'train.epochs',
     'train.checkpoint_every_steps',
     'eval.batch_size',
     'mesh.layout',
     'mesh.towers',
-})
+  }
+)
 CONFIG_FILE = 'config.json'
 
 
@@ -47,7 +49,9 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
   return flat
 
 
-def check_unchanged(config: ml_collections.ConfigDict, made_with: dict, where: str) -> None:
+def check_unchanged(
+  config: ml_collections.ConfigDict, made_with: dict, where: str
+) -> None:
   """Raises ValueError if a run is continued with another config.
 
   Args:
@@ -57,19 +61,19 @@ def check_unchanged(config: ml_collections.ConfigDict, made_with: dict, where: s
   """
   now = flatten(config)
   differ = [
-      f'config.{key}: {made_with.get(key)!r} there, {now.get(key)!r} here'
-      for key in sorted(now.keys() | made_with.keys())
-      if key not in MAY_CHANGE and now.get(key) != made_with.get(key)
+    f'config.{key}: {made_with.get(key)!r} there, {now.get(key)!r} here'
+    for key in sorted(now.keys() | made_with.keys())
+    if key not in MAY_CHANGE and now.get(key) != made_with.get(key)
   ]
   if differ:
     raise ValueError(
-        f'{where} was made with another config; use a fresh --workdir, or its'
-        ' values:\n' + '\n'.join(differ)
+      f'{where} was made with another config; use a fresh --workdir, or its'
+      ' values:\n' + '\n'.join(differ)
     )
 
 
 def open_workdir(
-    workdir: str | os.PathLike, config: ml_collections.ConfigDict
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict
 ) -> pathlib.Path:
   """The work directory of a run with this config, made if need be.
 
@@ -81,28 +85,44 @@ def open_workdir(
   try:
     path.mkdir(parents=True, exist_ok=True)
     if file.exists():
-      check_unchanged(config, json.loads(file.read_text()), f'--workdir={workdir}')
+      check_unchanged(
+        config, json.loads(file.read_text()), f'--workdir={workdir}'
+      )
     temporary = file.with_suffix('.tmp')
     temporary.write_text(json.dumps(flatten(config), indent=1) + '\n')
     os.replace(temporary, file)
   except OSError as error:
     raise ValueError(
-        f'--workdir={workdir} cannot be written ({error}); name a folder that can'
+      f'--workdir={workdir} cannot be written ({error}); name a folder that can'
     ) from error
   return path
 
 
-def _problems(config: ml_collections.ConfigDict, num_devices: int) -> Iterator[str]:
-  net, inputs, optim, train = config.model, config.input, config.optimizer, config.train
-  yield from _positive(config, (
-      'model.num_classes', 'model.conv1_kernel', 'model.conv1_stride',
-      'model.init_std', 'model.conv345_init_std',
-      'input.image_size', 'input.crop_size', 'input.batch_size',
-      'optimizer.learning_rate', 'optimizer.drop_factor',
-      'optimizer.plateau_patience', 'train.epochs', 'train.log_every_steps',
-      'train.eval_every_epochs', 'train.checkpoint_every_steps',
+def _problems(
+  config: ml_collections.ConfigDict, num_devices: int
+) -> Iterator[str]:
+  net, inputs, optim = config.model, config.input, config.optimizer
+  yield from _positive(
+    config,
+    (
+      'model.num_classes',
+      'model.conv1_kernel',
+      'model.conv1_stride',
+      'model.init_std',
+      'model.conv345_init_std',
+      'input.image_size',
+      'input.crop_size',
+      'input.batch_size',
+      'optimizer.learning_rate',
+      'optimizer.drop_factor',
+      'optimizer.plateau_patience',
+      'train.epochs',
+      'train.log_every_steps',
+      'train.eval_every_epochs',
+      'train.checkpoint_every_steps',
       'eval.batch_size',
-  ))
+    ),
+  )
   for key, number in (('conv_features', 5), ('fc_features', 2)):
     widths = net[key]
     if len(widths) != number:
@@ -115,14 +135,14 @@ def _problems(config: ml_collections.ConfigDict, num_devices: int) -> Iterator[s
     yield f'config.model.conv1_padding={net.conv1_padding} must not be negative'
   if inputs.crop_size > inputs.image_size:
     yield (
-        f'config.input.crop_size={inputs.crop_size} must not exceed'
-        f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
+      f'config.input.crop_size={inputs.crop_size} must not exceed'
+      f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
     )
   yield from _geometry(net, inputs)
   if optim.schedule not in optimizer.SCHEDULES:
     yield (
-        f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
-        f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
+      f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
+      f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
     )
   if list(optim.drop_epochs) != sorted(optim.drop_epochs):
     yield f'config.optimizer.drop_epochs={optim.drop_epochs} must be in ascending order'
@@ -151,11 +171,11 @@ def _geometry(net, inputs):
   empty = [name for name, size in sizes(inputs.crop_size).items() if size < 1]
   if empty:
     least = next(
-        crop for crop in range(1, 10_000) if min(sizes(crop).values()) >= 1
+      crop for crop in range(1, 10_000) if min(sizes(crop).values()) >= 1
     )
     yield (
-        f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'
-        f' output; with this conv1 it must be at least {least}'
+      f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'
+      f' output; with this conv1 it must be at least {least}'
     )
 
 
@@ -174,14 +194,14 @@ def _mesh(config, num_devices):
     return
   if config.model.num_classes % tower:
     yield (
-        f'config.model.num_classes={config.model.num_classes} must be even on'
-        ' two towers; use config.mesh.towers=1'
+      f'config.model.num_classes={config.model.num_classes} must be even on'
+      ' two towers; use config.mesh.towers=1'
     )
   for section in ('input', 'eval'):
     size = config[section].batch_size
     if size > 0 and size % data:
       near = [n for n in (size // data * data, -(-size // data) * data) if n]
       yield (
-          f'config.{section}.batch_size={size} must be a multiple of the {data}'
-          f" devices on mesh axis 'data'; try {' or '.join(map(str, near))}"
+        f'config.{section}.batch_size={size} must be a multiple of the {data}'
+        f" devices on mesh axis 'data'; try {' or '.join(map(str, near))}"
       )

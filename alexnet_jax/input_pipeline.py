@@ -71,25 +71,25 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
   path = dataset_path(data_dir, name)
   if not (path / STATISTICS_FILE).exists():
     raise FileNotFoundError(
-        f'no prepared data set config.input.dataset={name} under'
-        f' config.input.data_dir={data_dir}; prepare it: python -m'
-        f' alexnet_jax.prepare --source=folder:DIR --name={name}'
-        f' --data_dir={data_dir}'
+      f'no prepared data set config.input.dataset={name} under'
+      f' config.input.data_dir={data_dir}; prepare it: python -m'
+      f' alexnet_jax.prepare --source=folder:DIR --name={name}'
+      f' --data_dir={data_dir}'
     )
   info = tfds.builder_from_directory(path).info
   with np.load(path / STATISTICS_FILE) as statistics:
     return Dataset(
-        path=path,
-        class_names=tuple(info.features['label'].names),
-        num_examples={s: i.num_examples for s, i in info.splits.items()},
-        image_size=info.features['image'].shape[0],
-        mean_image=statistics['mean_image'],
-        rgb_covariance=statistics['rgb_covariance'],
+      path=path,
+      class_names=tuple(info.features['label'].names),
+      num_examples={s: i.num_examples for s, i in info.splits.items()},
+      image_size=info.features['image'].shape[0],
+      mean_image=statistics['mean_image'],
+      rgb_covariance=statistics['rgb_covariance'],
     )
 
 
 def check_dataset(
-    dataset: Dataset, *, image_size: int, num_classes: int, splits: dict[str, str]
+  dataset: Dataset, *, image_size: int, num_classes: int, splits: dict[str, str]
 ) -> None:
   """Raises one ValueError with everything in which config and data differ.
 
@@ -102,27 +102,27 @@ def check_dataset(
   problems = []
   if dataset.image_size != image_size:
     problems.append(
-        f'config.input.image_size={image_size}, but {dataset.path} holds images'
-        f' of {dataset.image_size} pixels; set it, or prepare the data set again'
-        f' with --size={image_size}'
+      f'config.input.image_size={image_size}, but {dataset.path} holds images'
+      f' of {dataset.image_size} pixels; set it, or prepare the data set again'
+      f' with --size={image_size}'
     )
   if len(dataset.class_names) != num_classes:
     problems.append(
-        f'config.model.num_classes={num_classes}, but {dataset.path} has'
-        f' {len(dataset.class_names)} classes; set it to that'
+      f'config.model.num_classes={num_classes}, but {dataset.path} has'
+      f' {len(dataset.class_names)} classes; set it to that'
     )
   for key, split in splits.items():
     if not dataset.num_examples.get(split):
       problems.append(
-          f'{key}={split} is not a split of {dataset.path}; it has'
-          f' {", ".join(dataset.num_examples)}'
+        f'{key}={split} is not a split of {dataset.path}; it has'
+        f' {", ".join(dataset.num_examples)}'
       )
   if problems:
     raise ValueError('\n'.join(problems))
 
 
 def train_batches(
-    dataset: Dataset, split: str, *, batch_size: int, seed: int, start_step: int
+  dataset: Dataset, split: str, *, batch_size: int, seed: int, start_step: int
 ) -> Generator[Batch]:
   """Global batches start_step, start_step + 1, ...; endless.
 
@@ -130,17 +130,23 @@ def train_batches(
   """
   order = grain.MapDataset.range(dataset.num_examples[split])
   batches = order.seed(seed).shuffle().repeat().batch(batch_size)
-  return _iterate(batches[start_step:], _BatchLoader(dataset, split, batch_size))
+  return _iterate(
+    batches[start_step:], _BatchLoader(dataset, split, batch_size)
+  )
 
 
-def eval_batches(dataset: Dataset, split: str, *, batch_size: int) -> Generator[Batch]:
+def eval_batches(
+  dataset: Dataset, split: str, *, batch_size: int
+) -> Generator[Batch]:
   """Every example of the split once, in stored order; the tail is masked."""
-  batches = grain.MapDataset.range(dataset.num_examples[split]).batch(batch_size)
+  batches = grain.MapDataset.range(dataset.num_examples[split]).batch(
+    batch_size
+  )
   return _iterate(batches, _BatchLoader(dataset, split, batch_size))
 
 
 def prefetch_to_device(
-    batches: Generator[Batch], put: Callable[[Batch], PyTree], depth: int = 2
+  batches: Generator[Batch], put: Callable[[Batch], PyTree], depth: int = 2
 ) -> Generator[PyTree]:
   """The batches on the device, `depth` of them ahead of the one in use.
 
@@ -157,7 +163,9 @@ def prefetch_to_device(
       yield ready
 
 
-def _iterate(batches: grain.MapDataset, load: '_BatchLoader') -> Generator[Batch]:
+def _iterate(
+  batches: grain.MapDataset, load: '_BatchLoader'
+) -> Generator[Batch]:
   # One thread reads ahead; the loader itself decodes in many.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   iterator = iter(batches.map(load).to_iter_dataset(options))
@@ -173,7 +181,7 @@ class _BatchLoader:
 
   def __init__(self, dataset: Dataset, split: str, batch_size: int):
     self._source = tfds.builder_from_directory(dataset.path).as_data_source(
-        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
     self._buffers = BufferPool((batch_size, *dataset.mean_image.shape))
     self._num_threads = os.cpu_count()
@@ -187,19 +195,21 @@ class _BatchLoader:
 
     def load(start: int) -> None:
       for i in range(start, len(records), self._num_threads):
-        features = tf_example_pb2.Example.FromString(records[i]).features.feature
+        features = tf_example_pb2.Example.FromString(
+          records[i]
+        ).features.feature
         labels[i] = features['label'].int64_list.value[0]
         try:
           decode_image(features['image'].bytes_list.value[0], images[i])
         except (OSError, ValueError, SyntaxError) as error:
           name = features['file_name'].bytes_list.value[0].decode()
           raise ValueError(
-              f'{self._source!r}: cannot decode {name} ({error}); the prepared'
-              ' data set is damaged: remove it and prepare it again'
+            f'{self._source!r}: cannot decode {name} ({error}); the prepared'
+            ' data set is damaged: remove it and prepare it again'
           ) from error
 
     list(self._threads.map(load, range(self._num_threads)))
-    images[len(indices):] = 0
+    images[len(indices) :] = 0
     return {'image': images, 'label': labels, 'mask': mask}
 
   def close(self) -> None:

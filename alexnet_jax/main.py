@@ -13,19 +13,20 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from alexnet_jax import evaluate
 from alexnet_jax import train
 
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'File with the configuration, see configs/.', lock_config=True
+  'config', None, 'File with the configuration, see configs/.', lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of checkpoints, metrics and results.', required=True
+  'workdir', None, 'Folder of checkpoints, metrics and results.', required=True
 )
 MODE = flags.DEFINE_enum(
-    'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
+  'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
 )
 CHECKPOINT = flags.DEFINE_enum(
-    'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
+  'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
 )
 flags.mark_flag_as_required('config')
 
@@ -48,7 +49,9 @@ def main(_) -> None:
     if MODE.value == 'train':
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:
-      train.evaluate_checkpoint(CONFIG.value, WORKDIR.value, CHECKPOINT.value)
+      evaluate.evaluate_checkpoint(
+        CONFIG.value, WORKDIR.value, CHECKPOINT.value
+      )
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
 

@@ -7,9 +7,11 @@ so a mean is over examples, however they were batched.
 
 from collections.abc import Mapping, Sequence
 import csv
+import json
 import os
 import pathlib
 import struct
+import subprocess
 import time
 
 import jax
@@ -19,23 +21,23 @@ import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX import proto
 from tensorboardX import summary
-import tensorboardX.proto.event_pb2
 import tqdm
 
 TRAIN_TAGS = (
-    'train/loss',
-    'train/top1_error',
-    'train/learning_rate',
-    'train/images_per_second',
-    'train/input_wait_fraction',
+  'train/loss',
+  'train/top1_error',
+  'train/learning_rate',
+  'train/images_per_second',
+  'train/input_wait_fraction',
 )
 CSV_FILE = 'metrics.csv'
+RESULT_FILE = 'result.json'
 
 
 def batch_sums(
-    log_probs: Float[Array, 'batch classes'],
-    labels: Int[Array, 'batch'],
-    mask: Bool[Array, 'batch'],
+  log_probs: Float[Array, 'batch classes'],
+  labels: Int[Array, 'batch'],
+  mask: Bool[Array, 'batch'],
 ) -> dict[str, Float[Array, '']]:
   """Sums over the examples of the mask: loss (nats), errors, and their count.
 
@@ -46,10 +48,10 @@ def batch_sums(
   place = (log_probs >= of_label).sum(1)  # 1 is the best; 0 if NaN.
   error = lambda k: jnp.where(mask, (place < 1) | (place > k), False)
   return {
-      'loss': jnp.where(mask, -of_label[:, 0], 0).sum(),
-      'top1_error': error(1).sum(dtype=jnp.float32),
-      'top5_error': error(5).sum(dtype=jnp.float32),
-      'count': mask.sum(dtype=jnp.float32),
+    'loss': jnp.where(mask, -of_label[:, 0], 0).sum(),
+    'top1_error': error(1).sum(dtype=jnp.float32),
+    'top5_error': error(5).sum(dtype=jnp.float32),
+    'count': mask.sum(dtype=jnp.float32),
   }
 
 
@@ -96,10 +98,12 @@ class MetricsWriter:
     self._csv.writerows(rows)
     self._csv_file.flush()
     self._events = event_file_writer.EventsWriter(
-        str(workdir / 'events'), f'.{os.getpid()}'
+      str(workdir / 'events'), f'.{os.getpid()}'
     )
 
-  def scalars(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+  def scalars(
+    self, step: int, epoch: float, values: Mapping[str, float]
+  ) -> None:
     """One row of metrics.csv, one point per tag."""
     self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
     self._csv_file.flush()
@@ -115,8 +119,8 @@ class MetricsWriter:
   def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
     """The config by dotted key, for TensorBoard's HPARAMS tab."""
     plain = {
-        k: v if isinstance(v, bool | int | float) else str(v)
-        for k, v in values.items()
+      k: v if isinstance(v, bool | int | float) else str(v)
+      for k, v in values.items()
     }
     for part in summary.hparams(plain, {metric: 0.0}):
       self._event(part, 0)
@@ -127,7 +131,9 @@ class MetricsWriter:
     self._events.close()
 
   def _event(self, value, step):
-    event = proto.event_pb2.Event(summary=value, step=step, wall_time=time.time())
+    event = proto.event_pb2.Event(
+      summary=value, step=step, wall_time=time.time()
+    )
     self._events.write_event(event)
 
 
@@ -150,7 +156,7 @@ def _rewind_events(workdir: pathlib.Path, step: int) -> None:
       continue
     content = path.read_bytes()
     kept = b''.join(
-        record for record, event in _records(content) if event.step <= step
+      record for record, event in _records(content) if event.step <= step
     )
     if kept != content:
       temporary = path.with_name(f'rewound.{path.name}')
@@ -185,10 +191,14 @@ class Progress:
     """One more step is done."""
     if self._first_done is None:
       self._first_done = time.time()
-      self._say(f'first step done {self._first_done - self._began:.1f} s after the start')
+      self._say(
+        f'first step done {self._first_done - self._began:.1f} s after the start'
+      )
     self._bar.update()
 
-  def report(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+  def report(
+    self, step: int, epoch: float, values: Mapping[str, float]
+  ) -> None:
     """Shows the newest metrics."""
     pace = (time.time() - self._first_done) / max(step - self._first - 1, 1)
     remaining = tqdm.tqdm.format_interval(pace * (self._total - step))
@@ -216,7 +226,7 @@ def _shown(tag: str, value: float) -> str:
 
 
 def image_grid(
-    images: Float[np.ndarray, 'images height width 3'], columns: int
+  images: Float[np.ndarray, 'images height width 3'], columns: int
 ) -> np.ndarray:
   """One uint8 picture of many images of 0..255, with white lines between."""
   count, height, width, _ = images.shape
@@ -229,7 +239,7 @@ def image_grid(
 
 
 def kernel_grid(
-    kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
+  kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
 ) -> np.ndarray:
   """conv1's kernels as in Figure 3: tower 0 above tower 1.
 
@@ -243,5 +253,48 @@ def kernel_grid(
   images = images.repeat(zoom, 1).repeat(zoom, 2)
   half = len(images) // 2
   columns = min(half, 16)
-  upper, lower = (image_grid(part, columns) for part in (images[:half], images[half:]))
+  upper, lower = (
+    image_grid(part, columns) for part in (images[:half], images[half:])
+  )
   return np.concatenate([upper, np.full_like(upper[:zoom], 255), lower])
+
+
+def write_result(
+  workdir: pathlib.Path,
+  step: int,
+  epoch: float,
+  wall_seconds: float,
+  values: Mapping[str, float],
+) -> None:
+  """result.json: how far the run went, on what, and its last metrics."""
+  devices = [device.device_kind for device in jax.devices()]
+  write_json(
+    workdir / RESULT_FILE,
+    {
+      'step': step,
+      'epoch': epoch,
+      'wall_seconds': round(wall_seconds, 1),
+      'commit': _commit(),
+      'devices': devices,
+      **values,
+    },
+  )
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, object]) -> None:
+  """Writes the whole file or leaves it as it was."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(values, indent=1) + '\n')
+  os.replace(temporary, path)
+
+
+def _commit() -> str:
+  """The commit of this code, with '+' where files differ; '' outside git."""
+  command = 'git describe --always --dirty=+ --abbrev=40 --exclude=*'.split()
+  try:
+    found = subprocess.run(
+      command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True
+    )
+  except OSError:
+    return ''
+  return found.stdout.strip()

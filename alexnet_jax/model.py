@@ -24,7 +24,7 @@ BIAS_ONE = ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
 
 
 def feature_map_sizes(
-    crop_size: int, conv1_kernel: int, conv1_stride: int, conv1_padding: int
+  crop_size: int, conv1_kernel: int, conv1_stride: int, conv1_padding: int
 ) -> dict[str, int]:
   """Height (= width) in pixels of the maps; below 1 where nothing is left.
 
@@ -34,18 +34,24 @@ def feature_map_sizes(
   to conv5 keep the size, each pooling (3x3, stride 2) takes (n - 3) // 2 + 1.
   """
   covered = crop_size + 2 * conv1_padding - conv1_kernel
-  sizes = {'conv1': 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0}
-  for before, after in (('conv1', 'pool1'), ('pool1', 'pool2'), ('pool2', 'pool5')):
+  sizes = {
+    'conv1': 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0
+  }
+  for before, after in (
+    ('conv1', 'pool1'),
+    ('pool1', 'pool2'),
+    ('pool2', 'pool5'),
+  ):
     sizes[after] = (sizes[before] - 3) // 2 + 1
   return sizes
 
 
 def local_response_norm(
-    x: Float[Array, 'batch height width features'],
-    groups: int,
-    size: int = 5,
-    k: float = 2.0,
-    alpha: float = 1e-4,
+  x: Float[Array, 'batch height width features'],
+  groups: int,
+  size: int = 5,
+  k: float = 2.0,
+  alpha: float = 1e-4,
 ) -> Float[Array, 'batch height width features']:
   """`x / (k + alpha * sum of squares of `size` adjacent maps) ** 0.75`.
 
@@ -57,7 +63,7 @@ def local_response_norm(
   window = (1,) * (grouped.ndim - 1) + (size,)
   padding = [(0, 0)] * (grouped.ndim - 1) + [(size // 2, (size - 1) // 2)]
   squares = lax.reduce_window(
-      jnp.square(grouped), 0.0, lax.add, window, (1,) * grouped.ndim, padding
+    jnp.square(grouped), 0.0, lax.add, window, (1,) * grouped.ndim, padding
   )
   # s ** -0.75 without a logarithm: twice as fast in forward and backward.
   root = lax.rsqrt(k + alpha * squares)
@@ -65,11 +71,11 @@ def local_response_norm(
 
 
 def dropout(
-    x: Float[Array, 'batch features'],
-    key: Key[Array, ''],
-    rate: float,
-    rows: Int[Array, 'batch'],
-    tower_numbers: Int[Array, 'towers'],
+  x: Float[Array, 'batch features'],
+  key: Key[Array, ''],
+  rate: float,
+  rows: Int[Array, 'batch'],
+  tower_numbers: Int[Array, 'towers'],
 ) -> Float[Array, 'batch features']:
   """Sets each unit to zero with probability `rate`, without rescaling.
 
@@ -82,7 +88,7 @@ def dropout(
   def keep(row):
     row_key = jax.random.fold_in(key, row)
     draw = lambda tower: jax.random.bernoulli(
-        jax.random.fold_in(row_key, tower), 1 - rate, (features,)
+      jax.random.fold_in(row_key, tower), 1 - rate, (features,)
     )
     return jax.vmap(draw)(tower_numbers).reshape(-1)
 
@@ -102,15 +108,19 @@ class TowerConv(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'batch height width in_features']
+    self, x: Float[Array, 'batch height width in_features']
   ) -> Float[Array, 'batch out_height out_width features']:
-    shape = (*(self.kernel_size,) * 2, x.shape[-1] // self.groups, self.features)
+    shape = (
+      *(self.kernel_size,) * 2,
+      x.shape[-1] // self.groups,
+      self.features,
+    )
     kernel = self.param('kernel', nn.initializers.normal(self.init_std), shape)
     bias = self.param(
-        'bias', nn.initializers.constant(self.init_bias), (self.features,)
+      'bias', nn.initializers.constant(self.init_bias), (self.features,)
     )
     x = towers.grouped_conv(
-        x, kernel, self.stride, (self.padding, self.padding), self.groups
+      x, kernel, self.stride, (self.padding, self.padding), self.groups
     )
     return nn.relu(towers.add_bias(x, bias))
 
@@ -145,11 +155,11 @@ class AlexNet(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      images: Float[Array, 'batch size size 3'],
-      *,
-      train: bool = False,
-      rows: Int[Array, 'batch'] | None = None,
+    self,
+    images: Float[Array, 'batch size size 3'],
+    *,
+    train: bool = False,
+    rows: Int[Array, 'batch'] | None = None,
   ) -> Float[Array, 'batch classes']:
     """Logits of a batch of mean-subtracted RGB crops (scale of 0..255).
 
@@ -165,22 +175,22 @@ class AlexNet(nn.Module):
     def conv(number, kernel_size, groups, stride=1, padding=None):
       name = f'conv{number}'
       return TowerConv(
-          features=self.conv_features[number - 1] // self.tower_devices,
-          kernel_size=kernel_size,
-          stride=stride,
-          padding=padding or (kernel_size // 2,) * 2,
-          groups=groups,
-          init_std=self.conv345_init_std if number > 2 else self.init_std,
-          init_bias=float(name in BIAS_ONE),
-          name=name,
+        features=self.conv_features[number - 1] // self.tower_devices,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding or (kernel_size // 2,) * 2,
+        groups=groups,
+        init_std=self.conv345_init_std if number > 2 else self.init_std,
+        init_bias=float(name in BIAS_ONE),
+        name=name,
       )
 
     def dense(name, features):
       return nn.Dense(
-          features // self.tower_devices,
-          kernel_init=nn.initializers.normal(self.init_std),
-          bias_init=nn.initializers.constant(float(name in BIAS_ONE)),
-          name=name,
+        features // self.tower_devices,
+        kernel_init=nn.initializers.normal(self.init_std),
+        bias_init=nn.initializers.constant(float(name in BIAS_ONE)),
+        name=name,
       )
 
     def drop(x):
@@ -192,7 +202,9 @@ class AlexNet(nn.Module):
 
     pool = lambda x: nn.max_pool(x, (3, 3), (2, 2))  # Section 3.4.
 
-    x = conv(1, self.conv1_kernel, 1, self.conv1_stride, self._conv1_padding(images))(images)
+    x = conv(
+      1, self.conv1_kernel, 1, self.conv1_stride, self._conv1_padding(images)
+    )(images)
     x = pool(local_response_norm(x, here))
     x = conv(2, 5, here)(x)
     x = pool(local_response_norm(x, here))

@@ -17,13 +17,13 @@ SCHEDULES = ('steps', 'plateau')
 
 
 def paper_sgd(
-    learning_rate: float | Float[Array, ''], momentum: float, weight_decay: float
+  learning_rate: float | Float[Array, ''], momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
   """The update above; its state is v, whatever the rate of the step."""
   return optax.chain(
-      optax.add_decayed_weights(weight_decay),
-      optax.scale_by_learning_rate(learning_rate),
-      optax.trace(momentum),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(learning_rate),
+    optax.trace(momentum),
   )
 
 
@@ -62,3 +62,7 @@ class Plateau:
     if self.stalled + 1 < patience:
       return dataclasses.replace(self, stalled=self.stalled + 1)
     return Plateau(drops=self.drops + 1)
+
+  def has_ended(self, max_drops: int) -> bool:
+    """Whether the rate would have to drop once more than it may."""
+    return self.drops > max_drops

@@ -42,15 +42,15 @@ LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
 
 
 def prepare(
-    spec: str,
-    name: str,
-    data_dir: str | os.PathLike,
-    *,
-    size: int = 256,
-    quality: int = 95,
-    max_bad: int = 10,
-    seed: int = 0,
-    threads: int | None = None,
+  spec: str,
+  name: str,
+  data_dir: str | os.PathLike,
+  *,
+  size: int = 256,
+  quality: int = 95,
+  max_bad: int = 10,
+  seed: int = 0,
+  threads: int | None = None,
 ) -> pathlib.Path:
   """Prepares `spec` as the data set `name` under `data_dir`.
 
@@ -80,12 +80,12 @@ def prepare(
   source = sources.open_source(spec)
   work = out.with_name(f'{out.name}.incomplete')
   plan = {
-      'source': spec,
-      'size': size,
-      'jpeg_quality': quality,
-      'seed': seed,
-      'examples': {split: len(e) for split, e in source.splits.items()},
-      'sha256': _digest(source),
+    'source': spec,
+    'size': size,
+    'jpeg_quality': quality,
+    'seed': seed,
+    'examples': {split: len(e) for split, e in source.splits.items()},
+    'sha256': _digest(source),
   }
   _begin(work, plan)
   totals = {}
@@ -96,22 +96,34 @@ def prepare(
       shards = np.array_split(order, -(-len(order) // SHARD_EXAMPLES))
       results = []
       progress = tqdm.tqdm(
-          total=len(order), desc=f'{name} {split}', unit='image',
-          disable=None, file=sys.stderr,
+        total=len(order),
+        desc=f'{name} {split}',
+        unit='image',
+        disable=None,
+        file=sys.stderr,
       )
       with progress:
         for i, shard in enumerate(shards):
-          shard_name = f'{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}'
-          results.append(_write_shard(
-              work / shard_name, [examples[j] for j in shard],
-              pool, size, quality, max_bad - len(skipped), progress,
-          ))
+          shard_name = (
+            f'{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}'
+          )
+          results.append(
+            _write_shard(
+              work / shard_name,
+              [examples[j] for j in shard],
+              pool,
+              size,
+              quality,
+              max_bad - len(skipped),
+              progress,
+            )
+          )
           skipped += results[-1]['skipped'].tolist()
           if len(skipped) > max_bad:
             raise RuntimeError(
-                f'{len(skipped)} unreadable images, more than --max_bad={max_bad};'
-                f' the last: {skipped[-1]}. Repair or remove them, or raise'
-                ' --max_bad; the same command continues'
+              f'{len(skipped)} unreadable images, more than --max_bad={max_bad};'
+              f' the last: {skipped[-1]}. Repair or remove them, or raise'
+              ' --max_bad; the same command continues'
             )
       totals[split] = results
   _finish(work, name, source, plan, totals, skipped)
@@ -119,9 +131,12 @@ def prepare(
   for line in skipped:
     log.warning('skipped %s', line)
   log.info(
-      '%s: %s examples, %d unreadable images skipped.', out,
-      ' + '.join(f'{sum(int(r["count"]) for r in rs)} {s}' for s, rs in totals.items()),
-      len(skipped),
+    '%s: %s examples, %d unreadable images skipped.',
+    out,
+    ' + '.join(
+      f'{sum(int(r["count"]) for r in rs)} {s}' for s, rs in totals.items()
+    ),
+    len(skipped),
   )
   return out
 
@@ -149,11 +164,14 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     image = image.resize(
-        (size, size), Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
+      (size, size),
+      Image.Resampling.BICUBIC,
+      box=(left, top, left + side, top + side),
     )
   pixels = np.asarray(image)
-  if same and kind == 'JPEG' and mode == 'RGB' and not turned and size > PNG_SIZE:
+  if (
+    same and kind == 'JPEG' and mode == 'RGB' and not turned and size > PNG_SIZE
+  ):
     return encoded, pixels
   buffer = io.BytesIO()
   if size <= PNG_SIZE or same and kind in LOSSLESS_FORMATS:
@@ -192,8 +210,8 @@ def _begin(work, plan):
     if old != plan:
       differ = [key for key in plan if old.get(key) != plan[key]]
       raise ValueError(
-          f'{work} is an unfinished preparation of another {", ".join(differ)};'
-          ' repeat its command, or remove that folder'
+        f'{work} is an unfinished preparation of another {", ".join(differ)};'
+        ' repeat its command, or remove that folder'
       )
     return
   work.mkdir(parents=True, exist_ok=True)
@@ -202,12 +220,16 @@ def _begin(work, plan):
   os.replace(temporary, plan_file)
 
 
-def _features(class_names: Sequence[str], size: int) -> tfds.features.FeaturesDict:
-  return tfds.features.FeaturesDict({
+def _features(
+  class_names: Sequence[str], size: int
+) -> tfds.features.FeaturesDict:
+  return tfds.features.FeaturesDict(
+    {
       'image': tfds.features.Image(shape=(size, size, 3)),
       'label': tfds.features.ClassLabel(names=list(class_names)),
       'file_name': tfds.features.Text(),
-  })
+    }
+  )
 
 
 def _write_shard(path, examples, pool, size, quality, may_skip, progress):
@@ -217,7 +239,7 @@ def _write_shard(path, examples, pool, size, quality, may_skip, progress):
     progress.update(len(examples))
     return dict(np.load(sums_file))
   serializer = tfds.core.example_serializer.ExampleSerializer(
-      _features(['-'], size).get_serialized_info()
+    _features(['-'], size).get_serialized_info()
   )
   pixel_sum = np.zeros((size, size, 3), np.int64)
   product_sum = np.zeros((3, 3), np.int64)
@@ -226,7 +248,7 @@ def _write_shard(path, examples, pool, size, quality, may_skip, progress):
   temporary = path.with_name(path.name + '.tmp')
   writer = ArrayRecordWriter(str(temporary), 'group_size:1')
   for example, result in _map_ordered(
-      pool, lambda e: _try_encode(e, size, quality), examples
+    pool, lambda e: _try_encode(e, size, quality), examples
   ):
     progress.update()
     if isinstance(result, str):
@@ -235,18 +257,20 @@ def _write_shard(path, examples, pool, size, quality, may_skip, progress):
         break
       continue
     encoded, pixels, products = result
-    record = serializer.serialize_example({
-        'image': encoded, 'label': example.label, 'file_name': example.file_name,
-    })
+    record = serializer.serialize_example(
+      {'image': encoded, 'label': example.label, 'file_name': example.file_name}
+    )
     writer.write(record)
     count, num_bytes = count + 1, num_bytes + len(record)
     pixel_sum += pixels
     product_sum += products
   writer.close()
   result = {
-      'count': np.int64(count), 'num_bytes': np.int64(num_bytes),
-      'pixel_sum': pixel_sum, 'product_sum': product_sum,
-      'skipped': np.array(skipped, dtype=np.str_),
+    'count': np.int64(count),
+    'num_bytes': np.int64(num_bytes),
+    'pixel_sum': pixel_sum,
+    'product_sum': product_sum,
+    'skipped': np.array(skipped, dtype=np.str_),
   }
   if len(skipped) <= may_skip:
     np.savez(sums_file, **result)
@@ -258,7 +282,12 @@ def _try_encode(example, size, quality):
   """Stored bytes, pixels, sums of RGB products; or why it is unreadable."""
   try:
     encoded, pixels = encode(example.read(), size, quality)
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+  except (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+  ) as error:
     return f'{example.file_name}: {error}'
   flat = pixels.reshape(-1, 3).astype(np.float64)  # Exact: below 2 ** 53.
   return encoded, pixels, (flat.T @ flat).astype(np.int64)
@@ -267,7 +296,9 @@ def _try_encode(example, size, quality):
 def _map_ordered(pool, fn, items, ahead: int = 64) -> Iterator:
   """Pairs (item, fn(item)) in order, at most `ahead` of them in memory."""
   items = iter(items)
-  waiting = [(item, pool.submit(fn, item)) for item in itertools.islice(items, ahead)]
+  waiting = [
+    (item, pool.submit(fn, item)) for item in itertools.islice(items, ahead)
+  ]
   while waiting:
     item, future = waiting.pop(0)
     yield item, future.result()
@@ -286,33 +317,37 @@ def _finish(work, name, source, plan, totals, skipped):
   num_pixels = count * plan['size'] ** 2
   rgb_mean = pixel_sum.sum((0, 1)) / num_pixels
   np.savez(
-      work / input_pipeline.STATISTICS_FILE,
-      mean_image=(pixel_sum / count).astype(np.float32),
-      rgb_covariance=product_sum / num_pixels - np.outer(rgb_mean, rgb_mean),
+    work / input_pipeline.STATISTICS_FILE,
+    mean_image=(pixel_sum / count).astype(np.float32),
+    rgb_covariance=product_sum / num_pixels - np.outer(rgb_mean, rgb_mean),
   )
   split_infos = []
   for split, results in totals.items():
     template = tfds.core.ShardedFileTemplate(
-        dataset_name=name, data_dir=work, split=split,
-        filetype_suffix='array_record',
+      dataset_name=name,
+      data_dir=work,
+      split=split,
+      filetype_suffix='array_record',
     )
-    split_infos.append(tfds.core.SplitInfo(
+    split_infos.append(
+      tfds.core.SplitInfo(
         name=split,
         shard_lengths=[int(result['count']) for result in results],
         num_bytes=sum(int(result['num_bytes']) for result in results),
         filename_template=template,
-    ))
+      )
+    )
   tfds.folder_dataset.write_metadata(
-      data_dir=work,
-      features=_features(source.class_names, plan['size']),
-      split_infos=split_infos,
-      version=input_pipeline.VERSION,
-      filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      check_data=False,
-      description=source.description,
+    data_dir=work,
+    features=_features(source.class_names, plan['size']),
+    split_infos=split_infos,
+    version=input_pipeline.VERSION,
+    filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+    check_data=False,
+    description=source.description,
   )
   (work / 'preparation.json').write_text(
-      json.dumps({**plan, 'skipped': skipped}, indent=1)
+    json.dumps({**plan, 'skipped': skipped}, indent=1)
   )
   for path in itertools.chain(work.glob('*.sums.npz'), [work / 'plan.json']):
     path.unlink()
@@ -322,23 +357,36 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  flags.DEFINE_string('source', None, f'Where the images are: {sources.FORMS}.', required=True)
+  flags.DEFINE_string(
+    'source', None, f'Where the images are: {sources.FORMS}.', required=True
+  )
   flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
   flags.DEFINE_string(
-      'data_dir', input_pipeline.DATA_DIR, 'Folder of the prepared data sets.'
+    'data_dir', input_pipeline.DATA_DIR, 'Folder of the prepared data sets.'
   )
   flags.DEFINE_integer('size', 256, 'Side of the stored images in pixels.')
-  flags.DEFINE_integer('quality', 95, 'JPEG quality of the stored images, 1 to 100.')
-  flags.DEFINE_integer('max_bad', 10, 'Unreadable images to skip before failing.')
-  flags.DEFINE_integer('threads', 0, 'Threads that decode and encode; 0: one per core.')
+  flags.DEFINE_integer(
+    'quality', 95, 'JPEG quality of the stored images, 1 to 100.'
+  )
+  flags.DEFINE_integer(
+    'max_bad', 10, 'Unreadable images to skip before failing.'
+  )
+  flags.DEFINE_integer(
+    'threads', 0, 'Threads that decode and encode; 0: one per core.'
+  )
 
 
 def main(_) -> None:
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   try:
     prepare(
-        FLAGS.source, FLAGS.name, FLAGS.data_dir, size=FLAGS.size,
-        quality=FLAGS.quality, max_bad=FLAGS.max_bad, threads=FLAGS.threads,
+      FLAGS.source,
+      FLAGS.name,
+      FLAGS.data_dir,
+      size=FLAGS.size,
+      quality=FLAGS.quality,
+      max_bad=FLAGS.max_bad,
+      threads=FLAGS.threads,
     )
   except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f'{type(error).__name__}: {error}')

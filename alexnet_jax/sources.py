@@ -65,9 +65,9 @@ def digits() -> Source:
     split = 'train' if i % 6 else 'test'
     splits[split].append(Example(f'{i:04d}.png', int(label), read))
   return Source(
-      class_names=tuple(str(name) for name in data.target_names),
-      splits=splits,
-      description=digits.__doc__,
+    class_names=tuple(str(name) for name in data.target_names),
+    splits=splits,
+    description=digits.__doc__,
   )
 
 
@@ -79,19 +79,25 @@ def folder(root: pathlib.Path) -> Source:
   """
   classes = _class_folders(root / 'train')
   splits = {}
-  for name, part in (('train', 'train'), ('validation', 'val'), ('test', 'test')):
+  for name, part in (
+    ('train', 'train'),
+    ('validation', 'val'),
+    ('test', 'test'),
+  ):
     if part == 'test' and not (root / part).exists():
       continue
     found = _class_folders(root / part)
     if unknown := sorted(set(found) - set(classes)):
       raise ValueError(
-          f'{root / part} has class folders that {root / "train"} lacks:'
-          f' {", ".join(unknown)}; the classes are the folders of train/'
+        f'{root / part} has class folders that {root / "train"} lacks:'
+        f' {", ".join(unknown)}; the classes are the folders of train/'
       )
     splits[name] = [
-        Example(f'{part}/{name_}/{path.name}', classes.index(name_), path.read_bytes)
-        for name_ in found
-        for path in _files(root / part / name_)
+      Example(
+        f'{part}/{name_}/{path.name}', classes.index(name_), path.read_bytes
+      )
+      for name_ in found
+      for path in _files(root / part / name_)
     ]
   return Source(tuple(classes), splits, f'Images of {root.name}/.')
 
@@ -99,12 +105,16 @@ def folder(root: pathlib.Path) -> Source:
 def _class_folders(root: pathlib.Path) -> list[str]:
   if not root.is_dir():
     raise FileNotFoundError(
-        f'no folder {root}; --source=folder:DIR wants DIR/train/CLASS/*.jpg'
-        ' and DIR/val/CLASS/*.jpg (any image format)'
+      f'no folder {root}; --source=folder:DIR wants DIR/train/CLASS/*.jpg'
+      ' and DIR/val/CLASS/*.jpg (any image format)'
     )
-  names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != '.')
+  names = sorted(
+    p.name for p in root.iterdir() if p.is_dir() and p.name[0] != '.'
+  )
   if not names:
-    raise ValueError(f'{root} has no class folders; put the images of each class into a folder of its own')
+    raise ValueError(
+      f'{root} has no class folders; put the images of each class into a folder of its own'
+    )
   return names
 
 

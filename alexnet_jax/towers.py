@@ -18,13 +18,17 @@ import jax
 from jax import lax
 from jax.experimental import mesh_utils
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 NUM_TOWERS = 2  # Section 3.5: one tower per GPU, two GPUs.
+REPLICATED = P()
 
 
-def mesh_shape(layout: str, towers: str | int, num_devices: int) -> tuple[int, int]:
+def mesh_shape(
+  layout: str, towers: str | int, num_devices: int
+) -> tuple[int, int]:
   """Sizes of the axes ('data', 'tower') for `num_devices` devices.
 
   Args:
@@ -41,23 +45,23 @@ def mesh_shape(layout: str, towers: str | int, num_devices: int) -> tuple[int, i
   tower = (2 - num_devices % 2) if towers == 'auto' else int(towers)
   if num_devices % tower:
     raise ValueError(
-        f'config.mesh.towers={towers} needs an even number of devices, here '
-        f"are {num_devices}; use config.mesh.towers=1 or 'auto'"
+      f'config.mesh.towers={towers} needs an even number of devices, here '
+      f"are {num_devices}; use config.mesh.towers=1 or 'auto'"
     )
   return num_devices // tower, tower
 
 
 def create_mesh(
-    layout: str, towers: str | int, devices: Sequence[jax.Device]
+  layout: str, towers: str | int, devices: Sequence[jax.Device]
 ) -> Mesh | None:
   """The mesh ('data', 'tower') over `devices`; None for a single device."""
   shape = mesh_shape(layout, towers, len(devices))
   if len(devices) == 1:
     return None
   return Mesh(
-      mesh_utils.create_device_mesh(shape, devices),
-      ('data', 'tower'),
-      axis_types=(AxisType.Auto, AxisType.Auto),
+    mesh_utils.create_device_mesh(shape, devices),
+    ('data', 'tower'),
+    axis_types=(AxisType.Auto, AxisType.Auto),
   )
 
 
@@ -73,8 +77,8 @@ def param_specs(tree: PyTree, mesh: Mesh | None) -> PyTree:
   """
   split = tower_devices(mesh) > 1
   return jax.tree.map(
-      lambda x: P(*[None] * (x.ndim - 1), 'tower') if split and x.ndim else P(),
-      tree,
+    lambda x: P(*[None] * (x.ndim - 1), 'tower') if split and x.ndim else P(),
+    tree,
   )
 
 
@@ -83,18 +87,22 @@ def batch_spec() -> P:
   return P('data')
 
 
-def place(tree: PyTree, mesh: Mesh | None, specs: PyTree = P()) -> PyTree:
+def place(
+  tree: PyTree, mesh: Mesh | None, specs: PyTree = REPLICATED
+) -> PyTree:
   """Puts a tree on the device, or on the mesh as `specs` (a prefix) say."""
   if mesh is None:
     return jax.device_put(tree, jax.local_devices()[0])
   shardings = jax.tree.map(
-      lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    lambda spec: NamedSharding(mesh, spec),
+    specs,
+    is_leaf=lambda x: isinstance(x, P),
   )
   return jax.device_put(tree, shardings)
 
 
 def shard(
-    fn: Callable, mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree
+  fn: Callable, mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree
 ) -> Callable:
   """`fn` on every device of the mesh; `fn` itself where there is no mesh."""
   if mesh is None:
@@ -117,7 +125,7 @@ def local_towers(num_devices: int) -> Int[Array, 'towers']:
 
 
 def gather(
-    x: Float[Array, '... features'], num_devices: int, to: str = 'varying'
+  x: Float[Array, '... features'], num_devices: int, to: str = 'varying'
 ) -> Float[Array, '... all_features']:
   """The maps of both towers, on the device of each: where the GPUs talk.
 
@@ -130,11 +138,11 @@ def gather(
 
 
 def grouped_conv(
-    x: Float[Array, 'batch height width in_features'],
-    kernel: Float[Array, 'kernel_height kernel_width group_in features'],
-    stride: int,
-    padding: Sequence[tuple[int, int]],
-    groups: int,
+  x: Float[Array, 'batch height width in_features'],
+  kernel: Float[Array, 'kernel_height kernel_width group_in features'],
+  stride: int,
+  padding: Sequence[tuple[int, int]],
+  groups: int,
 ) -> Float[Array, 'batch out_height out_width features']:
   """Convolution whose output group i reads input group i alone.
 
@@ -142,24 +150,24 @@ def grouped_conv(
   in the weight gradient on CPU, and makes the partitioner gather weights.
   """
   parts = [
-      lax.conv_general_dilated(
-          part,
-          part_kernel,
-          (stride, stride),
-          padding,
-          dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
-      for part, part_kernel in zip(
-          jnp.split(x, groups, axis=-1),
-          jnp.split(kernel, groups, axis=-1),
-          strict=True,
-      )
+    lax.conv_general_dilated(
+      part,
+      part_kernel,
+      (stride, stride),
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    for part, part_kernel in zip(
+      jnp.split(x, groups, axis=-1),
+      jnp.split(kernel, groups, axis=-1),
+      strict=True,
+    )
   ]
   return jnp.concatenate(parts, axis=-1)
 
 
 def add_bias(
-    x: Float[Array, '... features'], bias: Float[Array, 'features']
+  x: Float[Array, '... features'], bias: Float[Array, 'features']
 ) -> Float[Array, '... features']:
   """`x + bias`, with the gradient of the bias taken as a matrix product.
 
@@ -168,7 +176,9 @@ def add_bias(
   """
   missing = tuple(jax.typeof(x).mat.varying - jax.typeof(bias).mat.varying)
   # Inside shard_map a custom gradient must vary over the axes its primal does.
-  return _add_bias(x, lax.pcast(bias, missing, to='varying') if missing else bias)
+  return _add_bias(
+    x, lax.pcast(bias, missing, to='varying') if missing else bias
+  )
 
 
 @jax.custom_vjp

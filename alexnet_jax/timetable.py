@@ -1,0 +1,62 @@
+"""What happens after which step: rates, rows of metrics, evaluations, saves."""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+
+from alexnet_jax import optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+  """What happens after which step; steps count from 1, epochs are fractions.
+
+  All but the first two are the keys of config.train, and `drop_epochs` the
+  one of config.optimizer (of the schedule 'steps'; else empty).
+  """
+
+  num_examples: int
+  batch_size: int
+  epochs: float
+  log_every_steps: int
+  eval_every_epochs: float
+  checkpoint_every_steps: int
+  drop_epochs: Sequence[float] = ()
+
+  @property
+  def total_steps(self) -> int:
+    return math.ceil(self.epochs * self.num_examples / self.batch_size)
+
+  def epoch(self, step: int) -> float:
+    """Passes through the training set in `step` steps."""
+    return step * self.batch_size / self.num_examples
+
+  def drops(self, step: int) -> int:
+    """How often the rate of the step after `step` has been dropped."""
+    return optimizer.drops_at(self.epoch(step), self.drop_epochs)
+
+  def evaluates(self, step: int) -> bool:
+    """Whether a multiple of `eval_every_epochs` ends with this step."""
+    done = lambda s: math.floor(self.epoch(s) / self.eval_every_epochs + 1e-9)
+    return done(step) > done(step - 1) or step == self.total_steps
+
+  def saves(self, step: int) -> bool:
+    """Whether a checkpoint is saved."""
+    return step % self.checkpoint_every_steps == 0 or self.evaluates(step)
+
+  def logs(self, step: int) -> bool:
+    """Whether a row of metrics ends with this step.
+
+    Also before the rate changes and with every checkpoint, so that a row has
+    one rate and a resumed run writes the rows of the uninterrupted one.
+    """
+    return (
+      step % self.log_every_steps == 0
+      or self.saves(step)
+      or self.drops(step) != self.drops(step - 1)
+    )
+
+  def next_log(self, step: int) -> int:
+    """The first step after `step` that ends a row of metrics."""
+    return next(s for s in itertools.count(step + 1) if self.logs(s))
