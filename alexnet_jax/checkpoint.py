@@ -7,6 +7,7 @@ one with the lowest validation error are kept.
 
 import logging
 import pathlib
+import shutil
 
 import jax
 from jaxtyping import PyTree
@@ -29,6 +30,9 @@ class Checkpoints:
       n=1,
       keep_checkpoints_without_metrics=False,
     )
+    if not read_only:  # Saves that a kill cut short; Orbax ignores them.
+      for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+        shutil.rmtree(broken)
     self._manager = ocp.CheckpointManager(
       workdir / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -48,9 +52,22 @@ class Checkpoints:
     """Steps of the complete checkpoints, ascending."""
     return sorted(self._manager.all_steps())
 
-  def best_step(self) -> int | None:
-    """The step with the lowest validation error."""
-    return self._manager.best_step()
+  def step_of(self, which: str) -> int:
+    """The step with the lowest validation error ('best'), or the 'latest'.
+
+    Raises:
+      FileNotFoundError: if there is none yet.
+    """
+    if which == 'latest':
+      step = self._manager.latest_step()
+    else:
+      step = self._manager.best_step()
+    if step is None:
+      raise FileNotFoundError(
+        f'no {which} checkpoint in {self._manager.directory} yet; train on:'
+        ' --mode=train'
+      )
+    return step
 
   def save(
     self, step: int, state: PyTree, record: dict, error: float | None

@@ -155,19 +155,14 @@ def evaluate_checkpoint(
     ValueError: if config, data set and work directory do not fit.
     FileNotFoundError: if there is no data set or no checkpoint.
   """
-  missing = FileNotFoundError(
-    f'no complete checkpoint in --workdir={workdir}; train first: --mode=train'
-  )
-  if not (pathlib.Path(workdir).expanduser() / checkpoint.FOLDER).is_dir():
-    raise missing
+  folder = pathlib.Path(workdir).expanduser() / checkpoint.FOLDER
+  if not folder.is_dir():
+    raise FileNotFoundError(f'no {folder}; train first: --mode=train')
   run = run_lib.open_run(config, workdir)
   with contextlib.closing(
     checkpoint.Checkpoints(run.workdir, read_only=True)
   ) as checkpoints:
-    best = checkpoints.best_step() if which == 'best' else None
-    step = max(checkpoints.steps(), default=None) if best is None else best
-    if step is None:
-      raise missing
+    step = checkpoints.step_of(which)
     state, _ = run_lib.create_or_restore(run, checkpoints, step)
   evaluator = make_evaluator(run)
   result = evaluator(state.params, many=False) | evaluator(

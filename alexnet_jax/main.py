@@ -54,6 +54,8 @@ def main(_) -> None:
       )
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted; the same command continues at the last checkpoint')
 
 
 if __name__ == '__main__':

@@ -92,11 +92,13 @@ class MetricsWriter:
     self._columns = ('step', 'epoch', *tags)
     _rewind_events(workdir, step)
     rows = _rewound_rows(workdir / CSV_FILE, step)
-    self._csv_file = open(workdir / CSV_FILE, 'w', newline='')
+    temporary = workdir / f'{CSV_FILE}.tmp'
+    self._csv_file = open(temporary, 'w', newline='')
     self._csv = csv.DictWriter(self._csv_file, self._columns)
     self._csv.writeheader()
     self._csv.writerows(rows)
     self._csv_file.flush()
+    os.replace(temporary, workdir / CSV_FILE)  # The open file goes along.
     self._events = event_file_writer.EventsWriter(
       str(workdir / 'events'), f'.{os.getpid()}'
     )
@@ -159,7 +161,7 @@ def _rewind_events(workdir: pathlib.Path, step: int) -> None:
       record for record, event in _records(content) if event.step <= step
     )
     if kept != content:
-      temporary = path.with_name(f'rewound.{path.name}')
+      temporary = workdir / 'rewound.tmp'  # A name TensorBoard passes over.
       temporary.write_bytes(kept)
       os.replace(temporary, path)
 
