@@ -5,6 +5,7 @@ the plateau controller, the config, the newest metrics. The latest two and the
 one with the lowest validation error are kept.
 """
 
+import json
 import logging
 import pathlib
 import shutil
@@ -33,6 +34,8 @@ class Checkpoints:
     if not read_only:  # Saves that a kill cut short; Orbax ignores them.
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)
+    for file in (workdir / FOLDER).glob('*/metrics/metrics'):
+      _drop_unless_json(file)
     self._manager = ocp.CheckpointManager(
       workdir / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -46,7 +49,6 @@ class Checkpoints:
       ),
       item_names=('state', 'record'),
     )
-    self._read_only = read_only
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
@@ -137,6 +139,18 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the saves under way."""
     self._manager.close()
+
+
+def _drop_unless_json(file: pathlib.Path) -> None:
+  """A damaged validation error must not cost the state beside it."""
+  try:
+    json.loads(file.read_text())
+  except ValueError:
+    step = file.parents[1].name
+    log.error(
+      'checkpoint %s has lost its validation error: not evaluated', step
+    )
+    shutil.rmtree(file.parent)
 
 
 def _error(metrics: dict) -> float:

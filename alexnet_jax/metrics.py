@@ -100,7 +100,7 @@ class MetricsWriter:
     self._csv_file.flush()
     os.replace(temporary, workdir / CSV_FILE)  # The open file goes along.
     self._events = event_file_writer.EventsWriter(
-      str(workdir / 'events'), f'.{os.getpid()}'
+      str(workdir / 'events'), f'.{time.time_ns()}'
     )
 
   def scalars(

@@ -7,6 +7,8 @@ import math
 
 from alexnet_jax import optimizer
 
+ROUNDING = 1e-9  # 0.07 * 100 is a little more than 7 in floating point.
+
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
@@ -26,7 +28,8 @@ class Timetable:
 
   @property
   def total_steps(self) -> int:
-    return math.ceil(self.epochs * self.num_examples / self.batch_size)
+    steps = self.epochs * self.num_examples / self.batch_size
+    return math.ceil(steps - ROUNDING)
 
   def epoch(self, step: int) -> float:
     """Passes through the training set in `step` steps."""
@@ -38,7 +41,9 @@ class Timetable:
 
   def evaluates(self, step: int) -> bool:
     """Whether a multiple of `eval_every_epochs` ends with this step."""
-    done = lambda s: math.floor(self.epoch(s) / self.eval_every_epochs + 1e-9)
+    done = lambda s: math.floor(
+      self.epoch(s) / self.eval_every_epochs + ROUNDING
+    )
     return done(step) > done(step - 1) or step == self.total_steps
 
   def saves(self, step: int) -> bool:

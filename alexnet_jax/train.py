@@ -144,7 +144,7 @@ def train_and_evaluate(
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
     checkpoints = opened(checkpoint.Checkpoints(run.workdir))
     state, record = run_lib.create_or_restore(run, checkpoints)
-    first_step = step = int(metrics.fetch(state.step))
+    step = int(metrics.fetch(state.step))
     batches = opened(
       input_pipeline.prefetch_to_device(
         _host_batches(run, step), run.place_batch
@@ -157,9 +157,11 @@ def train_and_evaluate(
       _write_start(writer, run, state)
 
     latest, plateau = record.metrics, record.plateau
+    result_file = run.workdir / metrics.RESULT_FILE
     while step < table.total_steps and not plateau.has_ended(
       optim.plateau_drops
     ):
+      result_file.unlink(missing_ok=True)  # Of a shorter run.
       drops = plateau.drops + table.drops(step)  # One of them is always 0.
       rate = optim.learning_rate / optim.drop_factor**drops
       fixed = (run.statistics, key, towers.place(np.float32(rate), run.mesh))
@@ -191,7 +193,7 @@ def train_and_evaluate(
       began = time.time()
       if table.saves(step):
         checkpoints.save(step, state, dataclasses.asdict(record), error)
-  if step > first_step or not (run.workdir / metrics.RESULT_FILE).exists():
+  if not result_file.exists():
     seconds = record.wall_seconds + time.time() - began
     metrics.write_result(run.workdir, step, table.epoch(step), seconds, latest)
   return latest
