@@ -1,0 +1,209 @@
+"""Device augmentation, read off painted images and against NumPy statistics.
+
+An image that holds the place of every pixel tells where a crop was taken and
+whether it was reflected; the colour noise's covariance follows from section
+4.1 in closed form: with eigenvalues l of the covariance C on 0..255 and noise
+p * (a * l / 255), a of standard deviation s, it is (s / 255) ** 2 * C @ C.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import augment
+
+# Of ImageNet's training set (the original source's run log).
+RGB_STD = np.array([19.72, 37.09, 121.78])
+RGB_VECTORS = np.array(
+  [
+    [0.4180, -0.7126, -0.5635],
+    [-0.8170, -0.0235, -0.5762],
+    [0.3973, 0.7012, -0.5920],
+  ]
+)
+COVARIANCE = (RGB_VECTORS * RGB_STD**2) @ RGB_VECTORS.T
+
+_views = jax.jit(
+  augment.random_views, static_argnames=('crop_size', 'flip', 'color_std')
+)
+
+
+def _painted(count, size):
+  """`count` images whose pixels hold (y, x, number of the image)."""
+  y, x = np.mgrid[:size, :size]
+  place = np.stack([y, x, 0 * y], -1).astype(np.uint8)
+  images = np.tile(place, (count, 1, 1, 1))
+  images[..., 2] = np.arange(count)[:, None, None] % 256
+  return images
+
+
+def _random_image(size):
+  return np.random.default_rng(9).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def _draw(images, *, key=0, rows=None, mean=None, crop_size=8, **kwargs):
+  size = images.shape[1]
+  views = _views(
+    jax.random.key(key),
+    images,
+    np.arange(len(images), dtype=np.int32) if rows is None else rows,
+    (np.zeros((size, size, 3)) if mean is None else mean).astype(np.float32),
+    augment.color_directions(COVARIANCE),
+    crop_size=crop_size,
+    **{'flip': False, 'color_std': 0.0, **kwargs},
+  )
+  return np.asarray(views)
+
+
+@functools.cache
+def _many():
+  """4,096 crops of painted 40-pixel images, and which are reflected."""
+  views = _draw(_painted(4096, 40), flip=True)
+  return views, views[:, 0, 0, 1] > views[:, 0, -1, 1]
+
+
+def test_crop_offsets_cover_0_to_32_uniformly_and_no_more():
+  views, reflected = _many()
+  y, x = views[..., 0].min((1, 2)), views[..., 1].min((1, 2))
+  for offset in (y, x):
+    assert set(offset) == set(range(33))
+    expected = len(offset) / 33
+    counts = np.bincount(offset.astype(int))
+    # Chi-square with 32 degrees of freedom passes 62.5 once in 1,000 draws.
+    assert ((counts - expected) ** 2 / expected).sum() < 62.5
+  # Correlations of independent draws have a deviation of 1 / sqrt(4096).
+  correlation = np.corrcoef([y, x, reflected])
+  assert np.abs(correlation - np.eye(3)).max() < 4 / np.sqrt(4096)
+
+
+def test_a_crop_is_a_window_of_its_own_image():
+  images = np.stack([np.roll(_random_image(40), i, 0) for i in range(64)])
+  place = _draw(_painted(64, 40))[:, 0, 0].astype(int)
+  assert (place[:, 2] == np.arange(64)).all()
+  for image, view, (y, x, _) in zip(images, _draw(images), place, strict=True):
+    np.testing.assert_array_equal(view, image[y : y + 8, x : x + 8])
+
+
+def test_half_of_the_crops_are_reflected():
+  _, reflected = _many()
+  assert abs(reflected.mean() - 0.5) < 4 * 0.5 / np.sqrt(4096)  # 4 sigma.
+
+
+def test_without_flip_no_crop_is_reflected():
+  views = _draw(_painted(64, 40))
+  assert (np.diff(views[..., 1], axis=2) == 1).all()
+
+
+def test_a_reflected_crop_is_the_mirror_of_the_unreflected_one():
+  images, mean = _painted(64, 40), _random_image(40)
+  plain = _draw(images, mean=mean)
+  flipped = _draw(images, mean=mean, flip=True)
+  is_plain = (flipped == plain).all((1, 2, 3))
+  is_mirror = (flipped == plain[:, :, ::-1]).all((1, 2, 3))
+  assert is_plain.any() and is_mirror.any()
+  assert (is_plain ^ is_mirror).all()
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_the_mean_image_is_subtracted_at_the_crops_own_place(flip):
+  image = _random_image(40)
+  views = _draw(np.stack([image] * 64), mean=image, flip=flip)
+  np.testing.assert_array_equal(views, 0)
+
+
+def test_colour_noise_has_the_covariance_of_section_4_1():
+  count = 20_000
+  black = np.zeros((count, 1, 1, 3), np.uint8)
+  noise = _draw(black, crop_size=1, color_std=0.1)[:, 0, 0]
+  sample = np.cov(noise.T)
+  expected = (0.1 / 255) ** 2 * COVARIANCE @ COVARIANCE
+  # In units of the expected deviations along the eigenvectors, so that the
+  # weakest direction counts as much as the strongest. A sample variance is
+  # off by sqrt(2 / count) = 1%; 5% leaves room for five such.
+  eigenvalues, eigenvectors = np.linalg.eig(expected)
+  whiten = eigenvectors / np.sqrt(eigenvalues)
+  np.testing.assert_allclose(whiten.T @ sample @ whiten, np.eye(3), atol=0.05)
+  assert np.abs(noise.mean(0) @ whiten).max() < 5 / np.sqrt(count)
+
+
+def test_colour_noise_of_imagenet_is_6_grey_levels_and_less():
+  directions = augment.color_directions(COVARIANCE)
+  assert directions.dtype == np.float32
+  std = 0.1 * np.linalg.norm(directions, axis=0)
+  # PAPER: 0.1 * l / 255, given with two digits.
+  np.testing.assert_allclose(sorted(std), [0.15, 0.54, 5.8], rtol=0.02)
+
+
+def test_colour_noise_is_one_colour_per_image():
+  images = _painted(64, 40)
+  noise = _draw(images, flip=True, color_std=0.1) - _draw(images, flip=True)
+  # float32 sums of up to 255 round at 255 * 2 ** -23 = 3e-5.
+  np.testing.assert_allclose(np.ptp(noise, axis=(1, 2)), 0, atol=1e-4)
+  assert len(np.unique(noise[:, 0, 0].round(3), axis=0)) == 64
+
+
+def test_a_draw_depends_on_the_row_of_the_global_batch_alone():
+  options = {'flip': True, 'color_std': 0.1, 'mean': _random_image(40)}
+  images = _painted(96, 40)
+  rows = np.arange(96, dtype=np.int32)
+  first = _draw(images[:64], rows=rows[:64], **options)
+  last = _draw(images[32:], rows=rows[32:], **options)
+  np.testing.assert_array_equal(first[32:], last[:32])
+  assert (first[:32] != last[:32]).any((1, 2, 3)).all()
+
+
+def test_another_key_draws_other_crops_flips_and_noise():
+  images = _painted(64, 40)
+  one, two = (_draw(images, key=k, flip=True, color_std=0.1) for k in (0, 1))
+  # The third channel holds the number of the image, the same over the crop.
+  assert ((one - two)[:, 0, 0, 2] != 0).all()
+  one, two = (_draw(images, key=k, flip=True) for k in (0, 1))
+  for channel in (0, 1):  # 32 of 33 offsets differ; 9 of 10 is 3 sigma less.
+    places = [v[..., channel].min((1, 2)) for v in (one, two)]
+    assert (places[0] != places[1]).mean() > 0.9
+  flips = [v[:, 0, 0, 1] > v[:, 0, -1, 1] for v in (one, two)]
+  assert 0.25 < (flips[0] != flips[1]).mean() < 0.75  # 4 sigma of 64.
+
+
+@pytest.mark.parametrize(
+  ('many', 'flip', 'expected'),
+  [(True, True, 10), (True, False, 5), (False, True, 1), (False, False, 1)],
+)
+def test_views_of_testing_are_corners_centre_and_reflections(
+  many, flip, expected
+):
+  image = jnp.asarray(_painted(1, 256))  # 224 of 256: offsets 0, 16 and 32.
+  corners = {(0, 0), (0, 32), (32, 0), (32, 32)}
+  no_mean = jnp.zeros((256, 256, 3))
+  places = {(16, 16)} | (corners if many else set())
+  seen = set()
+  offsets = augment.view_offsets(256, 224, many=many, flip=flip)
+  for offset in offsets:
+    view = augment.view_at(image, no_mean, jnp.array(offset), 224)[0]
+    reflected = bool(view[0, 0, 1] > view[0, -1, 1])
+    y, x = view[0, -1 if reflected else 0, :2]
+    crop = image[0, int(y) : int(y) + 224, int(x) : int(x) + 224]
+    np.testing.assert_array_equal(view, crop[:, ::-1] if reflected else crop)
+    seen.add((int(y), int(x), reflected))
+  both = (False, True) if many and flip else (False,)
+  assert seen == {(*place, reflected) for place in places for reflected in both}
+  assert len(offsets) == expected
+
+
+@pytest.mark.parametrize('reflected', [0, 1])
+def test_a_view_of_testing_subtracts_the_mean_at_its_own_place(reflected):
+  image = jnp.asarray(_random_image(40))
+  offset = jnp.array([1, 3, reflected])
+  view = augment.view_at(image[None], image.astype(jnp.float32), offset, 8)
+  np.testing.assert_array_equal(view, np.zeros((1, 8, 8, 3)))
+
+
+def test_views_are_float32():
+  images = _painted(64, 40)
+  assert _draw(images, flip=True, color_std=0.1).dtype == np.float32
+  offset, no_mean = jnp.array([0, 0, 1]), jnp.zeros((40, 40, 3))
+  view = augment.view_at(jnp.asarray(images), no_mean, offset, 8)
+  assert view.dtype == np.float32

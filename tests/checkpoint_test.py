@@ -1,0 +1,298 @@
+"""Checkpoints: what was saved comes back, damage is named and survived.
+
+The oracles are the values that went in, and directories damaged by hand.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import checkpoint
+from alexnet_jax import optimizer
+from alexnet_jax import run
+from alexnet_jax import towers
+
+# Orbax abandons the tasks that read the rest of a damaged checkpoint.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+
+@pytest.fixture(autouse=True)
+def collect_abandoned_tasks():
+  yield
+  gc.collect()  # Here, where their warning is ignored, and not in another file.
+
+
+def make_state(step, mesh=None):
+  """A train state whose every number depends on the step."""
+  rng = np.random.default_rng(step)
+  array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
+  opt_state = optimizer.paper_sgd(0.1, 0.9, 0.0).init(params)
+  (trace,) = [s for s in opt_state if isinstance(s, optax.TraceState)]
+  opt_state = tuple(
+    optax.TraceState(jax.tree.map(lambda x: x * 2, params)) if s is trace else s
+    for s in opt_state
+  )
+  state = run.TrainState(jnp.int32(step), params, opt_state)
+  return towers.place(state, mesh, towers.param_specs(state, mesh))
+
+
+def make_record(step):
+  return {'config': {'seed': step}, 'metrics': {'train/loss': step / 7}}
+
+
+@contextlib.contextmanager
+def opened(workdir, **kwargs):
+  with contextlib.closing(checkpoint.Checkpoints(workdir, **kwargs)) as opened:
+    yield opened
+
+
+def save(workdir, errors):
+  """Saves a state for each step, with its error."""
+  with opened(workdir) as checkpoints:
+    for step, error in errors.items():
+      checkpoints.save(step, make_state(step), make_record(step), error)
+
+
+def assert_states_equal(found, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
+    found,
+    expected,
+  )
+
+
+def test_every_field_of_state_and_record_comes_back(tmp_path):
+  state = make_state(7)
+  record = run.Record(
+    config={'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
+    metrics={'eval/loss': 0.1 + 0.2},
+    plateau=optimizer.Plateau(best_error=0.25, stalled=2, drops=1),
+    wall_seconds=1.5,
+  )
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(7, state, dataclasses.asdict(record), 0.5)
+  template = jax.tree.map(jnp.zeros_like, state)
+  with opened(tmp_path) as checkpoints:
+    found, found_record = checkpoints.restore_latest(template)
+  assert isinstance(found, run.TrainState)
+  assert_states_equal(found, make_state(7))
+  assert found_record == {
+    'config': {'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
+    'metrics': {'eval/loss': 0.1 + 0.2},
+    'plateau': {'best_error': 0.25, 'stalled': 2, 'drops': 1},
+    'wall_seconds': 1.5,
+  }
+
+
+def test_a_plateau_without_an_error_so_far_comes_back(tmp_path):
+  record = dataclasses.asdict(run.Record({}, {}))
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1), record, None)
+    _, found = checkpoints.restore(make_state(0), 1)
+  assert optimizer.Plateau(**found['plateau']) == optimizer.Plateau()
+
+
+def test_the_latest_two_and_the_best_are_kept(tmp_path):
+  errors = {1: 0.9, 2: None, 3: 0.2, 4: 0.4, 5: None, 6: 0.3, 7: None}
+  kept = {
+    1: ([1], 1),
+    2: ([1, 2], 1),
+    3: ([2, 3], 3),
+    4: ([3, 4], 3),
+    5: ([3, 4, 5], 3),
+    6: ([3, 5, 6], 3),
+    7: ([3, 6, 7], 3),
+  }
+  for step, error in errors.items():
+    save(tmp_path, {step: error})
+    with opened(tmp_path) as checkpoints:
+      assert (checkpoints.steps(), checkpoints.step_of('best')) == kept[step]
+
+
+def test_one_command_keeps_the_same_as_one_command_per_save(tmp_path):
+  save(tmp_path, {1: 0.9, 2: None, 3: 0.2, 4: 0.4, 5: None, 6: 0.3, 7: None})
+  with opened(tmp_path) as checkpoints:
+    assert (checkpoints.steps(), checkpoints.step_of('best')) == ([3, 6, 7], 3)
+
+
+def test_without_an_error_there_is_no_best_step(tmp_path):
+  save(tmp_path, {1: None, 2: None})
+  with opened(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.step_of('latest') == 2
+    with pytest.raises(FileNotFoundError, match='no best checkpoint .* train'):
+      checkpoints.step_of('best')
+
+
+def test_an_error_of_zero_is_the_best(tmp_path):
+  save(tmp_path, {1: 0.5, 2: 0.0, 3: 0.5, 4: 0.5, 5: None})
+  with opened(tmp_path, read_only=True) as checkpoints:
+    assert (checkpoints.steps(), checkpoints.step_of('best')) == ([2, 4, 5], 2)
+
+
+def test_without_checkpoints_there_is_nothing_to_restore(tmp_path):
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.restore_latest(make_state(0)) is None
+
+
+def test_a_half_written_step_is_ignored_and_can_be_saved_again(tmp_path):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  folder = tmp_path / 'checkpoints'
+  (folder / '8').rename(folder / '8.orbax-checkpoint-tmp')  # As a kill does.
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [4]
+    assert [path.name for path in folder.iterdir()] == ['4']  # Swept up.
+    state, _ = checkpoints.restore_latest(make_state(0))
+    assert_states_equal(state, make_state(4))
+  save(tmp_path, {8: 0.4})
+  with opened(tmp_path) as checkpoints:
+    state, _ = checkpoints.restore_latest(make_state(0))
+  assert_states_equal(state, make_state(8))
+
+
+def truncate(step):
+  file = max(step.glob('state/**/d/*'), key=lambda f: f.stat().st_size)
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bytes(step):
+  for file in step.glob('state/**/d/*'):
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 0xFF
+    file.write_bytes(content)
+
+
+def remove_manifests(step):
+  for file in step.rglob('manifest.ocdbt'):
+    file.unlink()
+
+
+def truncate_record(step):
+  file = step / 'record' / 'metadata'
+  file.write_bytes(file.read_bytes()[:10])
+
+
+def remove_record(step):
+  shutil.rmtree(step / 'record')
+
+
+def remove_state(step):
+  shutil.rmtree(step / 'state')
+
+
+def truncate_error(step):
+  file = step / 'metrics' / 'metrics'
+  file.write_bytes(file.read_bytes()[:10])
+
+
+DAMAGES = [
+  truncate,
+  flip_bytes,
+  remove_manifests,
+  truncate_record,
+  remove_record,
+  remove_state,
+]
+
+
+@pytest.mark.parametrize('damage', DAMAGES, ids=lambda d: d.__name__)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+  tmp_path, caplog, damage
+):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  damage(tmp_path / 'checkpoints' / '8')
+  with opened(tmp_path) as checkpoints, caplog.at_level(logging.WARNING):
+    state, record = checkpoints.restore_latest(make_state(0))
+    assert_states_equal(state, make_state(4))
+    assert record == make_record(4)
+    assert 'checkpoint 8 cannot be read' in caplog.text
+    assert checkpoints.steps() == [4]
+    checkpoints.save(8, make_state(9), make_record(9), 0.4)
+  with opened(tmp_path) as checkpoints:
+    assert (checkpoints.steps(), checkpoints.step_of('best')) == ([4, 8], 8)
+    state, _ = checkpoints.restore_latest(make_state(0))
+  assert_states_equal(state, make_state(9))
+
+
+def test_a_damaged_error_file_does_not_lose_the_state(tmp_path):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  truncate_error(tmp_path / 'checkpoints' / '8')
+  with opened(tmp_path) as checkpoints:
+    state, _ = checkpoints.restore_latest(make_state(0))
+    assert int(state.step) in (4, 8)
+    assert checkpoints.step_of('best') in (4, 8)
+    checkpoints.save(12, make_state(12), make_record(12), 0.3)
+
+
+def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  for damage, step in ((truncate, '4'), (flip_bytes, '8')):
+    damage(tmp_path / 'checkpoints' / step)
+  with opened(tmp_path) as checkpoints:
+    with pytest.raises(ValueError, match=r'\[4, 8\].*fresh --workdir'):
+      checkpoints.restore_latest(make_state(0))
+    assert checkpoints.steps() == [4, 8]  # None is removed.
+
+
+def test_another_shape_is_an_error_and_removes_nothing(tmp_path):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  template = make_state(0)
+  template.params['conv1']['bias'] = jnp.zeros(6)
+  with opened(tmp_path) as checkpoints:
+    with pytest.raises(ValueError, match='shape'):
+      checkpoints.restore_latest(template)
+    assert checkpoints.steps() == [4, 8]
+
+
+def test_reading_alone_writes_nothing(tmp_path):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  truncate(tmp_path / 'checkpoints' / '8')
+  files = lambda: {
+    str(p): p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
+  }
+  before = files()
+  with opened(tmp_path, read_only=True) as checkpoints:
+    checkpoints.restore(make_state(0), 4)
+  assert files() == before
+
+
+@pytest.mark.parametrize('there_and_back', [False, True])
+def test_a_checkpoint_is_restored_to_the_shardings_of_the_template(
+  tmp_path, there_and_back
+):
+  mesh = towers.create_mesh('towers', '2', jax.devices())
+  assert dict(mesh.shape) == {'data': 2, 'tower': 2}
+  meshes = (mesh, None) if there_and_back else (None, mesh)
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(3, make_state(3, meshes[0]), {}, None)
+  with opened(tmp_path) as checkpoints:
+    found, _ = checkpoints.restore_latest(make_state(0, meshes[1]))
+  assert_states_equal(found, make_state(3))
+  kernel = found.params['conv1']['kernel']
+  if there_and_back:
+    assert all(
+      x.devices() == {jax.devices()[0]} for x in jax.tree.leaves(found)
+    )
+  else:
+    towers_only = P(None, None, None, 'tower')
+    assert kernel.sharding == jax.sharding.NamedSharding(mesh, towers_only)
+    assert found.step.sharding.is_fully_replicated
+    # Tower 0 on the first column of the mesh, tower 1 on the second.
+    by_device = {s.device: s.data for s in kernel.addressable_shards}
+    whole = np.asarray(make_state(3).params['conv1']['kernel'])
+    for tower, devices in enumerate(mesh.devices.T):
+      for device in devices:
+        part = whole[..., 4 * tower : 4 * tower + 4]
+        np.testing.assert_array_equal(by_device[device], part)

@@ -1,0 +1,511 @@
+"""Configs against the paper's numbers, rules against ways to break them.
+
+Numbers are literals from the paper; a way out is proven by taking it.
+"""
+
+import ast
+import importlib
+import json
+import os
+import pathlib
+import re
+
+import pytest
+
+from alexnet_jax import config as config_lib
+from configs import paper
+
+CONFIGS = pathlib.Path(paper.__file__).parent
+NAMES = sorted(path.stem for path in CONFIGS.glob('[!_]*.py'))
+OVERRIDES = [name for name in NAMES if name != 'paper']
+PAPER_KEYS = sorted(config_lib.flatten(paper.get_config()))
+FLOAT_KEYS = [
+  key
+  for key, value in config_lib.flatten(paper.get_config()).items()
+  if isinstance(value, float)
+]
+SECTIONS = '2 3.1 3.2 3.3 3.4 3.5 4.1 4.2 5 6 6.1 7'.split()
+
+# What a continued run may change; with any other key it is another run.
+MAY_CHANGE = [
+  'input.data_dir',
+  'train.epochs',
+  'train.checkpoint_every_steps',
+  'eval.batch_size',
+  'mesh.layout',
+  'mesh.towers',
+]
+
+
+def load(name):
+  return importlib.import_module(f'configs.{name}').get_config()
+
+
+def changed(**values):
+  """paper.py with other values; `a__b` stands for the key a.b."""
+  config = paper.get_config()
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in values.items()}
+  )
+  return config
+
+
+def problems(config, num_devices=1):
+  try:
+    config_lib.check(config, num_devices)
+  except ValueError as error:
+    return str(error).split('\n')
+  return []
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 8])
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_obeys_the_rules(name, num_devices):
+  assert problems(load(name), num_devices) == []
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_has_exactly_the_keys_of_paper(name):
+  assert sorted(config_lib.flatten(load(name))) == PAPER_KEYS
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_refuses_unknown_keys(name):
+  config = load(name)
+  with pytest.raises(AttributeError):
+    config.nonsense = 1
+  with pytest.raises(AttributeError):
+    config.model.nonsense = 1
+
+
+def assignments(name):
+  """(dotted key, source line) of the keys that a config file sets."""
+  source = (CONFIGS / f'{name}.py').read_text()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Assign):
+      target = ast.unparse(node.targets[0]).replace('eval_.', 'eval.')
+      if '.' in target and 'ConfigDict(' not in ast.unparse(node.value):
+        line = source.splitlines()[node.lineno - 1]
+        yield target.removeprefix('config.'), line
+
+
+@pytest.mark.parametrize('name', OVERRIDES)
+def test_an_override_sets_only_what_differs_from_paper(name):
+  here, there = (config_lib.flatten(load(n)) for n in (name, 'paper'))
+  keys = [key for key, _ in assignments(name)]
+  assert keys and [key for key in keys if here[key] == there[key]] == []
+
+
+def test_every_key_of_paper_names_its_section_or_says_ours():
+  lines = dict(assignments('paper'))
+  assert sorted(lines) == PAPER_KEYS
+  for key, line in lines.items():
+    comment = line.partition('#')[2].strip()
+    section = re.match(r'section (\d(\.\d)?)\b', comment)
+    assert (
+      section
+      and section[1] in SECTIONS
+      or re.match(r'ours\b', comment)
+      or re.match(r"'(steps|plateau)' ", comment)
+    ), f'{key}: {comment!r}'
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  {
+    'model.num_classes': 1000,
+    'model.conv_features': [96, 256, 384, 384, 256],
+    'model.fc_features': [4096, 4096],
+    'model.conv1_kernel': 11,
+    'model.conv1_stride': 4,
+    'model.init_std': 0.01,
+    'model.conv345_init_std': 0.01,
+    'model.dropout_rate': 0.5,
+    'input.image_size': 256,
+    'input.crop_size': 224,
+    'input.batch_size': 128,
+    'augment.flip': True,
+    'augment.color_std': 0.1,
+    'optimizer.learning_rate': 0.01,
+    'optimizer.momentum': 0.9,
+    'optimizer.weight_decay': 0.0005,
+    'optimizer.schedule': 'plateau',
+    'optimizer.drop_factor': 10,
+    'optimizer.plateau_drops': 3,
+    'mesh.layout': 'towers',
+    'train.epochs': 90,
+  }.items(),
+)
+def test_paper_config_has_the_papers_value(key, value):
+  assert config_lib.flatten(paper.get_config())[key] == value
+
+
+# (changes to paper.py, devices, the one line of the error). conv1 has kernels
+# of 11 and stride 4. Its maps must have 15 pixels for the three poolings (15,
+# 7, 3, 1): crops from 11 + 13 * 4 + 1 = 64 on, the last window hanging over.
+RULES = [
+  ({key: zero}, 1, f'config.{key.replace("__", ".")}={zero} must be positive')
+  for key, zero in {
+    'model__num_classes': 0,
+    'model__conv1_kernel': 0,
+    'model__conv1_stride': 0,
+    'model__init_std': 0.0,
+    'model__conv345_init_std': 0.0,
+    'input__image_size': 0,
+    'input__crop_size': 0,
+    'input__batch_size': 0,
+    'optimizer__learning_rate': 0.0,
+    'optimizer__drop_factor': 0.0,
+    'optimizer__plateau_patience': 0,
+    'train__epochs': 0.0,
+    'train__log_every_steps': 0,
+    'train__eval_every_epochs': 0.0,
+    'train__checkpoint_every_steps': 0,
+    'eval__batch_size': 0,
+  }.items()
+] + [
+  (
+    {'model__conv_features': (96, 256, 384, 256)},
+    1,
+    'config.model.conv_features=(96, 256, 384, 256) must have 5 entries',
+  ),
+  (
+    {'model__conv_features': (96, 255, 384, 384, 256)},
+    1,
+    'config.model.conv_features=(96, 255, 384, 384, 256) must be positive and even',
+  ),
+  (
+    {'model__conv_features': (96, 0, 384, 384, 256)},
+    1,
+    'config.model.conv_features=(96, 0, 384, 384, 256) must be positive and even',
+  ),
+  (
+    {'model__fc_features': (4096,)},
+    1,
+    'config.model.fc_features=(4096,) must have 2 entries',
+  ),
+  (
+    {'model__fc_features': (4096, 15)},
+    1,
+    'config.model.fc_features=(4096, 15) must be positive and even',
+  ),
+  (
+    {'model__dropout_rate': 1.0},
+    1,
+    'config.model.dropout_rate=1.0 must be at least 0 and below 1',
+  ),
+  (
+    {'model__dropout_rate': -0.1},
+    1,
+    'config.model.dropout_rate=-0.1 must be at least 0 and below 1',
+  ),
+  (
+    {'model__conv1_padding': -1},
+    1,
+    'config.model.conv1_padding=-1 must not be negative',
+  ),
+  (
+    {'input__crop_size': 257},
+    1,
+    'config.input.crop_size=257 must not exceed config.input.image_size=256;'
+    ' try 256',
+  ),
+  (
+    {'input__crop_size': 10},
+    1,
+    'config.input.crop_size=10 leaves conv1 without output; with this conv1 it'
+    ' must be at least 64',
+  ),
+  (
+    {'input__crop_size': 11},
+    1,
+    'config.input.crop_size=11 leaves pool1 without output; with this conv1 it'
+    ' must be at least 64',
+  ),
+  (
+    {'input__crop_size': 19},
+    1,
+    'config.input.crop_size=19 leaves pool2 without output; with this conv1 it'
+    ' must be at least 64',
+  ),
+  (
+    {'input__crop_size': 63},
+    1,
+    'config.input.crop_size=63 leaves pool5 without output; with this conv1 it'
+    ' must be at least 64',
+  ),
+  (
+    # 20,000 + 13 * 4 + 1.
+    {'model__conv1_kernel': 20_000},
+    1,
+    'config.input.crop_size=224 leaves conv1 without output; with this conv1 it'
+    ' must be at least 20053',
+  ),
+  (
+    {'optimizer__schedule': 'cosine'},
+    1,
+    "config.optimizer.schedule=cosine is not a schedule; use 'steps' or"
+    " 'plateau'",
+  ),
+  (
+    {'optimizer__drop_epochs': (20.0, 10.0)},
+    1,
+    'config.optimizer.drop_epochs=(20.0, 10.0) must be in ascending order',
+  ),
+  (
+    {'optimizer__momentum': 1.0},
+    1,
+    'config.optimizer.momentum=1.0 must be at least 0 and below 1',
+  ),
+  (
+    {'optimizer__momentum': -0.5},
+    1,
+    'config.optimizer.momentum=-0.5 must be at least 0 and below 1',
+  ),
+  (
+    {'optimizer__weight_decay': -0.1},
+    1,
+    'config.optimizer.weight_decay=-0.1 must not be negative',
+  ),
+  (
+    {'optimizer__plateau_drops': -1},
+    1,
+    'config.optimizer.plateau_drops=-1 must not be negative',
+  ),
+  (
+    {'augment__color_std': -0.1},
+    1,
+    'config.augment.color_std=-0.1 must not be negative',
+  ),
+  (
+    {'mesh__layout': 'tower'},
+    1,
+    "config.mesh.layout=tower is not a layout; use 'towers' or 'data'",
+  ),
+  ({'mesh__towers': '3'}, 1, "config.mesh.towers=3 must be '1', '2' or 'auto'"),
+  (
+    {'mesh__towers': '2'},
+    3,
+    'config.mesh.towers=2 needs an even number of devices, here are 3; use'
+    " config.mesh.towers=1 or 'auto'",
+  ),
+  (
+    {'model__num_classes': 5},
+    2,
+    'config.model.num_classes=5 must be even on two towers; use'
+    ' config.mesh.towers=1',
+  ),
+  (
+    {'input__batch_size': 127, 'mesh__layout': 'data'},
+    4,
+    'config.input.batch_size=127 must be a multiple of the 4 devices on mesh'
+    " axis 'data'; try 124 or 128",
+  ),
+  (
+    {'eval__batch_size': 127},  # Four devices are two pairs of towers.
+    4,
+    'config.eval.batch_size=127 must be a multiple of the 2 devices on mesh'
+    " axis 'data'; try 126 or 128",
+  ),
+  (
+    {'input__batch_size': 3, 'mesh__layout': 'data'},
+    4,
+    'config.input.batch_size=3 must be a multiple of the 4 devices on mesh'
+    " axis 'data'; try 4",
+  ),
+  # What is wrong by type, or too far out to run.
+  ({'seed': -1}, 1, 'config.seed=-1 must'),
+  # JAX's keys would take it for seed 0.
+  ({'seed': 2**32}, 1, 'config.seed=4294967296 must'),
+  (
+    {'model__conv_features': ('a', 256, 384, 384, 256)},
+    1,
+    "config.model.conv_features=('a', 256, 384, 384, 256) must",
+  ),
+  (
+    {'model__fc_features': (4096.0, 4096)},
+    1,
+    'config.model.fc_features=(4096.0, 4096) must',
+  ),
+  (
+    {'optimizer__drop_epochs': ('a',)},
+    1,
+    "config.optimizer.drop_epochs=('a',) must",
+  ),
+]
+
+
+@pytest.mark.parametrize('change, num_devices, line', RULES)
+def test_a_broken_rule_is_one_line_with_its_value_and_a_way_out(
+  change, num_devices, line
+):
+  (problem,) = problems(changed(**change), num_devices)
+  assert problem.startswith(line)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('key', FLOAT_KEYS)
+def test_numbers_must_be_finite(key, value):
+  config = changed(**{key.replace('.', '__'): value})
+  (problem,) = problems(config)
+  assert problem.startswith(f'config.{key}={value} must')
+
+
+def test_all_broken_rules_are_reported_at_once():
+  config = changed(
+    model__num_classes=-1,
+    model__conv_features=(96, 256),
+    model__dropout_rate=2.0,
+    input__crop_size=20,
+    input__batch_size=5,
+    optimizer__schedule='cosine',
+    optimizer__momentum=1.5,
+    mesh__layout='data',
+    train__epochs=-1.0,
+    eval__batch_size=7,
+  )
+  found = [line.partition('=')[0] for line in problems(config, 2)]
+  assert sorted(found) == [
+    'config.eval.batch_size',
+    'config.input.batch_size',
+    'config.input.crop_size',
+    'config.model.conv_features',
+    'config.model.dropout_rate',
+    'config.model.num_classes',
+    'config.optimizer.momentum',
+    'config.optimizer.schedule',
+    'config.train.epochs',
+  ]
+
+
+@pytest.mark.parametrize('key', ['input.batch_size', 'eval.batch_size'])
+@pytest.mark.parametrize('num_devices', [3, 6, 7])
+def test_the_batch_sizes_named_are_the_nearest_that_work(key, num_devices):
+  config = paper.get_config()
+  config.mesh.layout = 'data'
+  config.input.batch_size = config.eval.batch_size = 10 * num_devices
+  size = 10 * num_devices + 2
+  config.update_from_flattened_dict({key: size})
+  (problem,) = problems(config, num_devices)
+  named = [int(n) for n in re.findall(r'\d+', problem.partition('try ')[2])]
+  around = []
+  for candidate in range(size - num_devices, size + num_devices):
+    config.update_from_flattened_dict({key: candidate})
+    if not problems(config, num_devices):
+      around.append(candidate)
+  assert named == around
+
+
+def test_the_least_crop_named_works_and_no_smaller_one():
+  (problem,) = problems(changed(input__crop_size=20, model__conv1_padding=3))
+  least = int(problem.rpartition(' ')[2])
+  works = lambda crop: (
+    not problems(changed(input__crop_size=crop, model__conv1_padding=3))
+  )
+  assert (works(least), works(least - 1)) == (True, False)
+
+
+@pytest.mark.parametrize('key', PAPER_KEYS)
+def test_a_continued_run_may_change_only_how_far_how_often_and_where(key):
+  config = paper.get_config()
+  made_with = config_lib.flatten(config)
+  now, made_with[key] = made_with[key], 'another'
+  if key in MAY_CHANGE:
+    config_lib.check_unchanged(config, made_with, 'the run')
+    return
+  with pytest.raises(ValueError) as error:
+    config_lib.check_unchanged(config, made_with, 'the run')
+  first, second = str(error.value).split('\n')
+  assert first.startswith('the run was made with another config; use a fresh')
+  assert second == f"config.{key}: 'another' there, {now!r} here"
+
+
+def test_all_changed_keys_are_named_also_one_that_was_not_there():
+  made_with = config_lib.flatten(paper.get_config())
+  made_with['seed'] = 7
+  made_with['model.gone'] = 1
+  del made_with['augment.flip']
+  with pytest.raises(ValueError) as error:
+    config_lib.check_unchanged(paper.get_config(), made_with, 'the run')
+  assert str(error.value).split('\n')[1:] == [
+    'config.augment.flip: None there, True here',
+    'config.model.gone: 1 there, None here',
+    'config.seed: 7 there, 0 here',
+  ]
+
+
+def test_flatten_gives_what_json_gives_back():
+  flat = config_lib.flatten(paper.get_config())
+  assert flat['seed'] == 0
+  assert flat['model.conv_features'] == [96, 256, 384, 384, 256]
+  assert flat['optimizer.drop_epochs'] == []
+  assert flat['augment.flip'] is True
+  assert not any(isinstance(value, dict | tuple) for value in flat.values())
+
+
+def test_open_workdir_makes_the_folder_and_records_the_config(tmp_path):
+  config = paper.get_config()
+  path = config_lib.open_workdir(tmp_path / 'runs' / 'first', config)
+  assert path == tmp_path / 'runs' / 'first'
+  assert os.listdir(path) == ['config.json']
+  recorded = json.loads((path / 'config.json').read_text())
+  assert recorded == config_lib.flatten(config)
+
+
+def test_open_workdir_takes_a_path_from_where_the_command_runs(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.open_workdir('run', paper.get_config()) == tmp_path / 'run'
+
+
+def test_open_workdir_refuses_an_empty_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='--workdir= '):
+    config_lib.open_workdir('', paper.get_config())
+  assert os.listdir(tmp_path) == []
+
+
+def test_open_workdir_names_a_path_under_a_regular_file(tmp_path):
+  (tmp_path / 'file').write_text('')
+  workdir = tmp_path / 'file' / 'run'
+  with pytest.raises(ValueError) as error:
+    config_lib.open_workdir(workdir, paper.get_config())
+  assert str(error.value).startswith(f'--workdir={workdir} cannot be written (')
+  assert str(error.value).endswith('; name a folder that can')
+
+
+def test_open_workdir_keeps_the_record_of_another_config(tmp_path):
+  config_lib.open_workdir(tmp_path, changed(seed=1))
+  message = f'^--workdir={tmp_path} was made .*\nconfig.seed: 1 there, 2 here$'
+  with pytest.raises(ValueError, match=message):
+    config_lib.open_workdir(tmp_path, changed(seed=2))
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+def test_open_workdir_records_what_a_continued_run_may_change(tmp_path):
+  config_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
+  config_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
+  assert json.loads((tmp_path / 'config.json').read_text())['train.epochs'] == 2
+
+
+def test_open_workdir_names_a_damaged_record(tmp_path):
+  (tmp_path / 'config.json').write_text('{"seed"')
+  with pytest.raises(ValueError) as error:
+    config_lib.open_workdir(tmp_path, paper.get_config())
+  assert f'{tmp_path}' in str(error.value)
+  assert 'config.json' in str(error.value)
+
+
+def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
+  config_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
+  replace, seen = os.replace, []
+
+  def watched(new, old):
+    seen.append([json.loads(pathlib.Path(p).read_text()) for p in (old, new)])
+    replace(new, old)
+
+  monkeypatch.setattr(os, 'replace', watched)
+  config_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
+  ((old, new),) = seen
+  assert (old['train.epochs'], new['train.epochs']) == (1, 2)

@@ -1,0 +1,410 @@
+"""The host half: order, decoding, buffers and messages.
+
+The oracle is a data set whose image number i is filled with the colour (i, i,
+255 - i) and has the label i % 3, so that a batch tells what it holds; decoding
+is compared with Pillow, the stored data set with plain tfds.
+"""
+
+import concurrent.futures
+import contextlib
+import gc
+import io
+import itertools
+import mmap
+import threading
+import time
+import unittest.mock
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from alexnet_jax import input_pipeline
+from alexnet_jax import prepare
+
+NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
+
+
+def _prepare(folder, name='painted'):
+  for part, count in (('train', NUM_TRAIN), ('val', NUM_VAL)):
+    for i in range(count):
+      path = folder / 'images' / part / f'class{i % 3}' / f'{i:02d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (SIZE, SIZE), (i, i, 255 - i)).save(path)
+  prepare.prepare(f'folder:{folder / "images"}', name, folder, size=SIZE)
+  return input_pipeline.open_dataset(folder, name)
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+  return _prepare(tmp_path_factory.mktemp('painted'))
+
+
+def _take(dataset, count, *, batch_size=5, seed=0, start_step=0):
+  batches = input_pipeline.train_batches(
+    dataset, 'train', batch_size=batch_size, seed=seed, start_step=start_step
+  )
+  with contextlib.closing(batches):
+    return list(itertools.islice(batches, count))
+
+
+def _numbers(batches):
+  """The numbers of the examples, checked against pixels and labels."""
+  images = np.concatenate([batch['image'] for batch in batches])
+  numbers = images[:, 0, 0, 0].astype(int)
+  expected = np.stack([numbers, numbers, 255 - numbers], -1)[:, None, None]
+  assert (images == expected).all()
+  labels = np.concatenate([batch['label'] for batch in batches])
+  np.testing.assert_array_equal(labels, numbers % 3)
+  return numbers.tolist()
+
+
+def _wait_until(condition):
+  deadline = time.monotonic() + 20
+  while not condition():
+    assert time.monotonic() < deadline
+    gc.collect()
+    time.sleep(0.01)
+
+
+def _encode(pixels, kind, **options):
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def _smooth(size):
+  """A colour gradient, which JPEG renders without visible blocks."""
+  y, x = np.mgrid[:size, :size] * 255 // (size - 1)
+  return np.stack([y, x, 255 - y], -1).astype(np.uint8)
+
+
+def test_each_epoch_is_another_permutation_of_all_examples(dataset):
+  numbers = _numbers(_take(dataset, NUM_TRAIN))  # 5 epochs of 23 examples.
+  epochs = np.reshape(numbers, (5, NUM_TRAIN))
+  assert (np.sort(epochs, axis=1) == np.arange(NUM_TRAIN)).all()
+  assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_the_last_batch_is_filled_from_the_next_epochs_order(dataset):
+  epochs = _take(dataset, 2, batch_size=NUM_TRAIN)
+  batches = _take(dataset, 5)
+  assert _numbers(batches[-1:]) == (
+    _numbers(epochs[:1])[-3:] + _numbers(epochs[1:])[:2]
+  )
+  assert all(batch['mask'].all() for batch in batches)
+
+
+def test_a_batch_may_span_epochs(dataset):
+  (batch,) = _take(dataset, 1, batch_size=2 * NUM_TRAIN)
+  counts = np.bincount(_numbers([batch]))
+  np.testing.assert_array_equal(counts, np.full(NUM_TRAIN, 2))
+
+
+def test_the_order_is_a_function_of_the_seed(dataset):
+  orders = [_numbers(_take(dataset, 3, seed=seed)) for seed in (1, 1, 2)]
+  assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize('start', [1, 4, 7])
+def test_a_stream_started_at_a_step_goes_on_like_the_uninterrupted_one(
+  dataset, start
+):
+  whole = _take(dataset, 10)
+  resumed = _take(dataset, 10 - start, start_step=start)
+  assert _numbers(resumed) == _numbers(whole[start:])
+
+
+def test_batches_have_the_shared_names_shapes_and_types(dataset):
+  (batch,) = _take(dataset, 1)
+  assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+    'image': ((5, SIZE, SIZE, 3), np.uint8),
+    'label': ((5,), np.int32),
+    'mask': ((5,), np.bool_),
+  }
+
+
+@pytest.mark.parametrize('batch_size', [4, 5, 16])
+def test_evaluation_holds_every_example_once_and_masks_the_tail(
+  dataset, batch_size
+):
+  batches = list(
+    input_pipeline.eval_batches(dataset, 'validation', batch_size=batch_size)
+  )
+  assert {len(batch['image']) for batch in batches} == {batch_size}
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  assert (mask == (np.arange(len(mask)) < NUM_VAL)).all()
+  assert len(mask) - NUM_VAL < batch_size
+  real = {
+    key: np.concatenate([batch[key] for batch in batches])[mask]
+    for key in ('image', 'label')
+  }
+  assert sorted(_numbers([real])) == list(range(NUM_VAL))
+  for key in ('image', 'label'):
+    tail = np.concatenate([batch[key] for batch in batches])[~mask]
+    assert not tail.any()
+
+
+def test_the_tail_is_zero_also_in_a_used_buffer(dataset, monkeypatch):
+  take = input_pipeline.BufferPool.take
+
+  def take_used(pool):
+    array = take(pool)
+    array[:] = 7
+    return array
+
+  monkeypatch.setattr(input_pipeline.BufferPool, 'take', take_used)
+  batches = input_pipeline.eval_batches(dataset, 'validation', batch_size=16)
+  (batch,) = batches
+  assert not batch['image'][NUM_VAL:].any()
+
+
+def test_png_decodes_to_the_pixels_encoded():
+  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  out = np.empty_like(pixels)
+  input_pipeline.decode_image(_encode(pixels, 'PNG'), out)
+  np.testing.assert_array_equal(out, pixels)
+
+
+@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:0'])
+def test_jpeg_decodes_as_in_pillow(subsampling):
+  encoded = _encode(_smooth(64), 'JPEG', quality=95, subsampling=subsampling)
+  out = np.empty((64, 64, 3), np.uint8)
+  input_pipeline.decode_image(encoded, out)
+  expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
+  # Two builds of libjpeg may round the inverse DCT and the upsampling of
+  # colour differently, by a grey level each; RGB adds them up.
+  assert np.abs(out - expected).max() <= 3
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('shape', [(1, 1), (8, 8), (8, 32), (32, 32)])
+def test_an_image_of_another_size_is_refused(kind, shape):
+  out = np.empty((16, 16, 3), np.uint8)
+  with pytest.raises(ValueError):
+    encoded = _encode(np.zeros((*shape, 3), np.uint8), kind)
+    input_pipeline.decode_image(encoded, out)
+
+
+def test_open_dataset_reads_the_facts(dataset):
+  assert dataset.class_names == ('class0', 'class1', 'class2')
+  assert dataset.num_examples == {'train': NUM_TRAIN, 'validation': NUM_VAL}
+  assert dataset.image_size == SIZE
+  np.testing.assert_array_equal(
+    dataset.mean_image, np.full((SIZE, SIZE, 3), [11, 11, 244], np.float32)
+  )
+  # The variance of 0, ..., 22 is (23 ** 2 - 1) / 12 = 44; exact in float64 up
+  # to the rounding of E[x^2] - E[x]^2, 1e-16 * 244 ** 2.
+  sign = np.array([1, 1, -1])
+  np.testing.assert_allclose(
+    dataset.rgb_covariance, 44 * np.outer(sign, sign), rtol=1e-10
+  )
+
+
+def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    input_pipeline.open_dataset(tmp_path, 'flowers')
+  assert str(error.value) == (
+    'no prepared data set config.input.dataset=flowers under'
+    f' config.input.data_dir={tmp_path}; prepare it: python -m'
+    ' alexnet_jax.prepare --source=folder:DIR --name=flowers'
+    f' --data_dir={tmp_path}'
+  )
+
+
+def test_check_dataset_accepts_what_fits(dataset):
+  input_pipeline.check_dataset(
+    dataset,
+    image_size=SIZE,
+    num_classes=3,
+    splits={'config.input.train_split': 'train'},
+  )
+
+
+def test_check_dataset_reports_all_mismatches_at_once(dataset):
+  with pytest.raises(ValueError) as error:
+    input_pipeline.check_dataset(
+      dataset,
+      image_size=256,
+      num_classes=1000,
+      splits={'a.split': 'test', 'b.split': 'train', 'c.split': 'holdout'},
+    )
+  lines = str(error.value).splitlines()
+  assert [line.split(',')[0].split(' ')[0] for line in lines] == [
+    'config.input.image_size=256',
+    'config.model.num_classes=1000',
+    'a.split=test',
+    'c.split=holdout',
+  ]
+  assert 'of 8 pixels' in lines[0] and '--size=256' in lines[0]
+  assert 'has 3 classes' in lines[1]
+  assert lines[2].endswith('it has train, validation')
+  assert all(str(dataset.path) in line for line in lines)
+
+
+def test_an_undecodable_record_is_named(tmp_path, monkeypatch):
+  encode = prepare.encode
+
+  def damage(encoded, *args):
+    stored, pixels = encode(encoded, *args)
+    return (stored[:40] if pixels[0, 0, 0] == 7 else stored), pixels
+
+  monkeypatch.setattr(prepare, 'encode', damage)
+  dataset = _prepare(tmp_path)
+  with pytest.raises(
+    ValueError,
+    match=r'cannot decode train/class1/07\.png .*data set is damaged: remove',
+  ):
+    _take(dataset, 5)
+
+
+def test_a_flipped_bit_in_a_shard_is_reported_as_damage(tmp_path):
+  dataset = _prepare(tmp_path)
+  (shard,) = dataset.path.glob('painted-train.array_record*')
+  stored = bytearray(shard.read_bytes())
+  stored[stored.index(b'IDAT') + 6] ^= 1
+  shard.write_bytes(stored)
+  with pytest.raises(ValueError, match='data set is damaged: remove it'):
+    _take(dataset, 5)
+
+
+# Memory that comes back is known by its contents: the system gives fresh
+# memory the same address again, but zeroed.
+def test_the_pool_reuses_memory_once_it_is_free():
+  pool = input_pipeline.BufferPool((4, 8, 8, 3))
+  array = pool.take()
+  array[:] = 1
+  del array
+  assert (pool.take() == 1).all()
+
+
+def test_the_pool_keeps_memory_while_a_view_of_a_view_lives():
+  pool = input_pipeline.BufferPool((4, 8, 8, 3))
+  array = pool.take()
+  array[:] = 1
+  view = array[1:].reshape(3, -1)[:, ::2]
+  del array
+  pool.take()[:] = 2
+  assert (view == 1).all()
+  del view
+  assert (pool.take() == 1).all()
+
+
+def test_device_put_aliases_a_buffer_and_the_pool_waits_for_the_array():
+  pool = input_pipeline.BufferPool((4, 8, 8, 3))
+  array = pool.take()
+  address = array.ctypes.data
+  assert address % 64 == 0
+  array[:] = 1
+  on_device = jax.device_put(array, jax.devices()[0]).block_until_ready()
+  # Without the alias this test would not see the trap.
+  assert on_device.unsafe_buffer_pointer() == address
+  del array
+  gc.collect()
+  other = pool.take()
+  assert other.ctypes.data != address
+  other[:] = 2
+  assert (np.asarray(on_device) == 1).all()
+  del on_device, other
+  _wait_until(lambda: any((a == 1).all() for a in (pool.take(), pool.take())))
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_kept_device_batches_stay_right_while_buffers_are_reused(
+  dataset, num_devices, monkeypatch
+):
+  mesh = jax.make_mesh(
+    (num_devices,),
+    ('data',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:num_devices],
+  )
+
+  def put(batch):
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec('data')))
+
+  expected = _numbers(_take(dataset, 60, batch_size=8))
+  batches = input_pipeline.train_batches(
+    dataset, 'train', batch_size=8, seed=0, start_step=0
+  )
+  allocate = unittest.mock.Mock(side_effect=mmap.mmap)
+  monkeypatch.setattr(input_pipeline.mmap, 'mmap', allocate)
+  stream = input_pipeline.prefetch_to_device(batches, put)
+  kept = {}
+  with contextlib.closing(stream):
+    for i, batch in enumerate(itertools.islice(stream, 60)):
+      if i % 4 == 0:
+        kept[i] = batch
+  # 15 are kept, and a few under way; the others were reused.
+  assert 15 < allocate.call_count < 40
+  for i, batch in kept.items():
+    numbers = _numbers([jax.tree.map(np.asarray, batch)])
+    assert numbers == expected[8 * i : 8 * i + 8]
+
+
+@pytest.mark.parametrize('depth', [1, 2, 3])
+def test_prefetch_keeps_the_order_and_depth_batches_ahead(depth):
+  sent = []
+
+  def put(batch):
+    sent.append(batch['label'])
+    return batch['label']
+
+  batches = ({'label': np.array(i)} for i in range(6))
+  for i, label in enumerate(
+    input_pipeline.prefetch_to_device(batches, put, depth)
+  ):
+    assert label == i
+    assert [int(s) for s in sent] == list(range(min(i + 1 + depth, 6)))
+  assert i == 5
+
+
+@pytest.fixture
+def executors(monkeypatch):
+  """Keeps every thread pool alive, so that only closing it ends its threads."""
+  kept = []
+  make = concurrent.futures.ThreadPoolExecutor
+
+  def keep(*args, **kwargs):
+    kept.append(make(*args, **kwargs))
+    return kept[-1]
+
+  monkeypatch.setattr(concurrent.futures, 'ThreadPoolExecutor', keep)
+  return kept
+
+
+def test_closing_the_stream_ends_its_threads(dataset, executors):
+  before = set(threading.enumerate())
+  batches = input_pipeline.train_batches(
+    dataset, 'train', batch_size=5, seed=0, start_step=0
+  )
+  stream = input_pipeline.prefetch_to_device(batches, jax.device_put)
+  next(stream)
+  assert set(threading.enumerate()) - before
+  stream.close()
+  _wait_until(lambda: not set(threading.enumerate()) - before)
+  assert executors
+
+
+def test_a_finished_evaluation_ends_its_threads(dataset, executors):
+  before = set(threading.enumerate())
+  for _ in input_pipeline.eval_batches(dataset, 'validation', batch_size=4):
+    pass
+  _wait_until(lambda: not set(threading.enumerate()) - before)
+  assert executors
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_a_prepared_dataset_is_an_ordinary_tfds_dataset(dataset, split):
+  source = tfds.builder_from_directory(dataset.path).as_data_source(split)
+  batches = input_pipeline.eval_batches(dataset, split, batch_size=1)
+  for example, batch in zip(source, batches, strict=True):
+    np.testing.assert_array_equal(example['image'], batch['image'][0])
+    assert example['label'] == batch['label'][0]
+    number = int(example['image'][0, 0, 0])
+    part = 'train' if split == 'train' else 'val'
+    name = f'{part}/class{number % 3}/{number:02d}.png'
+    assert example['file_name'].decode() == name

@@ -1,0 +1,250 @@
+"""The walls of the package, read from its source: who may import what.
+
+Also what the documents promise: commands, files and pinned versions exist.
+"""
+
+import ast
+import configparser
+import functools
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+from packaging import requirements
+from packaging import utils
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'alexnet_jax'
+MODULES = sorted(path.stem for path in PACKAGE.glob('[!_]*.py'))
+
+# Imports run one way: a module imports only modules named after it.
+ORDER = [
+  'main',
+  'train',
+  'evaluate',
+  'run',
+  'prepare',
+  'sources',
+  'input_pipeline',
+  'config',
+  'timetable',
+  'checkpoint',
+  'metrics',
+  'augment',
+  'model',
+  'optimizer',
+  'towers',
+]
+
+# Who may import what comes from outside; nobody else.
+WALLS = {
+  'PIL': ['input_pipeline', 'prepare', 'sources'],
+  'absl': ['main', 'prepare'],
+  'array_record': ['prepare'],
+  'benchmarks': [],
+  'clu': ['run'],
+  'configs': [],
+  'experiments': [],
+  'grain': ['input_pipeline'],
+  'ml_collections': ['config', 'evaluate', 'main', 'run', 'train'],
+  'optax': ['optimizer', 'train'],
+  'orbax': ['checkpoint'],
+  'simplejpeg': ['input_pipeline'],
+  'sklearn': ['sources'],
+  'tensorboardX': ['metrics'],
+  'tensorflow': [],
+  'tensorflow_datasets': ['input_pipeline', 'prepare'],
+  'tests': [],
+  'torch': [],
+  'tqdm': ['metrics', 'prepare'],
+}
+
+# Gone from JAX or on the way out, or measured too slow (towers.grouped_conv).
+BANNED = {
+  'batch_group_count',
+  'device_put_replicated',
+  'device_put_sharded',
+  'feature_group_count',
+  'pmap',
+  'tree_map',
+  'xmap',
+}
+
+DOCUMENTS = ['README.md', 'CONTRIBUTING.md'] + [
+  f'configs/{path.name}' for path in sorted((ROOT / 'configs').glob('*.py'))
+]
+
+
+@functools.cache
+def tree(module):
+  return ast.parse((PACKAGE / f'{module}.py').read_text())
+
+
+def imported(module):
+  """Full names of what a module imports, also inside functions."""
+  names = set()
+  for node in ast.walk(tree(module)):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      source = 'alexnet_jax' if node.level else ''
+      source = '.'.join(part for part in (source, node.module) if part)
+      names |= {f'{source}.{alias.name}' for alias in node.names}
+  return names
+
+
+def test_every_module_has_its_place_in_the_order():
+  assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_imports_within_the_package_run_one_way(module):
+  own = {n.split('.')[1] for n in imported(module) if n.startswith('alexnet_')}
+  assert sorted(own - set(ORDER[ORDER.index(module) + 1 :])) == []
+
+
+@pytest.mark.parametrize('library', WALLS)
+def test_a_library_stays_behind_its_wall(library):
+  users = [
+    module
+    for module in MODULES
+    if any(name.split('.')[0] == library for name in imported(module))
+  ]
+  assert users == WALLS[library]
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_only_commands_read_flags(module):
+  is_command = any(
+    isinstance(node, ast.If)
+    and ast.unparse(node.test) == "__name__ == '__main__'"
+    for node in tree(module).body
+  )
+  uses_flags = any(name.startswith('absl.flags') for name in imported(module))
+  assert is_command == uses_flags
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_a_config_is_read_without_fallbacks(module):
+  configs = {'config', 'CONFIG', 'inputs', 'optim', 'net', 'mesh'}
+  found = [
+    ast.unparse(node)
+    for node in ast.walk(tree(module))
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr == 'get'
+    and configs & set(re.findall(r'\w+', ast.unparse(node.func.value)))
+  ]
+  assert found == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_no_banned_name_is_used(module):
+  used = set()
+  for node in ast.walk(tree(module)):
+    match node:
+      case ast.Attribute(attr=name) | ast.Name(id=name) | ast.keyword(arg=name):
+        used.add(name)
+      case ast.alias(name=name) | ast.Constant(value=str(name)):
+        used.add(name.rpartition('.')[2])
+  assert sorted(used & BANNED) == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_public_functions_and_classes_have_docstrings(module):
+  bare = [
+    node.name
+    for node in tree(module).body
+    if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    and not node.name.startswith('_')
+    and node.name != 'main'  # The module's docstring is that of the command.
+    and not ast.get_docstring(node)
+  ]
+  assert ast.get_docstring(tree(module)) and bare == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_a_module_can_be_read_in_one_sitting(module):
+  assert len((PACKAGE / f'{module}.py').read_text().splitlines()) <= 450
+
+
+def test_the_package_needs_no_tensorflow():
+  # An import hook, as a stand-in module in sys.modules would be taken for it.
+  program = f"""
+import importlib, sys
+
+class Wall:
+  def find_spec(name, path=None, target=None):
+    if name.partition('.')[0] == 'tensorflow':
+      raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Wall)
+for module in {MODULES}:
+  importlib.import_module('alexnet_jax.' + module)
+assert 'tensorflow' not in sys.modules
+assert 'sklearn' not in sys.modules, 'over a second, for the digits alone'
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert (done.returncode, done.stderr[-2000:]) == (0, '')
+
+
+def test_the_documents_commands_name_modules_that_exist():
+  modules = {
+    module
+    for document in DOCUMENTS
+    for module in re.findall(
+      r'python3? -m ([\w.]+)', (ROOT / document).read_text()
+    )
+  }
+  assert {'alexnet_jax.main', 'alexnet_jax.prepare'} <= modules
+  assert [m for m in modules if importlib.util.find_spec(m) is None] == []
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_the_files_that_a_document_names_exist(document):
+  folders = '|'.join(
+    [
+      'alexnet_jax',
+      'benchmarks',
+      'configs',
+      'experiments',
+      'notebooks',
+      'tests',
+    ]
+  )
+  paths = re.findall(
+    rf'(?<![\w/.])(?:{folders})/[\w./-]*\w', (ROOT / document).read_text()
+  )
+  assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_requirements_pin_what_setup_asks_for():
+  pins = {}
+  for line in (ROOT / 'requirements.txt').read_text().splitlines():
+    if line := line.partition('#')[0].strip():
+      pin = requirements.Requirement(line)
+      (specifier,) = pin.specifier
+      assert specifier.operator == '==' and '*' not in specifier.version, line
+      pins[utils.canonicalize_name(pin.name)] = specifier.version
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  wanted = [
+    requirements.Requirement(line)
+    for section, key in [
+      ('options', 'install_requires'),
+      ('options.extras_require', 'test'),
+    ]
+    for line in setup[section][key].split('\n')
+    if line
+  ]
+  assert wanted
+  name = lambda want: utils.canonicalize_name(want.name)
+  assert [str(want) for want in wanted if name(want) not in pins] == []
+  assert [
+    str(want) for want in wanted if pins[name(want)] not in want.specifier
+  ] == []

@@ -1,0 +1,226 @@
+"""What a wrong command says: one error that names a way out, no traceback.
+
+Commands run through the parser and `main` of the module in this process, two
+of them as a user runs them.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl import logging as absl_logging
+from absl.testing import flagsaver
+import jax
+import pytest
+
+from alexnet_jax import config
+from alexnet_jax import main
+from configs import quickstart
+
+# ml_collections loads the config file with importlib's load_module.
+pytestmark = pytest.mark.filterwarnings(
+  r'ignore:the load_module\(\) method:DeprecationWarning'
+)
+
+ROOT = pathlib.Path(main.__file__).parents[1]
+PAPER = f'--config={ROOT}/configs/paper.py'
+QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
+
+
+@pytest.fixture
+def no_compilation():
+  """The test fails at its first compilation."""
+
+  def listen(name, seconds, **kwargs):
+    assert 'compile' not in name, 'the command got as far as compiling'
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def fail(monkeypatch, capsys, tmp_path, no_compilation):
+  """Runs the command, which must exit; returns what a user reads of it."""
+
+  def run(*flags):
+    argv = ['main', *flags]
+    if flags[0].startswith('--config='):  # Else its keys are no flags.
+      argv.insert(2, f'--config.input.data_dir={tmp_path}/data')
+    monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks.
+    sys.modules.pop('config_config', None)  # The file of the command before.
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
+      main.main(main.parse_flags(argv))
+    printed = capsys.readouterr()
+    if isinstance(exit_.value.code, str):  # The interpreter prints it, exits 1.
+      return printed.err + exit_.value.code
+    assert exit_.value.code not in (0, None)
+    return printed.err + printed.out
+
+  verbosity = absl_logging.get_verbosity()
+  yield run
+  absl_logging.set_verbosity(verbosity)
+  logging.getLogger('alexnet_jax').setLevel(logging.NOTSET)
+
+
+def run_command(*flags):
+  command = [sys.executable, '-m', 'alexnet_jax.main', *flags]
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  return subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+
+
+def missing_data_set(tmp_path, name):
+  return (
+    f'FileNotFoundError: no prepared data set config.input.dataset={name} under'
+    f' config.input.data_dir={tmp_path}/data; prepare it: python -m'
+    f' alexnet_jax.prepare --source=folder:DIR --name={name}'
+    f' --data_dir={tmp_path}/data'
+  )
+
+
+def test_command_with_a_misspelt_key_suggests_the_right_one(tmp_path):
+  done = run_command(
+    QUICKSTART, f'--workdir={tmp_path}/run', '--config.model.num_clases=3'
+  )
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert 'num_clases' in done.stderr
+  assert '"num_classes"' in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_command_for_the_paper_says_how_to_prepare_imagenet(tmp_path):
+  done = run_command(
+    '--config=configs/paper.py',
+    f'--workdir={tmp_path}/run',
+    f'--config.input.data_dir={tmp_path}/data',
+  )
+  assert done.returncode == 1
+  assert done.stderr == missing_data_set(tmp_path, 'imagenet2012') + '\n'
+  assert not (tmp_path / 'run').exists()
+
+
+def test_missing_data_set_is_found_before_anything_is_written(fail, tmp_path):
+  message = fail(PAPER, f'--workdir={tmp_path}/run')
+  assert message == missing_data_set(tmp_path, 'imagenet2012')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compilation_would_be_noticed(no_compilation):
+  with pytest.raises(AssertionError, match='compiling'):
+    jax.jit(lambda x: x + 1)(1)
+
+
+@pytest.mark.parametrize(
+  'flag, words',
+  [
+    ('--config.modle.num_classes=3', ['modle', '"model"']),
+    ('--config.model.num_clases=3', ['num_clases', '"num_classes"']),
+    ('--config.model.num_classes=ten', ['config.model.num_classes=ten', 'int']),
+    ('--config.input.batch_size=12.5', ['config.input.batch_size=12.5', 'int']),
+    ('--config.train.epochs=many', ['config.train.epochs=many', 'float']),
+    ('--config.augment.flip=maybe', ['config.augment.flip=maybe', 'boolean']),
+    ('--config.model=3', ['config.model=3']),
+    ('--mode=evalute', ['--mode=evalute', '<train|evaluate>']),
+    ('--checkpoint=newest', ['--checkpoint=newest', '<best|latest>']),
+    ('--wrkdir=x', ["'wrkdir'", 'workdir']),
+    ('configs/paper.py', ['configs/paper.py']),
+  ],
+)
+def test_a_wrong_flag_is_named_with_its_value(fail, tmp_path, flag, words):
+  message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
+  assert [word for word in words if word not in message] == []
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('flag', ['config', 'workdir'])
+def test_a_missing_flag_is_named(fail, tmp_path, flag):
+  given = {'config': QUICKSTART, 'workdir': f'--workdir={tmp_path}/run'}
+  del given[flag]
+  assert f'flag --{flag}=None' in fail(*given.values())
+
+
+@pytest.mark.parametrize('override', [[], ['--config.seed=1']])
+@pytest.mark.parametrize(
+  'content',
+  [None, 'def get_config(:', 'import no_such_module', 'x = 1'],
+  ids=['missing', 'syntax', 'import', 'no get_config'],
+)
+def test_an_unusable_config_file_is_named_in_one_line(
+  fail, tmp_path, content, override
+):
+  file = tmp_path / 'mine.py'
+  if content is not None:
+    file.write_text(content)
+  message = fail(f'--workdir={tmp_path}/run', f'--config={file}', *override)
+  assert str(file) in message
+  assert message.count('\n') == 0
+
+
+def test_several_broken_rules_are_reported_at_once(fail, tmp_path):
+  message = fail(
+    QUICKSTART,
+    f'--workdir={tmp_path}/run',
+    '--config.input.batch_size=126',
+    '--config.mesh.layout=data',
+    '--config.model.dropout_rate=1',
+    '--config.optimizer.schedule=cosine',
+  )
+  found = [line.split('=')[0] for line in message.split('\n')]
+  assert sorted(found) == [
+    'ValueError: config.model.dropout_rate',
+    'config.input.batch_size',
+    'config.optimizer.schedule',
+  ]
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def digits(data_dir):
+  """Flag of the folder that holds the prepared digits."""
+  return f'--config.input.data_dir={data_dir}'
+
+
+def test_a_workdir_that_cannot_be_written_is_named(fail, tmp_path, digits):
+  (tmp_path / 'file').write_text('')
+  message = fail(QUICKSTART, f'--workdir={tmp_path}/file/run', digits)
+  assert f'ValueError: --workdir={tmp_path}/file/run cannot be' in message
+  assert message.endswith('; name a folder that can')
+
+
+def test_a_workdir_made_with_another_config_is_named(fail, tmp_path, digits):
+  config.open_workdir(tmp_path / 'run', quickstart.get_config())
+  message = fail(
+    QUICKSTART, f'--workdir={tmp_path}/run', digits, '--config.seed=3'
+  )
+  assert message.endswith(
+    f'ValueError: --workdir={tmp_path}/run was made with another config; use a'
+    ' fresh --workdir, or its values:\nconfig.seed: 0 there, 3 here'
+  )
+  recorded = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert recorded['seed'] == 0
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(fail, tmp_path):
+  (tmp_path / 'file').write_text('')
+  flag = f'--config.input.data_dir={tmp_path}/file/data'
+  message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
+  assert f'config.input.data_dir={tmp_path}/file/data cannot be' in message
+
+
+@pytest.mark.parametrize('which', ['best', 'latest'])
+def test_evaluating_without_a_checkpoint_says_to_train(fail, tmp_path, which):
+  message = fail(
+    QUICKSTART,
+    f'--workdir={tmp_path}/run',
+    '--mode=evaluate',
+    f'--checkpoint={which}',
+  )
+  assert f'{tmp_path}/run' in message
+  assert message.endswith('; train first: --mode=train')
+  assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,478 @@
+"""Preparing a data set: geometry, statistics, bad images, interruption.
+
+The oracles are images painted by hand, Pillow's own resize and crop, NumPy
+over the source images, and the uninterrupted preparation.
+"""
+
+import io
+import itertools
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from alexnet_jax import input_pipeline
+from alexnet_jax import prepare
+
+SIZE = 8
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def _random(*shape):
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _bytes(image, kind='PNG', **options):
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def _decoded(stored):
+  image = Image.open(io.BytesIO(stored))
+  assert image.mode == 'RGB' and not image.getexif()
+  return np.asarray(image)
+
+
+def _write_source(root, *, train=10, val=3):
+  """Class folders of random images of SIZE; returns training's pixels."""
+  rng = np.random.default_rng(1)
+  pixels = rng.integers(0, 256, (train + val, SIZE, SIZE, 3), np.uint8)
+  for i, image in enumerate(pixels):
+    part = 'train' if i < train else 'val'
+    path = root / part / f'class{i % 2}' / f'{i:02d}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+  return pixels[:train]
+
+
+@pytest.fixture
+def source(tmp_path):
+  _write_source(tmp_path / 'images')
+  return f'folder:{tmp_path / "images"}'
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+  monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', 3)
+
+
+def _prepare(source, data_dir, **options):
+  return prepare.prepare(source, 'set', data_dir, **{'size': SIZE, **options})
+
+
+def _tree(folder):
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
+
+
+def _interrupt(monkeypatch, after):
+  """The encoder is interrupted, as by Ctrl-C, after some images."""
+  calls = itertools.count()
+  encode = prepare.encode
+
+  def interrupted(*args):
+    if next(calls) == after:
+      raise KeyboardInterrupt
+    return encode(*args)
+
+  monkeypatch.setattr(prepare, 'encode', interrupted)
+
+
+@pytest.mark.parametrize('shape', [(240, 180), (180, 240), (120, 120)])
+def test_shorter_side_is_scaled_then_the_central_square_cut(shape):
+  width, height = shape
+  image = Image.fromarray(_random(height, width, 3))
+  _, pixels = prepare.encode(_bytes(image), 60, 95)
+  scale = 60 / min(shape)
+  resized = image.resize(
+    (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
+  )
+  left, top = (resized.width - 60) // 2, (resized.height - 60) // 2
+  expected = resized.crop((left, top, left + 60, top + 60))
+  np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+  'shape', [(201, 143), (143, 201), (255, 101), (61, 60), (41, 30)]
+)
+def test_pixels_of_odd_sizes_come_from_their_place(shape):
+  width, height = shape
+  y, x = np.mgrid[:height, :width].astype(np.uint8)
+  image = Image.fromarray(np.stack([x, y, 0 * y], -1))  # Holds its places.
+  _, pixels = prepare.encode(_bytes(image), 60, 95)
+  scale = min(shape) / 60
+  centre = (np.arange(60) + 0.5) * scale
+  for channel, side, axis in ((0, width, 1), (1, height, 0)):
+    expected = (side - 60 * scale) / 2 + centre - 0.5
+    inner = slice(4, -4)  # Bicubic bends a ramp at the border of the image.
+    found = pixels[inner, inner, channel].astype(float)
+    # Two passes, each rounded to a grey level, of a ramp one level per pixel.
+    assert np.abs(found.mean(1 - axis) - expected[inner]).max() <= 1
+    assert np.ptp(found, axis=1 - axis).max() <= 1
+
+
+@pytest.mark.parametrize('size', [30, 120])
+@pytest.mark.parametrize(
+  ('mode', 'kind', 'colour', 'expected'),
+  [
+    ('L', 'PNG', 90, (90, 90, 90)),
+    ('I;16', 'PNG', 90 * 257, (90, 90, 90)),
+    ('1', 'PNG', 1, (255, 255, 255)),
+    ('LA', 'PNG', (90, 128), (90, 90, 90)),
+    ('RGBA', 'PNG', (10, 200, 30, 128), (10, 200, 30)),
+    ('CMYK', 'TIFF', (255, 0, 0, 0), (0, 255, 255)),
+    ('CMYK', 'JPEG', (255, 0, 0, 0), (0, 255, 255)),
+  ],
+)
+def test_every_mode_becomes_rgb(mode, kind, colour, expected, size):
+  image = Image.new(mode, (120, 120), colour)
+  stored, pixels = prepare.encode(_bytes(image, kind), size, 95)
+  np.testing.assert_array_equal(
+    pixels, np.broadcast_to(np.uint8(expected), (size, size, 3))
+  )
+  # What is stored as JPEG is off by the rounding of its colour space.
+  np.testing.assert_allclose(_decoded(stored).astype(int), pixels, atol=3)
+
+
+@pytest.mark.parametrize('transparency', [None, 0, bytes([128, 255])])
+def test_a_palette_image_becomes_rgb(transparency):
+  image = Image.new('P', (20, 20), 0)
+  image.putpalette([*RED, *BLUE])
+  image.paste(1, (10, 0, 20, 20))
+  options = {} if transparency is None else {'transparency': transparency}
+  _, pixels = prepare.encode(_bytes(image, **options), 20, 95)
+  assert (pixels[:, :10] == RED).all() and (pixels[:, 10:] == BLUE).all()
+
+
+def test_the_first_frame_counts():
+  frames = [Image.new('RGB', (20, 20), colour) for colour in (RED, BLUE)]
+  encoded = _bytes(frames[0], 'GIF', save_all=True, append_images=frames[1:])
+  _, pixels = prepare.encode(encoded, 20, 95)
+  assert (pixels == RED).all()
+
+
+@pytest.mark.parametrize(
+  ('orientation', 'place'),
+  [(1, 'left'), (2, 'right'), (3, 'right'), (6, 'top'), (8, 'bottom')],
+)
+@pytest.mark.parametrize('shape', [(120, 120), (160, 120)])
+def test_exif_rotation_is_applied_once(orientation, place, shape):
+  image = Image.new('RGB', shape, BLUE)
+  image.paste(RED, (0, 0, shape[0] // 2, shape[1]))
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  encoded = _bytes(image, 'JPEG', quality=95, exif=exif)
+  stored, pixels = prepare.encode(encoded, 120, 95)
+  edges = {
+    'left': np.s_[:, :40],
+    'right': np.s_[:, 80:],
+    'top': np.s_[:40],
+    'bottom': np.s_[80:],
+  }
+  for found in (pixels, np.asarray(Image.open(io.BytesIO(stored)))):
+    # Far from the edge between the colours JPEG is off by a few levels.
+    assert np.abs(found[edges[place]].astype(int) - RED).max() < 10
+  assert Image.open(io.BytesIO(stored)).getexif().get(0x0112, 1) == 1
+
+
+def test_a_jpeg_of_the_right_size_keeps_its_bytes():
+  encoded = _bytes(Image.fromarray(_random(120, 120, 3)), 'JPEG', quality=70)
+  stored, pixels = prepare.encode(encoded, 120, 95)
+  assert stored == encoded
+  np.testing.assert_array_equal(pixels, _decoded(encoded))
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'BMP', 'PPM'])
+def test_a_lossless_image_of_the_right_size_stays_lossless(kind):
+  original = _random(120, 120, 3)
+  encoded = _bytes(Image.fromarray(original), kind)
+  stored, pixels = prepare.encode(encoded, 120, 95)
+  np.testing.assert_array_equal(pixels, original)
+  np.testing.assert_array_equal(_decoded(stored), original)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('shape', [(120, 150), (96, 96)])
+def test_small_images_are_stored_as_png(kind, shape):
+  encoded = _bytes(Image.fromarray(_random(*shape, 3)), kind)
+  stored, pixels = prepare.encode(encoded, 96, 95)
+  assert Image.open(io.BytesIO(stored)).format == 'PNG'
+  np.testing.assert_array_equal(_decoded(stored), pixels)
+
+
+def test_a_scaled_image_is_stored_as_jpeg_of_the_given_quality():
+  encoded = _bytes(Image.fromarray(_random(120, 150, 3)))
+  stored = [prepare.encode(encoded, 97, quality)[0] for quality in (50, 95)]
+  tables = [Image.open(io.BytesIO(s)).quantization[0] for s in stored]
+  # The standard table begins with 16: as it is at 50, a tenth of it at 95.
+  assert [table[0] for table in tables] == [16, 2]
+
+
+def test_statistics_are_those_of_the_training_pixels(tmp_path, small_shards):
+  pixels = _write_source(tmp_path / 'images')
+  path = _prepare(f'folder:{tmp_path / "images"}', tmp_path)
+  with np.load(path / input_pipeline.STATISTICS_FILE) as statistics:
+    # Stored as float32: 24 bits.
+    np.testing.assert_allclose(
+      statistics['mean_image'], pixels.astype(float).mean(0), rtol=2**-23
+    )
+    rgb = pixels.reshape(-1, 3).T.astype(float)
+    np.testing.assert_allclose(
+      statistics['rgb_covariance'], np.cov(rgb, bias=True), rtol=1e-9
+    )
+
+
+def test_examples_are_stored_shuffled_with_their_labels(tmp_path, source):
+  _prepare(source, tmp_path)
+  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  batches = input_pipeline.eval_batches(dataset, 'train', batch_size=10)
+  labels = next(batches)['label'].tolist()
+  batches.close()
+  assert sorted(labels) == [0] * 5 + [1] * 5
+  assert labels != sorted(labels)
+
+
+def test_the_number_of_threads_leaves_no_trace(tmp_path, source, small_shards):
+  trees = [
+    _tree(_prepare(source, tmp_path / str(threads), threads=threads))
+    for threads in (1, 3)
+  ]
+  assert trees[0] == trees[1]
+
+
+def _add_bad_images(tmp_path):
+  """An image cut short in train/, one that is text in val/; their names."""
+  folder = tmp_path / 'images'
+  whole = (folder / 'train/class0/00.png').read_bytes()
+  (folder / 'train/class0/short.png').write_bytes(whole[: len(whole) // 2])
+  (folder / 'val/class1/text.jpg').write_text('<html>404</html>')
+  return ['train/class0/short.png', 'val/class1/text.jpg']
+
+
+def test_unreadable_images_are_skipped_counted_and_listed(
+  tmp_path, source, caplog
+):
+  bad = _add_bad_images(tmp_path)
+  with caplog.at_level(logging.INFO, 'alexnet_jax'):
+    path = _prepare(source, tmp_path, max_bad=2)
+  skipped = json.loads((path / 'preparation.json').read_text())['skipped']
+  assert [line.split(':')[0] for line in skipped] == bad
+  assert 'truncated' in skipped[0]  # Why.
+  assert '0x' not in skipped[1]  # No address, another in every run.
+  assert [f'skipped {line}' for line in skipped] == caplog.messages[:2]
+  assert caplog.messages[2] == (
+    f'{path}: 10 train + 3 validation examples, 2 unreadable images skipped.'
+  )
+  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  assert dataset.num_examples == {'train': 10, 'validation': 3}
+
+
+@pytest.mark.parametrize('shard_examples', [3, 100])
+def test_too_many_unreadable_images_fail_and_a_larger_max_bad_continues(
+  tmp_path, source, monkeypatch, shard_examples
+):
+  monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', shard_examples)
+  for i in range(4):
+    (tmp_path / f'images/train/class0/bad{i}.jpg').write_text('no image')
+  with pytest.raises(RuntimeError) as error:
+    _prepare(source, tmp_path / 'again', max_bad=1)
+  message = str(error.value)
+  assert message.startswith(
+    '2 unreadable images, more than --max_bad=1; the last: train/class0/bad'
+  )
+  assert message.endswith('or raise --max_bad; the same command continues')
+  assert not input_pipeline.dataset_path(tmp_path / 'again', 'set').exists()
+  continued = _prepare(source, tmp_path / 'again', max_bad=4)
+  at_once = _prepare(source, tmp_path / 'once', max_bad=4)
+  assert _tree(continued) == _tree(at_once)
+
+
+def test_a_shard_may_lose_all_its_images(tmp_path, source, small_shards):
+  for path in list((tmp_path / 'images' / 'val').rglob('*.png')):
+    path.write_text('no image')
+  for i in range(3):
+    (tmp_path / f'images/val/class0/{i}.jpg').write_text('no image')
+  good = tmp_path / 'images/train/class1/01.png'
+  (tmp_path / 'images/val/class1/good.png').write_bytes(good.read_bytes())
+  _prepare(source, tmp_path, max_bad=6)
+  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  (batch,) = input_pipeline.eval_batches(dataset, 'validation', batch_size=2)
+  assert batch['mask'].tolist() == [True, False]
+  assert batch['label'][0] == 1
+
+
+def test_a_source_without_a_readable_training_image_is_refused(tmp_path):
+  for part in ('train', 'val'):
+    (tmp_path / 'images' / part / 'cat').mkdir(parents=True)
+    (tmp_path / 'images' / part / 'cat' / '1.png').write_text('no image')
+  with pytest.raises(ValueError, match='no readable training image'):
+    _prepare(f'folder:{tmp_path / "images"}', tmp_path)
+
+
+def test_an_interrupted_preparation_continues_to_the_same_bytes(
+  tmp_path, source, small_shards, monkeypatch
+):
+  uninterrupted = _prepare(source, tmp_path / 'once')
+  out = input_pipeline.dataset_path(tmp_path / 'again', 'set')
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=7)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path / 'again', threads=1)
+  assert not out.exists()
+  work = out.with_name('1.0.0.incomplete')
+  shards = list(work.glob('*.array_record-?????-of-?????'))
+  assert len(shards) == 2  # Of 3, 3, 2 and 2 examples, 7 were encoded.
+  written = {shard.name: shard.stat().st_mtime_ns for shard in shards}
+  assert _prepare(source, tmp_path / 'again') == out
+  for name, time in written.items():
+    assert (out / name).stat().st_mtime_ns == time
+  assert _tree(out) == _tree(uninterrupted)
+  assert not work.exists()
+
+
+def test_nothing_appears_under_the_final_name_before_the_end(
+  tmp_path, source, small_shards, monkeypatch
+):
+  out = input_pipeline.dataset_path(tmp_path, 'set')
+  seen = []
+
+  def watch(module, name):
+    function = getattr(module, name)
+
+    def watched(*args, **kwargs):
+      seen.append(out.exists())
+      return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, watched)
+
+  watch(prepare, 'encode')
+  watch(prepare, 'ArrayRecordWriter')
+  watch(prepare.np, 'savez')
+  watch(prepare.tfds.folder_dataset, 'write_metadata')
+  assert _prepare(source, tmp_path) == out
+  # 13 images in 5 shards with their sums, the statistics, the metadata.
+  assert seen == [False] * (13 + 5 + 5 + 1 + 1)
+  assert out.exists()
+
+
+def test_a_preparation_killed_at_its_last_move_continues(
+  tmp_path, source, monkeypatch
+):
+  uninterrupted = _prepare(source, tmp_path / 'once')
+  replace = prepare.os.replace
+
+  def interrupted(old, new):
+    if old.is_dir():
+      raise KeyboardInterrupt
+    replace(old, new)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare.os, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path / 'again')
+  assert _tree(_prepare(source, tmp_path / 'again')) == _tree(uninterrupted)
+
+
+def test_a_preparation_killed_while_it_writes_sums_continues(
+  tmp_path, source, monkeypatch
+):
+  uninterrupted = _prepare(source, tmp_path / 'once')
+
+  def interrupted(path, **arrays):
+    path.write_bytes(b'PK')
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare.np, 'savez', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path / 'again')
+  assert _tree(_prepare(source, tmp_path / 'again')) == _tree(uninterrupted)
+
+
+@pytest.mark.parametrize(
+  ('options', 'keys'),
+  [
+    ({'size': 9}, 'size'),
+    ({'quality': 80}, 'jpeg_quality'),
+    ({'seed': 1, 'size': 9}, 'size, seed'),
+  ],
+)
+def test_an_unfinished_preparation_of_other_arguments_is_refused(
+  tmp_path, source, monkeypatch, options, keys
+):
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path)
+  with pytest.raises(ValueError) as error:
+    _prepare(source, tmp_path, **options)
+  work = tmp_path / 'set' / '1.0.0.incomplete'
+  assert str(error.value) == (
+    f'{work} is an unfinished preparation of another {keys};'
+    ' repeat its command, or remove that folder'
+  )
+
+
+def test_an_unfinished_preparation_of_other_images_is_refused(
+  tmp_path, source, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path)
+  old = tmp_path / 'images/train/class0/00.png'
+  old.rename(old.with_name('renamed.png'))
+  with pytest.raises(ValueError, match='preparation of another sha256;'):
+    _prepare(source, tmp_path)
+
+
+def test_a_finished_preparation_is_left_alone(tmp_path, source, caplog):
+  path = _prepare(source, tmp_path)
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'set').rglob('*')}
+  with caplog.at_level(logging.INFO, 'alexnet_jax'):
+    assert _prepare(source, tmp_path) == path
+  assert caplog.messages == [f'{path} exists: nothing to do.']
+  after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'set').rglob('*')}
+  assert after == before
+
+
+def test_all_wrong_arguments_are_listed_at_once(tmp_path):
+  with pytest.raises(ValueError) as error:
+    prepare.prepare(
+      'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1
+    )
+  problems = str(error.value).split('; ')
+  assert [problem.split(' ')[0] for problem in problems] == [
+    '--name=my-set',
+    '--size=0',
+    '--quality=101',
+    '--max_bad=-1',
+  ]
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['', 'a/b', '..', 'my-set', 'été'])
+def test_a_name_that_tfds_cannot_read_is_refused(tmp_path, source, name):
+  with pytest.raises(ValueError, match='must be letters, digits and underscor'):
+    prepare.prepare(source, name, tmp_path, size=SIZE)
+
+
+def test_the_command_ends_with_one_line_for_an_error(tmp_path):
+  command = [sys.executable, '-m', 'alexnet_jax.prepare', '--name=flowers']
+  arguments = [f'--source=folder:{tmp_path}', f'--data_dir={tmp_path / "data"}']
+  result = subprocess.run(
+    command + arguments, capture_output=True, text=True, check=False
+  )
+  assert result.returncode == 1
+  assert result.stdout == ''
+  (line,) = result.stderr.splitlines()
+  assert line.startswith(f'FileNotFoundError: no folder {tmp_path}/train;')
+  assert not (tmp_path / 'data').exists()

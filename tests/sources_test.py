@@ -1,0 +1,129 @@
+"""Sources of examples: folders made on the fly, scikit-learn's own digits."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+import sklearn.datasets
+
+from alexnet_jax import sources
+
+
+def _touch(root, *names):
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(name.encode())
+
+
+def test_digits_are_split_1497_to_300_with_labels_of_scikit_learn():
+  data = sklearn.datasets.load_digits()
+  source = sources.open_source('digits')
+  assert source.class_names == tuple('0123456789')
+  is_test = np.arange(1797) % 6 == 0
+  for split, rows, count in (('train', ~is_test, 1497), ('test', is_test, 300)):
+    examples = source.splits[split]
+    assert len(examples) == count
+    labels = [example.label for example in examples]
+    np.testing.assert_array_equal(labels, data.target[rows])
+    for i in (0, -1):
+      image = Image.open(io.BytesIO(examples[i].read()))
+      # Levels 0..16 spread over 0..255, rounded: off by half of 16 / 255.
+      pixels = np.asarray(image) * (16 / 255)
+      np.testing.assert_allclose(pixels, data.images[rows][i], atol=8 / 255)
+  assert set(source.splits) == {'train', 'test'}
+
+
+def test_folder_has_classes_of_train_and_splits_by_tfds_names(tmp_path):
+  _touch(
+    tmp_path,
+    'train/dog/1.jpg',
+    'train/cat/2.png',
+    'train/cat/1.png',
+    'val/dog/3.jpg',
+    'test/cat/4.jpg',
+  )
+  source = sources.open_source(f'folder:{tmp_path}')
+  assert source.class_names == ('cat', 'dog')
+  found = {
+    split: [(e.file_name, e.label, e.read().decode()) for e in examples]
+    for split, examples in source.splits.items()
+  }
+  assert found == {
+    split: [(name, label, name) for name, label in examples]
+    for split, examples in {
+      'train': [
+        ('train/cat/1.png', 0),
+        ('train/cat/2.png', 0),
+        ('train/dog/1.jpg', 1),
+      ],
+      'validation': [('val/dog/3.jpg', 1)],
+      'test': [('test/cat/4.jpg', 0)],
+    }.items()
+  }
+
+
+def test_a_folder_without_test_has_no_test_split(tmp_path):
+  _touch(tmp_path, 'train/cat/1.png', 'val/cat/2.png')
+  source = sources.open_source(f'folder:{tmp_path}')
+  assert set(source.splits) == {'train', 'validation'}
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+  _touch(
+    tmp_path,
+    'train/cat/1.png',
+    'train/cat/.DS_Store',
+    'train/.git/config',
+    'train/README.txt',
+    'val/cat/2.png',
+    'val/.cache/3.png',
+  )
+  source = sources.open_source(f'folder:{tmp_path}')
+  assert source.class_names == ('cat',)
+  names = [e.file_name for split in source.splits.values() for e in split]
+  assert names == ['train/cat/1.png', 'val/cat/2.png']
+
+
+@pytest.mark.parametrize(
+  ('files', 'error', 'message'),
+  [
+    ([], FileNotFoundError, 'no folder {}/train; --source=folder:DIR wants'),
+    (
+      ['train/cat/1.png'],
+      FileNotFoundError,
+      'no folder {}/val; --source=folder:DIR wants DIR/train/CLASS/*.jpg and'
+      ' DIR/val/CLASS/*.jpg',
+    ),
+    (
+      ['train/1.png', 'val/cat/1.png'],
+      ValueError,
+      '{}/train has no class folders; put the images of each class into',
+    ),
+    (
+      ['train/cat/1.png', 'train/dog/.hidden', 'val/cat/1.png'],
+      ValueError,
+      'class folder {}/train/dog is empty; add images or remove it',
+    ),
+    (
+      ['train/cat/1.png', 'val/emu/1.png', 'val/cat/1.png', 'val/ape/1.png'],
+      ValueError,
+      '{0}/val has class folders that {0}/train lacks: ape, emu;',
+    ),
+  ],
+  ids=['no_folder', 'no_val', 'no_classes', 'empty_class', 'unknown_class'],
+)
+def test_a_wrong_folder_is_named(tmp_path, files, error, message):
+  _touch(tmp_path, *files)
+  with pytest.raises(error) as raised:
+    sources.open_source(f'folder:{tmp_path}')
+  assert str(raised.value).startswith(message.format(tmp_path))
+
+
+@pytest.mark.parametrize('spec', ['', 'folder', 'folder:', 'digits:8', 'zip:a'])
+def test_an_unknown_source_is_refused_with_the_known_ones(spec):
+  with pytest.raises(ValueError) as error:
+    sources.open_source(spec)
+  message = f"--source={spec} is not a source; use 'digits' or 'folder:DIR'"
+  assert str(error.value) == message
