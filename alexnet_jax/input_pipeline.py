@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator
 import concurrent.futures
 import contextlib
 import dataclasses
-import io
 import itertools
 import mmap
 import os
@@ -23,10 +22,10 @@ import weakref
 import grain
 from jaxtyping import Float, PyTree
 import numpy as np
-from PIL import Image
-import simplejpeg
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax import images
 
 DATA_DIR = '~/alexnet_jax_data'
 VERSION = '1.0.0'  # Of the layout that prepare.py writes.
@@ -188,9 +187,9 @@ class _BatchLoader:
     self._threads = concurrent.futures.ThreadPoolExecutor(self._num_threads)
 
   def __call__(self, indices: np.ndarray) -> Batch:
-    images = self._buffers.take()
-    labels = np.zeros(len(images), np.int32)
-    mask = np.arange(len(images)) < len(indices)
+    pixels = self._buffers.take()
+    labels = np.zeros(len(pixels), np.int32)
+    mask = np.arange(len(pixels)) < len(indices)
     records = self._source.__getitems__(indices.tolist())
 
     def load(start: int) -> None:
@@ -200,8 +199,8 @@ class _BatchLoader:
         ).features.feature
         labels[i] = features['label'].int64_list.value[0]
         try:
-          decode_image(features['image'].bytes_list.value[0], images[i])
-        except (OSError, ValueError, SyntaxError) as error:
+          images.decode(features['image'].bytes_list.value[0], pixels[i])
+        except images.ERRORS as error:
           name = features['file_name'].bytes_list.value[0].decode()
           raise ValueError(
             f'{self._source!r}: cannot decode {name} ({error}); the prepared'
@@ -209,23 +208,11 @@ class _BatchLoader:
           ) from error
 
     list(self._threads.map(load, range(self._num_threads)))
-    images[len(indices) :] = 0
-    return {'image': images, 'label': labels, 'mask': mask}
+    pixels[len(indices) :] = 0
+    return {'image': pixels, 'label': labels, 'mask': mask}
 
   def close(self) -> None:
     self._threads.shutdown()
-
-
-def decode_image(encoded: bytes, out: np.ndarray) -> None:
-  """Decodes a JPEG or PNG into `out`, uint8 [size, size, 3].
-
-  Raises:
-    OSError, ValueError, SyntaxError: if it cannot, or its size is another.
-  """
-  if encoded.startswith(b'\xff\xd8'):
-    simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
-  else:
-    np.copyto(out, np.asarray(Image.open(io.BytesIO(encoded))), casting='no')
 
 
 class BufferPool:

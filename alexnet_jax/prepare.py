@@ -11,11 +11,10 @@ A killed preparation continues where it was: complete shards are kept, and the
 data set appears under its name only when it is whole.
 """
 
+import collections
 from collections.abc import Iterator, Sequence
 import concurrent.futures
 import hashlib
-import io
-import itertools
 import json
 import logging
 import os
@@ -26,19 +25,17 @@ from absl import app
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
 import tensorflow_datasets as tfds
 import tqdm
 
+from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import sources
 
 log = logging.getLogger('alexnet_jax.prepare')  # Also when it is __main__.
 
 SHARD_EXAMPLES = 1280  # About 50 MB of 256x256 JPEG, 1,001 shards of ImageNet.
-PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
-LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
+AHEAD = 64  # Encoded images that wait to be written: 15 MB of 256x256.
 
 
 def prepare(
@@ -88,97 +85,43 @@ def prepare(
     'sha256': _digest(source),
   }
   _begin(work, plan)
-  totals = {}
+  splits = {split: _Totals(size) for split in source.splits}
   skipped = []
-  with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-    for split, examples in source.splits.items():
-      order = np.random.default_rng(seed).permutation(len(examples))
-      shards = np.array_split(order, -(-len(order) // SHARD_EXAMPLES))
-      results = []
-      progress = tqdm.tqdm(
-        total=len(order),
-        desc=f'{name} {split}',
-        unit='image',
-        disable=None,
-        file=sys.stderr,
-      )
-      with progress:
-        for i, shard in enumerate(shards):
-          shard_name = (
-            f'{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}'
-          )
-          results.append(
-            _write_shard(
-              work / shard_name,
-              [examples[j] for j in shard],
-              pool,
-              size,
-              quality,
-              max_bad - len(skipped),
-              progress,
-            )
-          )
-          skipped += results[-1]['skipped'].tolist()
-          if len(skipped) > max_bad:
-            raise RuntimeError(
-              f'{len(skipped)} unreadable images, more than --max_bad={max_bad};'
-              f' the last: {skipped[-1]}. Repair or remove them, or raise'
-              ' --max_bad; the same command continues'
-            )
-      totals[split] = results
-  _finish(work, name, source, plan, totals, skipped)
+  with (
+    concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+    tqdm.tqdm(
+      total=sum(plan['examples'].values()),
+      desc=name,
+      unit='image',
+      disable=None,
+    ) as progress,
+  ):
+    done = 0
+    for split, path, examples in _shards(work, name, source, seed):
+      encoded = _encoded(examples, pool, size, quality, progress)
+      result = _write_shard(path, encoded, max_bad - len(skipped), size)
+      done += len(examples)
+      progress.update(done - progress.n)  # Where it was written already.
+      splits[split].add(result)
+      skipped += result['skipped'].tolist()
+      if len(skipped) > max_bad:
+        raise RuntimeError(
+          f'{len(skipped)} unreadable images, more than --max_bad={max_bad};'
+          f' the last: {skipped[-1]}. Repair or remove them, or raise'
+          ' --max_bad; the same command continues'
+        )
+  _finish(work, name, source, plan, splits, skipped)
   os.replace(work, out)
   for line in skipped:
     log.warning('skipped %s', line)
+  counts = [f'{sum(t.shard_lengths)} {split}' for split, t in splits.items()]
   log.info(
     '%s: %s examples, %d unreadable images skipped.',
     out,
-    ' + '.join(
-      f'{sum(int(r["count"]) for r in rs)} {s}' for s, rs in totals.items()
-    ),
+    ' + '.join(counts),
     len(skipped),
   )
   return out
-
-
-def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
-  """One image as it is stored, and its pixels [size, size, 3] of 0..255.
-
-  EXIF rotation is applied; grey, palette and CMYK images become RGB; of a
-  multi-frame image the first frame counts. The shorter side is scaled to
-  `size` (bicubic, antialiased), then the central square is cut out. Stored as
-  PNG where a lossless image needs no scaling or `size` is small, as the
-  original bytes where a JPEG needs no change, otherwise as JPEG.
-
-  Raises:
-    OSError, ValueError, SyntaxError, Image.DecompressionBombError: if Pillow
-      cannot read the image.
-  """
-  with Image.open(io.BytesIO(encoded)) as opened:
-    kind, mode, stored_size = opened.format, opened.mode, opened.size
-    image = ImageOps.exif_transpose(opened).convert('RGB')
-    turned = opened.getexif().get(0x0112, 1) != 1  # The tag "Orientation".
-  same = stored_size == (size, size)
-  if not same:
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    image = image.resize(
-      (size, size),
-      Image.Resampling.BICUBIC,
-      box=(left, top, left + side, top + side),
-    )
-  pixels = np.asarray(image)
-  if (
-    same and kind == 'JPEG' and mode == 'RGB' and not turned and size > PNG_SIZE
-  ):
-    return encoded, pixels
-  buffer = io.BytesIO()
-  if size <= PNG_SIZE or same and kind in LOSSLESS_FORMATS:
-    image.save(buffer, 'PNG')
-  else:
-    image.save(buffer, 'JPEG', quality=quality)
-  return buffer.getvalue(), pixels
 
 
 def _check_arguments(name, size, quality, max_bad):
@@ -232,25 +175,69 @@ def _features(
   )
 
 
-def _write_shard(path, examples, pool, size, quality, may_skip, progress):
+def _shards(work, name, source, seed) -> Iterator:
+  """(split, path, examples) of every shard, the examples in random order."""
+  for split, examples in source.splits.items():
+    order = np.random.default_rng(seed).permutation(len(examples))
+    parts = np.array_split(order, -(-len(order) // SHARD_EXAMPLES))
+    for i, part in enumerate(parts):
+      file = f'{name}-{split}.array_record-{i:05d}-of-{len(parts):05d}'
+      yield split, work / file, [examples[j] for j in part]
+
+
+class _Totals:
+  """What the shards of one split add up to; exact, in integers."""
+
+  def __init__(self, size: int):
+    self.shard_lengths = []
+    self.num_bytes = 0
+    self.pixel_sum = np.zeros((size, size, 3), np.int64)
+    self.product_sum = np.zeros((3, 3), np.int64)  # Of R, G, B with R, G, B.
+
+  def add(self, shard: dict[str, np.ndarray]) -> None:
+    self.shard_lengths.append(int(shard['count']))
+    self.num_bytes += int(shard['num_bytes'])
+    self.pixel_sum += shard['pixel_sum']
+    self.product_sum += shard['product_sum']
+
+
+def _encoded(examples, pool, size, quality, progress) -> Iterator:
+  """(example, its result of `_try_encode`) in order, few of them in memory."""
+  waiting = collections.deque()
+  for example in examples:
+    waiting.append((example, pool.submit(_try_encode, example, size, quality)))
+    if len(waiting) > AHEAD:
+      yield waiting[0][0], waiting.popleft()[1].result()
+      progress.update()
+  for example, future in waiting:
+    yield example, future.result()
+    progress.update()
+
+
+def _try_encode(example, size, quality):
+  """Stored bytes, pixels, sums of RGB products; or why it is unreadable."""
+  try:
+    encoded, pixels = images.encode(example.read(), size, quality)
+  except images.ERRORS as error:
+    return f'{example.file_name}: {error}'
+  flat = pixels.reshape(-1, 3).astype(np.float64)  # Exact: below 2 ** 53.
+  return encoded, pixels, (flat.T @ flat).astype(np.int64)
+
+
+def _write_shard(path, encoded_examples, may_skip, size):
   """Writes one shard, or finds it written; returns its counts and sums."""
   sums_file = path.with_name(path.name + '.sums.npz')
   if path.exists():
-    progress.update(len(examples))
     return dict(np.load(sums_file))
   serializer = tfds.core.example_serializer.ExampleSerializer(
     _features(['-'], size).get_serialized_info()
   )
   pixel_sum = np.zeros((size, size, 3), np.int64)
   product_sum = np.zeros((3, 3), np.int64)
-  count = num_bytes = 0
-  skipped = []
+  num_bytes, count, skipped = 0, 0, []
   temporary = path.with_name(path.name + '.tmp')
   writer = ArrayRecordWriter(str(temporary), 'group_size:1')
-  for example, result in _map_ordered(
-    pool, lambda e: _try_encode(e, size, quality), examples
-  ):
-    progress.update()
+  for example, result in encoded_examples:
     if isinstance(result, str):
       skipped.append(result)
       if len(skipped) > may_skip:
@@ -261,7 +248,8 @@ def _write_shard(path, examples, pool, size, quality, may_skip, progress):
       {'image': encoded, 'label': example.label, 'file_name': example.file_name}
     )
     writer.write(record)
-    count, num_bytes = count + 1, num_bytes + len(record)
+    count += 1
+    num_bytes += len(record)
     pixel_sum += pixels
     product_sum += products
   writer.close()
@@ -272,71 +260,40 @@ def _write_shard(path, examples, pool, size, quality, may_skip, progress):
     'product_sum': product_sum,
     'skipped': np.array(skipped, dtype=np.str_),
   }
-  if len(skipped) <= may_skip:
+  if len(skipped) <= may_skip:  # The shard's name says that both are whole.
     np.savez(sums_file, **result)
     os.replace(temporary, path)
   return result
 
 
-def _try_encode(example, size, quality):
-  """Stored bytes, pixels, sums of RGB products; or why it is unreadable."""
-  try:
-    encoded, pixels = encode(example.read(), size, quality)
-  except (
-    OSError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-  ) as error:
-    return f'{example.file_name}: {error}'
-  flat = pixels.reshape(-1, 3).astype(np.float64)  # Exact: below 2 ** 53.
-  return encoded, pixels, (flat.T @ flat).astype(np.int64)
-
-
-def _map_ordered(pool, fn, items, ahead: int = 64) -> Iterator:
-  """Pairs (item, fn(item)) in order, at most `ahead` of them in memory."""
-  items = iter(items)
-  waiting = [
-    (item, pool.submit(fn, item)) for item in itertools.islice(items, ahead)
-  ]
-  while waiting:
-    item, future = waiting.pop(0)
-    yield item, future.result()
-    for item in itertools.islice(items, 1):
-      waiting.append((item, pool.submit(fn, item)))
-
-
-def _finish(work, name, source, plan, totals, skipped):
+def _finish(work, name, source, plan, splits, skipped):
   """Statistics, tfds's metadata and the record of how it was made."""
-  train = totals['train']
-  count = sum(int(result['count']) for result in train)
+  train = splits['train']
+  count = sum(train.shard_lengths)
   if not count:
     raise ValueError(f'--source={plan["source"]}: no readable training image')
-  pixel_sum = sum(result['pixel_sum'] for result in train)
-  product_sum = sum(result['product_sum'] for result in train)
   num_pixels = count * plan['size'] ** 2
-  rgb_mean = pixel_sum.sum((0, 1)) / num_pixels
+  rgb_mean = train.pixel_sum.sum((0, 1)) / num_pixels
   np.savez(
     work / input_pipeline.STATISTICS_FILE,
-    mean_image=(pixel_sum / count).astype(np.float32),
-    rgb_covariance=product_sum / num_pixels - np.outer(rgb_mean, rgb_mean),
+    mean_image=(train.pixel_sum / count).astype(np.float32),
+    rgb_covariance=train.product_sum / num_pixels
+    - np.outer(rgb_mean, rgb_mean),
   )
-  split_infos = []
-  for split, results in totals.items():
-    template = tfds.core.ShardedFileTemplate(
-      dataset_name=name,
-      data_dir=work,
-      split=split,
-      filetype_suffix='array_record',
+  split_infos = [
+    tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=totals.shard_lengths,
+      num_bytes=totals.num_bytes,
+      filename_template=tfds.core.ShardedFileTemplate(
+        dataset_name=name,
+        data_dir=work,
+        split=split,
+        filetype_suffix='array_record',
+      ),
     )
-    split_infos.append(
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[int(result['count']) for result in results],
-        num_bytes=sum(int(result['num_bytes']) for result in results),
-        filename_template=template,
-      )
-    )
+    for split, totals in splits.items()
+  ]
   tfds.folder_dataset.write_metadata(
     data_dir=work,
     features=_features(source.class_names, plan['size']),
@@ -349,7 +306,7 @@ def _finish(work, name, source, plan, totals, skipped):
   (work / 'preparation.json').write_text(
     json.dumps({**plan, 'skipped': skipped}, indent=1)
   )
-  for path in itertools.chain(work.glob('*.sums.npz'), [work / 'plan.json']):
+  for path in (*work.glob('*.sums.npz'), work / 'plan.json'):
     path.unlink()
 
 

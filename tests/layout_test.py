@@ -29,6 +29,7 @@ ORDER = [
   'prepare',
   'sources',
   'input_pipeline',
+  'images',
   'config',
   'timetable',
   'checkpoint',
@@ -41,7 +42,7 @@ ORDER = [
 
 # Who may import what comes from outside; nobody else.
 WALLS = {
-  'PIL': ['input_pipeline', 'prepare', 'sources'],
+  'PIL': ['images', 'sources'],
   'absl': ['main', 'prepare'],
   'array_record': ['prepare'],
   'benchmarks': [],
@@ -52,7 +53,7 @@ WALLS = {
   'ml_collections': ['config', 'evaluate', 'main', 'run', 'train'],
   'optax': ['optimizer', 'train'],
   'orbax': ['checkpoint'],
-  'simplejpeg': ['input_pipeline'],
+  'simplejpeg': ['images'],
   'sklearn': ['sources'],
   'tensorboardX': ['metrics'],
   'tensorflow': [],

@@ -1,0 +1,69 @@
+"""One image as it is stored: how it is made, and how it is read.
+
+Preparation writes 256x256 images (section 2 of the paper); the input pipeline
+reads them, far more often, so decoding is the part that must be fast.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+import simplejpeg
+
+PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
+LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
+# What Pillow raises for what it cannot read.
+ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
+  """One image as it is stored, and its pixels [size, size, 3] of 0..255.
+
+  EXIF rotation is applied; grey, palette and CMYK images become RGB; of a
+  multi-frame image the first frame counts. The shorter side is scaled to
+  `size` (bicubic, antialiased), then the central square is cut out. Stored as
+  PNG where a lossless image needs no scaling or `size` is small, as the
+  original bytes where a JPEG needs no change, otherwise as JPEG.
+
+  Raises:
+    OSError, ValueError, SyntaxError, Image.DecompressionBombError: if Pillow
+      cannot read the image.
+  """
+  with Image.open(io.BytesIO(encoded)) as opened:
+    kind, mode, stored_size = opened.format, opened.mode, opened.size
+    image = ImageOps.exif_transpose(opened).convert('RGB')
+    turned = opened.getexif().get(0x0112, 1) != 1  # The tag "Orientation".
+  same = stored_size == (size, size)
+  if not same:
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    image = image.resize(
+      (size, size),
+      Image.Resampling.BICUBIC,
+      box=(left, top, left + side, top + side),
+    )
+  pixels = np.asarray(image)
+  if (
+    same and kind == 'JPEG' and mode == 'RGB' and not turned and size > PNG_SIZE
+  ):
+    return encoded, pixels
+  buffer = io.BytesIO()
+  if size <= PNG_SIZE or same and kind in LOSSLESS_FORMATS:
+    image.save(buffer, 'PNG')
+  else:
+    image.save(buffer, 'JPEG', quality=quality)
+  return buffer.getvalue(), pixels
+
+
+def decode(encoded: bytes, out: np.ndarray) -> None:
+  """Decodes a JPEG or PNG into `out`, uint8 [size, size, 3].
+
+  Raises:
+    OSError, ValueError, SyntaxError: if it cannot, or its size is another.
+  """
+  if encoded.startswith(b'\xff\xd8'):
+    simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
+  else:
+    np.copyto(out, np.asarray(Image.open(io.BytesIO(encoded))), casting='no')
