@@ -1,7 +1,9 @@
 """Every rule that a config must obey, checked before data or compilation."""
 
 from collections.abc import Iterator
+import itertools
 import json
+import math
 import os
 import pathlib
 
@@ -80,6 +82,8 @@ def open_workdir(
   Raises:
     ValueError: if it cannot be written, or belongs to another config.
   """
+  if not os.fspath(workdir):
+    raise ValueError('--workdir= is empty; name a folder')
   path = pathlib.Path(workdir).expanduser().absolute()
   file = path / CONFIG_FILE
   try:
@@ -91,6 +95,10 @@ def open_workdir(
     temporary = file.with_suffix('.tmp')
     temporary.write_text(json.dumps(flatten(config), indent=1) + '\n')
     os.replace(temporary, file)
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
+    ) from error
   except OSError as error:
     raise ValueError(
       f'--workdir={workdir} cannot be written ({error}); name a folder that can'
@@ -102,6 +110,11 @@ def _problems(
   config: ml_collections.ConfigDict, num_devices: int
 ) -> Iterator[str]:
   net, inputs, optim = config.model, config.input, config.optimizer
+  for key, value in flatten(config).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      yield f'config.{key}={value} must be finite'
+  if not 0 <= config.seed < 2**32:
+    yield f'config.seed={config.seed} must be at least 0 and below 2 ** 32'
   yield from _positive(
     config,
     (
@@ -127,13 +140,15 @@ def _problems(
     widths = net[key]
     if len(widths) != number:
       yield f'config.model.{key}={widths} must have {number} entries, one per layer'
-    if any(width < 2 or width % towers.NUM_TOWERS for width in widths):
+    if not all(isinstance(width, int) for width in widths):
+      yield f'config.model.{key}={widths} must hold whole numbers'
+    elif any(width < 2 or width % towers.NUM_TOWERS for width in widths):
       yield f'config.model.{key}={widths} must be positive and even, half for each tower'
-  if not 0 <= net.dropout_rate < 1:
+  if net.dropout_rate < 0 or 1 <= net.dropout_rate < math.inf:
     yield f'config.model.dropout_rate={net.dropout_rate} must be at least 0 and below 1'
   if net.conv1_padding < 0:
     yield f'config.model.conv1_padding={net.conv1_padding} must not be negative'
-  if inputs.crop_size > inputs.image_size:
+  if 0 < inputs.image_size < inputs.crop_size:
     yield (
       f'config.input.crop_size={inputs.crop_size} must not exceed'
       f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
@@ -144,10 +159,14 @@ def _problems(
       f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
       f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
     )
-  if list(optim.drop_epochs) != sorted(optim.drop_epochs):
+  if not all(isinstance(drop, int | float) for drop in optim.drop_epochs):
+    yield f'config.optimizer.drop_epochs={optim.drop_epochs} must hold numbers'
+  elif list(optim.drop_epochs) != sorted(optim.drop_epochs):
     yield f'config.optimizer.drop_epochs={optim.drop_epochs} must be in ascending order'
-  if not 0 <= optim.momentum < 1:
+  if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
     yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
+  if 0 < optim.drop_factor <= 1:
+    yield f'config.optimizer.drop_factor={optim.drop_factor} must be above 1'
   for key in ('weight_decay', 'plateau_drops'):
     if optim[key] < 0:
       yield f'config.optimizer.{key}={optim[key]} must not be negative'
@@ -159,7 +178,7 @@ def _problems(
 def _positive(config, keys):
   for key in keys:
     section, name = key.split('.')
-    if not config[section][name] > 0:
+    if config[section][name] <= 0:
       yield f'config.{key}={config[section][name]} must be positive'
 
 
@@ -171,7 +190,7 @@ def _geometry(net, inputs):
   empty = [name for name, size in sizes(inputs.crop_size).items() if size < 1]
   if empty:
     least = next(
-      crop for crop in range(1, 10_000) if min(sizes(crop).values()) >= 1
+      crop for crop in itertools.count(1) if min(sizes(crop).values()) >= 1
     )
     yield (
       f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'

@@ -9,6 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+from PIL import UnidentifiedImageError as UnidentifiedImageError
 import simplejpeg
 
 PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
@@ -20,8 +21,8 @@ ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   """One image as it is stored, and its pixels [size, size, 3] of 0..255.
 
-  EXIF rotation is applied; grey, palette and CMYK images become RGB; of a
-  multi-frame image the first frame counts. The shorter side is scaled to
+  EXIF rotation is applied; grey (16 bits too), palette, CMYK and transparent
+  images become RGB; of a multi-frame image the first frame counts. The shorter side is scaled to
   `size` (bicubic, antialiased), then the central square is cut out. Stored as
   PNG where a lossless image needs no scaling or `size` is small, as the
   original bytes where a JPEG needs no change, otherwise as JPEG.
@@ -32,7 +33,7 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   """
   with Image.open(io.BytesIO(encoded)) as opened:
     kind, mode, stored_size = opened.format, opened.mode, opened.size
-    image = ImageOps.exif_transpose(opened).convert('RGB')
+    image = _rgb(ImageOps.exif_transpose(opened))
     turned = opened.getexif().get(0x0112, 1) != 1  # The tag "Orientation".
   same = stored_size == (size, size)
   if not same:
@@ -57,6 +58,14 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   return buffer.getvalue(), pixels
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+  if image.mode.startswith('I;16'):  # Pillow would cut off at 255.
+    image = Image.fromarray(np.uint8(np.asarray(image) // 257))
+  if 'transparency' in image.info:  # A palette with it wants this step.
+    image = image.convert('RGBA')
+  return image.convert('RGB')
+
+
 def decode(encoded: bytes, out: np.ndarray) -> None:
   """Decodes a JPEG or PNG into `out`, uint8 [size, size, 3].
 
@@ -64,6 +73,10 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
     OSError, ValueError, SyntaxError: if it cannot, or its size is another.
   """
   if encoded.startswith(b'\xff\xd8'):
-    simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
+    pixels = simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
   else:
-    np.copyto(out, np.asarray(Image.open(io.BytesIO(encoded))), casting='no')
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+  if pixels.shape != out.shape:
+    raise ValueError(f'its shape is {pixels.shape}, not {out.shape}')
+  if not np.may_share_memory(pixels, out):
+    np.copyto(out, pixels, casting='no')

@@ -73,7 +73,7 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
       f'no prepared data set config.input.dataset={name} under'
       f' config.input.data_dir={data_dir}; prepare it: python -m'
       f' alexnet_jax.prepare --source=folder:DIR --name={name}'
-      f' --data_dir={data_dir}'
+      f' --size=SIZE --data_dir={data_dir}, SIZE being config.input.image_size'
     )
   info = tfds.builder_from_directory(path).info
   with np.load(path / STATISTICS_FILE) as statistics:
@@ -182,6 +182,7 @@ class _BatchLoader:
     self._source = tfds.builder_from_directory(dataset.path).as_data_source(
       split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
+    self._path = dataset.path
     self._buffers = BufferPool((batch_size, *dataset.mean_image.shape))
     self._num_threads = os.cpu_count()
     self._threads = concurrent.futures.ThreadPoolExecutor(self._num_threads)
@@ -190,22 +191,21 @@ class _BatchLoader:
     pixels = self._buffers.take()
     labels = np.zeros(len(pixels), np.int32)
     mask = np.arange(len(pixels)) < len(indices)
-    records = self._source.__getitems__(indices.tolist())
+    try:
+      records = self._source.__getitems__(indices.tolist())
+    except RuntimeError as error:
+      raise self._damaged(error) from error
 
     def load(start: int) -> None:
       for i in range(start, len(records), self._num_threads):
-        features = tf_example_pb2.Example.FromString(
-          records[i]
-        ).features.feature
+        example = tf_example_pb2.Example.FromString(records[i])
+        features = example.features.feature
         labels[i] = features['label'].int64_list.value[0]
         try:
           images.decode(features['image'].bytes_list.value[0], pixels[i])
         except images.ERRORS as error:
           name = features['file_name'].bytes_list.value[0].decode()
-          raise ValueError(
-            f'{self._source!r}: cannot decode {name} ({error}); the prepared'
-            ' data set is damaged: remove it and prepare it again'
-          ) from error
+          raise self._damaged(f'cannot decode {name} ({error})') from error
 
     list(self._threads.map(load, range(self._num_threads)))
     pixels[len(indices) :] = 0
@@ -213,6 +213,12 @@ class _BatchLoader:
 
   def close(self) -> None:
     self._threads.shutdown()
+
+  def _damaged(self, reason) -> ValueError:
+    return ValueError(
+      f'{self._path}: {reason}; the data set is damaged: remove it and prepare'
+      ' it again'
+    )
 
 
 class BufferPool:

@@ -34,12 +34,22 @@ flags.mark_flag_as_required('config')
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with one line in place of a traceback for a wrong config."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    rest = app.parse_flags_with_usage(argv)
+    _ = CONFIG.value.seed  # The file's own errors may wait for the first use.
+  except Exception as error:  # Of the config file: anything.
     message = error
-    while isinstance(message, Exception):  # ml_collections nests them.
-      message = message.args[0]
-    sys.exit(f'wrong config key or value: {" ".join(str(message).split())}')
+    while message.args and isinstance(message.args[0], Exception):
+      message = message.args[0]  # ml_collections nests them.
+    if isinstance(message, KeyError):
+      message = message.args[0]  # Its str is a repr.
+    given = [arg for arg in argv if arg.startswith('--config=')]
+    sys.exit(
+      f'wrong config key or value in {" ".join(given)}:'
+      f' {" ".join(str(message).split())}'
+    )
+  if len(rest) > 1:
+    sys.exit(f'{rest[1]} is not a flag; flags have the form --name=value')
+  return rest
 
 
 def main(_) -> None:

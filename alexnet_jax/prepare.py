@@ -34,6 +34,8 @@ from alexnet_jax import sources
 
 log = logging.getLogger('alexnet_jax.prepare')  # Also when it is __main__.
 
+PLAN_FILE = 'plan.json'  # While the preparation is unfinished.
+RECORD_FILE = 'preparation.json'  # How the data set was made.
 SHARD_EXAMPLES = 1280  # About 50 MB of 256x256 JPEG, 1,001 shards of ImageNet.
 AHEAD = 64  # Encoded images that wait to be written: 15 MB of 256x256.
 
@@ -73,7 +75,7 @@ def prepare(
   if out.exists():
     log.info('%s exists: nothing to do.', out)
     return out
-  _check_arguments(name, size, quality, max_bad)
+  _check_arguments(name, size, quality, max_bad, threads)
   source = sources.open_source(spec)
   work = out.with_name(f'{out.name}.incomplete')
   plan = {
@@ -85,10 +87,30 @@ def prepare(
     'sha256': _digest(source),
   }
   _begin(work, plan)
+  if not (work / RECORD_FILE).exists():
+    _write(work, name, source, plan, max_bad, threads or os.cpu_count())
+  for path in (*work.glob('*.sums.npz'), work / PLAN_FILE):
+    path.unlink(missing_ok=True)
+  os.replace(work, out)
+  record = json.loads((out / RECORD_FILE).read_text())
+  for line in record['skipped']:
+    log.warning('skipped %s', line)
+  log.info(
+    '%s: of %s images %d were unreadable and skipped.',
+    out,
+    record['examples'],
+    len(record['skipped']),
+  )
+  return out
+
+
+def _write(work, name, source, plan, max_bad, threads):
+  """Writes all shards, then what describes them; the record comes last."""
+  size, quality = plan['size'], plan['jpeg_quality']
   splits = {split: _Totals(size) for split in source.splits}
   skipped = []
   with (
-    concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+    concurrent.futures.ThreadPoolExecutor(threads) as pool,
     tqdm.tqdm(
       total=sum(plan['examples'].values()),
       desc=name,
@@ -97,7 +119,7 @@ def prepare(
     ) as progress,
   ):
     done = 0
-    for split, path, examples in _shards(work, name, source, seed):
+    for split, path, examples in _shards(work, name, source, plan['seed']):
       encoded = _encoded(examples, pool, size, quality, progress)
       result = _write_shard(path, encoded, max_bad - len(skipped), size)
       done += len(examples)
@@ -110,23 +132,12 @@ def prepare(
           f' the last: {skipped[-1]}. Repair or remove them, or raise'
           ' --max_bad; the same command continues'
         )
-  _finish(work, name, source, plan, splits, skipped)
-  os.replace(work, out)
-  for line in skipped:
-    log.warning('skipped %s', line)
-  counts = [f'{sum(t.shard_lengths)} {split}' for split, t in splits.items()]
-  log.info(
-    '%s: %s examples, %d unreadable images skipped.',
-    out,
-    ' + '.join(counts),
-    len(skipped),
-  )
-  return out
+  _describe(work, name, source, plan, splits, skipped)
 
 
-def _check_arguments(name, size, quality, max_bad):
+def _check_arguments(name, size, quality, max_bad, threads):
   problems = []
-  if not name.isidentifier():
+  if not (name.isascii() and name.isidentifier()):
     problems.append(f'--name={name} must be letters, digits and underscores')
   if size < 1:
     problems.append(f'--size={size} must be at least 1 pixel')
@@ -134,6 +145,10 @@ def _check_arguments(name, size, quality, max_bad):
     problems.append(f'--quality={quality} must lie between 1 and 100')
   if max_bad < 0:
     problems.append(f'--max_bad={max_bad} must not be negative')
+  if threads is not None and threads < 0:
+    problems.append(
+      f'--threads={threads} must not be negative; 0: one per core'
+    )
   if problems:
     raise ValueError('; '.join(problems))
 
@@ -147,7 +162,7 @@ def _digest(source):
 
 
 def _begin(work, plan):
-  plan_file = work / 'plan.json'
+  plan_file = work / PLAN_FILE
   if plan_file.exists():
     old = json.loads(plan_file.read_text())
     if old != plan:
@@ -157,10 +172,14 @@ def _begin(work, plan):
         ' repeat its command, or remove that folder'
       )
     return
-  work.mkdir(parents=True, exist_ok=True)
-  temporary = plan_file.with_suffix('.tmp')
-  temporary.write_text(json.dumps(plan))
-  os.replace(temporary, plan_file)
+  try:
+    work.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(
+      f'the folder data_dir={work.parents[1]} cannot be written ({error});'
+      ' name one that can'
+    ) from error
+  _write_json(plan_file, plan)
 
 
 def _features(
@@ -218,6 +237,8 @@ def _try_encode(example, size, quality):
   """Stored bytes, pixels, sums of RGB products; or why it is unreadable."""
   try:
     encoded, pixels = images.encode(example.read(), size, quality)
+  except images.UnidentifiedImageError:  # Its words hold a memory address.
+    return f'{example.file_name}: not an image that Pillow can read'
   except images.ERRORS as error:
     return f'{example.file_name}: {error}'
   flat = pixels.reshape(-1, 3).astype(np.float64)  # Exact: below 2 ** 53.
@@ -254,8 +275,8 @@ def _write_shard(path, encoded_examples, may_skip, size):
     product_sum += products
   writer.close()
   result = {
-    'count': np.int64(count),
-    'num_bytes': np.int64(num_bytes),
+    'count': np.array(count),
+    'num_bytes': np.array(num_bytes),
     'pixel_sum': pixel_sum,
     'product_sum': product_sum,
     'skipped': np.array(skipped, dtype=np.str_),
@@ -266,7 +287,7 @@ def _write_shard(path, encoded_examples, may_skip, size):
   return result
 
 
-def _finish(work, name, source, plan, splits, skipped):
+def _describe(work, name, source, plan, splits, skipped):
   """Statistics, tfds's metadata and the record of how it was made."""
   train = splits['train']
   count = sum(train.shard_lengths)
@@ -303,17 +324,20 @@ def _finish(work, name, source, plan, splits, skipped):
     check_data=False,
     description=source.description,
   )
-  (work / 'preparation.json').write_text(
-    json.dumps({**plan, 'skipped': skipped}, indent=1)
-  )
-  for path in (*work.glob('*.sums.npz'), work / 'plan.json'):
-    path.unlink()
+  _write_json(work / RECORD_FILE, {**plan, 'skipped': skipped})
+
+
+def _write_json(path, values):
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(values, indent=1))
+  os.replace(temporary, path)
 
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """The flags of the command; train.py imports this module without them."""
   flags.DEFINE_string(
     'source', None, f'Where the images are: {sources.FORMS}.', required=True
   )

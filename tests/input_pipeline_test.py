@@ -22,6 +22,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
+from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
 
@@ -165,7 +166,7 @@ def test_the_tail_is_zero_also_in_a_used_buffer(dataset, monkeypatch):
 def test_png_decodes_to_the_pixels_encoded():
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   out = np.empty_like(pixels)
-  input_pipeline.decode_image(_encode(pixels, 'PNG'), out)
+  images.decode(_encode(pixels, 'PNG'), out)
   np.testing.assert_array_equal(out, pixels)
 
 
@@ -173,7 +174,7 @@ def test_png_decodes_to_the_pixels_encoded():
 def test_jpeg_decodes_as_in_pillow(subsampling):
   encoded = _encode(_smooth(64), 'JPEG', quality=95, subsampling=subsampling)
   out = np.empty((64, 64, 3), np.uint8)
-  input_pipeline.decode_image(encoded, out)
+  images.decode(encoded, out)
   expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
   # Two builds of libjpeg may round the inverse DCT and the upsampling of
   # colour differently, by a grey level each; RGB adds them up.
@@ -186,7 +187,7 @@ def test_an_image_of_another_size_is_refused(kind, shape):
   out = np.empty((16, 16, 3), np.uint8)
   with pytest.raises(ValueError):
     encoded = _encode(np.zeros((*shape, 3), np.uint8), kind)
-    input_pipeline.decode_image(encoded, out)
+    images.decode(encoded, out)
 
 
 def test_open_dataset_reads_the_facts(dataset):
@@ -211,7 +212,7 @@ def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
     'no prepared data set config.input.dataset=flowers under'
     f' config.input.data_dir={tmp_path}; prepare it: python -m'
     ' alexnet_jax.prepare --source=folder:DIR --name=flowers'
-    f' --data_dir={tmp_path}'
+    f' --size=SIZE --data_dir={tmp_path}, SIZE being config.input.image_size'
   )
 
 
@@ -246,13 +247,13 @@ def test_check_dataset_reports_all_mismatches_at_once(dataset):
 
 
 def test_an_undecodable_record_is_named(tmp_path, monkeypatch):
-  encode = prepare.encode
+  encode = images.encode
 
   def damage(encoded, *args):
     stored, pixels = encode(encoded, *args)
     return (stored[:40] if pixels[0, 0, 0] == 7 else stored), pixels
 
-  monkeypatch.setattr(prepare, 'encode', damage)
+  monkeypatch.setattr(images, 'encode', damage)
   dataset = _prepare(tmp_path)
   with pytest.raises(
     ValueError,

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
 
@@ -76,21 +78,21 @@ def _tree(folder):
 def _interrupt(monkeypatch, after):
   """The encoder is interrupted, as by Ctrl-C, after some images."""
   calls = itertools.count()
-  encode = prepare.encode
+  encode = images.encode
 
   def interrupted(*args):
     if next(calls) == after:
       raise KeyboardInterrupt
     return encode(*args)
 
-  monkeypatch.setattr(prepare, 'encode', interrupted)
+  monkeypatch.setattr(images, 'encode', interrupted)
 
 
 @pytest.mark.parametrize('shape', [(240, 180), (180, 240), (120, 120)])
 def test_shorter_side_is_scaled_then_the_central_square_cut(shape):
   width, height = shape
   image = Image.fromarray(_random(height, width, 3))
-  _, pixels = prepare.encode(_bytes(image), 60, 95)
+  _, pixels = images.encode(_bytes(image), 60, 95)
   scale = 60 / min(shape)
   resized = image.resize(
     (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
@@ -107,7 +109,7 @@ def test_pixels_of_odd_sizes_come_from_their_place(shape):
   width, height = shape
   y, x = np.mgrid[:height, :width].astype(np.uint8)
   image = Image.fromarray(np.stack([x, y, 0 * y], -1))  # Holds its places.
-  _, pixels = prepare.encode(_bytes(image), 60, 95)
+  _, pixels = images.encode(_bytes(image), 60, 95)
   scale = min(shape) / 60
   centre = (np.arange(60) + 0.5) * scale
   for channel, side, axis in ((0, width, 1), (1, height, 0)):
@@ -134,7 +136,7 @@ def test_pixels_of_odd_sizes_come_from_their_place(shape):
 )
 def test_every_mode_becomes_rgb(mode, kind, colour, expected, size):
   image = Image.new(mode, (120, 120), colour)
-  stored, pixels = prepare.encode(_bytes(image, kind), size, 95)
+  stored, pixels = images.encode(_bytes(image, kind), size, 95)
   np.testing.assert_array_equal(
     pixels, np.broadcast_to(np.uint8(expected), (size, size, 3))
   )
@@ -148,14 +150,14 @@ def test_a_palette_image_becomes_rgb(transparency):
   image.putpalette([*RED, *BLUE])
   image.paste(1, (10, 0, 20, 20))
   options = {} if transparency is None else {'transparency': transparency}
-  _, pixels = prepare.encode(_bytes(image, **options), 20, 95)
+  _, pixels = images.encode(_bytes(image, **options), 20, 95)
   assert (pixels[:, :10] == RED).all() and (pixels[:, 10:] == BLUE).all()
 
 
 def test_the_first_frame_counts():
   frames = [Image.new('RGB', (20, 20), colour) for colour in (RED, BLUE)]
   encoded = _bytes(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  _, pixels = prepare.encode(encoded, 20, 95)
+  _, pixels = images.encode(encoded, 20, 95)
   assert (pixels == RED).all()
 
 
@@ -170,7 +172,7 @@ def test_exif_rotation_is_applied_once(orientation, place, shape):
   exif = Image.Exif()
   exif[0x0112] = orientation
   encoded = _bytes(image, 'JPEG', quality=95, exif=exif)
-  stored, pixels = prepare.encode(encoded, 120, 95)
+  stored, pixels = images.encode(encoded, 120, 95)
   edges = {
     'left': np.s_[:, :40],
     'right': np.s_[:, 80:],
@@ -185,7 +187,7 @@ def test_exif_rotation_is_applied_once(orientation, place, shape):
 
 def test_a_jpeg_of_the_right_size_keeps_its_bytes():
   encoded = _bytes(Image.fromarray(_random(120, 120, 3)), 'JPEG', quality=70)
-  stored, pixels = prepare.encode(encoded, 120, 95)
+  stored, pixels = images.encode(encoded, 120, 95)
   assert stored == encoded
   np.testing.assert_array_equal(pixels, _decoded(encoded))
 
@@ -194,7 +196,7 @@ def test_a_jpeg_of_the_right_size_keeps_its_bytes():
 def test_a_lossless_image_of_the_right_size_stays_lossless(kind):
   original = _random(120, 120, 3)
   encoded = _bytes(Image.fromarray(original), kind)
-  stored, pixels = prepare.encode(encoded, 120, 95)
+  stored, pixels = images.encode(encoded, 120, 95)
   np.testing.assert_array_equal(pixels, original)
   np.testing.assert_array_equal(_decoded(stored), original)
 
@@ -203,14 +205,14 @@ def test_a_lossless_image_of_the_right_size_stays_lossless(kind):
 @pytest.mark.parametrize('shape', [(120, 150), (96, 96)])
 def test_small_images_are_stored_as_png(kind, shape):
   encoded = _bytes(Image.fromarray(_random(*shape, 3)), kind)
-  stored, pixels = prepare.encode(encoded, 96, 95)
+  stored, pixels = images.encode(encoded, 96, 95)
   assert Image.open(io.BytesIO(stored)).format == 'PNG'
   np.testing.assert_array_equal(_decoded(stored), pixels)
 
 
 def test_a_scaled_image_is_stored_as_jpeg_of_the_given_quality():
   encoded = _bytes(Image.fromarray(_random(120, 150, 3)))
-  stored = [prepare.encode(encoded, 97, quality)[0] for quality in (50, 95)]
+  stored = [images.encode(encoded, 97, quality)[0] for quality in (50, 95)]
   tables = [Image.open(io.BytesIO(s)).quantization[0] for s in stored]
   # The standard table begins with 16: as it is at 50, a tenth of it at 95.
   assert [table[0] for table in tables] == [16, 2]
@@ -240,11 +242,14 @@ def test_examples_are_stored_shuffled_with_their_labels(tmp_path, source):
   assert labels != sorted(labels)
 
 
-def test_the_number_of_threads_leaves_no_trace(tmp_path, source, small_shards):
-  trees = [
-    _tree(_prepare(source, tmp_path / str(threads), threads=threads))
-    for threads in (1, 3)
-  ]
+def test_threads_and_images_read_ahead_leave_no_trace(
+  tmp_path, source, small_shards, monkeypatch
+):
+  trees = []
+  for threads, ahead in ((1, 64), (3, 1)):
+    monkeypatch.setattr(prepare, 'AHEAD', ahead)
+    out = _prepare(source, tmp_path / str(threads), threads=threads)
+    trees.append(_tree(out))
   assert trees[0] == trees[1]
 
 
@@ -353,7 +358,7 @@ def test_nothing_appears_under_the_final_name_before_the_end(
 
     monkeypatch.setattr(module, name, watched)
 
-  watch(prepare, 'encode')
+  watch(images, 'encode')
   watch(prepare, 'ArrayRecordWriter')
   watch(prepare.np, 'savez')
   watch(prepare.tfds.folder_dataset, 'write_metadata')
@@ -447,14 +452,14 @@ def test_a_finished_preparation_is_left_alone(tmp_path, source, caplog):
 def test_all_wrong_arguments_are_listed_at_once(tmp_path):
   with pytest.raises(ValueError) as error:
     prepare.prepare(
-      'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1
+      'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1, threads=-2
     )
-  problems = str(error.value).split('; ')
-  assert [problem.split(' ')[0] for problem in problems] == [
+  assert re.findall(r'--\w+=\S+', str(error.value)) == [
     '--name=my-set',
     '--size=0',
     '--quality=101',
     '--max_bad=-1',
+    '--threads=-2',
   ]
   assert not any(tmp_path.iterdir())
 
@@ -463,6 +468,12 @@ def test_all_wrong_arguments_are_listed_at_once(tmp_path):
 def test_a_name_that_tfds_cannot_read_is_refused(tmp_path, source, name):
   with pytest.raises(ValueError, match='must be letters, digits and underscor'):
     prepare.prepare(source, name, tmp_path, size=SIZE)
+
+
+def test_a_data_dir_that_cannot_be_written_is_named(tmp_path, source):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match=f'data_dir={tmp_path}/file/data cannot'):
+    _prepare(source, tmp_path / 'file' / 'data')
 
 
 def test_the_command_ends_with_one_line_for_an_error(tmp_path):

@@ -13,7 +13,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import jax
