@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import sys
 
 from absl import app
@@ -95,11 +96,10 @@ def prepare(
   record = json.loads((out / RECORD_FILE).read_text())
   for line in record['skipped']:
     log.warning('skipped %s', line)
+  stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
+  skipped = len(record['skipped'])
   log.info(
-    '%s: of %s images %d were unreadable and skipped.',
-    out,
-    record['examples'],
-    len(record['skipped']),
+    '%s: %s examples, %d unreadable images skipped.', out, stored, skipped
   )
   return out
 
@@ -137,7 +137,7 @@ def _write(work, name, source, plan, max_bad, threads):
 
 def _check_arguments(name, size, quality, max_bad, threads):
   problems = []
-  if not (name.isascii() and name.isidentifier()):
+  if not re.fullmatch('[A-Za-z0-9_]+', name):
     problems.append(f'--name={name} must be letters, digits and underscores')
   if size < 1:
     problems.append(f'--size={size} must be at least 1 pixel')
@@ -324,7 +324,10 @@ def _describe(work, name, source, plan, splits, skipped):
     check_data=False,
     description=source.description,
   )
-  _write_json(work / RECORD_FILE, {**plan, 'skipped': skipped})
+  stored = {split: sum(t.shard_lengths) for split, t in splits.items()}
+  _write_json(
+    work / RECORD_FILE, {**plan, 'stored': stored, 'skipped': skipped}
+  )
 
 
 def _write_json(path, values):
