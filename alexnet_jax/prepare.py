@@ -162,16 +162,15 @@ def _digest(source):
 
 
 def _begin(work, plan):
-  plan_file = work / PLAN_FILE
-  if plan_file.exists():
-    old = json.loads(plan_file.read_text())
-    if old != plan:
-      differ = [key for key in plan if old.get(key) != plan[key]]
-      raise ValueError(
-        f'{work} is an unfinished preparation of another {", ".join(differ)};'
-        ' repeat its command, or remove that folder'
-      )
-    return
+  for made_with in (work / PLAN_FILE, work / RECORD_FILE):
+    if made_with.exists():
+      old = json.loads(made_with.read_text())
+      if differ := [key for key in plan if old.get(key) != plan[key]]:
+        raise ValueError(
+          f'{work} is an unfinished preparation of another'
+          f' {", ".join(differ)}; repeat its command, or remove that folder'
+        )
+      return
   try:
     work.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -179,7 +178,7 @@ def _begin(work, plan):
       f'the folder data_dir={work.parents[1]} cannot be written ({error});'
       ' name one that can'
     ) from error
-  _write_json(plan_file, plan)
+  _write_json(work / PLAN_FILE, plan)
 
 
 def _features(

@@ -8,7 +8,6 @@ is compared with Pillow, the stored data set with plain tfds.
 import concurrent.futures
 import contextlib
 import gc
-import io
 import itertools
 import mmap
 import threading
@@ -69,18 +68,6 @@ def _wait_until(condition):
     assert time.monotonic() < deadline
     gc.collect()
     time.sleep(0.01)
-
-
-def _encode(pixels, kind, **options):
-  buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, kind, **options)
-  return buffer.getvalue()
-
-
-def _smooth(size):
-  """A colour gradient, which JPEG renders without visible blocks."""
-  y, x = np.mgrid[:size, :size] * 255 // (size - 1)
-  return np.stack([y, x, 255 - y], -1).astype(np.uint8)
 
 
 def test_each_epoch_is_another_permutation_of_all_examples(dataset):
@@ -161,33 +148,6 @@ def test_the_tail_is_zero_also_in_a_used_buffer(dataset, monkeypatch):
   batches = input_pipeline.eval_batches(dataset, 'validation', batch_size=16)
   (batch,) = batches
   assert not batch['image'][NUM_VAL:].any()
-
-
-def test_png_decodes_to_the_pixels_encoded():
-  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-  out = np.empty_like(pixels)
-  images.decode(_encode(pixels, 'PNG'), out)
-  np.testing.assert_array_equal(out, pixels)
-
-
-@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:0'])
-def test_jpeg_decodes_as_in_pillow(subsampling):
-  encoded = _encode(_smooth(64), 'JPEG', quality=95, subsampling=subsampling)
-  out = np.empty((64, 64, 3), np.uint8)
-  images.decode(encoded, out)
-  expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
-  # Two builds of libjpeg may round the inverse DCT and the upsampling of
-  # colour differently, by a grey level each; RGB adds them up.
-  assert np.abs(out - expected).max() <= 3
-
-
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
-@pytest.mark.parametrize('shape', [(1, 1), (8, 8), (8, 32), (32, 32)])
-def test_an_image_of_another_size_is_refused(kind, shape):
-  out = np.empty((16, 16, 3), np.uint8)
-  with pytest.raises(ValueError):
-    encoded = _encode(np.zeros((*shape, 3), np.uint8), kind)
-    images.decode(encoded, out)
 
 
 def test_open_dataset_reads_the_facts(dataset):

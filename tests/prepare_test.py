@@ -4,7 +4,6 @@ The oracles are images painted by hand, Pillow's own resize and crop, NumPy
 over the source images, and the uninterrupted preparation.
 """
 
-import io
 import itertools
 import json
 import logging
@@ -21,23 +20,6 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
 
 SIZE = 8
-RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-def _random(*shape):
-  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-def _bytes(image, kind='PNG', **options):
-  buffer = io.BytesIO()
-  image.save(buffer, kind, **options)
-  return buffer.getvalue()
-
-
-def _decoded(stored):
-  image = Image.open(io.BytesIO(stored))
-  assert image.mode == 'RGB' and not image.getexif()
-  return np.asarray(image)
 
 
 def _write_source(root, *, train=10, val=3):
@@ -86,136 +68,6 @@ def _interrupt(monkeypatch, after):
     return encode(*args)
 
   monkeypatch.setattr(images, 'encode', interrupted)
-
-
-@pytest.mark.parametrize('shape', [(240, 180), (180, 240), (120, 120)])
-def test_shorter_side_is_scaled_then_the_central_square_cut(shape):
-  width, height = shape
-  image = Image.fromarray(_random(height, width, 3))
-  _, pixels = images.encode(_bytes(image), 60, 95)
-  scale = 60 / min(shape)
-  resized = image.resize(
-    (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
-  )
-  left, top = (resized.width - 60) // 2, (resized.height - 60) // 2
-  expected = resized.crop((left, top, left + 60, top + 60))
-  np.testing.assert_array_equal(pixels, np.asarray(expected))
-
-
-@pytest.mark.parametrize(
-  'shape', [(201, 143), (143, 201), (255, 101), (61, 60), (41, 30)]
-)
-def test_pixels_of_odd_sizes_come_from_their_place(shape):
-  width, height = shape
-  y, x = np.mgrid[:height, :width].astype(np.uint8)
-  image = Image.fromarray(np.stack([x, y, 0 * y], -1))  # Holds its places.
-  _, pixels = images.encode(_bytes(image), 60, 95)
-  scale = min(shape) / 60
-  centre = (np.arange(60) + 0.5) * scale
-  for channel, side, axis in ((0, width, 1), (1, height, 0)):
-    expected = (side - 60 * scale) / 2 + centre - 0.5
-    inner = slice(4, -4)  # Bicubic bends a ramp at the border of the image.
-    found = pixels[inner, inner, channel].astype(float)
-    # Two passes, each rounded to a grey level, of a ramp one level per pixel.
-    assert np.abs(found.mean(1 - axis) - expected[inner]).max() <= 1
-    assert np.ptp(found, axis=1 - axis).max() <= 1
-
-
-@pytest.mark.parametrize('size', [30, 120])
-@pytest.mark.parametrize(
-  ('mode', 'kind', 'colour', 'expected'),
-  [
-    ('L', 'PNG', 90, (90, 90, 90)),
-    ('I;16', 'PNG', 90 * 257, (90, 90, 90)),
-    ('1', 'PNG', 1, (255, 255, 255)),
-    ('LA', 'PNG', (90, 128), (90, 90, 90)),
-    ('RGBA', 'PNG', (10, 200, 30, 128), (10, 200, 30)),
-    ('CMYK', 'TIFF', (255, 0, 0, 0), (0, 255, 255)),
-    ('CMYK', 'JPEG', (255, 0, 0, 0), (0, 255, 255)),
-  ],
-)
-def test_every_mode_becomes_rgb(mode, kind, colour, expected, size):
-  image = Image.new(mode, (120, 120), colour)
-  stored, pixels = images.encode(_bytes(image, kind), size, 95)
-  np.testing.assert_array_equal(
-    pixels, np.broadcast_to(np.uint8(expected), (size, size, 3))
-  )
-  # What is stored as JPEG is off by the rounding of its colour space.
-  np.testing.assert_allclose(_decoded(stored).astype(int), pixels, atol=3)
-
-
-@pytest.mark.parametrize('transparency', [None, 0, bytes([128, 255])])
-def test_a_palette_image_becomes_rgb(transparency):
-  image = Image.new('P', (20, 20), 0)
-  image.putpalette([*RED, *BLUE])
-  image.paste(1, (10, 0, 20, 20))
-  options = {} if transparency is None else {'transparency': transparency}
-  _, pixels = images.encode(_bytes(image, **options), 20, 95)
-  assert (pixels[:, :10] == RED).all() and (pixels[:, 10:] == BLUE).all()
-
-
-def test_the_first_frame_counts():
-  frames = [Image.new('RGB', (20, 20), colour) for colour in (RED, BLUE)]
-  encoded = _bytes(frames[0], 'GIF', save_all=True, append_images=frames[1:])
-  _, pixels = images.encode(encoded, 20, 95)
-  assert (pixels == RED).all()
-
-
-@pytest.mark.parametrize(
-  ('orientation', 'place'),
-  [(1, 'left'), (2, 'right'), (3, 'right'), (6, 'top'), (8, 'bottom')],
-)
-@pytest.mark.parametrize('shape', [(120, 120), (160, 120)])
-def test_exif_rotation_is_applied_once(orientation, place, shape):
-  image = Image.new('RGB', shape, BLUE)
-  image.paste(RED, (0, 0, shape[0] // 2, shape[1]))
-  exif = Image.Exif()
-  exif[0x0112] = orientation
-  encoded = _bytes(image, 'JPEG', quality=95, exif=exif)
-  stored, pixels = images.encode(encoded, 120, 95)
-  edges = {
-    'left': np.s_[:, :40],
-    'right': np.s_[:, 80:],
-    'top': np.s_[:40],
-    'bottom': np.s_[80:],
-  }
-  for found in (pixels, np.asarray(Image.open(io.BytesIO(stored)))):
-    # Far from the edge between the colours JPEG is off by a few levels.
-    assert np.abs(found[edges[place]].astype(int) - RED).max() < 10
-  assert Image.open(io.BytesIO(stored)).getexif().get(0x0112, 1) == 1
-
-
-def test_a_jpeg_of_the_right_size_keeps_its_bytes():
-  encoded = _bytes(Image.fromarray(_random(120, 120, 3)), 'JPEG', quality=70)
-  stored, pixels = images.encode(encoded, 120, 95)
-  assert stored == encoded
-  np.testing.assert_array_equal(pixels, _decoded(encoded))
-
-
-@pytest.mark.parametrize('kind', ['PNG', 'BMP', 'PPM'])
-def test_a_lossless_image_of_the_right_size_stays_lossless(kind):
-  original = _random(120, 120, 3)
-  encoded = _bytes(Image.fromarray(original), kind)
-  stored, pixels = images.encode(encoded, 120, 95)
-  np.testing.assert_array_equal(pixels, original)
-  np.testing.assert_array_equal(_decoded(stored), original)
-
-
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
-@pytest.mark.parametrize('shape', [(120, 150), (96, 96)])
-def test_small_images_are_stored_as_png(kind, shape):
-  encoded = _bytes(Image.fromarray(_random(*shape, 3)), kind)
-  stored, pixels = images.encode(encoded, 96, 95)
-  assert Image.open(io.BytesIO(stored)).format == 'PNG'
-  np.testing.assert_array_equal(_decoded(stored), pixels)
-
-
-def test_a_scaled_image_is_stored_as_jpeg_of_the_given_quality():
-  encoded = _bytes(Image.fromarray(_random(120, 150, 3)))
-  stored = [images.encode(encoded, 97, quality)[0] for quality in (50, 95)]
-  tables = [Image.open(io.BytesIO(s)).quantization[0] for s in stored]
-  # The standard table begins with 16: as it is at 50, a tenth of it at 95.
-  assert [table[0] for table in tables] == [16, 2]
 
 
 def test_statistics_are_those_of_the_training_pixels(tmp_path, small_shards):

@@ -1,0 +1,77 @@
+"""The timetable against steps counted by hand."""
+
+import pytest
+
+from alexnet_jax import timetable
+
+TABLE = timetable.Timetable(
+  num_examples=1000,
+  batch_size=100,
+  epochs=2.45,
+  log_every_steps=6,
+  eval_every_epochs=1.0,
+  checkpoint_every_steps=8,
+  drop_epochs=(0.5, 1.05),
+)
+
+
+def steps_where(happens, last=25):
+  return [step for step in range(1, last + 1) if happens(step)]
+
+
+def test_timetable_rounds_the_last_epoch_up_to_whole_steps():
+  assert TABLE.total_steps == 25
+
+
+@pytest.mark.parametrize(
+  ('method', 'steps'),
+  [
+    ('evaluates', [10, 20, 25]),
+    ('saves', [8, 10, 16, 20, 24, 25]),
+    # With every save, before every drop, every 6 steps.
+    ('logs', [5, 6, 8, 10, 11, 12, 16, 18, 20, 24, 25]),
+  ],
+)
+def test_timetable_has_these_steps(method, steps):
+  assert steps_where(getattr(TABLE, method)) == steps
+
+
+def test_the_rate_drops_at_the_first_step_that_ends_at_or_after_the_epoch():
+  assert [TABLE.drops(s) for s in (0, 4, 5, 10, 11, 25)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_next_log_goes_from_row_to_row():
+  steps = [0]
+  while steps[-1] < 12:
+    steps.append(TABLE.next_log(steps[-1]))
+  assert steps == [0, 5, 6, 8, 10, 11, 12]
+
+
+@pytest.mark.parametrize('every', [0.1, 0.2, 0.3, 0.7, 1.1])
+def test_epochs_that_are_no_binary_fractions_are_evaluated_on_time(every):
+  table = timetable.Timetable(1000, 100, 100.0, 10, every, 10)
+  period = round(every * 10)
+  assert steps_where(table.evaluates, 900) == list(range(period, 901, period))
+
+
+@pytest.mark.parametrize(
+  ('examples', 'batch', 'epochs', 'steps'),
+  [
+    (1497, 16, 20.0, 1872),
+    (1000, 100, 0.1, 1),
+    (1000, 100, 0.101, 2),
+    (100, 1, 0.07, 7),  # 0.07 * 100 is 7.000000000000001.
+    (100, 10, 1.1, 11),
+  ],
+)
+def test_total_steps(examples, batch, epochs, steps):
+  table = timetable.Timetable(examples, batch, epochs, 10, 1.0, 10)
+  assert table.total_steps == steps
+
+
+def test_epochs_of_an_odd_size_are_counted_in_examples():
+  table = timetable.Timetable(1497, 16, 0.25, 5, 0.1, 6, (0.17,))
+  assert table.total_steps == 24
+  assert steps_where(table.evaluates, 24) == [10, 19, 24]
+  assert steps_where(table.logs, 24) == [5, 6, 10, 12, 15, 16, 18, 19, 20, 24]
+  assert table.epoch(24) == pytest.approx(0.256513, abs=1e-6)
