@@ -53,7 +53,7 @@ def random_views(
     mean_image: of the training set, 0..255; subtracted at the crop's place.
     directions: from `color_directions`.
     crop_size: side of the crop in pixels; every offset is equally likely.
-    flip: reflect every other image, at random, left to right.
+    flip: reflect each image left to right with probability 1/2.
     color_std: standard deviation of the a_i, 0.1 in section 4.1; 0 for none.
       Drawn once per image and step.
   """

@@ -5,12 +5,12 @@ the plateau controller, the config, the newest metrics. The latest two and the
 one with the lowest validation error are kept.
 """
 
+from collections.abc import Callable
 import json
 import logging
 import pathlib
 import shutil
 
-import jax
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
 METRIC = 'eval/top1_error'
+# What Orbax raises for files that are cut short, changed or missing.
+DAMAGE = (ValueError, KeyError, FileNotFoundError)
 POLICIES = ocp.checkpoint_managers
 
 
@@ -31,11 +33,11 @@ class Checkpoints:
       n=1,
       keep_checkpoints_without_metrics=False,
     )
-    if not read_only:  # Saves that a kill cut short; Orbax ignores them.
+    if not read_only:
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-        shutil.rmtree(broken)
-    for file in (workdir / FOLDER).glob('*/metrics/metrics'):
-      _drop_unless_json(file)
+        shutil.rmtree(broken)  # A save that a kill cut short.
+      for file in (workdir / FOLDER).glob('*/metrics/metrics'):
+        _drop_unless_json(file)
     self._manager = ocp.CheckpointManager(
       workdir / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -91,27 +93,32 @@ class Checkpoints:
       force=True,
     )
 
-  def restore(self, template: PyTree, step: int) -> tuple[PyTree, dict]:
-    """State and record of one checkpoint.
+  def read_record(self, step: int) -> dict:
+    """The record of one checkpoint, without its state."""
+    args = ocp.args.Composite(record=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args).record
+
+  def restore(self, template: PyTree, step: int) -> PyTree:
+    """The state of one checkpoint.
 
     Args:
-      template: a state of the shapes, dtypes and shardings wanted.
+      template: `jax.ShapeDtypeStruct`s of the state, with the shardings wanted.
       step: which.
     """
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_abstract(template)),
-        record=ocp.args.JsonRestore(),
-      ),
-    )
-    return restored.state, restored.record
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+    return self._manager.restore(step, args=args).state
 
-  def restore_latest(self, template: PyTree) -> tuple[PyTree, dict] | None:
-    """The newest readable checkpoint; None if there is none at all.
+  def restore_latest(
+    self, template: PyTree, check_record: Callable[[dict], None]
+  ) -> tuple[PyTree, dict] | None:
+    """State and record of the newest readable checkpoint; None without any.
 
-    A damaged one is named, passed over, and removed once an older one has
+    A damaged one is named, passed over, and put aside once an older one has
     been read, so that the run can save that step again.
+
+    Args:
+      template: as for `restore`.
+      check_record: is called with the record before the state is read.
 
     Raises:
       ValueError: if there are checkpoints, and none can be read.
@@ -119,15 +126,18 @@ class Checkpoints:
     damaged = {}
     for step in reversed(self.steps()):
       try:
-        restored = self.restore(template, step)
-      except (ValueError, OSError, KeyError) as error:
+        record = self.read_record(step)
+      except DAMAGE as error:
         damaged[step] = error
-        log.error('checkpoint %d cannot be read: %s', step, error)
         continue
-      for bad in damaged:
-        log.warning('removing checkpoint %d, continuing at %d', bad, step)
-        self._manager.delete(bad)
-      return restored
+      check_record(record)
+      try:
+        state = self.restore(template, step)
+      except DAMAGE as error:
+        damaged[step] = error
+        continue
+      self._put_aside(damaged)
+      return state, record
     if damaged:
       raise ValueError(
         f'none of the checkpoints {sorted(damaged)} in {self._manager.directory}'
@@ -135,6 +145,16 @@ class Checkpoints:
         ' --workdir to start anew'
       )
     return None
+
+  def _put_aside(self, damaged: dict[int, Exception]) -> None:
+    for step, error in damaged.items():
+      folder = pathlib.Path(self._manager.directory) / str(step)
+      aside = folder.with_name(f'damaged.{step}')
+      log.error('checkpoint %d cannot be read (%s); now %s', step, error, aside)
+      shutil.rmtree(aside, ignore_errors=True)
+      folder.rename(aside)
+    if damaged:
+      self._manager.reload()
 
   def close(self) -> None:
     """Waits for the saves under way."""
@@ -155,9 +175,3 @@ def _drop_unless_json(file: pathlib.Path) -> None:
 
 def _error(metrics: dict) -> float:
   return metrics[METRIC]
-
-
-def _abstract(tree: PyTree) -> PyTree:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-  )

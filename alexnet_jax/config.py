@@ -9,22 +9,26 @@ import pathlib
 
 import ml_collections
 
+from alexnet_jax import files
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import towers
 
-# A run may be continued with another value of these: they change how far and
-# how often, or where the files are, not what a step computes.
+# A run may be continued with another value of these: they say how far, how
+# often to look, and where; what a step computes stays, up to rounding.
 MAY_CHANGE = frozenset(
   {
     'input.data_dir',
     'train.epochs',
+    'train.log_every_steps',
     'train.checkpoint_every_steps',
     'eval.batch_size',
     'mesh.layout',
     'mesh.towers',
   }
 )
+# Evaluation may look at another split as well.
+EVALUATION_MAY_CHANGE = MAY_CHANGE | {'input.eval_split'}
 CONFIG_FILE = 'config.json'
 
 
@@ -52,7 +56,10 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 
 def check_unchanged(
-  config: ml_collections.ConfigDict, made_with: dict, where: str
+  config: ml_collections.ConfigDict,
+  made_with: dict,
+  where: str,
+  may_change: frozenset[str] = MAY_CHANGE,
 ) -> None:
   """Raises ValueError if a run is continued with another config.
 
@@ -60,12 +67,13 @@ def check_unchanged(
     config: of this command.
     made_with: `flatten`ed config of the run so far.
     where: its place, for the message.
+    may_change: keys that may differ.
   """
   now = flatten(config)
   differ = [
     f'config.{key}: {made_with.get(key)!r} there, {now.get(key)!r} here'
     for key in sorted(now.keys() | made_with.keys())
-    if key not in MAY_CHANGE and now.get(key) != made_with.get(key)
+    if key not in may_change and now.get(key) != made_with.get(key)
   ]
   if differ:
     raise ValueError(
@@ -74,31 +82,49 @@ def check_unchanged(
     )
 
 
-def open_workdir(
-  workdir: str | os.PathLike, config: ml_collections.ConfigDict
+def check_workdir(
+  workdir: str | os.PathLike,
+  config: ml_collections.ConfigDict,
+  may_change: frozenset[str] = MAY_CHANGE,
 ) -> pathlib.Path:
-  """The work directory of a run with this config, made if need be.
+  """The absolute path of a work directory fit for this config; writes nothing.
 
   Raises:
-    ValueError: if it cannot be written, or belongs to another config.
+    ValueError: if it could not be written, or belongs to another config.
   """
   if not os.fspath(workdir):
     raise ValueError('--workdir= is empty; name a folder')
   path = pathlib.Path(workdir).expanduser().absolute()
+  there = next(p for p in (path, *path.parents) if p.exists())
+  if not (there.is_dir() and os.access(there, os.W_OK)):
+    raise ValueError(
+      f'--workdir={workdir} cannot be written ({there} is no writable folder);'
+      ' name a folder that can'
+    )
   file = path / CONFIG_FILE
+  if file.exists():
+    try:
+      made_with = json.loads(file.read_text())
+    except ValueError as error:
+      raise ValueError(
+        f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
+      ) from error
+    check_unchanged(config, made_with, f'--workdir={workdir}', may_change)
+  return path
+
+
+def open_workdir(
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict
+) -> pathlib.Path:
+  """Makes the work directory if need be, and records the config in it.
+
+  Raises:
+    ValueError: as `check_workdir`.
+  """
+  path = check_workdir(workdir, config)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-      check_unchanged(
-        config, json.loads(file.read_text()), f'--workdir={workdir}'
-      )
-    temporary = file.with_suffix('.tmp')
-    temporary.write_text(json.dumps(flatten(config), indent=1) + '\n')
-    os.replace(temporary, file)
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
-    ) from error
+    files.write_json(path / CONFIG_FILE, flatten(config))
   except OSError as error:
     raise ValueError(
       f'--workdir={workdir} cannot be written ({error}); name a folder that can'

@@ -18,6 +18,8 @@ import ml_collections
 
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import model
@@ -158,16 +160,15 @@ def evaluate_checkpoint(
   folder = pathlib.Path(workdir).expanduser() / checkpoint.FOLDER
   if not folder.is_dir():
     raise FileNotFoundError(f'no {folder}; train first: --mode=train')
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config, workdir, config_lib.EVALUATION_MAY_CHANGE)
   with contextlib.closing(
     checkpoint.Checkpoints(run.workdir, read_only=True)
   ) as checkpoints:
     step = checkpoints.step_of(which)
-    state, _ = run_lib.create_or_restore(run, checkpoints, step)
+    run_lib.check_record(run, checkpoints.read_record(step))
+    params = checkpoints.restore(run_lib.state_template(run), step).params
   evaluator = make_evaluator(run)
-  result = evaluator(state.params, many=False) | evaluator(
-    state.params, many=True
-  )
+  result = evaluator(params, many=False) | evaluator(params, many=True)
   inputs = config.input
   print(
     f'{which} checkpoint, step {step}: {inputs.eval_split} of {inputs.dataset}'
@@ -175,7 +176,7 @@ def evaluate_checkpoint(
   for tag, value in result.items():
     if tag.endswith('error'):
       print(f'{tag:26} {value:.2%}')
-  metrics.write_json(
+  files.write_json(
     run.workdir / 'evaluation.json',
     {'step': step, 'checkpoint': which, **result},
   )

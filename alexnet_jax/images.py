@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
-from PIL import UnidentifiedImageError as UnidentifiedImageError
+from PIL import UnidentifiedImageError
 import simplejpeg
 
 PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
@@ -31,7 +31,11 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     OSError, ValueError, SyntaxError, Image.DecompressionBombError: if Pillow
       cannot read the image.
   """
-  with Image.open(io.BytesIO(encoded)) as opened:
+  try:
+    opened = Image.open(io.BytesIO(encoded))
+  except UnidentifiedImageError as error:  # Whose words hold an address.
+    raise ValueError('not an image that Pillow can read') from error
+  with opened:
     kind, mode, stored_size = opened.format, opened.mode, opened.size
     image = _rgb(ImageOps.exif_transpose(opened))
     turned = opened.getexif().get(0x0112, 1) != 1  # The tag "Orientation".

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import mmap
 import os
@@ -46,6 +47,7 @@ class Dataset:
     image_size: side of the stored images in pixels.
     mean_image: of the training split, [size, size, 3], 0..255.
     rgb_covariance: of the training split's pixels, on the scale of 0..255.
+    fingerprint: changes with the images of the training split.
   """
 
   path: pathlib.Path
@@ -54,6 +56,7 @@ class Dataset:
   image_size: int
   mean_image: Float[np.ndarray, 'size size 3']
   rgb_covariance: Float[np.ndarray, '3 3']
+  fingerprint: str
 
 
 def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
@@ -77,6 +80,7 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
     )
   info = tfds.builder_from_directory(path).info
   with np.load(path / STATISTICS_FILE) as statistics:
+    digest = hashlib.sha256(statistics['mean_image'].tobytes())
     return Dataset(
       path=path,
       class_names=tuple(info.features['label'].names),
@@ -84,6 +88,7 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
       image_size=info.features['image'].shape[0],
       mean_image=statistics['mean_image'],
       rgb_covariance=statistics['rgb_covariance'],
+      fingerprint=digest.hexdigest()[:16],
     )
 
 
@@ -102,8 +107,8 @@ def check_dataset(
   if dataset.image_size != image_size:
     problems.append(
       f'config.input.image_size={image_size}, but {dataset.path} holds images'
-      f' of {dataset.image_size} pixels; set it, or prepare the data set again'
-      f' with --size={image_size}'
+      f' of {dataset.image_size} pixels; set it, or remove that folder and'
+      f' prepare the data set again with --size={image_size}'
     )
   if len(dataset.class_names) != num_classes:
     problems.append(

@@ -62,10 +62,20 @@ def main(_) -> None:
       evaluate.evaluate_checkpoint(
         CONFIG.value, WORKDIR.value, CHECKPOINT.value
       )
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    if not _raised_here(error):
+      raise
     sys.exit(f'{type(error).__name__}: {error}')
   except KeyboardInterrupt:
     sys.exit('interrupted; the same command continues at the last checkpoint')
+
+
+def _raised_here(error: Exception) -> bool:
+  """Whether this package raised it, for the user: others keep a traceback."""
+  frame = error.__traceback__
+  while frame.tb_next:
+    frame = frame.tb_next
+  return frame.tb_frame.f_globals['__name__'].startswith('alexnet_jax.')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ so a mean is over examples, however they were batched.
 
 from collections.abc import Mapping, Sequence
 import csv
-import json
 import os
 import pathlib
 import struct
@@ -22,6 +21,8 @@ from tensorboardX import event_file_writer
 from tensorboardX import proto
 from tensorboardX import summary
 import tqdm
+
+from alexnet_jax import files
 
 TRAIN_TAGS = (
   'train/loss',
@@ -266,31 +267,25 @@ def write_result(
   step: int,
   epoch: float,
   wall_seconds: float,
+  commit: str,
   values: Mapping[str, float],
 ) -> None:
   """result.json: how far the run went, on what, and its last metrics."""
   devices = [device.device_kind for device in jax.devices()]
-  write_json(
+  files.write_json(
     workdir / RESULT_FILE,
     {
       'step': step,
       'epoch': epoch,
       'wall_seconds': round(wall_seconds, 1),
-      'commit': _commit(),
+      'commit': commit,
       'devices': devices,
       **values,
     },
   )
 
 
-def write_json(path: pathlib.Path, values: Mapping[str, object]) -> None:
-  """Writes the whole file or leaves it as it was."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(values, indent=1) + '\n')
-  os.replace(temporary, path)
-
-
-def _commit() -> str:
+def current_commit() -> str:
   """The commit of this code, with '+' where files differ; '' outside git."""
   command = 'git describe --always --dirty=+ --abbrev=40 --exclude=*'.split()
   try:

@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import sources
@@ -72,27 +73,27 @@ def prepare(
       preparation of other arguments is in the way.
     RuntimeError: after more than `max_bad` unreadable images.
   """
+  _check_arguments(name, size, quality, max_bad, threads)
   out = input_pipeline.dataset_path(data_dir, name)
+  asked = {'source': spec, 'size': size, 'jpeg_quality': quality, 'seed': seed}
   if out.exists():
+    _check_same(out / RECORD_FILE, asked, f'use another name than {name}')
     log.info('%s exists: nothing to do.', out)
     return out
-  _check_arguments(name, size, quality, max_bad, threads)
   source = sources.open_source(spec)
   work = out.with_name(f'{out.name}.incomplete')
   plan = {
-    'source': spec,
-    'size': size,
-    'jpeg_quality': quality,
-    'seed': seed,
+    **asked,
     'examples': {split: len(e) for split, e in source.splits.items()},
     'sha256': _digest(source),
   }
   _begin(work, plan)
-  if not (work / RECORD_FILE).exists():
-    _write(work, name, source, plan, max_bad, threads or os.cpu_count())
-  for path in (*work.glob('*.sums.npz'), work / PLAN_FILE):
-    path.unlink(missing_ok=True)
-  os.replace(work, out)
+  with files.locked(work):
+    if not (work / RECORD_FILE).exists():
+      _write(work, name, source, plan, max_bad, threads or os.cpu_count())
+    for path in (*work.glob('*.sums.npz'), work / PLAN_FILE, work / 'lock'):
+      path.unlink(missing_ok=True)
+    os.replace(work, out)
   record = json.loads((out / RECORD_FILE).read_text())
   for line in record['skipped']:
     log.warning('skipped %s', line)
@@ -161,16 +162,25 @@ def _digest(source):
   return digest.hexdigest()
 
 
+def _check_same(file, asked, way_out):
+  """Raises ValueError if a data set is there, made or begun in another way."""
+  made = json.loads(file.read_text())
+  differ = [
+    f'{key} {made.get(key)!r} there, {value!r} here'
+    for key, value in asked.items()
+    if made.get(key) != value
+  ]
+  if differ:
+    raise ValueError(
+      f'{file.parent} was made with other arguments ({"; ".join(differ)});'
+      f' remove it, or {way_out}'
+    )
+
+
 def _begin(work, plan):
-  for made_with in (work / PLAN_FILE, work / RECORD_FILE):
-    if made_with.exists():
-      old = json.loads(made_with.read_text())
-      if differ := [key for key in plan if old.get(key) != plan[key]]:
-        raise ValueError(
-          f'{work} is an unfinished preparation of another'
-          f' {", ".join(differ)}; repeat its command, or remove that folder'
-        )
-      return
+  for file in (work / PLAN_FILE, work / RECORD_FILE):
+    if file.exists():
+      return _check_same(file, plan, 'repeat its command')
   try:
     work.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -178,7 +188,7 @@ def _begin(work, plan):
       f'the folder data_dir={work.parents[1]} cannot be written ({error});'
       ' name one that can'
     ) from error
-  _write_json(work / PLAN_FILE, plan)
+  files.write_json(work / PLAN_FILE, plan)
 
 
 def _features(
@@ -236,8 +246,6 @@ def _try_encode(example, size, quality):
   """Stored bytes, pixels, sums of RGB products; or why it is unreadable."""
   try:
     encoded, pixels = images.encode(example.read(), size, quality)
-  except images.UnidentifiedImageError:  # Its words hold a memory address.
-    return f'{example.file_name}: not an image that Pillow can read'
   except images.ERRORS as error:
     return f'{example.file_name}: {error}'
   flat = pixels.reshape(-1, 3).astype(np.float64)  # Exact: below 2 ** 53.
@@ -324,15 +332,9 @@ def _describe(work, name, source, plan, splits, skipped):
     description=source.description,
   )
   stored = {split: sum(t.shard_lengths) for split, t in splits.items()}
-  _write_json(
+  files.write_json(
     work / RECORD_FILE, {**plan, 'stored': stored, 'skipped': skipped}
   )
-
-
-def _write_json(path, values):
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(values, indent=1))
-  os.replace(temporary, path)
 
 
 FLAGS = flags.FLAGS

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -45,6 +46,7 @@ class Run:
   dataset: input_pipeline.Dataset
   mesh: jax.sharding.Mesh | None
   statistics: Statistics
+  may_change: frozenset[str]
 
   @property
   def network(self) -> model.AlexNet:
@@ -58,17 +60,25 @@ class Run:
 
 
 def open_run(
-  config: ml_collections.ConfigDict, workdir: str | os.PathLike
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike,
+  may_change: frozenset[str] = config_lib.MAY_CHANGE,
 ) -> Run:
-  """Checks config, data set and work directory, in this order.
+  """Checks config, work directory and data set, in this order.
 
   The digits, which need no download, are prepared on first use.
+
+  Args:
+    config: with the keys of configs/paper.py.
+    workdir: is only looked at.
+    may_change: keys in which an earlier command on `workdir` may differ.
 
   Raises:
     ValueError: if one is wrong, or if they do not fit each other.
     FileNotFoundError: if the data set has not been prepared.
   """
   config_lib.check(config, jax.device_count())
+  workdir = config_lib.check_workdir(workdir, config, may_change)
   inputs = config.input
   path = input_pipeline.dataset_path(inputs.data_dir, inputs.dataset)
   if inputs.dataset == 'digits' and not path.exists():
@@ -83,13 +93,12 @@ def open_run(
       'config.input.eval_split': inputs.eval_split,
     },
   )
-  workdir = config_lib.open_workdir(workdir, config)
   mesh = towers.create_mesh(
     config.mesh.layout, config.mesh.towers, jax.devices()
   )
   directions = augment.color_directions(dataset.rgb_covariance)
   statistics = towers.place(Statistics(dataset.mean_image, directions), mesh)
-  return Run(config, workdir, dataset, mesh, statistics)
+  return Run(config, workdir, dataset, mesh, statistics, may_change)
 
 
 @flax.struct.dataclass
@@ -106,16 +115,32 @@ class TrainState:
 
 def create_train_state(run: Run) -> TrainState:
   """The state before the first step, placed on the mesh."""
-  net = model.AlexNet(**run.config.model)
-  crop = run.config.input.crop_size
+  state = jax.jit(_creator(run))(jax.random.key(run.config.seed))
+  return towers.place(state, run.mesh, towers.param_specs(state, run.mesh))
+
+
+def state_template(run: Run) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without its arrays."""
+  shapes = jax.eval_shape(_creator(run), jax.random.key(0))
+  shardings = towers.shardings(run.mesh, towers.param_specs(shapes, run.mesh))
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def _creator(run):
+  net, crop = model.AlexNet(**run.config.model), run.config.input.crop_size
 
   def create(key):
     params = net.init(key, jnp.zeros((1, crop, crop, 3)))['params']
     opt_state = optimizer.paper_sgd(0.0, 0.0, 0.0).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
-  state = jax.jit(create)(jax.random.key(run.config.seed))
-  return towers.place(state, run.mesh, towers.param_specs(state, run.mesh))
+  return create
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,36 +148,47 @@ class Record:
   """What a checkpoint holds beside the train state."""
 
   config: dict[str, object]  # By dotted key.
+  dataset: str  # Its fingerprint.
   metrics: dict[str, float]  # The newest row, by tag.
   plateau: optimizer.Plateau = optimizer.Plateau()
-  wall_seconds: float = 0.0  # Of all commands so far.
+  wall_seconds: float = 0.0  # Up to this checkpoint, less what kills lost.
 
 
 def create_or_restore(
-  run: Run, checkpoints: checkpoint.Checkpoints, step: int | None = None
+  run: Run, checkpoints: checkpoint.Checkpoints
 ) -> tuple[TrainState, Record]:
-  """The state of the newest checkpoint (or of `step`), else a new one.
+  """The state of the newest readable checkpoint, else a new one.
 
   Raises:
-    ValueError: if the checkpoint was made with another config, or is damaged.
+    ValueError: if the checkpoint was made with another config or data set, or
+      if none can be read.
   """
-  state = create_train_state(run)
-  if step is None:
-    restored = checkpoints.restore_latest(state)
-  else:
-    restored = checkpoints.restore(state, step)
+  restored = checkpoints.restore_latest(
+    state_template(run), functools.partial(check_record, run)
+  )
   if restored is None:
+    state = create_train_state(run)
     table = parameter_overview.get_parameter_overview(
       state.params, include_stats=True
     )
     log.info('Parameters:\n%s', table)
-    return state, Record(config_lib.flatten(run.config), {})
+    config = config_lib.flatten(run.config)
+    return state, Record(config, run.dataset.fingerprint, metrics={})
   state, record = restored
-  record = Record(
-    **record | {'plateau': optimizer.Plateau(**record['plateau'])}
-  )
-  config_lib.check_unchanged(run.config, record.config, 'the checkpoint')
   log.info(
     'Restored the checkpoint of step %d.', int(metrics.fetch(state.step))
   )
-  return state, record
+  plateau = optimizer.Plateau(**record['plateau'])
+  return state, Record(**record | {'plateau': plateau})
+
+
+def check_record(run: Run, record: dict) -> None:
+  """Raises ValueError if a checkpoint is not of this config and data set."""
+  config_lib.check_unchanged(
+    run.config, record['config'], 'the checkpoint', run.may_change
+  )
+  if record['dataset'] != run.dataset.fingerprint:
+    raise ValueError(
+      f'the checkpoint was made with other images than {run.dataset.path} now'
+      ' holds (by their mean image); use a fresh --workdir'
+    )

@@ -78,6 +78,7 @@ def folder(root: pathlib.Path) -> Source:
   called 'train', 'validation' and 'test'. Hidden files are passed over.
   """
   classes = _class_folders(root / 'train')
+  labels = {name: label for label, name in enumerate(classes)}
   splits = {}
   for name, part in (
     ('train', 'train'),
@@ -93,9 +94,7 @@ def folder(root: pathlib.Path) -> Source:
         f' {", ".join(unknown)}; the classes are the folders of train/'
       )
     splits[name] = [
-      Example(
-        f'{part}/{name_}/{path.name}', classes.index(name_), path.read_bytes
-      )
+      Example(f'{part}/{name_}/{path.name}', labels[name_], path.read_bytes)
       for name_ in found
       for path in _files(root / part / name_)
     ]

@@ -18,7 +18,7 @@ import jax
 from jax import lax
 from jax.experimental import mesh_utils
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -87,18 +87,21 @@ def batch_spec() -> P:
   return P('data')
 
 
+def shardings(mesh: Mesh | None, specs: PyTree) -> PyTree:
+  """The specs on the mesh; without one, the device."""
+  if mesh is None:
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    make = lambda _: device
+  else:
+    make = lambda spec: NamedSharding(mesh, spec)
+  return jax.tree.map(make, specs, is_leaf=lambda x: isinstance(x, P))
+
+
 def place(
   tree: PyTree, mesh: Mesh | None, specs: PyTree = REPLICATED
 ) -> PyTree:
   """Puts a tree on the device, or on the mesh as `specs` (a prefix) say."""
-  if mesh is None:
-    return jax.device_put(tree, jax.local_devices()[0])
-  shardings = jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec),
-    specs,
-    is_leaf=lambda x: isinstance(x, P),
-  )
-  return jax.device_put(tree, shardings)
+  return jax.device_put(tree, shardings(mesh, specs))
 
 
 def shard(

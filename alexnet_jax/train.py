@@ -24,6 +24,7 @@ from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
+from alexnet_jax import files
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import model
@@ -120,8 +121,9 @@ def train_and_evaluate(
     FileNotFoundError: if the data set has not been prepared.
     FloatingPointError: if the loss is not finite; the checkpoints are kept.
   """
-  began = time.time()
+  began, commit = time.time(), metrics.current_commit()
   run = run_lib.open_run(config, workdir)
+  config_lib.open_workdir(workdir, config)
   optim, inputs = config.optimizer, config.input
   table = timetable.Timetable(
     num_examples=run.dataset.num_examples[inputs.train_split],
@@ -139,9 +141,14 @@ def train_and_evaluate(
   )
   evaluator = evaluate.make_evaluator(run)
   key = towers.place(jax.random.key(config.seed), run.mesh)
+  global_norm = jax.jit(optax.global_norm)
+  norm = lambda state: metrics.fetch(
+    global_norm((state.params, state.opt_state))
+  )
 
   with contextlib.ExitStack() as stack:
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
+    stack.enter_context(files.locked(run.workdir))
     checkpoints = opened(checkpoint.Checkpoints(run.workdir))
     state, record = run_lib.create_or_restore(run, checkpoints)
     step = int(metrics.fetch(state.step))
@@ -192,10 +199,13 @@ def train_and_evaluate(
       )
       began = time.time()
       if table.saves(step):
+        _check_finite(norm(state), 'the norm of the state', step)
         checkpoints.save(step, state, dataclasses.asdict(record), error)
   if not result_file.exists():
     seconds = record.wall_seconds + time.time() - began
-    metrics.write_result(run.workdir, step, table.epoch(step), seconds, latest)
+    metrics.write_result(
+      run.workdir, step, table.epoch(step), seconds, commit, latest
+    )
   return latest
 
 
@@ -209,6 +219,9 @@ def run_steps(
   progress: metrics.Progress,
 ) -> tuple[run_lib.TrainState, dict[str, float]]:
   """Takes the steps up to `stop`; returns the state and their mean metrics.
+
+  The metrics of a step are fetched while the next one runs; those of the last
+  at once.
 
   Args:
     train_step: from `make_train_step`.
@@ -250,7 +263,8 @@ def _check_finite(value, tag, step):
   if not math.isfinite(value):
     raise FloatingPointError(
       f'{tag} is {value} at step {step}. The checkpoints of earlier steps are'
-      ' kept; lower config.optimizer.learning_rate, or look at the data'
+      ' kept; train in a fresh --workdir with a lower'
+      ' config.optimizer.learning_rate, or look at the data'
     )
 
 

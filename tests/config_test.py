@@ -31,6 +31,7 @@ MAY_CHANGE = [
   'input.data_dir',
   'train.epochs',
   'train.checkpoint_every_steps',
+  'train.log_every_steps',
   'eval.batch_size',
   'mesh.layout',
   'mesh.towers',

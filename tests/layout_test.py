@@ -38,6 +38,7 @@ ORDER = [
   'model',
   'optimizer',
   'towers',
+  'files',
 ]
 
 # Who may import what comes from outside; nobody else.

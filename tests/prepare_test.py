@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
@@ -257,9 +258,9 @@ def test_a_preparation_killed_while_it_writes_sums_continues(
 @pytest.mark.parametrize(
   ('options', 'keys'),
   [
-    ({'size': 9}, 'size'),
-    ({'quality': 80}, 'jpeg_quality'),
-    ({'seed': 1, 'size': 9}, 'size, seed'),
+    ({'size': 9}, 'size 8 there, 9 here'),
+    ({'quality': 80}, 'jpeg_quality 95 there, 80 here'),
+    ({'seed': 1, 'size': 9}, 'size 8 there, 9 here; seed 0 there, 1 here'),
   ],
 )
 def test_an_unfinished_preparation_of_other_arguments_is_refused(
@@ -273,8 +274,8 @@ def test_an_unfinished_preparation_of_other_arguments_is_refused(
     _prepare(source, tmp_path, **options)
   work = tmp_path / 'set' / '1.0.0.incomplete'
   assert str(error.value) == (
-    f'{work} is an unfinished preparation of another {keys};'
-    ' repeat its command, or remove that folder'
+    f'{work} was made with other arguments ({keys});'
+    ' remove it, or repeat its command'
   )
 
 
@@ -287,7 +288,9 @@ def test_an_unfinished_preparation_of_other_images_is_refused(
       _prepare(source, tmp_path)
   old = tmp_path / 'images/train/class0/00.png'
   old.rename(old.with_name('renamed.png'))
-  with pytest.raises(ValueError, match='preparation of another sha256;'):
+  with pytest.raises(
+    ValueError, match='other arguments .sha256 .*repeat its command'
+  ):
     _prepare(source, tmp_path)
 
 
@@ -299,6 +302,25 @@ def test_a_finished_preparation_is_left_alone(tmp_path, source, caplog):
   assert caplog.messages == [f'{path} exists: nothing to do.']
   after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'set').rglob('*')}
   assert after == before
+
+
+def test_a_finished_preparation_of_another_size_is_refused(tmp_path, source):
+  path = _prepare(source, tmp_path)
+  with pytest.raises(ValueError) as error:
+    _prepare(source, tmp_path, size=9)
+  assert str(error.value) == (
+    f'{path} was made with other arguments (size 8 there, 9 here);'
+    ' remove it, or use another name than set'
+  )
+
+
+def test_two_preparations_of_one_data_set_are_refused(tmp_path, source):
+  work = tmp_path / 'set' / '1.0.0.incomplete'
+  work.mkdir(parents=True)
+  with files.locked(work):
+    with pytest.raises(ValueError, match=f'another process .* in {work}'):
+      _prepare(source, tmp_path)
+  _prepare(source, tmp_path)  # The lock ends with its holder.
 
 
 def test_all_wrong_arguments_are_listed_at_once(tmp_path):

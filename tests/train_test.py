@@ -153,7 +153,7 @@ def saved_state(workdir, config):
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
     step = max(checkpoints.steps())
-    state, _ = run_lib.create_or_restore(run, checkpoints, step)
+    state = checkpoints.restore(run_lib.state_template(run), step)
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(k): np.asarray(v).tobytes() for k, v in leaves}
 

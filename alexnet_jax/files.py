@@ -1,0 +1,33 @@
+"""Files that a kill cannot spoil, and folders that one process owns."""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+
+
+def write_json(path: pathlib.Path, values: object) -> None:
+  """Writes the whole file, or leaves what was there."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(json.dumps(values, indent=1) + '\n')
+  os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Holds `folder` for this process; the lock ends with it, however it ends.
+
+  Raises:
+    ValueError: if another process holds it.
+  """
+  with open(folder / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f'another process is at work in {folder}; wait for it, or use another'
+        ' folder'
+      ) from error
+    yield
