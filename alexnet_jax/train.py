@@ -141,10 +141,7 @@ def train_and_evaluate(
   )
   evaluator = evaluate.make_evaluator(run)
   key = towers.place(jax.random.key(config.seed), run.mesh)
-  global_norm = jax.jit(optax.global_norm)
-  norm = lambda state: metrics.fetch(
-    global_norm((state.params, state.opt_state))
-  )
+  state_norm = jax.jit(lambda s: optax.tree.norm((s.params, s.opt_state)))
 
   with contextlib.ExitStack() as stack:
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
@@ -199,7 +196,8 @@ def train_and_evaluate(
       )
       began = time.time()
       if table.saves(step):
-        _check_finite(norm(state), 'the norm of the state', step)
+        norm = metrics.fetch(state_norm(state))
+        _check_finite(norm, 'the norm of the state', step)
         checkpoints.save(step, state, dataclasses.asdict(record), error)
   if not result_file.exists():
     seconds = record.wall_seconds + time.time() - began

@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.schedule = 'plateau'  # section 5; or 'steps', at drop_epochs
   optimizer.drop_factor = 10.0  # section 5: the rate is divided by it
   optimizer.drop_epochs = ()  # 'steps' alone: epochs at which the rate drops
-  optimizer.plateau_drops = 3  # section 5: the run ends after the last of them
+  optimizer.plateau_drops = 3  # section 5: the next plateau ends the run
   optimizer.plateau_patience = 5  # ours: evaluations without a lower error
 
   config.mesh = mesh = ml_collections.ConfigDict()

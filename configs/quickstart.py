@@ -2,6 +2,7 @@ r"""The quick start: a narrow AlexNet on scikit-learn's handwritten digits.
 
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
 
+Two CPU cores: about a minute, about 2% error on the test images.
 The data come with scikit-learn and are prepared on first use.
 """
 
@@ -10,24 +11,27 @@ from configs import paper
 
 def get_config():
   config = paper.get_config()
-  config.model.num_classes = 10
-  # An eighth to a quarter of the paper's widths: minutes on a laptop.
+  config.model.num_classes = 10  # The digits 0 to 9.
+  # A quarter of the paper's widths, and a sixteenth in fc6 and fc7: a minute.
   config.model.conv_features = (24, 64, 96, 96, 64)
   config.model.fc_features = (256, 256)
-  # On so narrow a net the paper's 0.01 stays at ln(10): see experiments/LOG.md.
+  # On so narrow a net the paper's 0.01 stays at ln(10): experiments/LOG.md.
   config.model.init_std = 0.05
   config.model.conv345_init_std = 0.05
-  config.input.dataset = 'digits'
+  config.input.dataset = 'digits'  # Embedded: nothing to download.
   config.input.eval_split = 'test'  # The digits have no third split.
+  # From 8 pixels. 67 is the least for which every 11x11 window lies inside the
+  # crop and every layer has output: maps of 15, 7, 3 and 1 pixels.
   config.input.image_size = 76
-  config.input.crop_size = 67  # Maps of 15, 7, 3 and 1 pixels.
+  config.input.crop_size = 67
   config.augment.flip = False  # A reflected digit is another sign.
   config.augment.color_std = 0.0  # The digits are grey.
-  # The plateau rule must not see the test split.
+  # The plateau rule must not see the test images.
   config.optimizer.schedule = 'steps'
-  config.optimizer.drop_epochs = (15.0,)
-  config.train.epochs = 20.0
-  config.train.log_every_steps = 10
-  config.train.eval_every_epochs = 2.0
+  config.optimizer.drop_epochs = (30.0,)  # Three quarters through.
+  config.train.epochs = 40.0  # The error has settled.
+  # A minute of training: look, and save, every few seconds.
+  config.train.log_every_steps = 20
+  config.train.eval_every_epochs = 4.0
   config.train.checkpoint_every_steps = 50
   return config

@@ -271,6 +271,9 @@ def test_another_shape_is_an_error_and_removes_nothing(tmp_path):
 def test_reading_alone_writes_nothing(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
   truncate(tmp_path / 'checkpoints' / '8')
+  under_way = tmp_path / 'checkpoints' / '12.orbax-checkpoint-tmp' / 'metrics'
+  under_way.mkdir(parents=True)
+  (under_way / 'metrics').write_text('{"eval')  # Of a run beside this one.
   files = lambda: {
     str(p): p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
   }
