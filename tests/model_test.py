@@ -304,15 +304,7 @@ def torch_loss_and_gradients(torch, params, images, labels, hang):
   return loss.item(), gradients
 
 
-@pytest.mark.parametrize(
-  ('crop_size', 'hang'),
-  [
-    (67, 0),  # conv1: 15 pixels, which the pooling covers.
-    (64, 3),  # Also 15, the last window 3 pixels over the edge, as at 224.
-  ],
-)
-def test_loss_and_gradients_match_torch(torch, crop_size, hang):
-  net = model.AlexNet(**NARROW)
+def assert_loss_and_gradients_match_torch(torch, net, crop_size, hang):
   params = random_params(net, crop_size)
   images, labels = random_images(4, crop_size), np.array([3, 1, 4, 9])
 
@@ -335,6 +327,23 @@ def test_loss_and_gradients_match_torch(torch, crop_size, hang):
     expected_gradients,
   )
   assert all(e < 1e-5 for e in jax.tree.leaves(errors)), errors
+
+
+@pytest.mark.parametrize(
+  ('crop_size', 'hang'),
+  [
+    (67, 0),  # conv1: 15 pixels, which the pooling covers.
+    (64, 3),  # Also 15, the last window 3 pixels over the edge, as at 224.
+  ],
+)
+def test_loss_and_gradients_match_torch(torch, crop_size, hang):
+  net = model.AlexNet(**NARROW)
+  assert_loss_and_gradients_match_torch(torch, net, crop_size, hang)
+
+
+@pytest.mark.slow  # The paper's net: 60 million float64 weights in PyTorch.
+def test_loss_and_gradients_of_the_full_net_match_torch(torch):
+  assert_loss_and_gradients_match_torch(torch, model.AlexNet(), 224, 3)
 
 
 def test_gradients_of_add_bias():
