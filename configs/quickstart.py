@@ -2,8 +2,8 @@ r"""The quick start: a narrow AlexNet on scikit-learn's handwritten digits.
 
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
 
-Two CPU cores: about a minute, about 2% error on the test images.
-The data come with scikit-learn and are prepared on first use.
+Two CPU cores: 45 s; 1.0, 2.3 and 1.3% error on the test images with seeds 0, 1
+and 2 (see experiments/LOG.md). The data come with scikit-learn and are prepared on first use.
 """
 
 from configs import paper
@@ -26,12 +26,13 @@ def get_config():
   config.input.crop_size = 67
   config.augment.flip = False  # A reflected digit is another sign.
   config.augment.color_std = 0.0  # The digits are grey.
+  config.input.batch_size = 64  # 128 means too few steps in so few epochs.
   # The plateau rule must not see the test images.
   config.optimizer.schedule = 'steps'
-  config.optimizer.drop_epochs = (30.0,)  # Three quarters through.
-  config.train.epochs = 40.0  # The error has settled.
-  # A minute of training: look, and save, every few seconds.
+  config.optimizer.drop_epochs = (22.0,)  # Three quarters through.
+  config.train.epochs = 30.0  # The error has settled.
+  # Half a minute of training: look, and save, every few seconds.
   config.train.log_every_steps = 20
-  config.train.eval_every_epochs = 4.0
+  config.train.eval_every_epochs = 3.0
   config.train.checkpoint_every_steps = 50
   return config
