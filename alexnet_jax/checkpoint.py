@@ -23,6 +23,10 @@ DAMAGE = (ValueError, KeyError, FileNotFoundError)
 POLICIES = ocp.checkpoint_managers
 
 
+class NoCheckpoint(FileNotFoundError):
+  """There is none of the kind asked for."""
+
+
 class Checkpoints:
   """The checkpoints of one work directory."""
 
@@ -37,7 +41,7 @@ class Checkpoints:
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)  # A save that a kill cut short.
       for file in (workdir / FOLDER).glob('*/metrics/metrics'):
-        _drop_unless_json(file)
+        _drop_unreadable_error(file)
     self._manager = ocp.CheckpointManager(
       workdir / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -60,14 +64,14 @@ class Checkpoints:
     """The step with the lowest validation error ('best'), or the 'latest'.
 
     Raises:
-      FileNotFoundError: if there is none yet.
+      NoCheckpoint: if there is none yet.
     """
     if which == 'latest':
       step = self._manager.latest_step()
     else:
       step = self._manager.best_step()
     if step is None:
-      raise FileNotFoundError(
+      raise NoCheckpoint(
         f'no {which} checkpoint in {self._manager.directory} yet; train on:'
         ' --mode=train'
       )
@@ -161,11 +165,11 @@ class Checkpoints:
     self._manager.close()
 
 
-def _drop_unless_json(file: pathlib.Path) -> None:
+def _drop_unreadable_error(file: pathlib.Path) -> None:
   """A damaged validation error must not cost the state beside it."""
   try:
-    json.loads(file.read_text())
-  except ValueError:
+    float(json.loads(file.read_text())[METRIC])
+  except (ValueError, KeyError, TypeError):
     step = file.parents[1].name
     log.error(
       'checkpoint %s has lost its validation error: not evaluated', step

@@ -189,6 +189,11 @@ def _problems(
     yield f'config.optimizer.drop_epochs={optim.drop_epochs} must hold numbers'
   elif list(optim.drop_epochs) != sorted(optim.drop_epochs):
     yield f'config.optimizer.drop_epochs={optim.drop_epochs} must be in ascending order'
+  elif optim.schedule == 'plateau' and optim.drop_epochs:
+    yield (
+      f'config.optimizer.drop_epochs={optim.drop_epochs} belongs to'
+      " config.optimizer.schedule='steps'; set that, or empty it"
+    )
   if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
     yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
   if 0 < optim.drop_factor <= 1:

@@ -161,12 +161,23 @@ def evaluate_checkpoint(
   if not folder.is_dir():
     raise FileNotFoundError(f'no {folder}; train first: --mode=train')
   run = run_lib.open_run(config, workdir, config_lib.EVALUATION_MAY_CHANGE)
-  with contextlib.closing(
-    checkpoint.Checkpoints(run.workdir, read_only=True)
-  ) as checkpoints:
-    step = checkpoints.step_of(which)
-    run_lib.check_record(run, checkpoints.read_record(step))
-    params = checkpoints.restore(run_lib.state_template(run), step).params
+  try:
+    with contextlib.closing(
+      checkpoint.Checkpoints(run.workdir, read_only=True)
+    ) as checkpoints:
+      step = checkpoints.step_of(which)
+      record = checkpoints.read_record(step)
+      template = run_lib.state_template(run)
+      params = checkpoints.restore(template, step).params
+  except checkpoint.NoCheckpoint:
+    raise
+  except checkpoint.DAMAGE as error:
+    raise ValueError(
+      f'the {which} checkpoint in {folder} cannot be read ({error}). If a'
+      ' training is running there, try again; else try the other --checkpoint,'
+      ' or --mode=train, which puts damaged ones aside'
+    ) from error
+  run_lib.check_record(run, record)
   evaluator = make_evaluator(run)
   result = evaluator(params, many=False) | evaluator(params, many=True)
   inputs = config.input
@@ -178,6 +189,12 @@ def evaluate_checkpoint(
       print(f'{tag:26} {value:.2%}')
   files.write_json(
     run.workdir / 'evaluation.json',
-    {'step': step, 'checkpoint': which, **result},
+    {
+      'step': step,
+      'checkpoint': which,
+      'dataset': inputs.dataset,
+      'split': inputs.eval_split,
+      **result,
+    },
   )
   return result

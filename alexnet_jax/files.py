@@ -22,7 +22,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     ValueError: if another process holds it.
   """
-  with open(folder / 'lock', 'w') as file:
+  with open(folder / 'lock', 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -19,7 +19,9 @@ ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
-  """One image as it is stored, and its pixels [size, size, 3] of 0..255.
+  """One image as it is stored, and its pixels before compression.
+
+  The pixels are [size, size, 3] of 0..255.
 
   EXIF rotation is applied; grey (16 bits too), palette, CMYK and transparent
   images become RGB; of a multi-frame image the first frame counts. The shorter side is scaled to
@@ -63,8 +65,11 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-  if image.mode.startswith('I;16'):  # Pillow would cut off at 255.
-    image = Image.fromarray(np.uint8(np.asarray(image) // 257))
+  if image.mode == 'F':
+    raise ValueError('floating-point pixels have no known range')
+  if image.mode.startswith('I'):  # 16 bits; Pillow would cut off at 255.
+    grey = np.clip(np.asarray(image) // 257, 0, 255)
+    image = Image.fromarray(grey.astype(np.uint8))
   if 'transparency' in image.info:  # A palette with it wants this step.
     image = image.convert('RGBA')
   return image.convert('RGB')

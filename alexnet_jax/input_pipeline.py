@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import mmap
 import os
@@ -47,7 +46,7 @@ class Dataset:
     image_size: side of the stored images in pixels.
     mean_image: of the training split, [size, size, 3], 0..255.
     rgb_covariance: of the training split's pixels, on the scale of 0..255.
-    fingerprint: changes with the images of the training split.
+    fingerprint: of the examples, their order and how they were stored.
   """
 
   path: pathlib.Path
@@ -80,7 +79,6 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
     )
   info = tfds.builder_from_directory(path).info
   with np.load(path / STATISTICS_FILE) as statistics:
-    digest = hashlib.sha256(statistics['mean_image'].tobytes())
     return Dataset(
       path=path,
       class_names=tuple(info.features['label'].names),
@@ -88,7 +86,7 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
       image_size=info.features['image'].shape[0],
       mean_image=statistics['mean_image'],
       rgb_covariance=statistics['rgb_covariance'],
-      fingerprint=digest.hexdigest()[:16],
+      fingerprint=str(statistics['fingerprint']),
     )
 
 

@@ -42,9 +42,10 @@ def parse_flags(argv: list[str]) -> list[str]:
       message = message.args[0]  # ml_collections nests them.
     if isinstance(message, KeyError):
       message = message.args[0]  # Its str is a repr.
+    words = dict(zip(argv, [*argv[1:], ''], strict=True))
     given = [arg for arg in argv if arg.startswith('--config=')]
     sys.exit(
-      f'wrong config key or value in {" ".join(given)}:'
+      f'wrong config key or value in {" ".join(given) or words.get("--config", "")}:'
       f' {" ".join(str(message).split())}'
     )
   if len(rest) > 1:

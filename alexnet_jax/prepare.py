@@ -76,22 +76,30 @@ def prepare(
   _check_arguments(name, size, quality, max_bad, threads)
   out = input_pipeline.dataset_path(data_dir, name)
   asked = {'source': spec, 'size': size, 'jpeg_quality': quality, 'seed': seed}
-  if out.exists():
-    _check_same(out / RECORD_FILE, asked, f'use another name than {name}')
-    log.info('%s exists: nothing to do.', out)
-    return out
-  source = sources.open_source(spec)
-  work = out.with_name(f'{out.name}.incomplete')
-  plan = {
-    **asked,
-    'examples': {split: len(e) for split, e in source.splits.items()},
-    'sha256': _digest(source),
-  }
-  _begin(work, plan)
-  with files.locked(work):
+  # Its errors come before anything is written.
+  source = None if out.exists() else sources.open_source(spec)
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(
+      f'the folder data_dir={data_dir} cannot be written ({error}); name one'
+      ' that can'
+    ) from error
+  with files.locked(out.parent):
+    if out.exists():
+      _check_same(out / RECORD_FILE, asked, f'use another name than {name}')
+      log.info('%s exists: nothing to do.', out)
+      return out
+    work = out.with_name(f'{out.name}.incomplete')
+    plan = {
+      **asked,
+      'examples': {split: len(e) for split, e in source.splits.items()},
+      'sha256': _digest(source),
+    }
+    _begin(work, plan)
     if not (work / RECORD_FILE).exists():
       _write(work, name, source, plan, max_bad, threads or os.cpu_count())
-    for path in (*work.glob('*.sums.npz'), work / PLAN_FILE, work / 'lock'):
+    for path in (*work.glob('*.sums.npz'), work / PLAN_FILE):
       path.unlink(missing_ok=True)
     os.replace(work, out)
   record = json.loads((out / RECORD_FILE).read_text())
@@ -129,9 +137,10 @@ def _write(work, name, source, plan, max_bad, threads):
       skipped += result['skipped'].tolist()
       if len(skipped) > max_bad:
         raise RuntimeError(
-          f'{len(skipped)} unreadable images, more than --max_bad={max_bad};'
-          f' the last: {skipped[-1]}. Repair or remove them, or raise'
-          ' --max_bad; the same command continues'
+          f'more than --max_bad={max_bad} unreadable images:\n'
+          + '\n'.join(skipped)
+          + '\nWith a larger --max_bad the same command continues without them;'
+          f' or repair or remove them, remove {work}, and begin again'
         )
   _describe(work, name, source, plan, splits, skipped)
 
@@ -181,13 +190,7 @@ def _begin(work, plan):
   for file in (work / PLAN_FILE, work / RECORD_FILE):
     if file.exists():
       return _check_same(file, plan, 'repeat its command')
-  try:
-    work.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(
-      f'the folder data_dir={work.parents[1]} cannot be written ({error});'
-      ' name one that can'
-    ) from error
+  work.mkdir(exist_ok=True)
   files.write_json(work / PLAN_FILE, plan)
 
 
@@ -302,9 +305,13 @@ def _describe(work, name, source, plan, splits, skipped):
     raise ValueError(f'--source={plan["source"]}: no readable training image')
   num_pixels = count * plan['size'] ** 2
   rgb_mean = train.pixel_sum.sum((0, 1)) / num_pixels
+  mean_image = (train.pixel_sum / count).astype(np.float32)
+  made = [plan[key] for key in ('sha256', 'size', 'jpeg_quality', 'seed')]
+  facts = json.dumps([*made, skipped, source.class_names]).encode()
   np.savez(
     work / input_pipeline.STATISTICS_FILE,
-    mean_image=(train.pixel_sum / count).astype(np.float32),
+    mean_image=mean_image,
+    fingerprint=hashlib.sha256(facts + mean_image.tobytes()).hexdigest()[:16],
     rgb_covariance=train.product_sum / num_pixels
     - np.outer(rgb_mean, rgb_mean),
   )
@@ -341,7 +348,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """The flags of the command; train.py imports this module without them."""
+  """The flags of the command; run.py imports this module without them."""
   flags.DEFINE_string(
     'source', None, f'Where the images are: {sources.FORMS}.', required=True
   )
@@ -375,6 +382,8 @@ def main(_) -> None:
     )
   except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted; the same command continues')
 
 
 if __name__ == '__main__':

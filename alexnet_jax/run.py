@@ -190,5 +190,5 @@ def check_record(run: Run, record: dict) -> None:
   if record['dataset'] != run.dataset.fingerprint:
     raise ValueError(
       f'the checkpoint was made with other images than {run.dataset.path} now'
-      ' holds (by their mean image); use a fresh --workdir'
+      ' holds; use a fresh --workdir'
     )

@@ -80,7 +80,7 @@ def folder(root: pathlib.Path) -> Source:
   classes = _class_folders(root / 'train')
   labels = {name: label for label, name in enumerate(classes)}
   splits = {}
-  for name, part in (
+  for split, part in (
     ('train', 'train'),
     ('validation', 'val'),
     ('test', 'test'),
@@ -93,10 +93,12 @@ def folder(root: pathlib.Path) -> Source:
         f'{root / part} has class folders that {root / "train"} lacks:'
         f' {", ".join(unknown)}; the classes are the folders of train/'
       )
-    splits[name] = [
-      Example(f'{part}/{name_}/{path.name}', labels[name_], path.read_bytes)
-      for name_ in found
-      for path in _files(root / part / name_)
+    splits[split] = [
+      Example(
+        f'{part}/{class_name}/{path.name}', labels[class_name], path.read_bytes
+      )
+      for class_name in found
+      for path in _files(root / part / class_name)
     ]
   return Source(tuple(classes), splits, f'Images of {root.name}/.')
 

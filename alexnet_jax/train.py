@@ -123,7 +123,7 @@ def train_and_evaluate(
   """
   began, commit = time.time(), metrics.current_commit()
   run = run_lib.open_run(config, workdir)
-  config_lib.open_workdir(workdir, config)
+  run.workdir.mkdir(parents=True, exist_ok=True)
   optim, inputs = config.optimizer, config.input
   table = timetable.Timetable(
     num_examples=run.dataset.num_examples[inputs.train_split],
@@ -146,6 +146,7 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
     stack.enter_context(files.locked(run.workdir))
+    config_lib.open_workdir(workdir, config)
     checkpoints = opened(checkpoint.Checkpoints(run.workdir))
     state, record = run_lib.create_or_restore(run, checkpoints)
     step = int(metrics.fetch(state.step))

@@ -451,9 +451,13 @@ def test_other_images_of_the_same_name_are_refused(uninterrupted, config):
 
 
 def test_a_second_command_on_a_workdir_is_refused(uninterrupted, config):
+  record = uninterrupted.workdir / 'config.json'
+  before = record.read_bytes()
+  config.train.epochs = 9.0
   with files.locked(uninterrupted.workdir):
     with pytest.raises(ValueError, match='another process is at work in'):
       train.train_and_evaluate(config, uninterrupted.workdir)
+  assert record.read_bytes() == before
 
 
 def test_evaluation_may_look_at_another_split(uninterrupted, config):
@@ -476,7 +480,8 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_its_row(
   errors = {s: float(rows[s]['eval/top1_error']) for s in (10, 19, 24)}
   file = json.loads((workdir / 'evaluation.json').read_text())
   step = file['step']
-  assert file == {'step': step, 'checkpoint': which, **found}
+  about = {'checkpoint': which, 'dataset': 'digits', 'split': 'test'}
+  assert file == {'step': step, **about, **found}
   assert errors[step] == min(errors.values()) if which == 'best' else step == 24
   for tag, value in found.items():
     if rows[step][tag]:

@@ -1,0 +1,37 @@
+"""Files that a kill cannot spoil, and locks that end with their holder."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_jax import files
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+  path = tmp_path / 'values.json'
+  files.write_json(path, {'a': [1, 2.5, None]})
+  with pytest.raises(TypeError):
+    files.write_json(path, {'a': object()})
+  assert json.loads(path.read_text()) == {'a': [1, 2.5, None]}
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_of_another_process_ends_with_it(tmp_path):
+  code = (
+    'import pathlib, sys, time; from alexnet_jax import files\n'
+    'with files.locked(pathlib.Path(sys.argv[1])):\n'
+    '  print("locked", flush=True); time.sleep(60)\n'
+  )
+  holder = subprocess.Popen(
+    [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE
+  )
+  with holder:
+    assert holder.stdout.readline() == b'locked\n'
+    with pytest.raises(ValueError, match=f'another process .* {tmp_path};'):
+      with files.locked(tmp_path):
+        pass
+    holder.kill()
+  with files.locked(tmp_path):
+    pass
