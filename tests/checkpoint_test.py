@@ -200,6 +200,10 @@ def remove_record(step):
   shutil.rmtree(step / 'record')
 
 
+def remove_record_file(step):
+  (step / 'record' / 'metadata').unlink()
+
+
 def remove_state(step):
   shutil.rmtree(step / 'state')
 
@@ -215,6 +219,7 @@ DAMAGES = [
   remove_manifests,
   truncate_record,
   remove_record,
+  remove_record_file,
   remove_state,
 ]
 
@@ -281,6 +286,9 @@ def test_reading_alone_writes_nothing(tmp_path):
   with opened(tmp_path, read_only=True) as checkpoints:
     checkpoints.restore(abstract(make_state(0)), 4)
   assert files() == before
+  with opened(tmp_path / 'none', read_only=True) as checkpoints:
+    assert checkpoints.steps() == []
+  assert not (tmp_path / 'none').exists()
 
 
 @pytest.mark.parametrize('there_and_back', [False, True])

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +165,10 @@ def test_a_truncated_event_record_is_dropped(tmp_path, cut):
   (path,) = tmp_path.glob('*tfevents*')
   path.write_bytes(path.read_bytes()[:-cut])
   write_run(tmp_path, 5, 6)
+  (tmp_path / 'whole').mkdir()
+  write_run(tmp_path / 'whole', 0, 2)
+  (whole,) = (tmp_path / 'whole').glob('*tfevents*')
+  assert path.stat().st_size == whole.stat().st_size  # No tail is left.
   steps = [step for step, _ in scalar_points(tmp_path, 'a/x')]
   assert steps == [1, 2, 6]
 
@@ -262,16 +267,23 @@ def test_kernel_grid_of_equal_weights_is_finite():
   assert metrics.kernel_grid(np.ones((1, 1, 3, 2), np.float32), 1)[0, 0, 0] == 0
 
 
-def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
-  progress = metrics.Progress(4, 10, began=0.0)
-  progress.update()
-  progress.update()
-  progress.report(6, 0.5, {'train/loss': 2.5, 'train/top1_error': 0.125})
+def test_progress_prints_plain_lines_where_there_is_no_terminal(
+  capsys, monkeypatch
+):
+  clock = iter([103.5, 109.5])  # The first step is done; the report.
+  monkeypatch.setattr(
+    metrics, 'time', types.SimpleNamespace(time=lambda: next(clock))
+  )
+  progress = metrics.Progress(4, 10, began=100.0)
+  for _ in range(3):
+    progress.update()
+  progress.report(7, 0.5, {'train/loss': 2.5, 'train/top1_error': 0.125})
   progress.close()
   out, err = capsys.readouterr()
-  first, row = out.splitlines()
-  assert first.startswith('first step done ')
-  assert row.startswith(
-    'step 6/10  epoch 0.50  train/loss 2.5  train/top1_error 12.50%  remaining '
-  )
+  # Two steps in the 6 s since the first one; three are left.
+  assert out.splitlines() == [
+    'first step done 3.5 s after the start',
+    'step 7/10  epoch 0.50  train/loss 2.5  train/top1_error 12.50%'
+    '  remaining 00:09',
+  ]
   assert '\r' not in out + err and 'it/s' not in err
