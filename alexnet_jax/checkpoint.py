@@ -5,7 +5,8 @@ the plateau controller, the config, the newest metrics. The latest two and the
 one with the lowest validation error are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 import logging
 import pathlib
@@ -18,13 +19,19 @@ log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
 METRIC = 'eval/top1_error'
-# What Orbax raises for files that are cut short, changed or missing.
-DAMAGE = (ValueError, KeyError, FileNotFoundError)
 POLICIES = ocp.checkpoint_managers
 
 
-class NoCheckpoint(FileNotFoundError):
-  """There is none of the kind asked for."""
+class DamagedError(ValueError):
+  """A checkpoint's files are cut short, changed or missing."""
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+  try:
+    yield
+  except (ValueError, KeyError, FileNotFoundError) as error:  # Orbax's.
+    raise DamagedError(str(error)) from error
 
 
 class Checkpoints:
@@ -42,19 +49,19 @@ class Checkpoints:
         shutil.rmtree(broken)  # A save that a kill cut short.
       for file in (workdir / FOLDER).glob('*/metrics/metrics'):
         _drop_unreadable_error(file)
-    self._manager = ocp.CheckpointManager(
-      workdir / FOLDER,
-      options=ocp.CheckpointManagerOptions(
-        create=not read_only,
-        read_only=read_only,
-        best_fn=_error,
-        best_mode='min',
-        preservation_policy=POLICIES.AnyPreservationPolicy(
-          [POLICIES.LatestN(2), best]
-        ),
+    options = ocp.CheckpointManagerOptions(
+      create=not read_only,
+      read_only=read_only,
+      best_fn=_error,
+      best_mode='min',
+      preservation_policy=POLICIES.AnyPreservationPolicy(
+        [POLICIES.LatestN(2), best]
       ),
-      item_names=('state', 'record'),
     )
+    with _reading():
+      self._manager = ocp.CheckpointManager(
+        workdir / FOLDER, options=options, item_names=('state', 'record')
+      )
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
@@ -64,14 +71,15 @@ class Checkpoints:
     """The step with the lowest validation error ('best'), or the 'latest'.
 
     Raises:
-      NoCheckpoint: if there is none yet.
+      FileNotFoundError: if there is none yet.
     """
-    if which == 'latest':
-      step = self._manager.latest_step()
-    else:
-      step = self._manager.best_step()
+    with _reading():
+      if which == 'latest':
+        step = self._manager.latest_step()
+      else:
+        step = self._manager.best_step()
     if step is None:
-      raise NoCheckpoint(
+      raise FileNotFoundError(
         f'no {which} checkpoint in {self._manager.directory} yet; train on:'
         ' --mode=train'
       )
@@ -100,7 +108,8 @@ class Checkpoints:
   def read_record(self, step: int) -> dict:
     """The record of one checkpoint, without its state."""
     args = ocp.args.Composite(record=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args).record
+    with _reading():
+      return self._manager.restore(step, args=args).record
 
   def restore(self, template: PyTree, step: int) -> PyTree:
     """The state of one checkpoint.
@@ -110,7 +119,8 @@ class Checkpoints:
       step: which.
     """
     args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-    return self._manager.restore(step, args=args).state
+    with _reading():
+      return self._manager.restore(step, args=args).state
 
   def restore_latest(
     self, template: PyTree, check_record: Callable[[dict], None]
@@ -131,13 +141,9 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         record = self.read_record(step)
-      except DAMAGE as error:
-        damaged[step] = error
-        continue
-      check_record(record)
-      try:
+        check_record(record)
         state = self.restore(template, step)
-      except DAMAGE as error:
+      except DamagedError as error:
         damaged[step] = error
         continue
       self._put_aside(damaged)

@@ -166,18 +166,15 @@ def evaluate_checkpoint(
       checkpoint.Checkpoints(run.workdir, read_only=True)
     ) as checkpoints:
       step = checkpoints.step_of(which)
-      record = checkpoints.read_record(step)
+      run_lib.check_record(run, checkpoints.read_record(step))
       template = run_lib.state_template(run)
       params = checkpoints.restore(template, step).params
-  except checkpoint.NoCheckpoint:
-    raise
-  except checkpoint.DAMAGE as error:
+  except checkpoint.DamagedError as error:
     raise ValueError(
       f'the {which} checkpoint in {folder} cannot be read ({error}). If a'
       ' training is running there, try again; else try the other --checkpoint,'
       ' or --mode=train, which puts damaged ones aside'
     ) from error
-  run_lib.check_record(run, record)
   evaluator = make_evaluator(run)
   result = evaluator(params, many=False) | evaluator(params, many=True)
   inputs = config.input

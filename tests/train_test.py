@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -470,6 +471,16 @@ def test_evaluation_may_look_at_another_split(uninterrupted, config):
     ValueError, match="eval_split: 'test' there, 'train' here"
   ):
     train.train_and_evaluate(config, uninterrupted.workdir)
+
+
+def test_evaluating_with_another_net_names_the_key_without_config_json(
+  uninterrupted, config, tmp_path
+):
+  workdir = shutil.copytree(uninterrupted.workdir, tmp_path / 'run')
+  (workdir / 'config.json').unlink()
+  config.model.fc_features = (8, 8)
+  with pytest.raises(ValueError, match=r'config\.model\.fc_features: \[16, 16'):
+    evaluate.evaluate_checkpoint(config, workdir, 'latest')
 
 
 @pytest.mark.parametrize('which', ['latest', 'best'])
