@@ -14,7 +14,7 @@ import numpy as np
 
 
 def color_directions(
-  covariance: Float[np.ndarray, '3 3'],
+  covariance: Float[np.ndarray, '3 3'], square_root: bool = False
 ) -> Float[np.ndarray, '3 3']:
   """Columns `p_i * l_i`: what one unit of `a_i` adds to a pixel of 0..255.
 
@@ -26,9 +26,15 @@ def color_directions(
 
   Args:
     covariance: of the training set's RGB values on the scale of 0..255.
+    square_root: let l be the square roots of the eigenvalues, the standard
+      deviations along p. Deviation S7: as the original source does.
   """
   eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-  return (eigenvectors * eigenvalues / 255).astype(np.float32)
+  if square_root:
+    scales = np.sqrt(np.maximum(eigenvalues, 0))  # Rounding may leave -1e-9.
+  else:
+    scales = eigenvalues / 255
+  return (eigenvectors * scales).astype(np.float32)
 
 
 def random_views(
@@ -37,10 +43,12 @@ def random_views(
   rows: Int[Array, 'batch'],
   mean_image: Float[Array, 'size size 3'],
   directions: Float[Array, '3 3'],
+  color_std: float | Float[Array, ''],
   *,
   crop_size: int,
   flip: bool,
-  color_std: float,
+  color_divide: bool = False,
+  central_mean: bool = False,
 ) -> Float[Array, 'batch crop crop 3']:
   """One random training view of each image, on the scale of 0..255 less mean.
 
@@ -52,10 +60,14 @@ def random_views(
     rows: the row of the global batch that each image is.
     mean_image: of the training set, 0..255; subtracted at the crop's place.
     directions: from `color_directions`.
-    crop_size: side of the crop in pixels; every offset is equally likely.
-    flip: reflect each image left to right with probability 1/2.
     color_std: standard deviation of the a_i, 0.1 in section 4.1; 0 for none.
       Drawn once per image and step.
+    crop_size: side of the crop in pixels; every offset is equally likely.
+    flip: reflect each image left to right with probability 1/2.
+    color_divide: divide the view by `1 + color_std` in the end. Deviation S7:
+      as the original source does, to keep the scale of test images.
+    central_mean: subtract the mean image's central crop, wherever the crop is.
+      Deviation S8: as the original source does.
   """
   offsets = images.shape[1] - crop_size + 1
 
@@ -64,13 +76,13 @@ def random_views(
       jax.random.fold_in(key, row), 3
     )
     y, x = jax.random.randint(crop_key, (2,), 0, offsets)
-    out = _crop(image, y, x, crop_size) - _crop(mean_image, y, x, crop_size)
+    out = _crop(image, y, x, crop_size)
+    out -= _mean_crop(mean_image, y, x, crop_size, central_mean)
     if flip:
       out = _reflect(out, jax.random.bernoulli(flip_key))
-    if color_std:
-      noise = directions @ (color_std * jax.random.normal(color_key, (3,)))
-      out += noise[None, None]
-    return out
+    noise = directions @ (color_std * jax.random.normal(color_key, (3,)))
+    out += noise[None, None]
+    return out / (1 + color_std) if color_divide else out
 
   return jax.vmap(view)(images, rows)
 
@@ -101,14 +113,24 @@ def view_at(
   mean_image: Float[Array, 'size size 3'],
   offset: Int[Array, '3'],
   crop_size: int,
+  central_mean: bool = False,
 ) -> Float[Array, 'batch crop crop 3']:
-  """The view (y, x, reflected) of every image, less the mean image there."""
+  """The view (y, x, reflected) of every image, less the mean image there.
+
+  With `central_mean` less the mean image's central crop, as `random_views`.
+  """
   y, x, reflected = offset
-  mean_crop = _crop(mean_image, y, x, crop_size)
+  mean_crop = _mean_crop(mean_image, y, x, crop_size, central_mean)
   view = lambda image: _reflect(
     _crop(image, y, x, crop_size) - mean_crop, reflected
   )
   return jax.vmap(view)(images)
+
+
+def _mean_crop(mean_image, y, x, size, central):
+  if central:
+    y = x = (mean_image.shape[0] - size) // 2
+  return _crop(mean_image, y, x, size)
 
 
 def _crop(image, y, x, size):

@@ -22,6 +22,7 @@ MAY_CHANGE = frozenset(
     'train.epochs',
     'train.log_every_steps',
     'train.checkpoint_every_steps',
+    'train.plateau_warning_steps',
     'eval.batch_size',
     'mesh.layout',
     'mesh.towers',
@@ -30,6 +31,18 @@ MAY_CHANGE = frozenset(
 # Evaluation may look at another split as well.
 EVALUATION_MAY_CHANGE = MAY_CHANGE | {'input.eval_split'}
 CONFIG_FILE = 'config.json'
+# Keys of config.model in which a pretrained network may differ: classes, what
+# the initial weights were, what only training does.
+PRETRAINED_MAY_DIFFER = frozenset(
+  {
+    'num_classes',
+    'init_std',
+    'conv345_init_std',
+    'fc67_init_std',
+    'init_bias',
+    'dropout_rate',
+  }
+)
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -82,6 +95,67 @@ def check_unchanged(
     )
 
 
+def check_same_network(
+  config: ml_collections.ConfigDict, made_with: dict, where: str
+) -> None:
+  """Raises ValueError if pretrained parameters do not fit the network.
+
+  Args:
+    config: of this command.
+    made_with: `flatten`ed config of the pretraining.
+    where: its place, for the message.
+  """
+  now = flatten(config)
+  differ = [
+    f'config.{key}: {made_with.get(key)!r} there, {now.get(key)!r} here'
+    for key in sorted(now)
+    if key.startswith('model.')
+    and key.removeprefix('model.') not in PRETRAINED_MAY_DIFFER
+    and now[key] != made_with.get(key)
+  ]
+  # fc6 has a row for every unit of the last maps.
+  if now['input.crop_size'] != made_with['input.crop_size']:
+    differ.append(
+      f'config.input.crop_size: {made_with["input.crop_size"]} there,'
+      f' {now["input.crop_size"]} here'
+    )
+  if differ:
+    raise ValueError(
+      f'{where} is another network; use its values:\n' + '\n'.join(differ)
+    )
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The config that `open_workdir` recorded in a work directory.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if it is damaged.
+  """
+  file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+  if not file.exists():
+    raise FileNotFoundError(
+      f'no {file}; name a --workdir in which --mode=train has been run'
+    )
+  config = ml_collections.ConfigDict()
+  for key, value in _read_flat(file).items():
+    *sections, name = key.split('.')
+    section = config
+    for part in sections:
+      section = section.setdefault(part, ml_collections.ConfigDict())
+    section[name] = tuple(value) if isinstance(value, list) else value
+  return config.lock()
+
+
+def _read_flat(file: pathlib.Path) -> dict[str, object]:
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
+    ) from error
+
+
 def check_workdir(
   workdir: str | os.PathLike,
   config: ml_collections.ConfigDict,
@@ -103,13 +177,9 @@ def check_workdir(
     )
   file = path / CONFIG_FILE
   if file.exists():
-    try:
-      made_with = json.loads(file.read_text())
-    except ValueError as error:
-      raise ValueError(
-        f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
-      ) from error
-    check_unchanged(config, made_with, f'--workdir={workdir}', may_change)
+    check_unchanged(
+      config, _read_flat(file), f'--workdir={workdir}', may_change
+    )
   return path
 
 
@@ -149,31 +219,24 @@ def _problems(
       'model.conv1_stride',
       'model.init_std',
       'model.conv345_init_std',
+      'model.fc67_init_std',
+      'model.lrn_k',
       'input.image_size',
       'input.crop_size',
       'input.batch_size',
       'optimizer.learning_rate',
       'optimizer.drop_factor',
+      'optimizer.bias_rate_factor',
       'optimizer.plateau_patience',
       'train.epochs',
       'train.log_every_steps',
       'train.eval_every_epochs',
       'train.checkpoint_every_steps',
+      'train.plateau_warning_steps',
       'eval.batch_size',
     ),
   )
-  for key, number in (('conv_features', 5), ('fc_features', 2)):
-    widths = net[key]
-    if len(widths) != number:
-      yield f'config.model.{key}={widths} must have {number} entries, one per layer'
-    if not all(isinstance(width, int) for width in widths):
-      yield f'config.model.{key}={widths} must hold whole numbers'
-    elif any(width < 2 or width % towers.NUM_TOWERS for width in widths):
-      yield f'config.model.{key}={widths} must be positive and even, half for each tower'
-  if net.dropout_rate < 0 or 1 <= net.dropout_rate < math.inf:
-    yield f'config.model.dropout_rate={net.dropout_rate} must be at least 0 and below 1'
-  if net.conv1_padding < 0:
-    yield f'config.model.conv1_padding={net.conv1_padding} must not be negative'
+  yield from _network(net)
   if 0 < inputs.image_size < inputs.crop_size:
     yield (
       f'config.input.crop_size={inputs.crop_size} must not exceed'
@@ -185,24 +248,27 @@ def _problems(
       f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
       f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
     )
-  if not all(isinstance(drop, int | float) for drop in optim.drop_epochs):
-    yield f'config.optimizer.drop_epochs={optim.drop_epochs} must hold numbers'
-  elif list(optim.drop_epochs) != sorted(optim.drop_epochs):
-    yield f'config.optimizer.drop_epochs={optim.drop_epochs} must be in ascending order'
-  elif optim.schedule == 'plateau' and optim.drop_epochs:
-    yield (
-      f'config.optimizer.drop_epochs={optim.drop_epochs} belongs to'
-      " config.optimizer.schedule='steps'; set that, or empty it"
-    )
+  for key in ('drop_epochs', 'conv1_drop_epochs'):
+    drops = optim[key]
+    if not all(isinstance(drop, int | float) for drop in drops):
+      yield f'config.optimizer.{key}={drops} must hold numbers'
+    elif list(drops) != sorted(drops):
+      yield f'config.optimizer.{key}={drops} must be in ascending order'
+    elif key == 'drop_epochs' and drops and optim.schedule == 'plateau':
+      yield (
+        f'config.optimizer.drop_epochs={drops} belongs to'
+        " config.optimizer.schedule='steps'; set that, or empty it"
+      )
   if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
     yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
   if 0 < optim.drop_factor <= 1:
     yield f'config.optimizer.drop_factor={optim.drop_factor} must be above 1'
-  for key in ('weight_decay', 'plateau_drops'):
+  for key in ('weight_decay', 'plateau_drops', 'conv1_freeze_epoch'):
     if optim[key] < 0:
       yield f'config.optimizer.{key}={optim[key]} must not be negative'
-  if config.augment.color_std < 0:
-    yield f'config.augment.color_std={config.augment.color_std} must not be negative'
+  for key in ('color_std', 'color_end_epoch'):
+    if config.augment[key] < 0:
+      yield f'config.augment.{key}={config.augment[key]} must not be negative'
   yield from _mesh(config, num_devices)
 
 
@@ -213,11 +279,123 @@ def _positive(config, keys):
       yield f'config.{key}={config[section][name]} must be positive'
 
 
+def _network(net):
+  if net.num_towers not in (1, 2):
+    yield f'config.model.num_towers={net.num_towers} must be 1 or 2'
+    return
+  if net.num_towers == 1 and not net.tower_links:
+    yield 'config.model.tower_links=False needs config.model.num_towers=2'
+  for key, numbers in (('conv_features', (5, 6)), ('fc_features', (2,))):
+    widths, said = net[key], f'config.model.{key}={net[key]}'
+    if len(widths) not in numbers:
+      lengths = ' or '.join(map(str, numbers))
+      yield f'{said} must have {lengths} entries, one per layer'
+    if not all(isinstance(width, int) for width in widths):
+      yield f'{said} must hold whole numbers'
+    elif any(width < 0 or width % net.num_towers for width in widths):
+      half = ' and even, half for each tower' if net.num_towers == 2 else ''
+      yield f'{said} must be positive{half} (or 0: no such layer)'
+    elif key == 'conv_features' and widths and not widths[0]:
+      yield f'{said} must have a first layer'
+  if net.activation not in model.ACTIVATIONS:
+    names = ' or '.join(map(repr, model.ACTIVATIONS))
+    yield f'config.model.activation={net.activation} is unknown; use {names}'
+  if net.pool_size not in (2, 3):
+    yield f'config.model.pool_size={net.pool_size} must be 2 or 3'
+  if net.lrn_alpha < 0:
+    yield f'config.model.lrn_alpha={net.lrn_alpha} must not be negative'
+  for key in ('lrn_layers', 'lrn_before_activation', 'within_map_norm_layers'):
+    unknown = [name for name in net[key] if name not in model.CONVS]
+    if unknown:
+      yield (
+        f'config.model.{key}={net[key]} may hold names of convolutional layers'
+        f' alone: {", ".join(model.CONVS)}'
+      )
+  if 0 < inputs.image_size < inputs.crop_size:
+    yield (
+      f'config.input.crop_size={inputs.crop_size} must not exceed'
+      f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
+    )
+  yield from _geometry(net, inputs)
+  if optim.schedule not in optimizer.SCHEDULES:
+    yield (
+      f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
+      f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
+    )
+  for key in ('drop_epochs', 'conv1_drop_epochs'):
+    drops = optim[key]
+    if not all(isinstance(drop, int | float) for drop in drops):
+      yield f'config.optimizer.{key}={drops} must hold numbers'
+    elif list(drops) != sorted(drops):
+      yield f'config.optimizer.{key}={drops} must be in ascending order'
+  if optim.schedule == 'plateau' and optim.drop_epochs:
+    yield (
+      f'config.optimizer.drop_epochs={optim.drop_epochs} belongs to'
+      " config.optimizer.schedule='steps'; set that, or empty it"
+    )
+  if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
+    yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
+  if 0 < optim.drop_factor <= 1:
+    yield f'config.optimizer.drop_factor={optim.drop_factor} must be above 1'
+  for key in ('weight_decay', 'plateau_drops', 'conv1_freeze_epoch'):
+    if optim[key] < 0:
+      yield f'config.optimizer.{key}={optim[key]} must not be negative'
+  for key in ('color_std', 'color_end_epoch'):
+    if config.augment[key] < 0:
+      yield f'config.augment.{key}={config.augment[key]} must not be negative'
+  yield from _mesh(config, num_devices)
+
+
+def _positive(config, keys):
+  for key in keys:
+    section, name = key.split('.')
+    if config[section][name] <= 0:
+      yield f'config.{key}={config[section][name]} must be positive'
+
+
+def _network(net):
+  if net.num_towers not in (1, 2):
+    yield f'config.model.num_towers={net.num_towers} must be 1 or 2'
+    return
+  if net.num_towers == 1 and not net.tower_links:
+    yield 'config.model.tower_links=False needs config.model.num_towers=2'
+  for key, numbers in (('conv_features', (5, 6)), ('fc_features', (2,))):
+    widths, said = net[key], f'config.model.{key}={net[key]}'
+    if len(widths) not in numbers:
+      lengths = ' or '.join(map(str, numbers))
+      yield f'{said} must have {lengths} entries, one per layer'
+    if not all(isinstance(width, int) for width in widths):
+      yield f'{said} must hold whole numbers'
+    elif any(width < 0 or width % net.num_towers for width in widths):
+      half = ' and even, half for each tower' if net.num_towers == 2 else ''
+      yield f'{said} must be positive{half} (or 0: no such layer)'
+    elif key == 'conv_features' and widths and not widths[0]:
+      yield f'{said} must have a first layer'
+  if net.activation not in model.ACTIVATIONS:
+    names = ' or '.join(map(repr, model.ACTIVATIONS))
+    yield f'config.model.activation={net.activation} is unknown; use {names}'
+  if net.pool_size not in (2, 3):
+    yield f'config.model.pool_size={net.pool_size} must be 2 or 3'
+  if net.lrn_alpha < 0:
+    yield f'config.model.lrn_alpha={net.lrn_alpha} must not be negative'
+  for key in ('lrn_layers', 'lrn_before_activation', 'within_map_norm_layers'):
+    unknown = [name for name in net[key] if name not in model.CONVS]
+    if unknown:
+      yield (
+        f'config.model.{key}={net[key]} may hold names of convolutional layers'
+        f' alone: {", ".join(model.CONVS)}'
+      )
+  if net.dropout_rate < 0 or 1 <= net.dropout_rate < math.inf:
+    yield f'config.model.dropout_rate={net.dropout_rate} must be at least 0 and below 1'
+  if net.conv1_padding < 0:
+    yield f'config.model.conv1_padding={net.conv1_padding} must not be negative'
+
+
 def _geometry(net, inputs):
   geometry = (net.conv1_kernel, net.conv1_stride, net.conv1_padding)
-  if min(inputs.crop_size, *geometry[:2]) < 1:
+  if min(inputs.crop_size, *geometry[:2]) < 1 or net.pool_size not in (2, 3):
     return  # Said already.
-  sizes = lambda crop: model.feature_map_sizes(crop, *geometry)
+  sizes = lambda crop: model.feature_map_sizes(crop, *geometry, net.pool_size)
   empty = [name for name, size in sizes(inputs.crop_size).items() if size < 1]
   if empty:
     least = next(
@@ -237,8 +415,12 @@ def _mesh(config, num_devices):
   if str(mesh.towers) not in ('1', '2', 'auto'):
     yield f"config.mesh.towers={mesh.towers} must be '1', '2' or 'auto'"
     return
+  if config.model.num_towers not in (1, 2):
+    return  # Said already.
   try:
-    data, tower = towers.mesh_shape(mesh.layout, mesh.towers, num_devices)
+    data, tower = towers.mesh_shape(
+      mesh.layout, mesh.towers, num_devices, config.model.num_towers
+    )
   except ValueError as error:
     yield str(error)
     return

@@ -5,14 +5,13 @@ r"""Trains or evaluates AlexNet.
 Only flags and error messages are here; see train.py.
 """
 
-import logging
 import sys
 
 from absl import app
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from alexnet_jax import command
 from alexnet_jax import evaluate
 from alexnet_jax import train
 
@@ -54,29 +53,13 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(_) -> None:
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
-  logging.getLogger('alexnet_jax').setLevel(logging.INFO)
-  try:
+  with command.one_line_errors('the same command continues at its checkpoint'):
     if MODE.value == 'train':
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:
       evaluate.evaluate_checkpoint(
         CONFIG.value, WORKDIR.value, CHECKPOINT.value
       )
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
-    if not _raised_here(error):
-      raise
-    sys.exit(f'{type(error).__name__}: {error}')
-  except KeyboardInterrupt:
-    sys.exit('interrupted; the same command continues at the last checkpoint')
-
-
-def _raised_here(error: Exception) -> bool:
-  """Whether this package raised it, for the user: others keep a traceback."""
-  frame = error.__traceback__
-  while frame.tb_next:
-    frame = frame.tb_next
-  return frame.tb_frame.f_globals['__name__'].startswith('alexnet_jax.')
 
 
 if __name__ == '__main__':

@@ -3,8 +3,9 @@
 The text of the paper: five convolutional and three fully connected layers,
 ReLU on all but the last, local response normalisation and overlapping max
 pooling, two towers that meet at conv3, fc6 and fc7. 60,965,224 parameters at
-224 x 224 pixels and 1,000 classes. Widths, classes and the geometry of conv1
-are arguments, so that small nets are the same code.
+224 x 224 pixels and 1,000 classes. Widths, classes and geometry are arguments,
+so that small nets are the same code; so is every point in which the original
+source differs from the text (Deviations S2 to S4, S11: table in README.md).
 """
 
 from collections.abc import Sequence
@@ -18,20 +19,34 @@ from jaxtyping import Array, Float, Int, Key
 
 from alexnet_jax import towers
 
+CONVS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6')
+# Layers that a max pooling follows (section 3.5), present or left out.
+POOLED = ('conv1', 'conv2', 'conv5')
+# Layers that read the maps of both towers: section 3.5; conv6 in run 146 of
+# the original source. fc8 feeds the one softmax, so it does even without links.
+MEETING = ('conv3', 'conv6', 'fc6', 'fc7', 'fc8')
 # Hidden layers whose biases start at one, which gives their ReLUs positive
-# inputs in the early stages of learning; the others start at zero. Section 5.
-BIAS_ONE = ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
+# inputs in the early stages of learning; the others start at zero. Section 5;
+# conv6 in run 146 of the original source.
+BIAS_ONE = ('conv2', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7')
+ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh}
 
 
 def feature_map_sizes(
-  crop_size: int, conv1_kernel: int, conv1_stride: int, conv1_padding: int
+  crop_size: int,
+  conv1_kernel: int,
+  conv1_stride: int,
+  conv1_padding: int,
+  pool_size: int = 3,
 ) -> dict[str, int]:
   """Height (= width) in pixels of the maps; below 1 where nothing is left.
 
   conv1 covers its whole input: where the stride does not divide, the last
   window hangs over the right and bottom edge (the original source's rule,
-  which gives the paper's 55 from 224 pixels, and 55 from 227 as well). conv2
-  to conv5 keep the size, each pooling (3x3, stride 2) takes (n - 3) // 2 + 1.
+  which gives the paper's 55 from 224 pixels, and 55 from 227 as well). The
+  other convolutions keep the size. Each pooling has stride 2 and takes whole
+  windows alone, (n - pool_size) // 2 + 1, so that pools of 3 and of 2 pixels
+  give outputs of equal size at 224 pixels, as section 3.4 has it.
   """
   covered = crop_size + 2 * conv1_padding - conv1_kernel
   sizes = {
@@ -42,7 +57,7 @@ def feature_map_sizes(
     ('pool1', 'pool2'),
     ('pool2', 'pool5'),
   ):
-    sizes[after] = (sizes[before] - 3) // 2 + 1
+    sizes[after] = (sizes[before] - pool_size) // 2 + 1
   return sizes
 
 
@@ -60,14 +75,35 @@ def local_response_norm(
   norm never looks into the other tower.
   """
   grouped = x.reshape(*x.shape[:-1], groups, -1)
-  window = (1,) * (grouped.ndim - 1) + (size,)
-  padding = [(0, 0)] * (grouped.ndim - 1) + [(size // 2, (size - 1) // 2)]
+  out = _normalize(grouped, (1,) * (grouped.ndim - 1) + (size,), k, alpha)
+  return out.reshape(x.shape)
+
+
+def within_map_norm(
+  x: Float[Array, 'batch height width features'],
+  size: int = 5,
+  alpha: float = 1e-3 / 25,
+) -> Float[Array, 'batch height width features']:
+  """`x / (1 + alpha * sum of squares of a window of its map) ** 0.75`.
+
+  Deviation S3, with the constants of run 145 of the original source: the
+  window is `size` x `size` pixels around each, of the same map.
+  """
+  return _normalize(x, (1, size, size, 1), 1.0, alpha)
+
+
+def _normalize(x, window, k, alpha):
   squares = lax.reduce_window(
-    jnp.square(grouped), 0.0, lax.add, window, (1,) * grouped.ndim, padding
+    jnp.square(x),
+    0.0,
+    lax.add,
+    window,
+    (1,) * x.ndim,
+    [(size // 2, (size - 1) // 2) for size in window],
   )
   # s ** -0.75 without a logarithm: twice as fast in forward and backward.
   root = lax.rsqrt(k + alpha * squares)
-  return (grouped * (root * lax.sqrt(root))).reshape(x.shape)
+  return x * (root * lax.sqrt(root))
 
 
 def dropout(
@@ -79,9 +115,8 @@ def dropout(
 ) -> Float[Array, 'batch features']:
   """Sets each unit to zero with probability `rate`, without rescaling.
 
-  Section 4.2: no rescaling in training, all outputs times `1 - rate` at test.
-  A unit's fate depends on the key, its example's row in the global batch and
-  its tower, so it is the same on every mesh.
+  Section 4.2. A unit's fate depends on the key, its example's row in the
+  global batch and its tower, so it is the same on every mesh.
   """
   features = x.shape[1] // tower_numbers.size
 
@@ -96,7 +131,7 @@ def dropout(
 
 
 class TowerConv(nn.Module):
-  """Convolution, bias and ReLU of one layer, on the towers of this device."""
+  """Convolution and bias of one layer, on the towers of this device."""
 
   features: int
   kernel_size: int
@@ -122,22 +157,74 @@ class TowerConv(nn.Module):
     x = towers.grouped_conv(
       x, kernel, self.stride, (self.padding, self.padding), self.groups
     )
-    return nn.relu(towers.add_bias(x, bias))
+    return towers.add_bias(x, bias)
+
+
+class TowerDense(nn.Module):
+  """Fully connected layer, on the towers of this device.
+
+  Each of the `groups` equal groups of outputs reads all units of one group of
+  input maps, flattened.
+  """
+
+  features: int
+  groups: int
+  init_std: float
+  init_bias: float
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'batch *size in_features']
+  ) -> Float[Array, 'batch features']:
+    parts = [
+      part.reshape(len(part), -1) for part in jnp.split(x, self.groups, axis=-1)
+    ]
+    kernel = self.param(
+      'kernel',
+      nn.initializers.normal(self.init_std),
+      (parts[0].shape[1], self.features),
+    )
+    bias = self.param(
+      'bias', nn.initializers.constant(self.init_bias), (self.features,)
+    )
+    kernels = jnp.split(kernel, self.groups, axis=-1)
+    outputs = [part @ k for part, k in zip(parts, kernels, strict=True)]
+    return jnp.concatenate(outputs, axis=-1) + bias[None]
 
 
 class AlexNet(nn.Module):
-  """The network of Figure 2.
+  """The network of Figure 2, and with other arguments its relatives.
 
   Attributes:
     num_classes: outputs of fc8.
-    conv_features: kernels of conv1 ... conv5, both towers together.
-    fc_features: units of fc6 and fc7, both towers together.
+    conv_features: kernels of conv1 ... conv5, all towers together, and of a
+      sixth layer over the last pooling where there is one (section 6). 0 leaves
+      the layer out, and with it its norm (section 7); its pooling stays.
+    fc_features: units of fc6 and fc7, all towers together; 0 as above.
     conv1_kernel: side of conv1's kernels in pixels.
     conv1_stride: stride of conv1 in pixels.
     conv1_padding: zeros on every side of the crop, in pixels.
+    pool_size: side of the windows of max pooling, 3 or 2; their stride is 2.
+    num_towers: 2, or 1: every layer reads all maps of the one before.
+    tower_links: whether the towers meet before the softmax, in `MEETING`.
+    activation: of the hidden layers, a key of `ACTIVATIONS`.
+    lrn_layers: layers that a local response norm follows.
+    lrn_k: constant of the norm.
+    lrn_alpha: factor of the norm's sum of squares, which is not divided by 5.
+      Deviation S2: the source divides, as Caffe does: 2e-5.
+    lrn_before_activation: layers whose norms come before their activation, not
+      after it. Deviation S3: conv1 in the source. (The source also pools before
+      the activation; since both are monotone, that changes nothing.)
+    within_map_norm_layers: layers with a `within_map_norm` after the local
+      response norm. Deviation S3: conv2 in the source.
     init_std: standard deviation of the initial weights (section 5).
-    conv345_init_std: the same for conv3, conv4 and conv5.
+    conv345_init_std: the same for conv3, conv4, conv5 and conv6. Deviation S4:
+      0.03 in the source.
+    fc67_init_std: the same for fc6 and fc7; Caffe has 0.005.
+    init_bias: initial bias of the layers `BIAS_ONE`; Caffe has 0.1.
     dropout_rate: share of fc6's and fc7's units that a training step drops.
+    inverted_dropout: divide what is kept by `1 - dropout_rate` in training,
+      instead of multiplying by it at test. Deviation S11: Caffe and others do.
     tower_devices: devices that share the network; with 2, call it inside
       `towers.shard`. Parameters are created with 1 and serve both.
   """
@@ -148,9 +235,21 @@ class AlexNet(nn.Module):
   conv1_kernel: int = 11
   conv1_stride: int = 4
   conv1_padding: int = 0
+  pool_size: int = 3
+  num_towers: int = 2
+  tower_links: bool = True
+  activation: str = 'relu'
+  lrn_layers: Sequence[str] = ('conv1', 'conv2')
+  lrn_k: float = 2.0
+  lrn_alpha: float = 1e-4
+  lrn_before_activation: Sequence[str] = ()
+  within_map_norm_layers: Sequence[str] = ()
   init_std: float = 0.01
   conv345_init_std: float = 0.01
+  fc67_init_std: float = 0.01
+  init_bias: float = 1.0
   dropout_rate: float = 0.5
+  inverted_dropout: bool = False
   tower_devices: int = 1
 
   @nn.compact
@@ -168,54 +267,77 @@ class AlexNet(nn.Module):
       train: drop units, drawn from the rng stream 'dropout'.
       rows: rows of the global batch that these images are; default 0, 1, ...
     """
-    here = towers.NUM_TOWERS // self.tower_devices
-    gather = lambda x, **kwargs: towers.gather(x, self.tower_devices, **kwargs)
     rows = jnp.arange(images.shape[0]) if rows is None else rows
-
-    def conv(number, kernel_size, groups, stride=1, padding=None):
-      name = f'conv{number}'
-      return TowerConv(
-        features=self.conv_features[number - 1] // self.tower_devices,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding or (kernel_size // 2,) * 2,
-        groups=groups,
-        init_std=self.conv345_init_std if number > 2 else self.init_std,
-        init_bias=float(name in BIAS_ONE),
-        name=name,
-      )
-
-    def dense(name, features):
-      return nn.Dense(
-        features // self.tower_devices,
-        kernel_init=nn.initializers.normal(self.init_std),
-        bias_init=nn.initializers.constant(float(name in BIAS_ONE)),
-        name=name,
-      )
-
-    def drop(x):
-      if not train:
-        return x * (1 - self.dropout_rate)
-      key = self.make_rng('dropout')
-      numbers = towers.local_towers(self.tower_devices)
-      return dropout(x, key, self.dropout_rate, rows, numbers)
-
-    pool = lambda x: nn.max_pool(x, (3, 3), (2, 2))  # Section 3.4.
-
-    x = conv(
-      1, self.conv1_kernel, 1, self.conv1_stride, self._conv1_padding(images)
-    )(images)
-    x = pool(local_response_norm(x, here))
-    x = conv(2, 5, here)(x)
-    x = pool(local_response_norm(x, here))
-    x = conv(3, 3, 1)(gather(x))  # The towers meet.
-    x = conv(4, 3, here)(x)
-    x = conv(5, 3, here)(x)
-    x = gather(pool(x))  # The towers meet.
-    x = x.reshape(x.shape[0], -1)
+    x = images
+    for name, features in zip(CONVS, self.conv_features, strict=False):
+      if features:
+        x = self._conv(name, features, x)
+      if name in POOLED:  # Section 3.4.
+        x = nn.max_pool(x, (self.pool_size,) * 2, (2, 2))
     for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
-      x = gather(drop(nn.relu(dense(name, features)(x))))  # The towers meet.
-    return gather(dense('fc8', self.num_classes)(x), to='invarying')
+      if features:
+        x = ACTIVATIONS[self.activation](self._dense(name, features, x))
+        x = self._drop(x, train, rows)
+    logits = self._dense('fc8', self.num_classes, x)
+    return towers.gather(logits, self.tower_devices, to='invarying')
+
+  def _read(self, name, x):
+    """What a layer reads, and in how many groups: here the GPUs talk."""
+    if name in MEETING and (self.tower_links or name == 'fc8'):
+      return towers.gather(x, self.tower_devices), 1
+    return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
+
+  def _conv(self, name, features, x):
+    kernel_size, stride = {
+      'conv1': (self.conv1_kernel, self.conv1_stride),
+      'conv2': (5, 1),
+    }.get(name, (3, 1))
+    padding = (kernel_size // 2,) * 2
+    if name == 'conv1':
+      padding = self._conv1_padding(x)
+    x, groups = self._read(name, x)
+    deep = CONVS.index(name) >= CONVS.index('conv3')
+    x = TowerConv(
+      features=features // self.tower_devices,
+      kernel_size=kernel_size,
+      stride=stride,
+      padding=padding,
+      groups=groups,
+      init_std=self.conv345_init_std if deep else self.init_std,
+      init_bias=self.init_bias if name in BIAS_ONE else 0.0,
+      name=name,
+    )(x)
+    activate = ACTIVATIONS[self.activation]
+    if name in self.lrn_before_activation:
+      return activate(self._norms(name, x))
+    return self._norms(name, activate(x))
+
+  def _norms(self, name, x):
+    if name in self.lrn_layers:
+      groups = self.num_towers // self.tower_devices
+      x = local_response_norm(x, groups, k=self.lrn_k, alpha=self.lrn_alpha)
+    if name in self.within_map_norm_layers:
+      x = within_map_norm(x)
+    return x
+
+  def _dense(self, name, features, x):
+    x, groups = self._read(name, x)
+    return TowerDense(
+      features=features // self.tower_devices,
+      groups=groups,
+      init_std=self.init_std if name == 'fc8' else self.fc67_init_std,
+      init_bias=self.init_bias if name in BIAS_ONE else 0.0,
+      name=name,
+    )(x)
+
+  def _drop(self, x, train, rows):
+    keep_rate = 1 - self.dropout_rate
+    if not train:
+      return x if self.inverted_dropout else x * keep_rate
+    key = self.make_rng('dropout')
+    numbers = towers.local_towers(self.num_towers, self.tower_devices)
+    x = dropout(x, key, self.dropout_rate, rows, numbers)
+    return x / keep_rate if self.inverted_dropout else x
 
   def _conv1_padding(self, images: Float[Array, 'batch size size 3']):
     size, pad = images.shape[1], self.conv1_padding

@@ -7,29 +7,132 @@ The usual `optax.sgd` and torch order scales v by the rate after the momentum:
 the same at a constant rate, another trajectory after every drop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 import optax
 
 SCHEDULES = ('steps', 'plateau')
 
+# Rates by kind of parameter; a rate of 0 freezes.
+Rates = Mapping[str, float | np.float32 | Float[Array, '']]
+RATE_KEYS = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
+
 
 def paper_sgd(
-  learning_rate: float | Float[Array, ''], momentum: float, weight_decay: float
+  rates: Rates, momentum: float, weight_decay: float, decay_biases: bool = True
 ) -> optax.GradientTransformation:
-  """The update above; its state is v, whatever the rate of the step."""
-  return optax.chain(
-    optax.add_decayed_weights(weight_decay),
-    optax.scale_by_learning_rate(learning_rate),
+  """The update above; its state is v, whatever the rates of the step.
+
+  Args:
+    rates: by `RATE_KEYS`. Where one is 0 neither w nor v changes: as in the
+      original source, which skips the update (Deviation S6 freezes conv1 so).
+    momentum: 0.9 in section 5.
+    weight_decay: 0.0005 in section 5.
+    decay_biases: let weight decay act on biases as well, as the text has it.
+      Deviation S5: not so in the original source.
+  """
+  sgd = optax.chain(
+    optax.stateless(
+      lambda grads, params: jax.tree_util.tree_map_with_path(
+        lambda path, g, w: (
+          -rates[_kind(path)]
+          * (g + weight_decay * w if decay_biases or not _is_bias(path) else g)
+        ),
+        grads,
+        params,
+      )
+    ),
     optax.trace(momentum),
   )
+
+  def update(grads, state, params):
+    updates, (empty, new) = sgd.update(grads, state, params)
+    moving = jax.tree_util.tree_map_with_path(
+      lambda path, _: rates[_kind(path)] > 0, updates
+    )
+    select = lambda then, otherwise: jax.tree.map(
+      jnp.where, moving, then, otherwise
+    )
+    trace = select(new.trace, state[1].trace)
+    updates = select(updates, jax.tree.map(jnp.zeros_like, updates))
+    return updates, (empty, optax.TraceState(trace))
+
+  return optax.GradientTransformation(sgd.init, update)
+
+
+def _is_bias(path):
+  return path[-1].key == 'bias'
+
+
+def _kind(path):
+  prefix = 'conv1/' if path[-2].key == 'conv1' else ''
+  return prefix + path[-1].key
 
 
 def drops_at(epoch: float, drop_epochs: Sequence[float]) -> int:
   """Schedule 'steps': how many of `drop_epochs` lie at or before `epoch`."""
   return sum(epoch >= drop for drop in drop_epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSchedule:
+  """The rates of every epoch.
+
+  Attributes:
+    learning_rate: at the start.
+    drop_factor: what a drop divides by.
+    drop_epochs: of the schedule 'steps', ascending; () with 'plateau'.
+    bias_rate_factor: rate of the biases at the start, in units of
+      `learning_rate`. Deviation S5: 2 in the original source.
+    drop_bias_rate: let the rate of the biases drop with that of the weights.
+      Deviation S5: the original source lowers the weights' alone.
+    conv1_drop_epochs: further drops of the rate of conv1's weights.
+      Deviation S6.
+    conv1_freeze_epoch: from here on conv1 does not change; 0 for never.
+      Deviation S6.
+  """
+
+  learning_rate: float
+  drop_factor: float
+  drop_epochs: Sequence[float] = ()
+  bias_rate_factor: float = 1.0
+  drop_bias_rate: bool = True
+  conv1_drop_epochs: Sequence[float] = ()
+  conv1_freeze_epoch: float = 0.0
+
+  @property
+  def change_epochs(self) -> tuple[float, ...]:
+    """Epochs at which some rate changes."""
+    freeze = (self.conv1_freeze_epoch,) if self.conv1_freeze_epoch else ()
+    return (*self.drop_epochs, *self.conv1_drop_epochs, *freeze)
+
+  def rates(self, epoch: float, plateau_drops: int) -> dict[str, np.float32]:
+    """The rates of a step that begins at `epoch`, by `RATE_KEYS`.
+
+    Args:
+      epoch: passes through the training set before the step.
+      plateau_drops: drops of the schedule 'plateau' so far.
+    """
+    drops = plateau_drops + drops_at(epoch, self.drop_epochs)
+    conv1_drops = drops_at(epoch, self.conv1_drop_epochs)
+    frozen = 0 < self.conv1_freeze_epoch <= epoch
+    weights = self.learning_rate / self.drop_factor**drops
+    biases = self.bias_rate_factor * (
+      weights if self.drop_bias_rate else self.learning_rate
+    )
+    conv1 = weights / self.drop_factor**conv1_drops
+    values = (
+      weights,
+      biases,
+      0.0 if frozen else conv1,
+      0.0 if frozen else biases,
+    )
+    return dict(zip(RATE_KEYS, map(np.float32, values), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

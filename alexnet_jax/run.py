@@ -3,6 +3,7 @@
 `open_run` finds every mistake of a user before anything is compiled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -94,11 +95,19 @@ def open_run(
     },
   )
   mesh = towers.create_mesh(
-    config.mesh.layout, config.mesh.towers, jax.devices()
+    config.mesh.layout,
+    config.mesh.towers,
+    jax.devices(),
+    config.model.num_towers,
   )
-  directions = augment.color_directions(dataset.rgb_covariance)
+  directions = augment.color_directions(
+    dataset.rgb_covariance, config.augment.color_square_root
+  )
   statistics = towers.place(Statistics(dataset.mean_image, directions), mesh)
-  return Run(config, workdir, dataset, mesh, statistics, may_change)
+  run = Run(config, workdir, dataset, mesh, statistics, may_change)
+  if not (workdir / checkpoint.FOLDER).exists() and config.train.init_workdir:
+    _open_pretrained(run).close()
+  return run
 
 
 @flax.struct.dataclass
@@ -119,9 +128,14 @@ def create_train_state(run: Run) -> TrainState:
   return towers.place(state, run.mesh, towers.param_specs(state, run.mesh))
 
 
-def state_template(run: Run) -> TrainState:
-  """Shapes, dtypes and shardings of the state, without its arrays."""
-  shapes = jax.eval_shape(_creator(run), jax.random.key(0))
+def state_template(run: Run, num_classes: int | None = None) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without its arrays.
+
+  Args:
+    run: whose config has the network.
+    num_classes: classes of the network; None for those of the config.
+  """
+  shapes = jax.eval_shape(_creator(run, num_classes), jax.random.key(0))
   shardings = towers.shardings(run.mesh, towers.param_specs(shapes, run.mesh))
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
@@ -132,12 +146,57 @@ def state_template(run: Run) -> TrainState:
   )
 
 
-def _creator(run):
-  net, crop = model.AlexNet(**run.config.model), run.config.input.crop_size
+def _open_pretrained(run: Run) -> checkpoint.Checkpoints:
+  """The checkpoints that config.train.init_workdir names, if they fit.
+
+  Raises:
+    ValueError: if they are of another network, but for its classes.
+    FileNotFoundError: if there are none.
+  """
+  workdir = pathlib.Path(run.config.train.init_workdir).expanduser()
+  where = f'config.train.init_workdir={run.config.train.init_workdir}'
+  if not (workdir / checkpoint.FOLDER).is_dir():
+    raise FileNotFoundError(
+      f'{where} has no {checkpoint.FOLDER}/; name the --workdir of a training'
+    )
+  config_lib.check_same_network(
+    run.config, config_lib.flatten(config_lib.read_config(workdir)), where
+  )
+  checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+  try:
+    checkpoints.step_of('latest')
+  except FileNotFoundError as error:
+    checkpoints.close()
+    raise FileNotFoundError(f'{where}: {error}') from error
+  return checkpoints
+
+
+def _pretrained(run: Run, state: TrainState) -> TrainState:
+  """The new state with the parameters of config.train.init_workdir.
+
+  The classifier, fc8, stays new: its classes may be others (section 6).
+  """
+  with contextlib.closing(_open_pretrained(run)) as checkpoints:
+    step = checkpoints.step_of('latest')
+    classes = checkpoints.read_record(step)['config']['model.num_classes']
+    params = checkpoints.restore(state_template(run, classes), step).params
+  log.info(
+    'All layers but fc8 begin with the parameters of step %d of %s.',
+    step,
+    run.config.train.init_workdir,
+  )
+  return state.replace(params=params | {'fc8': state.params['fc8']})
+
+
+def _creator(run, num_classes=None):
+  settings = dict(run.config.model)
+  if num_classes is not None:
+    settings['num_classes'] = num_classes
+  net, crop = model.AlexNet(**settings), run.config.input.crop_size
 
   def create(key):
     params = net.init(key, jnp.zeros((1, crop, crop, 3)))['params']
-    opt_state = optimizer.paper_sgd(0.0, 0.0, 0.0).init(params)
+    opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
   return create
@@ -168,6 +227,8 @@ def create_or_restore(
   )
   if restored is None:
     state = create_train_state(run)
+    if run.config.train.init_workdir:
+      state = _pretrained(run, state)
     table = parameter_overview.get_parameter_overview(
       state.params, include_stats=True
     )

@@ -14,8 +14,8 @@ ROUNDING = 1e-9  # 0.07 * 100 is a little more than 7 in floating point.
 class Timetable:
   """What happens after which step; steps count from 1, epochs are fractions.
 
-  All but the first two are the keys of config.train, and `drop_epochs` the
-  one of config.optimizer (of the schedule 'steps'; else empty).
+  The fields are keys of config.train, but for the first two and
+  `change_epochs`: epochs at which rates or augmentation change.
   """
 
   num_examples: int
@@ -24,7 +24,7 @@ class Timetable:
   log_every_steps: int
   eval_every_epochs: float
   checkpoint_every_steps: int
-  drop_epochs: Sequence[float] = ()
+  change_epochs: Sequence[float] = ()
 
   @property
   def total_steps(self) -> int:
@@ -35,9 +35,9 @@ class Timetable:
     """Passes through the training set in `step` steps."""
     return step * self.batch_size / self.num_examples
 
-  def drops(self, step: int) -> int:
-    """How often the rate of the step after `step` has been dropped."""
-    return optimizer.drops_at(self.epoch(step), self.drop_epochs)
+  def changes(self, step: int) -> int:
+    """How many changes the step after `step` has behind it."""
+    return optimizer.drops_at(self.epoch(step), self.change_epochs)
 
   def evaluates(self, step: int) -> bool:
     """Whether a multiple of `eval_every_epochs` ends with this step."""
@@ -53,13 +53,13 @@ class Timetable:
   def logs(self, step: int) -> bool:
     """Whether a row of metrics ends with this step.
 
-    Also before the rate changes and with every checkpoint, so that a row has
-    one rate and a resumed run writes the rows of the uninterrupted one.
+    Also before a change and with every checkpoint, so that a row has one rate
+    and a resumed run writes the rows of the uninterrupted one.
     """
     return (
       step % self.log_every_steps == 0
       or self.saves(step)
-      or self.drops(step) != self.drops(step - 1)
+      or self.changes(step) != self.changes(step - 1)
     )
 
   def next_log(self, step: int) -> int:

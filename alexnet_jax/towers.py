@@ -22,27 +22,36 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-NUM_TOWERS = 2  # Section 3.5: one tower per GPU, two GPUs.
 REPLICATED = P()
 
 
 def mesh_shape(
-  layout: str, towers: str | int, num_devices: int
+  layout: str, towers: str | int, num_devices: int, num_towers: int = 2
 ) -> tuple[int, int]:
   """Sizes of the axes ('data', 'tower') for `num_devices` devices.
 
   Args:
-    layout: 'towers' or 'data'; 'data' keeps both towers on every device.
+    layout: 'towers' or 'data'; 'data' keeps all towers on every device.
     towers: devices that share one network: 1, 2, or 'auto', which takes 2
-      when `num_devices` is even. Ignored by the layout 'data'.
+      where there are two towers and `num_devices` is even. Ignored by the
+      layout 'data'.
     num_devices: devices at hand.
+    num_towers: of the network; 2, one per GPU, in section 3.5.
 
   Raises:
-    ValueError: if two towers are asked of an odd number of devices.
+    ValueError: if an odd number of devices, or one tower, is to be split.
   """
-  if layout == 'data' or num_devices == 1 and towers == 'auto':
+  if layout == 'data':
     return num_devices, 1
-  tower = (2 - num_devices % 2) if towers == 'auto' else int(towers)
+  if towers == 'auto':
+    tower = 1 if num_devices % num_towers else num_towers
+  else:
+    tower = int(towers)
+  if tower > num_towers:
+    raise ValueError(
+      f'config.mesh.towers={towers} needs a network of two towers, but'
+      f" config.model.num_towers={num_towers}; use config.mesh.towers=1 or 'auto'"
+    )
   if num_devices % tower:
     raise ValueError(
       f'config.mesh.towers={towers} needs an even number of devices, here '
@@ -52,10 +61,17 @@ def mesh_shape(
 
 
 def create_mesh(
-  layout: str, towers: str | int, devices: Sequence[jax.Device]
+  layout: str,
+  towers: str | int,
+  devices: Sequence[jax.Device],
+  num_towers: int = 2,
 ) -> Mesh | None:
-  """The mesh ('data', 'tower') over `devices`; None for a single device."""
-  shape = mesh_shape(layout, towers, len(devices))
+  """The mesh ('data', 'tower') over `devices`; None for a single device.
+
+  Raises:
+    ValueError: as `mesh_shape`, which has the arguments.
+  """
+  shape = mesh_shape(layout, towers, len(devices), num_towers)
   if len(devices) == 1:
     return None
   return Mesh(
@@ -119,9 +135,9 @@ def global_rows(num_local: int, mesh: Mesh | None) -> Int[Array, 'batch']:
   return rows if mesh is None else rows + lax.axis_index('data') * num_local
 
 
-def local_towers(num_devices: int) -> Int[Array, 'towers']:
+def local_towers(num_towers: int, num_devices: int) -> Int[Array, 'towers']:
   """Numbers of the towers on this device, `num_devices` sharing the net."""
-  towers = jnp.arange(NUM_TOWERS // num_devices)
+  towers = jnp.arange(num_towers // num_devices)
   if num_devices == 1:
     return towers
   return towers + lax.axis_index('tower') * towers.size

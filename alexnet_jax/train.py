@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import os
 import time
@@ -33,6 +34,8 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import timetable
 from alexnet_jax import towers
 
+log = logging.getLogger(__name__)
+
 # Streams of randomness within a step: what they draw is a function of
 # (seed, step, stream, row of the global batch), on every mesh.
 AUGMENT, DROPOUT = 0, 1
@@ -44,17 +47,21 @@ def make_train_step(
   *,
   crop_size: int,
   flip: bool,
-  color_std: float,
+  color_divide: bool,
+  central_mean: bool,
   momentum: float,
   weight_decay: float,
+  decay_biases: bool,
 ) -> Callable[..., tuple[run_lib.TrainState, dict[str, Array]]]:
   """The compiled train step.
 
-  It maps (state, batch, statistics, key, learning_rate), all on the device,
+  It maps (state, batch, statistics, key, rates, color_std), all on the device,
   to the next state and the sums of `metrics.batch_sums`. The state is donated.
+  `rates` are those of `optimizer.paper_sgd`; the other arguments are those of
+  `augment.random_views` and `optimizer.paper_sgd`.
   """
 
-  def local_loss(params, batch, statistics, key):
+  def local_loss(params, batch, statistics, key, color_std):
     rows = towers.global_rows(batch['label'].size, mesh)
     images = augment.random_views(
       jax.random.fold_in(key, AUGMENT),
@@ -62,9 +69,11 @@ def make_train_step(
       rows,
       statistics.mean_image,
       statistics.directions,
+      color_std,
       crop_size=crop_size,
       flip=flip,
-      color_std=color_std,
+      color_divide=color_divide,
+      central_mean=central_mean,
     )
     logits = net.apply(
       {'params': params},
@@ -79,21 +88,20 @@ def make_train_step(
     sums = sums if mesh is None else lax.psum(sums, 'data')
     return sums['loss'] / sums['count'], sums
 
-  def train_step(state, batch, statistics, key, learning_rate):
+  def train_step(state, batch, statistics, key, rates, color_std):
     specs = (
       towers.param_specs(state.params, mesh),
       towers.batch_spec(),
-      towers.REPLICATED,
-      towers.REPLICATED,
+      *(towers.REPLICATED,) * 3,
     )
     loss = towers.shard(
       local_loss, mesh, specs, (towers.REPLICATED, towers.REPLICATED)
     )
     step_key = jax.random.fold_in(key, state.step)
     grads, sums = jax.grad(loss, has_aux=True)(
-      state.params, batch, statistics, step_key
+      state.params, batch, statistics, step_key, color_std
     )
-    sgd = optimizer.paper_sgd(learning_rate, momentum, weight_decay)
+    sgd = optimizer.paper_sgd(rates, momentum, weight_decay, decay_biases)
     updates, opt_state = sgd.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return run_lib.TrainState(state.step + 1, params, opt_state), sums
@@ -124,21 +132,38 @@ def train_and_evaluate(
   began, commit = time.time(), metrics.current_commit()
   run = run_lib.open_run(config, workdir)
   run.workdir.mkdir(parents=True, exist_ok=True)
-  optim, inputs = config.optimizer, config.input
+  optim, inputs, augmentation = config.optimizer, config.input, config.augment
+  schedule = optimizer.RateSchedule(
+    learning_rate=optim.learning_rate,
+    drop_factor=optim.drop_factor,
+    drop_epochs=optim.drop_epochs,
+    bias_rate_factor=optim.bias_rate_factor,
+    drop_bias_rate=optim.drop_bias_rate,
+    conv1_drop_epochs=optim.conv1_drop_epochs,
+    conv1_freeze_epoch=optim.conv1_freeze_epoch,
+  )
+  color_end = augmentation.color_end_epoch or math.inf
   table = timetable.Timetable(
     num_examples=run.dataset.num_examples[inputs.train_split],
     batch_size=inputs.batch_size,
-    drop_epochs=optim.drop_epochs if optim.schedule == 'steps' else (),
-    **config.train,
+    epochs=config.train.epochs,
+    log_every_steps=config.train.log_every_steps,
+    eval_every_epochs=config.train.eval_every_epochs,
+    checkpoint_every_steps=config.train.checkpoint_every_steps,
+    change_epochs=(*schedule.change_epochs, color_end),
   )
   train_step = make_train_step(
     run.network,
     run.mesh,
     crop_size=inputs.crop_size,
+    flip=augmentation.flip,
+    color_divide=augmentation.color_divide,
+    central_mean=augmentation.central_mean,
     momentum=optim.momentum,
     weight_decay=optim.weight_decay,
-    **config.augment,
+    decay_biases=optim.decay_biases,
   )
+  guard = PlateauGuard(config)
   evaluator = evaluate.make_evaluator(run)
   key = towers.place(jax.random.key(config.seed), run.mesh)
   state_norm = jax.jit(lambda s: optax.tree.norm((s.params, s.opt_state)))
@@ -167,14 +192,17 @@ def train_and_evaluate(
       optim.plateau_drops
     ):
       result_file.unlink(missing_ok=True)  # Of a shorter run.
-      drops = plateau.drops + table.drops(step)  # One of them is always 0.
-      rate = optim.learning_rate / optim.drop_factor**drops
-      fixed = (run.statistics, key, towers.place(np.float32(rate), run.mesh))
+      epoch = table.epoch(step)
+      rates = schedule.rates(epoch, plateau.drops)
+      color_std = augmentation.color_std if epoch < color_end else 0.0
+      settings = towers.place((rates, np.float32(color_std)), run.mesh)
+      fixed = (run.statistics, key, *settings)
       stop = table.next_log(step)
       state, latest = run_steps(
         train_step, state, batches, fixed, step, stop, progress
       )
-      latest |= {'train/learning_rate': rate}
+      latest |= {'train/learning_rate': float(rates['kernel'])}
+      guard.observe(latest['train/loss'], stop - step)
       step, error = stop, None
       if table.evaluates(step):
         latest |= evaluator(state.params, many=False)
@@ -258,6 +286,44 @@ def run_steps(
   }
 
 
+class PlateauGuard:
+  """Warns, once, of a loss that stays at ln(classes).
+
+  There the net gives every class the same probability and learns nothing: what
+  too small initial weights do to a deep net.
+  """
+
+  NEAR = 0.02  # nats
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config, self._steps, self._warned = config, 0, False
+
+  def observe(self, loss: float, steps: int) -> None:
+    """Takes note of a mean training loss over `steps` further steps."""
+    net, classes = self._config.model, self._config.model.num_classes
+    stuck = abs(loss - math.log(classes)) < self.NEAR
+    self._steps = self._steps + steps if stuck else 0
+    limit = self._config.train.plateau_warning_steps
+    if self._steps < limit or self._warned:
+      return
+    self._warned = True
+    log.warning(
+      'For %d steps the loss has been within %g of ln(%d) = %.3f: the net gives'
+      ' every class the same probability. The likely cause are too small'
+      ' initial weights: in a fresh --workdir set config.model.conv345_init_std'
+      ' (now %g; 0.03 in the source) and, if the net is narrow,'
+      ' config.model.init_std and config.model.fc67_init_std (now %g and %g) to'
+      ' 0.05. See README.md, "A loss that stays at ln(classes)".',
+      self._steps,
+      self.NEAR,
+      classes,
+      math.log(classes),
+      net.conv345_init_std,
+      net.init_std,
+      net.fc67_init_std,
+    )
+
+
 def _check_finite(value, tag, step):
   if not math.isfinite(value):
     raise FloatingPointError(
@@ -283,13 +349,16 @@ def _write_start(writer, run, state):
   with contextlib.closing(_host_batches(run, 0)) as batches:
     images = jnp.asarray(next(batches)['image'][:32])
   no_mean = jnp.zeros(images.shape[1:])  # Pictures for the eye keep theirs.
-  directions = jnp.asarray(augment.color_directions(run.dataset.rgb_covariance))
+  augmentation = run.config.augment
+  directions = augment.color_directions(
+    run.dataset.rgb_covariance, augmentation.color_square_root
+  )
   step_key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
   random_views = jax.jit(
     functools.partial(
       augment.random_views,
       crop_size=run.config.input.crop_size,
-      **run.config.augment,
+      flip=augmentation.flip,
     )
   )
   views = random_views(
@@ -297,7 +366,8 @@ def _write_start(writer, run, state):
     images,
     jnp.arange(len(images)),
     no_mean,
-    directions,
+    jnp.asarray(directions),
+    augmentation.color_std,
   )
   picture = metrics.image_grid(metrics.fetch(views), columns=8)
   writer.image(0, 'augmented_inputs', picture)

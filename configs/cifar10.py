@@ -25,6 +25,7 @@ def get_config():
   # Narrow nets need more than the paper's 0.01: see quickstart.py.
   config.model.init_std = 0.05
   config.model.conv345_init_std = 0.05
+  config.model.fc67_init_std = 0.05
   config.input.dataset = 'cifar10'
   config.input.image_size = 32  # As the images are.
   config.input.crop_size = 28  # Offsets of 0 to 4 pixels.
@@ -33,5 +34,6 @@ def get_config():
   config.optimizer.drop_epochs = (12.0, 15.0)  # Late, for a short run.
   config.train.epochs = 16.0  # Half an hour.
   config.train.checkpoint_every_steps = 500  # Every two minutes.
+  config.train.plateau_warning_steps = 500  # Learning begins well before.
   config.eval.batch_size = 500  # Small images: fewer, fuller batches.
   return config

@@ -20,4 +20,5 @@ def get_config():
   # Steps may take seconds: look, and save, every few minutes.
   config.train.log_every_steps = 5
   config.train.checkpoint_every_steps = 50
+  config.train.plateau_warning_steps = 500  # Learning begins well before.
   return config

@@ -7,7 +7,9 @@ Not run yet. The paper: 90 epochs in five to six days on two GTX 580; one such
 net has 40.7% top-1 and 18.2% top-5 error on the validation set (Table 2).
 
 Every key of the project is here; other configs import this one and change
-only what differs. "section" is a section of the paper, "ours" is our choice.
+only what differs. "section" is a section of the paper, "ours" is our choice; a
+"Deviation" is a point in which the original source differs from the text (see
+source.py, and the table in README.md).
 """
 
 import ml_collections
@@ -24,9 +26,21 @@ def get_config() -> ml_collections.ConfigDict:
   model.conv1_kernel = 11  # section 3.5
   model.conv1_stride = 4  # section 3.5
   model.conv1_padding = 0  # ours: the paper does not say; see README
+  model.pool_size = 3  # section 3.4: overlapping; 2 does not overlap
+  model.num_towers = 2  # section 3.5
+  model.tower_links = True  # section 3.5: the towers meet at conv3, fc6, fc7
+  model.activation = 'relu'  # section 3.1; or 'tanh'
+  model.lrn_layers = ('conv1', 'conv2')  # section 3.3
+  model.lrn_k = 2.0  # section 3.3
+  model.lrn_alpha = 1e-4  # section 3.3. Deviation S2
+  model.lrn_before_activation = ()  # section 3.3. Deviation S3
+  model.within_map_norm_layers = ()  # section 3.3. Deviation S3
   model.init_std = 0.01  # section 5
-  model.conv345_init_std = 0.01  # section 5. Deviation S4: the source has 0.03
+  model.conv345_init_std = 0.01  # section 5. Deviation S4
+  model.fc67_init_std = 0.01  # section 5
+  model.init_bias = 1.0  # section 5: in conv2, conv4, conv5, fc6, fc7
   model.dropout_rate = 0.5  # section 4.2
+  model.inverted_dropout = False  # section 4.2. Deviation S11
 
   config.input = input = ml_collections.ConfigDict()
   input.dataset = 'imagenet2012'  # section 2
@@ -40,6 +54,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment = augment = ml_collections.ConfigDict()
   augment.flip = True  # section 4.1: reflections, in training and in testing
   augment.color_std = 0.1  # section 4.1: standard deviation of the a_i
+  augment.color_square_root = False  # section 4.1. Deviation S7
+  augment.color_divide = False  # section 4.1. Deviation S7
+  augment.color_end_epoch = 0.0  # section 4.1: never ends. Deviation S6
+  augment.central_mean = False  # section 2. Deviation S8
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.01  # section 5: at the start
@@ -48,6 +66,11 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.schedule = 'plateau'  # section 5; or 'steps', at drop_epochs
   optimizer.drop_factor = 10.0  # section 5: the rate is divided by it
   optimizer.drop_epochs = ()  # 'steps' alone: epochs at which the rate drops
+  optimizer.bias_rate_factor = 1.0  # section 5. Deviation S5
+  optimizer.drop_bias_rate = True  # section 5. Deviation S5
+  optimizer.decay_biases = True  # section 5. Deviation S5
+  optimizer.conv1_drop_epochs = ()  # section 5. Deviation S6
+  optimizer.conv1_freeze_epoch = 0.0  # section 5: never frozen. Deviation S6
   optimizer.plateau_drops = 3  # section 5: the next plateau ends the run
   optimizer.plateau_patience = 5  # ours: evaluations without a lower error
 
@@ -60,6 +83,8 @@ def get_config() -> ml_collections.ConfigDict:
   train.log_every_steps = 50  # ours
   train.eval_every_epochs = 1.0  # ours; a checkpoint is saved with each
   train.checkpoint_every_steps = 2000  # ours
+  train.plateau_warning_steps = 5000  # ours: half an epoch at ln(classes)
+  train.init_workdir = ''  # section 6: the training to start from
 
   config.eval = eval_ = ml_collections.ConfigDict()
   eval_.batch_size = 128  # ours

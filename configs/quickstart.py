@@ -18,6 +18,7 @@ def get_config():
   # On so narrow a net the paper's 0.01 stays at ln(10): experiments/LOG.md.
   config.model.init_std = 0.05
   config.model.conv345_init_std = 0.05
+  config.model.fc67_init_std = 0.05
   config.input.dataset = 'digits'  # Embedded: nothing to download.
   config.input.eval_split = 'test'  # The digits have no third split.
   # From 8 pixels. 67 is the least for which every 11x11 window lies inside the
@@ -35,4 +36,5 @@ def get_config():
   config.train.log_every_steps = 20
   config.train.eval_every_epochs = 3.0
   config.train.checkpoint_every_steps = 50
+  config.train.plateau_warning_steps = 200  # Learning begins well before.
   return config

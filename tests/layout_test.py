@@ -25,6 +25,7 @@ ORDER = [
   'main',
   'train',
   'evaluate',
+  'predictions',
   'run',
   'prepare',
   'sources',
@@ -39,12 +40,13 @@ ORDER = [
   'optimizer',
   'towers',
   'files',
+  'command',
 ]
 
 # Who may import what comes from outside; nobody else.
 WALLS = {
   'PIL': ['images', 'sources'],
-  'absl': ['main', 'prepare'],
+  'absl': ['command', 'evaluate', 'main', 'prepare'],
   'array_record': ['prepare'],
   'benchmarks': [],
   'clu': ['run'],

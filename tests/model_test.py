@@ -69,7 +69,7 @@ def shapes(net, crop_size):
 
 
 def capture(net, params, images, **kwargs):
-  """(logits, output of every layer by name; of conv1 ... conv5 after ReLU)."""
+  """(logits, output of every layer by name, before its activation)."""
   logits, state = net.apply(
     {'params': params},
     images,
@@ -261,10 +261,10 @@ def test_conv1_padding_pooling_and_flattening_match_torch(torch):
     padding=2,
   )
   pool5 = torch.nn.functional.max_pool2d(out['conv5'].permute(0, 3, 1, 2), 3, 2)
-  fc6 = pool5.permute(0, 2, 3, 1).flatten(1) @ weights['fc6']['kernel']
+  fc6 = pool5.relu().permute(0, 2, 3, 1).flatten(1) @ weights['fc6']['kernel']
   # Float32 on both sides; activations are of size 1 to 300.
   np.testing.assert_allclose(
-    out['conv1'], conv1.relu().permute(0, 2, 3, 1), rtol=1e-5, atol=1e-3
+    out['conv1'], conv1.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-3
   )
   np.testing.assert_allclose(
     out['fc6'], fc6 + weights['fc6']['bias'], rtol=1e-5, atol=1e-4

@@ -11,7 +11,7 @@ TABLE = timetable.Timetable(
   log_every_steps=6,
   eval_every_epochs=1.0,
   checkpoint_every_steps=8,
-  drop_epochs=(0.5, 1.05),
+  change_epochs=(0.5, 1.05),
 )
 
 
@@ -37,7 +37,7 @@ def test_timetable_has_these_steps(method, steps):
 
 
 def test_the_rate_drops_at_the_first_step_that_ends_at_or_after_the_epoch():
-  assert [TABLE.drops(s) for s in (0, 4, 5, 10, 11, 25)] == [0, 0, 1, 1, 2, 2]
+  assert [TABLE.changes(s) for s in (0, 4, 5, 10, 11, 25)] == [0, 0, 1, 1, 2, 2]
 
 
 def test_next_log_goes_from_row_to_row():

@@ -1,0 +1,37 @@
+"""What the commands share: a user's mistake is one line, not a traceback."""
+
+from collections.abc import Iterator
+import contextlib
+import logging
+import sys
+
+from absl import logging as absl_logging
+
+
+@contextlib.contextmanager
+def one_line_errors(interrupted: str) -> Iterator[None]:
+  """Ends the process with one line for errors that this package raises.
+
+  Those of the libraries keep their traceback.
+
+  Args:
+    interrupted: what to say after Ctrl-C.
+  """
+  absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
+  logging.getLogger('alexnet_jax').setLevel(logging.INFO)
+  try:
+    yield
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    if not _raised_here(error):
+      raise
+    sys.exit(f'{type(error).__name__}: {error}')
+  except KeyboardInterrupt:
+    sys.exit(f'interrupted; {interrupted}')
+
+
+def _raised_here(error: Exception) -> bool:
+  """Whether this package raised it, for the user."""
+  frame = error.__traceback__
+  while frame.tb_next:
+    frame = frame.tb_next
+  return frame.tb_frame.f_globals['__name__'].startswith('alexnet_jax.')

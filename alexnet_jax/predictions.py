@@ -1,0 +1,108 @@
+"""Predictions of a net for every example of a split, kept in a file.
+
+An ensemble averages the predictions of several nets (section 6), and needs no
+second pass over the data for those that are on disk.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import os
+import pathlib
+import zipfile
+
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+import numpy as np
+
+from alexnet_jax import metrics
+
+FOLDER = 'predictions'
+NAMES = ('loss', 'top1_error', 'top5_error')
+# Examples whose errors are counted at once.
+CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What a net, or an ensemble, says of every example of a split.
+
+  Attributes:
+    log_probs: logarithms of the softmax outputs, which have been averaged over
+      the views and over the nets; examples in stored order.
+    labels: of the examples.
+    made_from: what they depend on, by name: step, data set, split, views.
+  """
+
+  log_probs: Float[np.ndarray, 'examples classes']
+  labels: Int[np.ndarray, 'examples']
+  made_from: Mapping[str, str]
+
+  def errors(self) -> dict[str, float]:
+    """Mean loss, top-1 and top-5 error (fractions), by `NAMES`."""
+    totals = metrics.Totals()
+    for start in range(0, len(self.labels), CHUNK):
+      part = slice(start, start + CHUNK)
+      log_probs = jnp.asarray(self.log_probs[part])
+      labels = jnp.asarray(self.labels[part])
+      every = jnp.ones(labels.shape, bool)
+      totals.add(metrics.fetch(metrics.batch_sums(log_probs, labels, every)))
+    return {name: totals.sums[name] / totals.count for name in NAMES}
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes the file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + '.tmp')
+    with open(temporary, 'wb') as file:
+      np.savez(
+        file,
+        log_probs=self.log_probs,
+        labels=self.labels,
+        **{
+          f'made_from/{name}': value for name, value in self.made_from.items()
+        },
+      )
+    os.replace(temporary, path)
+
+
+def load(
+  path: pathlib.Path, made_from: Mapping[str, str]
+) -> Predictions | None:
+  """The predictions in a file; None where it is not there or of other origin."""
+  try:
+    with np.load(path) as arrays:
+      found = {
+        name.removeprefix('made_from/'): str(arrays[name])
+        for name in arrays.files
+        if name.startswith('made_from/')
+      }
+      if found != dict(made_from):
+        return None
+      return Predictions(arrays['log_probs'], arrays['labels'], made_from)
+  except (
+    FileNotFoundError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+  ):
+    return None  # Not there, or cut short: made anew.
+
+
+def ensemble(members: Iterable[Predictions]) -> Predictions:
+  """The mean of the softmax outputs of several nets for the same examples.
+
+  Raises:
+    ValueError: if the examples are not the same.
+  """
+  total, labels, count = None, None, 0
+  for member in members:
+    log_probs = member.log_probs.astype(np.float64)
+    if total is None:
+      total, labels = log_probs, member.labels
+    elif not np.array_equal(labels, member.labels):
+      raise ValueError('the members of an ensemble predict different examples')
+    else:
+      np.logaddexp(total, log_probs, out=total)
+    count += 1
+  mean = (total - np.log(count)).astype(np.float32)
+  return Predictions(mean, labels, {'nets': str(count)})
