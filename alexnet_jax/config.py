@@ -137,14 +137,12 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     raise FileNotFoundError(
       f'no {file}; name a --workdir in which --mode=train has been run'
     )
-  config = ml_collections.ConfigDict()
+  tree = {}
   for key, value in _read_flat(file).items():
-    *sections, name = key.split('.')
-    section = config
-    for part in sections:
-      section = section.setdefault(part, ml_collections.ConfigDict())
-    section[name] = tuple(value) if isinstance(value, list) else value
-  return config.lock()
+    section, _, name = key.rpartition('.')
+    values = tree.setdefault(section, {}) if section else tree
+    values[name] = tuple(value) if isinstance(value, list) else value
+  return ml_collections.ConfigDict(tree).lock()
 
 
 def _read_flat(file: pathlib.Path) -> dict[str, object]:

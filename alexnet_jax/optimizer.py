@@ -13,13 +13,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import numpy as np
 import optax
 
 SCHEDULES = ('steps', 'plateau')
 
 # Rates by kind of parameter; a rate of 0 freezes.
-Rates = Mapping[str, float | np.float32 | Float[Array, '']]
+Rates = Mapping[str, float | Float[Array, '']]
 RATE_KEYS = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
 
 
@@ -107,11 +106,14 @@ class RateSchedule:
 
   @property
   def change_epochs(self) -> tuple[float, ...]:
-    """Epochs at which some rate changes."""
-    freeze = (self.conv1_freeze_epoch,) if self.conv1_freeze_epoch else ()
-    return (*self.drop_epochs, *self.conv1_drop_epochs, *freeze)
+    """Epochs at which some rate changes, in no order."""
+    return (
+      *self.drop_epochs,
+      *self.conv1_drop_epochs,
+      self.conv1_freeze_epoch,  # 0 for never: no change, as nothing is before.
+    )
 
-  def rates(self, epoch: float, plateau_drops: int) -> dict[str, np.float32]:
+  def rates(self, epoch: float, plateau_drops: int) -> dict[str, float]:
     """The rates of a step that begins at `epoch`, by `RATE_KEYS`.
 
     Args:
@@ -132,7 +134,7 @@ class RateSchedule:
       0.0 if frozen else conv1,
       0.0 if frozen else biases,
     )
-    return dict(zip(RATE_KEYS, map(np.float32, values), strict=True))
+    return dict(zip(RATE_KEYS, values, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

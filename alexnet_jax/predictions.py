@@ -69,7 +69,7 @@ def load(
 ) -> Predictions | None:
   """The predictions in a file; None where it is not there or of other origin."""
   try:
-    with np.load(path) as arrays:
+    with open(path, 'rb') as file, np.load(file) as arrays:
       found = {
         name.removeprefix('made_from/'): str(arrays[name])
         for name in arrays.files

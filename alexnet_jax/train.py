@@ -111,6 +111,45 @@ def make_train_step(
   )
 
 
+def train_step_of(run: run_lib.Run) -> Callable:
+  """`make_train_step` with the settings of a run."""
+  config = run.config
+  return make_train_step(
+    run.network,
+    run.mesh,
+    crop_size=config.input.crop_size,
+    flip=config.augment.flip,
+    color_divide=config.augment.color_divide,
+    central_mean=config.augment.central_mean,
+    momentum=config.optimizer.momentum,
+    weight_decay=config.optimizer.weight_decay,
+    decay_biases=config.optimizer.decay_biases,
+  )
+
+
+def rate_schedule(optim: ml_collections.ConfigDict) -> optimizer.RateSchedule:
+  """The rates that config.optimizer asks for."""
+  names = [field.name for field in dataclasses.fields(optimizer.RateSchedule)]
+  return optimizer.RateSchedule(**{name: optim[name] for name in names})
+
+
+def _timetable(run: run_lib.Run) -> timetable.Timetable:
+  config = run.config
+  changes = (
+    *rate_schedule(config.optimizer).change_epochs,
+    config.augment.color_end_epoch,  # 0 for never: no step begins before it.
+  )
+  return timetable.Timetable(
+    num_examples=run.dataset.num_examples[config.input.train_split],
+    batch_size=config.input.batch_size,
+    epochs=config.train.epochs,
+    log_every_steps=config.train.log_every_steps,
+    eval_every_epochs=config.train.eval_every_epochs,
+    checkpoint_every_steps=config.train.checkpoint_every_steps,
+    change_epochs=changes,
+  )
+
+
 def train_and_evaluate(
   config: ml_collections.ConfigDict, workdir: str | os.PathLike
 ) -> dict[str, float]:
@@ -132,37 +171,9 @@ def train_and_evaluate(
   began, commit = time.time(), metrics.current_commit()
   run = run_lib.open_run(config, workdir)
   run.workdir.mkdir(parents=True, exist_ok=True)
-  optim, inputs, augmentation = config.optimizer, config.input, config.augment
-  schedule = optimizer.RateSchedule(
-    learning_rate=optim.learning_rate,
-    drop_factor=optim.drop_factor,
-    drop_epochs=optim.drop_epochs,
-    bias_rate_factor=optim.bias_rate_factor,
-    drop_bias_rate=optim.drop_bias_rate,
-    conv1_drop_epochs=optim.conv1_drop_epochs,
-    conv1_freeze_epoch=optim.conv1_freeze_epoch,
-  )
-  color_end = augmentation.color_end_epoch or math.inf
-  table = timetable.Timetable(
-    num_examples=run.dataset.num_examples[inputs.train_split],
-    batch_size=inputs.batch_size,
-    epochs=config.train.epochs,
-    log_every_steps=config.train.log_every_steps,
-    eval_every_epochs=config.train.eval_every_epochs,
-    checkpoint_every_steps=config.train.checkpoint_every_steps,
-    change_epochs=(*schedule.change_epochs, color_end),
-  )
-  train_step = make_train_step(
-    run.network,
-    run.mesh,
-    crop_size=inputs.crop_size,
-    flip=augmentation.flip,
-    color_divide=augmentation.color_divide,
-    central_mean=augmentation.central_mean,
-    momentum=optim.momentum,
-    weight_decay=optim.weight_decay,
-    decay_biases=optim.decay_biases,
-  )
+  optim, augmentation = config.optimizer, config.augment
+  schedule, table = rate_schedule(optim), _timetable(run)
+  train_step = train_step_of(run)
   guard = PlateauGuard(config)
   evaluator = evaluate.make_evaluator(run)
   key = towers.place(jax.random.key(config.seed), run.mesh)
@@ -194,14 +205,15 @@ def train_and_evaluate(
       result_file.unlink(missing_ok=True)  # Of a shorter run.
       epoch = table.epoch(step)
       rates = schedule.rates(epoch, plateau.drops)
-      color_std = augmentation.color_std if epoch < color_end else 0.0
-      settings = towers.place((rates, np.float32(color_std)), run.mesh)
-      fixed = (run.statistics, key, *settings)
+      ended = 0 < augmentation.color_end_epoch <= epoch
+      color_std = 0.0 if ended else augmentation.color_std
+      scalars = jax.tree.map(np.float32, (rates, color_std))
+      fixed = (run.statistics, key, *towers.place(scalars, run.mesh))
       stop = table.next_log(step)
       state, latest = run_steps(
         train_step, state, batches, fixed, step, stop, progress
       )
-      latest |= {'train/learning_rate': float(rates['kernel'])}
+      latest |= {'train/learning_rate': rates['kernel']}
       guard.observe(latest['train/loss'], stop - step)
       step, error = stop, None
       if table.evaluates(step):

@@ -36,7 +36,6 @@ import numpy as np
 
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
-from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from alexnet_jax import train
@@ -83,24 +82,11 @@ def get_config(init: str, seed: int):
 def losses(config, steps: int):
   """Yields the training loss of every step."""
   run = run_lib.open_run(config, '/tmp/never_written')
-  optim, inputs = config.optimizer, config.input
-  step = train.make_train_step(
-    run.network,
-    run.mesh,
-    crop_size=inputs.crop_size,
-    flip=config.augment.flip,
-    color_divide=config.augment.color_divide,
-    central_mean=config.augment.central_mean,
-    momentum=optim.momentum,
-    weight_decay=optim.weight_decay,
-    decay_biases=optim.decay_biases,
-  )
-  rates = optimizer.RateSchedule(optim.learning_rate, optim.drop_factor).rates(
-    0.0, 0
-  )
-  settings = towers.place(
-    (rates, np.float32(config.augment.color_std)), run.mesh
-  )
+  inputs = config.input
+  step = train.train_step_of(run)
+  schedule = train.rate_schedule(config.optimizer)
+  scalars = (schedule.rates(0.0, 0), config.augment.color_std)
+  settings = towers.place(jax.tree.map(np.float32, scalars), run.mesh)
   key = towers.place(jax.random.key(config.seed), run.mesh)
   state = run_lib.create_train_state(run)
   host_batches = input_pipeline.train_batches(

@@ -1,4 +1,10 @@
-"""Evaluation of fake nets with known logits against NumPy in float64."""
+"""Evaluation of fake nets with known logits against NumPy in float64.
+
+And the command on real checkpoints: predictions, ensembles, Table 2.
+"""
+
+import contextlib
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -7,8 +13,12 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment
+from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
+from alexnet_jax import run as run_lib
 from alexnet_jax import towers
+from configs import quickstart
 
 CLASSES = 7
 IMAGE, CROP = 4, 2
@@ -58,7 +68,15 @@ def padded_batches(images, labels, size):
 
 
 def run(
-  table, images, labels, *, many, flip=True, mesh=None, num_examples=None
+  table,
+  images,
+  labels,
+  *,
+  many,
+  flip=True,
+  mesh=None,
+  num_examples=None,
+  rows=None,
 ):
   put = lambda batch: towers.place(batch, mesh, towers.batch_spec())
   offsets = augment.view_offsets(IMAGE, CROP, many=many, flip=flip)
@@ -70,6 +88,7 @@ def run(
     towers.place(offsets, mesh),
     num_examples=len(labels) if num_examples is None else num_examples,
     prefix='p',
+    rows=rows,
   )
 
 
@@ -104,6 +123,20 @@ def test_known_logits_give_the_exact_metrics_of_every_example_once(
     assert found[name] == pytest.approx(expected[name], abs=1e-12)
 
 
+@pytest.mark.parametrize('devices', [1, 4])
+def test_the_rows_are_the_log_softmax_of_every_example_in_order(table, devices):
+  mesh = towers.create_mesh('data', 'auto', jax.devices()[:devices])
+  labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
+  values, rows = np.arange(21) + 50, []
+  run(table, plain_images(values), labels, many=False, mesh=mesh, rows=rows)
+  log_probs, found_labels = map(np.concatenate, zip(*rows, strict=True))
+  np.testing.assert_array_equal(found_labels, labels)
+  # A few float32 roundings of values up to about 5.
+  np.testing.assert_allclose(
+    log_probs, np.log(softmax(table[values])), atol=5e-6
+  )
+
+
 # The first pixel of each view: four corners and the centre, then reflected.
 PLAIN_PIXELS = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
 REFLECTED_PIXELS = [(0, 1), (0, 3), (2, 1), (2, 3), (1, 2)]
@@ -127,17 +160,27 @@ def test_the_softmax_of_every_view_counts_alike(table, many, flip, pixels):
   assert found == pytest.approx(expected, rel=1e-6)  # float32 exp and log.
 
 
-def test_the_mean_image_is_subtracted_before_the_net_sees_a_view(table):
-  image = plain_images([30])
+@pytest.mark.parametrize(
+  ('central', 'offset', 'value'),
+  [(False, 0, 30 - 13), (False, 1, 30), (True, 0, 30 - 7), (True, 1, 30 - 7)],
+)
+def test_the_mean_image_is_subtracted_before_the_net_sees_a_view(
+  table, central, offset, value
+):
   mean = np.zeros((IMAGE, IMAGE, 3), np.float32)
-  mean[1, 1] = 13  # The centre view's first pixel.
-  sums = evaluate.make_eval_step(Lookup(), None, CROP)(
+  mean[0, 0] = 13  # The upper left corner's first pixel.
+  mean[1, 1] = 7  # The centre's.
+  sums, _ = evaluate.make_eval_step(Lookup(), None, CROP, central)(
     {'table': table},
-    {'image': image, 'label': np.array([2]), 'mask': np.array([True])},
+    {
+      'image': plain_images([30]),
+      'label': np.array([2]),
+      'mask': np.array([True]),
+    },
     mean,
-    augment.view_offsets(IMAGE, CROP, many=False, flip=True),
+    np.array([(0, 2 * offset, 0)], np.int32),
   )
-  expected = -np.log(softmax(table[17])[2])
+  expected = -np.log(softmax(table[value])[2])
   assert float(sums['loss']) == pytest.approx(expected, rel=1e-6)
 
 
@@ -189,3 +232,153 @@ def test_tags_name_the_number_of_views(flip, prefix):
     f'{prefix}/top1_error',
     f'{prefix}/top5_error',
   ]
+
+
+NETS = ('a', 'b', 'c')
+
+
+@pytest.fixture(scope='module')
+def trainings(tmp_path_factory, data_dir):
+  """Folder of three work directories with a checkpoint of step 0 each."""
+  folder = tmp_path_factory.mktemp('trainings')
+  for seed, name in enumerate(NETS):
+    make_training(folder / name, tiny_config(data_dir, seed))
+  return folder
+
+
+def tiny_config(data_dir, seed):
+  config = quickstart.get_config()
+  config.seed = seed
+  config.model.conv_features = (4, 4, 4, 4, 4)
+  config.model.fc_features = (8, 8)
+  config.input.data_dir = str(data_dir)
+  config.mesh.layout = 'data'
+  config.eval.batch_size = 160  # 300 examples: the tail has a padding.
+  return config
+
+
+def make_training(workdir, config):
+  """A checkpoint of step 0 whose weights depend on the seed."""
+  run = run_lib.open_run(config, workdir)
+  config_lib.open_workdir(workdir, config)
+  save(workdir, 0, drawn_state(run))
+
+
+def drawn_state(run):
+  rng = np.random.default_rng(run.config.seed)
+  draw = lambda x: jax.device_put(
+    rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding
+  )
+  return jax.tree.map(draw, run_lib.state_template(run))
+
+
+def save(workdir, step, state):
+  config = config_lib.read_config(workdir)
+  fingerprint = run_lib.open_run(config, workdir).dataset.fingerprint
+  record = run_lib.Record(config_lib.flatten(config), fingerprint, metrics={})
+  with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    checkpoints.save(step, state, dataclasses.asdict(record), error=0.9)
+
+
+def stored(workdir, views='five'):
+  with np.load(workdir / f'predictions/test.{views}_view.npz') as arrays:
+    return np.exp(arrays['log_probs'].astype(np.float64)), arrays['labels']
+
+
+def evaluate_nets(trainings, names=NETS, many=True, **kwargs):
+  workdirs = [str(trainings / name) for name in names]
+  return evaluate.evaluate_ensemble(workdirs, 'latest', many, **kwargs)
+
+
+def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
+  table = evaluate_nets(trainings)
+  probs, labels = zip(*(stored(trainings / name) for name in NETS), strict=True)
+  assert labels[0].shape == (300,) and len(set(labels[0])) == 10
+  members = [
+    expected_metrics(p, n, '') for p, n in zip(probs, labels, strict=True)
+  ]
+  together = expected_metrics(np.mean(probs, axis=0), labels[0], '')
+  assert len({m['/loss'] for m in [*members, together]}) == 4
+  rows = [*(f'1 CNN   {trainings / name}' for name in NETS), '3 CNNs']
+  assert list(table) == rows
+  for row, expected in zip(rows, [*members, together], strict=True):
+    found = {f'/{name}': value for name, value in table[row].items()}
+    assert found == pytest.approx(expected, rel=1e-6), row  # float32 sums.
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].split() == ['Model', 'Top-1', '(test)', 'Top-5', '(test)']
+  assert lines[4].split() == [
+    '3',
+    'CNNs',
+    f'{together["/top1_error"]:.1%}',
+    f'{together["/top5_error"]:.1%}',
+  ]
+
+
+def test_predictions_on_disk_need_no_second_pass(trainings, monkeypatch):
+  first = evaluate_nets(trainings)
+  monkeypatch.setattr(evaluate, 'evaluate', None)  # Would be called.
+  assert evaluate_nets(trainings) == first
+  assert evaluate_nets(trainings, 'ba')['2 CNNs'] != first['3 CNNs']
+  with pytest.raises(TypeError):
+    evaluate_nets(trainings, many=False)  # Other views are other predictions.
+
+
+def test_one_view_and_five_have_files_of_their_own(trainings):
+  evaluate_nets(trainings, 'a')
+  table = evaluate_nets(trainings, 'a', many=False)
+  one, five = (stored(trainings / 'a', views)[0] for views in ('one', 'five'))
+  assert one.shape == five.shape == (300, 10) and not np.allclose(one, five)
+  assert list(table) == [f'1 CNN   {trainings / "a"}']  # No ensemble of one.
+
+
+def test_another_split_is_evaluated_when_asked_for(trainings, capsys):
+  evaluate_nets(trainings, 'a', many=False, split='train')
+  with np.load(trainings / 'a/predictions/train.one_view.npz') as arrays:
+    assert arrays['log_probs'].shape == (1497, 10)
+  assert 'Top-1 (train)' in capsys.readouterr().out
+
+
+def test_evaluating_a_checkpoint_leaves_predictions_for_an_ensemble(
+  trainings, data_dir, tmp_path
+):
+  make_training(tmp_path, tiny_config(data_dir, 5))
+  result = evaluate.evaluate_checkpoint(
+    tiny_config(data_dir, 5), tmp_path, 'latest'
+  )
+  for views, prefix in (('one', 'eval'), ('five', 'eval_five_view')):
+    expected = expected_metrics(*stored(tmp_path, views), prefix)
+    assert (
+      expected.items()
+      <= {k: pytest.approx(v, rel=1e-6) for k, v in result.items()}.items()
+    )
+
+
+def test_predictions_of_an_earlier_step_are_made_anew(data_dir, tmp_path):
+  config = tiny_config(data_dir, 6)
+  make_training(tmp_path, config)
+  evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+  before, _ = stored(tmp_path, 'one')
+  config.seed = 16
+  save(tmp_path, 1, drawn_state(run_lib.open_run(config, tmp_path / 'x')))
+  evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+  assert not np.allclose(stored(tmp_path, 'one')[0], before)
+
+
+def test_nets_of_other_data_are_no_ensemble(trainings, data_dir, tmp_path):
+  config = tiny_config(data_dir, 7)
+  config.input.eval_split = 'train'
+  make_training(tmp_path / 'd', config)
+  workdirs = [str(trainings / 'a'), str(tmp_path / 'd')]
+  with pytest.raises(ValueError, match=r'd was trained on digits \(train\)'):
+    evaluate.evaluate_ensemble(workdirs, 'latest', False)
+
+
+def test_a_folder_without_training_is_named(trainings, tmp_path):
+  with pytest.raises(FileNotFoundError, match=f'{tmp_path}/config.json'):
+    evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+
+
+@pytest.mark.parametrize('workdirs', [[], ['a', 'a']])
+def test_the_workdirs_must_differ(workdirs):
+  with pytest.raises(ValueError, match='must name one or more different'):
+    evaluate.evaluate_ensemble(workdirs, 'latest', False)
