@@ -52,7 +52,13 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
     config: with the keys of configs/paper.py.
     num_devices: accelerators (or CPU devices) that the run will use.
   """
-  problems = list(_problems(config, num_devices))
+  try:
+    problems = list(_problems(config, num_devices))
+  except AttributeError as error:
+    raise ValueError(
+      f'the config lacks a key of configs/paper.py: {error}; was it made by'
+      ' another version of this project?'
+    ) from error
   if problems:
     raise ValueError('\n'.join(problems))
 
@@ -106,19 +112,18 @@ def check_same_network(
     where: its place, for the message.
   """
   now = flatten(config)
-  differ = [
-    f'config.{key}: {made_with.get(key)!r} there, {now.get(key)!r} here'
+  same = [
+    key
     for key in sorted(now)
     if key.startswith('model.')
     and key.removeprefix('model.') not in PRETRAINED_MAY_DIFFER
-    and now[key] != made_with.get(key)
   ]
-  # fc6 has a row for every unit of the last maps.
-  if now['input.crop_size'] != made_with['input.crop_size']:
-    differ.append(
-      f'config.input.crop_size: {made_with["input.crop_size"]} there,'
-      f' {now["input.crop_size"]} here'
-    )
+  differ = [
+    f'config.{key}: {made_with.get(key)!r} there, {now[key]!r} here'
+    # fc6 has a row for every unit of the last maps: crop_size.
+    for key in ['input.crop_size', *same]
+    if now[key] != made_with.get(key)
+  ]
   if differ:
     raise ValueError(
       f'{where} is another network; use its values:\n' + '\n'.join(differ)
@@ -147,7 +152,10 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 def _read_flat(file: pathlib.Path) -> dict[str, object]:
   try:
-    return json.loads(file.read_text())
+    flat = json.loads(file.read_text())
+    if not isinstance(flat, dict):
+      raise ValueError('no values by key')
+    return flat
   except ValueError as error:
     raise ValueError(
       f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
@@ -291,82 +299,8 @@ def _network(net):
     if not all(isinstance(width, int) for width in widths):
       yield f'{said} must hold whole numbers'
     elif any(width < 0 or width % net.num_towers for width in widths):
-      half = ' and even, half for each tower' if net.num_towers == 2 else ''
-      yield f'{said} must be positive{half} (or 0: no such layer)'
-    elif key == 'conv_features' and widths and not widths[0]:
-      yield f'{said} must have a first layer'
-  if net.activation not in model.ACTIVATIONS:
-    names = ' or '.join(map(repr, model.ACTIVATIONS))
-    yield f'config.model.activation={net.activation} is unknown; use {names}'
-  if net.pool_size not in (2, 3):
-    yield f'config.model.pool_size={net.pool_size} must be 2 or 3'
-  if net.lrn_alpha < 0:
-    yield f'config.model.lrn_alpha={net.lrn_alpha} must not be negative'
-  for key in ('lrn_layers', 'lrn_before_activation', 'within_map_norm_layers'):
-    unknown = [name for name in net[key] if name not in model.CONVS]
-    if unknown:
-      yield (
-        f'config.model.{key}={net[key]} may hold names of convolutional layers'
-        f' alone: {", ".join(model.CONVS)}'
-      )
-  if 0 < inputs.image_size < inputs.crop_size:
-    yield (
-      f'config.input.crop_size={inputs.crop_size} must not exceed'
-      f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
-    )
-  yield from _geometry(net, inputs)
-  if optim.schedule not in optimizer.SCHEDULES:
-    yield (
-      f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
-      f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
-    )
-  for key in ('drop_epochs', 'conv1_drop_epochs'):
-    drops = optim[key]
-    if not all(isinstance(drop, int | float) for drop in drops):
-      yield f'config.optimizer.{key}={drops} must hold numbers'
-    elif list(drops) != sorted(drops):
-      yield f'config.optimizer.{key}={drops} must be in ascending order'
-  if optim.schedule == 'plateau' and optim.drop_epochs:
-    yield (
-      f'config.optimizer.drop_epochs={optim.drop_epochs} belongs to'
-      " config.optimizer.schedule='steps'; set that, or empty it"
-    )
-  if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
-    yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
-  if 0 < optim.drop_factor <= 1:
-    yield f'config.optimizer.drop_factor={optim.drop_factor} must be above 1'
-  for key in ('weight_decay', 'plateau_drops', 'conv1_freeze_epoch'):
-    if optim[key] < 0:
-      yield f'config.optimizer.{key}={optim[key]} must not be negative'
-  for key in ('color_std', 'color_end_epoch'):
-    if config.augment[key] < 0:
-      yield f'config.augment.{key}={config.augment[key]} must not be negative'
-  yield from _mesh(config, num_devices)
-
-
-def _positive(config, keys):
-  for key in keys:
-    section, name = key.split('.')
-    if config[section][name] <= 0:
-      yield f'config.{key}={config[section][name]} must be positive'
-
-
-def _network(net):
-  if net.num_towers not in (1, 2):
-    yield f'config.model.num_towers={net.num_towers} must be 1 or 2'
-    return
-  if net.num_towers == 1 and not net.tower_links:
-    yield 'config.model.tower_links=False needs config.model.num_towers=2'
-  for key, numbers in (('conv_features', (5, 6)), ('fc_features', (2,))):
-    widths, said = net[key], f'config.model.{key}={net[key]}'
-    if len(widths) not in numbers:
-      lengths = ' or '.join(map(str, numbers))
-      yield f'{said} must have {lengths} entries, one per layer'
-    if not all(isinstance(width, int) for width in widths):
-      yield f'{said} must hold whole numbers'
-    elif any(width < 0 or width % net.num_towers for width in widths):
-      half = ' and even, half for each tower' if net.num_towers == 2 else ''
-      yield f'{said} must be positive{half} (or 0: no such layer)'
+      half = ', and even, half for each tower' if net.num_towers == 2 else ''
+      yield f'{said} must not be negative{half}; 0 leaves a layer out'
     elif key == 'conv_features' and widths and not widths[0]:
       yield f'{said} must have a first layer'
   if net.activation not in model.ACTIVATIONS:
@@ -422,6 +356,11 @@ def _mesh(config, num_devices):
   except ValueError as error:
     yield str(error)
     return
+  if tower == 2 and config.model.lrn_across_towers:
+    yield (
+      'config.model.lrn_across_towers=True needs both towers on one device; use'
+      " config.mesh.layout='data'"
+    )
   if config.model.num_classes % tower:
     yield (
       f'config.model.num_classes={config.model.num_classes} must be even on'

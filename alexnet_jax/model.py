@@ -212,6 +212,8 @@ class AlexNet(nn.Module):
     lrn_k: constant of the norm.
     lrn_alpha: factor of the norm's sum of squares, which is not divided by 5.
       Deviation S2: the source divides, as Caffe does: 2e-5.
+    lrn_across_towers: let the norm's window cross the middle of the maps, as
+      Caffe's does; with `tower_devices` 1 alone.
     lrn_before_activation: layers whose norms come before their activation, not
       after it. Deviation S3: conv1 in the source. (The source also pools before
       the activation; since both are monotone, that changes nothing.)
@@ -242,6 +244,7 @@ class AlexNet(nn.Module):
   lrn_layers: Sequence[str] = ('conv1', 'conv2')
   lrn_k: float = 2.0
   lrn_alpha: float = 1e-4
+  lrn_across_towers: bool = False
   lrn_before_activation: Sequence[str] = ()
   within_map_norm_layers: Sequence[str] = ()
   init_std: float = 0.01
@@ -315,6 +318,7 @@ class AlexNet(nn.Module):
   def _norms(self, name, x):
     if name in self.lrn_layers:
       groups = self.num_towers // self.tower_devices
+      groups = 1 if self.lrn_across_towers else groups
       x = local_response_norm(x, groups, k=self.lrn_k, alpha=self.lrn_alpha)
     if name in self.within_map_norm_layers:
       x = within_map_norm(x)

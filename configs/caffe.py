@@ -4,10 +4,9 @@ r"""The two-group net with the choices of Caffe's bvlc_alexnet.
     python -m alexnet_jax.main --config=configs/caffe.py --workdir=DIR
 
 Values are those of models/bvlc_alexnet/train_val.prototxt and solver.prototxt
-of BVLC/caffe; the batch is that of its readme's iterations (360,000 of 256).
-Caffe also squashes images to 256x256 instead of cutting out their centre, and
-feeds BGR: neither is a switch here. Not run yet; Caffe's readme: 57.1% top-1
-and 80.2% top-5 accuracy, one view.
+of BVLC/caffe. Caffe also squashes images to 256x256 instead of cutting out
+their centre, and feeds BGR: neither is a switch here. Not run yet; Caffe's
+readme: 57.1% top-1 and 80.2% top-5 accuracy, one view.
 """
 
 from configs import paper
@@ -17,6 +16,8 @@ def get_config():
   config = paper.get_config()
   config.model.lrn_k = 1.0  # lrn_param has no k: its default.
   config.model.lrn_alpha = 2e-5  # Caffe divides 1e-4 by local_size.
+  config.model.lrn_across_towers = True  # norm1 and norm2 know no groups.
+  config.mesh.layout = 'data'  # So both towers stay on one device.
   config.model.fc67_init_std = 0.005  # weight_filler of fc6 and fc7.
   config.model.init_bias = 0.1  # bias_filler of conv2, conv4, conv5, fc6, fc7.
   config.model.inverted_dropout = True  # As Caffe's Dropout layer does.
@@ -25,7 +26,7 @@ def get_config():
   config.augment.color_std = 0.0  # Caffe has no colour noise.
   config.optimizer.schedule = 'steps'  # lr_policy
   # stepsize: 100,000 steps of 256 images.
-  config.optimizer.drop_epochs = (19.98, 39.96, 59.95)
+  config.optimizer.drop_epochs = (19.98, 39.96, 59.95, 79.93)
   config.optimizer.bias_rate_factor = 2.0  # lr_mult
   config.optimizer.decay_biases = False  # decay_mult
   config.train.epochs = 89.92  # max_iter: 450,000 steps.

@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.lrn_layers = ('conv1', 'conv2')  # section 3.3
   model.lrn_k = 2.0  # section 3.3
   model.lrn_alpha = 1e-4  # section 3.3. Deviation S2
+  model.lrn_across_towers = False  # section 3.5: each GPU its own maps
   model.lrn_before_activation = ()  # section 3.3. Deviation S3
   model.within_map_norm_layers = ()  # section 3.3. Deviation S3
   model.init_std = 0.01  # section 5

@@ -27,7 +27,8 @@ RGB_VECTORS = np.array(
 COVARIANCE = (RGB_VECTORS * RGB_STD**2) @ RGB_VECTORS.T
 
 _views = jax.jit(
-  augment.random_views, static_argnames=('crop_size', 'flip', 'color_std')
+  augment.random_views,
+  static_argnames=('crop_size', 'flip', 'color_divide', 'central_mean'),
 )
 
 
@@ -44,16 +45,27 @@ def _random_image(size):
   return np.random.default_rng(9).integers(0, 256, (size, size, 3), np.uint8)
 
 
-def _draw(images, *, key=0, rows=None, mean=None, crop_size=8, **kwargs):
+def _draw(
+  images,
+  *,
+  key=0,
+  rows=None,
+  mean=None,
+  color_std=0.0,
+  directions=None,
+  crop_size=8,
+  **kwargs,
+):
   size = images.shape[1]
   views = _views(
     jax.random.key(key),
     images,
     np.arange(len(images), dtype=np.int32) if rows is None else rows,
     (np.zeros((size, size, 3)) if mean is None else mean).astype(np.float32),
-    augment.color_directions(COVARIANCE),
+    augment.color_directions(COVARIANCE) if directions is None else directions,
+    np.float32(color_std),
     crop_size=crop_size,
-    **{'flip': False, 'color_std': 0.0, **kwargs},
+    **{'flip': False, **kwargs},
   )
   return np.asarray(views)
 
@@ -137,6 +149,96 @@ def test_colour_noise_of_imagenet_is_6_grey_levels_and_less():
   np.testing.assert_allclose(sorted(std), [0.15, 0.54, 5.8], rtol=0.02)
 
 
+def test_the_sources_directions_are_its_published_standard_deviations():
+  directions = augment.color_directions(COVARIANCE, square_root=True)
+  assert directions.dtype == np.float32
+  lengths = np.linalg.norm(directions, axis=0)
+  order = np.argsort(lengths)
+  # Published with four digits.
+  np.testing.assert_allclose(lengths[order], RGB_STD, rtol=2e-4)
+  cosines = (directions / lengths)[:, order].T @ RGB_VECTORS
+  np.testing.assert_allclose(np.abs(cosines), np.eye(3), atol=2e-4)
+  # PAPER: 0.1 * sqrt(l), given with two digits or three.
+  np.testing.assert_allclose(0.1 * lengths[order], [2.0, 3.7, 12.2], rtol=0.02)
+
+
+def test_colour_noise_of_the_source_has_the_covariance_of_the_pixels():
+  count = 20_000
+  black = np.zeros((count, 1, 1, 3), np.uint8)
+  directions = augment.color_directions(COVARIANCE, square_root=True)
+  noise = _draw(black, crop_size=1, color_std=0.1, directions=directions)
+  sample = np.cov(noise[:, 0, 0].T)
+  whiten = RGB_VECTORS / (0.1 * RGB_STD)
+  # As above.
+  np.testing.assert_allclose(whiten.T @ sample @ whiten, np.eye(3), atol=0.05)
+
+
+def test_grey_images_have_a_direction_of_grey_alone():
+  # Rounding leaves -9e-13 of an eigenvalue of this one, 9e-13 of others.
+  grey = np.full((3, 3), 1234.5)  # Pixels (g, g, g) of this variance.
+  directions = np.abs(augment.color_directions(grey, square_root=True))
+  largest = directions[:, directions.sum(0).argmax()]
+  np.testing.assert_allclose(largest, np.sqrt(1234.5), rtol=1e-6)  # float32
+  np.testing.assert_allclose(directions.sum(), largest.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('color_std', [0.0, 0.1, 0.5])
+def test_colour_divide_divides_the_whole_view_by_one_more_than_its_std(
+  color_std,
+):
+  options = {'mean': _random_image(40), 'flip': True, 'color_std': color_std}
+  views = _draw(_painted(64, 40), **options)
+  divided = _draw(_painted(64, 40), color_divide=True, **options)
+  # A rounding of float32.
+  np.testing.assert_allclose(divided, views / (1 + color_std), rtol=3e-7)
+  assert (np.abs(views) > 1).mean() > 0.9
+
+
+def test_a_colour_std_of_zero_gives_no_noise():
+  images = _painted(64, 40)
+  views = _draw(images, color_std=0.0)
+  np.testing.assert_array_equal(views, views.round())  # Pixels of the images.
+  assert (views[..., 2] == np.arange(64)[:, None, None]).all()
+
+
+def test_the_central_mean_is_that_of_the_central_crop_wherever_the_crop_is():
+  images, mean = _painted(64, 40), _random_image(40)
+  views = _draw(images, mean=mean, central_mean=True)
+  centre = mean[16:24, 16:24]
+  # With nothing subtracted, the painted corner of a crop says where it lies.
+  y, x, _ = _draw(images)[:, 0, 0].astype(int).T
+  assert len(set(y)) > 10 and len(set(x)) > 10
+  for i, view in enumerate(views):
+    crop = images[i, y[i] : y[i] + 8, x[i] : x[i] + 8].astype(float)
+    np.testing.assert_array_equal(view, crop - centre)
+
+
+def test_the_central_mean_of_an_odd_margin_is_up_and_left_of_the_middle():
+  mean, offset = _random_image(41), jnp.array([0, 5, 0])
+  black = jnp.zeros((1, 41, 41, 3), jnp.uint8)
+  view = augment.view_at(black, jnp.asarray(mean, jnp.float32), offset, 8, True)
+  np.testing.assert_array_equal(-view[0], mean[16:24, 16:24])
+
+
+def test_crops_reflections_and_noise_are_the_same_with_the_sources_switches():
+  images, mean = _painted(64, 40), _random_image(40)
+  plain = _draw(images, flip=True, color_std=0.1)
+  source = _draw(
+    images,
+    mean=mean,
+    flip=True,
+    color_std=0.1,
+    color_divide=True,
+    central_mean=True,
+  )
+  mean = mean[16:24, 16:24].astype(float)
+  difference = plain - 1.1 * source.astype(float)
+  # float32 rounds values of up to 255 at 3e-5.
+  is_plain = np.abs(difference - mean).max((1, 2, 3)) < 1e-3
+  is_mirror = np.abs(difference - mean[:, ::-1]).max((1, 2, 3)) < 1e-3
+  assert is_plain.any() and is_mirror.any() and (is_plain ^ is_mirror).all()
+
+
 def test_colour_noise_is_one_colour_per_image():
   images = _painted(64, 40)
   noise = _draw(images, flip=True, color_std=0.1) - _draw(images, flip=True)
@@ -199,6 +301,23 @@ def test_a_view_of_testing_subtracts_the_mean_at_its_own_place(reflected):
   offset = jnp.array([1, 3, reflected])
   view = augment.view_at(image[None], image.astype(jnp.float32), offset, 8)
   np.testing.assert_array_equal(view, np.zeros((1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize('reflected', [0, 1])
+@pytest.mark.parametrize('corner', [(0, 0), (32, 0), (16, 16)])
+def test_a_view_of_testing_may_subtract_the_central_mean(corner, reflected):
+  image, mean = _random_image(40), _random_image(40)[::-1]
+  view = augment.view_at(
+    jnp.asarray(image[None]),
+    jnp.asarray(mean, jnp.float32),
+    jnp.array([*corner, reflected]),
+    8,
+    central_mean=True,
+  )
+  y, x = corner
+  expected = image[y : y + 8, x : x + 8].astype(float) - mean[16:24, 16:24]
+  expected = expected[:, ::-1] if reflected else expected
+  np.testing.assert_array_equal(view[0], expected)
 
 
 def test_views_are_float32():

@@ -38,7 +38,7 @@ def make_state(step, mesh=None):
   rng = np.random.default_rng(step)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
-  opt_state = optimizer.paper_sgd(0.1, 0.9, 0.0).init(params)
+  opt_state = optimizer.paper_sgd({}, 0.9, 0.0).init(params)
   (trace,) = [s for s in opt_state if isinstance(s, optax.TraceState)]
   opt_state = tuple(
     optax.TraceState(jax.tree.map(lambda x: x * 2, params)) if s is trace else s

@@ -144,6 +144,98 @@ def test_paper_config_has_the_papers_value(key, value):
   assert config_lib.flatten(paper.get_config())[key] == value
 
 
+# What a config has otherwise than the text: values of the original source
+# (layers-145.cfg, layer-params-145-2010.cfg; layers-146.cfg,
+# layer-params-146-2011.cfg, layer-params-146-2012-2011.cfg), of section 3.2 and
+# of Caffe's models/bvlc_alexnet.
+SOURCE = {
+  'model.lrn_alpha': 2e-5,
+  'model.lrn_before_activation': ['conv1'],
+  'model.within_map_norm_layers': ['conv2'],
+  'model.conv345_init_std': 0.03,
+  'input.dataset': 'ilsvrc2010',
+  'augment.color_square_root': True,
+  'augment.color_divide': True,
+  'augment.color_end_epoch': 68,
+  'augment.central_mean': True,
+  'optimizer.schedule': 'steps',
+  'optimizer.drop_epochs': [23, 51, 78],
+  'optimizer.conv1_drop_epochs': [68],
+  'optimizer.conv1_freeze_epoch': 72,
+  'optimizer.bias_rate_factor': 2,
+  'optimizer.drop_bias_rate': False,
+  'optimizer.decay_biases': False,
+  'train.epochs': 93,
+}
+CONV6 = {'model.conv_features': [96, 256, 384, 384, 256, 256]}
+DIFFERENCES = {
+  'source': SOURCE,
+  'ilsvrc2010': {'input.dataset': 'ilsvrc2010'},
+  'one_tower': {
+    'model.num_towers': 1,
+    'model.conv_features': [48, 128, 192, 192, 256],
+  },
+  'caffe': {
+    'model.lrn_k': 1,
+    'model.lrn_alpha': 2e-5,
+    'model.fc67_init_std': 0.005,
+    'model.init_bias': 0.1,
+    'model.inverted_dropout': True,
+    'input.crop_size': 227,
+    'input.batch_size': 256,
+    'augment.color_std': 0,
+    'optimizer.schedule': 'steps',
+    'optimizer.drop_epochs': [19.98, 39.96, 59.95, 79.93],
+    'optimizer.bias_rate_factor': 2,
+    'optimizer.decay_biases': False,
+    'train.epochs': 89.92,
+  },
+  'conv6': SOURCE
+  | CONV6
+  | {
+    'model.num_classes': 21_843,
+    'mesh.layout': 'data',
+    'input.dataset': 'imagenet_fall2011',
+    'augment.color_end_epoch': 0,
+    'optimizer.drop_epochs': [6],
+    'optimizer.conv1_drop_epochs': [],
+    'optimizer.conv1_freeze_epoch': 0,
+    'train.epochs': 8.1,
+  },
+  'conv6_finetune': SOURCE
+  | CONV6
+  | {
+    'input.dataset': 'imagenet2012',
+    'augment.color_end_epoch': 38,
+    'optimizer.learning_rate': 0.001,
+    'optimizer.bias_rate_factor': 20,
+    'optimizer.drop_epochs': [22, 42],
+    'optimizer.conv1_drop_epochs': [0, 5],
+    'optimizer.conv1_freeze_epoch': 7,
+    'train.epochs': 54,
+    'train.init_workdir': 'runs/conv6',
+  },
+}
+
+
+@pytest.mark.parametrize('name', DIFFERENCES)
+def test_a_config_differs_from_the_text_in_its_sources_values_alone(name):
+  text = config_lib.flatten(paper.get_config())
+  here = config_lib.flatten(load(name))
+  differ = {key for key in here if here[key] != text[key]}
+  expected = {k: v for k, v in DIFFERENCES[name].items() if v != text[k]}
+  assert {key: here[key] for key in differ} == expected
+
+
+def test_caffes_epochs_are_its_steps():
+  config = load('caffe')
+  epochs = (*config.optimizer.drop_epochs, config.train.epochs)
+  steps = [epoch * 1_281_167 / 256 for epoch in epochs]
+  # stepsize 100,000 and max_iter 450,000; epochs are given to 0.01.
+  whole = [100_000, 200_000, 300_000, 400_000, 450_000]
+  assert steps == pytest.approx(whole, abs=50)
+
+
 # (changes to paper.py, devices, the one line of the error). conv1 has kernels
 # of 11 and stride 4. Its maps must have 15 pixels for the three poolings (15,
 # 7, 3, 1): crops from 11 + 13 * 4 + 1 = 64 on, the last window hanging over.
@@ -155,16 +247,20 @@ RULES = [
     'model__conv1_stride': 0,
     'model__init_std': 0.0,
     'model__conv345_init_std': 0.0,
+    'model__fc67_init_std': 0.0,
+    'model__lrn_k': 0.0,
     'input__image_size': 0,
     'input__crop_size': 0,
     'input__batch_size': 0,
     'optimizer__learning_rate': 0.0,
     'optimizer__drop_factor': 0.0,
+    'optimizer__bias_rate_factor': 0.0,
     'optimizer__plateau_patience': 0,
     'train__epochs': 0.0,
     'train__log_every_steps': 0,
     'train__eval_every_epochs': 0.0,
     'train__checkpoint_every_steps': 0,
+    'train__plateau_warning_steps': 0,
     'eval__batch_size': 0,
   }.items()
 ] + [
@@ -172,11 +268,6 @@ RULES = [
     {'model__conv_features': (96, 256, 384, 256)},
     1,
     'config.model.conv_features=(96, 256, 384, 256) must have 5 or 6 entries',
-  ),
-  (
-    {'model__conv_features': (96, 255, 384, 384, 256)},
-    1,
-    'config.model.conv_features=(96, 255, 384, 384, 256) must be positive and even',
   ),
   (
     {'model__conv_features': (96, -2, 384, 384, 256)},
@@ -317,6 +408,98 @@ RULES = [
     'config.input.batch_size=3 must be a multiple of the 4 devices on mesh'
     " axis 'data'; try 4",
   ),
+  # The nets of the paper and of the run log.
+  ({'model__num_towers': 3}, 2, 'config.model.num_towers=3 must be 1 or 2'),
+  (
+    {'model__num_towers': 1, 'model__tower_links': False},
+    1,
+    'config.model.tower_links=False needs config.model.num_towers=2',
+  ),
+  (
+    {'model__num_towers': 1, 'mesh__towers': '2'},
+    2,
+    'config.mesh.towers=2 needs a network of two towers, but'
+    " config.model.num_towers=1; use config.mesh.towers=1 or 'auto'",
+  ),
+  (
+    {'model__num_towers': 1, 'model__fc_features': (4096, -1)},
+    1,
+    'config.model.fc_features=(4096, -1) must be positive (or 0: no such layer)',
+  ),
+  (
+    {'model__conv_features': (96, 256, 384, 384, 256, 256, 256)},
+    1,
+    'config.model.conv_features=(96, 256, 384, 384, 256, 256, 256) must have 5'
+    ' or 6 entries, one per layer',
+  ),
+  (
+    {'model__conv_features': (96, 255, 384, 384, 256)},
+    1,
+    'config.model.conv_features=(96, 255, 384, 384, 256) must be positive and'
+    ' even, half for each tower (or 0: no such layer)',
+  ),
+  (
+    {'model__conv_features': (0, 256, 384, 384, 256)},
+    1,
+    'config.model.conv_features=(0, 256, 384, 384, 256) must have a first layer',
+  ),
+  (
+    {'model__activation': 'gelu'},
+    1,
+    "config.model.activation=gelu is unknown; use 'relu' or 'tanh'",
+  ),
+  ({'model__pool_size': 4}, 1, 'config.model.pool_size=4 must be 2 or 3'),
+  (
+    # conv1's maps must have 8 pixels (8, 4, 2, 1): 11 + 6 * 4 + 1.
+    {'model__pool_size': 2, 'input__crop_size': 35},
+    1,
+    'config.input.crop_size=35 leaves pool5 without output; with this conv1 it'
+    ' must be at least 36',
+  ),
+  (
+    {'model__lrn_alpha': -1e-4},
+    1,
+    'config.model.lrn_alpha=-0.0001 must not be negative',
+  ),
+  *(
+    (
+      {f'model__{key}': ('conv2', layer)},
+      1,
+      f"config.model.{key}=('conv2', '{layer}') may hold names of convolutional"
+      ' layers alone: conv1, conv2, conv3, conv4, conv5, conv6',
+    )
+    for key, layer in {
+      'lrn_layers': 'fc6',
+      'lrn_before_activation': 'pool1',
+      'within_map_norm_layers': 'conv7',
+    }.items()
+  ),
+  (
+    {'optimizer__drop_epochs': (10.0,)},  # paper.py has 'plateau'.
+    1,
+    'config.optimizer.drop_epochs=(10.0,) belongs to'
+    " config.optimizer.schedule='steps'; set that, or empty it",
+  ),
+  (
+    {'optimizer__conv1_drop_epochs': (20.0, 10.0)},
+    1,
+    'config.optimizer.conv1_drop_epochs=(20.0, 10.0) must be in ascending order',
+  ),
+  (
+    {'optimizer__conv1_drop_epochs': ('a',)},
+    1,
+    "config.optimizer.conv1_drop_epochs=('a',) must hold numbers",
+  ),
+  (
+    {'optimizer__conv1_freeze_epoch': -1.0},
+    1,
+    'config.optimizer.conv1_freeze_epoch=-1.0 must not be negative',
+  ),
+  (
+    {'augment__color_end_epoch': -1.0},
+    1,
+    'config.augment.color_end_epoch=-1.0 must not be negative',
+  ),
   # What is wrong by type, or too far out to run.
   ({'seed': -1}, 1, 'config.seed=-1 must'),
   # JAX's keys would take it for seed 0.
@@ -345,6 +528,25 @@ def test_a_broken_rule_is_one_line_with_its_value_and_a_way_out(
 ):
   (problem,) = problems(changed(**change), num_devices)
   assert problem.startswith(line)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    # One tower has no halves, and spreads over no two devices.
+    {'model__num_towers': 1, 'model__conv_features': (49, 127, 191, 193, 255)},
+    {'model__num_towers': 1, 'model__num_classes': 5},
+    {'model__conv_features': (96, 0, 0, 0, 0, 0), 'model__fc_features': (0, 0)},
+    {'model__lrn_layers': (), 'model__lrn_alpha': 0.0},
+    {'model__lrn_layers': ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')},
+    {'model__pool_size': 2, 'input__crop_size': 36},
+    # conv1 may have drops of its own, whatever the schedule.
+    {'optimizer__conv1_drop_epochs': (0.0, 5.0)},
+  ],
+  ids=str,
+)
+def test_what_no_rule_forbids_is_accepted(change):
+  assert problems(changed(**change), 2) == []
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
@@ -438,6 +640,57 @@ def test_all_changed_keys_are_named_also_one_that_was_not_there():
   ]
 
 
+def test_evaluation_may_change_the_split_as_well():
+  assert config_lib.EVALUATION_MAY_CHANGE == {*MAY_CHANGE, 'input.eval_split'}
+
+
+# In these a pretrained network may differ: its classes, its first weights, and
+# what only its training did.
+PRETRAINED = [
+  'num_classes',
+  'init_std',
+  'conv345_init_std',
+  'fc67_init_std',
+  'init_bias',
+  'dropout_rate',
+]
+
+
+def test_fine_tuning_takes_the_layers_of_its_pretraining():
+  made_with = config_lib.flatten(load('conv6'))
+  config_lib.check_same_network(load('conv6_finetune'), made_with, 'there')
+
+
+@pytest.mark.parametrize(
+  'key', [k for k in PAPER_KEYS if k.startswith('model.')] + ['input.crop_size']
+)
+def test_pretrained_layers_must_fit_the_network(key):
+  config = paper.get_config()
+  made_with = config_lib.flatten(config)
+  now, made_with[key] = made_with[key], 7
+  if key.removeprefix('model.') in PRETRAINED:
+    config_lib.check_same_network(config, made_with, 'the run')
+    return
+  with pytest.raises(ValueError) as error:
+    config_lib.check_same_network(config, made_with, 'the run')
+  assert str(error.value).split('\n') == [
+    'the run is another network; use its values:',
+    f'config.{key}: 7 there, {now!r} here',
+  ]
+
+
+def test_pretraining_may_differ_outside_the_network():
+  made_with = config_lib.flatten(paper.get_config())
+  others = {
+    key: 'another'
+    for key in made_with
+    if not key.startswith('model.') and key != 'input.crop_size'
+  }
+  config_lib.check_same_network(
+    paper.get_config(), made_with | others, 'the run'
+  )
+
+
 def test_flatten_gives_what_json_gives_back():
   flat = config_lib.flatten(paper.get_config())
   assert flat['seed'] == 0
@@ -513,3 +766,44 @@ def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
   config_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
   ((old, new),) = seen
   assert (old['train.epochs'], new['train.epochs']) == (1, 2)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
+  config = load(name)
+  config_lib.open_workdir(tmp_path, config)
+  found = config_lib.read_config(tmp_path)
+  # With types: a tuple is no list, 90.0 no 90.
+  typed = lambda config: {
+    section: {k: (type(v), v) for k, v in values.items()}
+    for section, values in config.to_dict().items()
+    if section != 'seed'
+  }
+  assert typed(found) == typed(config)
+  assert (found.seed, type(found.seed)) == (0, int)
+  assert found.is_locked and found.model.is_locked
+  config_lib.check(found, 1)
+
+
+def test_no_config_can_be_read_where_no_training_was(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    config_lib.read_config(tmp_path)
+  assert str(error.value) == (
+    f'no {tmp_path / "config.json"}; name a --workdir in which --mode=train has'
+    ' been run'
+  )
+
+
+@pytest.mark.parametrize('text', ['', '{"seed"', '[]', 'null', '7'])
+def test_a_damaged_record_is_named(text, tmp_path):
+  (tmp_path / 'config.json').write_text(text)
+  for command in (
+    lambda: config_lib.read_config(tmp_path),
+    lambda: config_lib.check_workdir(tmp_path, paper.get_config()),
+  ):
+    with pytest.raises(ValueError) as error:
+      command()
+    assert str(error.value).startswith(
+      f'{tmp_path / "config.json"} is damaged ('
+    )
+    assert str(error.value).endswith('); remove it, or use a fresh --workdir')

@@ -382,3 +382,17 @@ def test_a_folder_without_training_is_named(trainings, tmp_path):
 def test_the_workdirs_must_differ(workdirs):
   with pytest.raises(ValueError, match='must name one or more different'):
     evaluate.evaluate_ensemble(workdirs, 'latest', False)
+
+
+def test_a_run_evaluates_with_its_own_mean_crop(data_dir, tmp_path):
+  rows = {}
+  for central in (False, True):
+    config = tiny_config(data_dir, 0)
+    config.augment.central_mean = central
+    run = run_lib.open_run(config, tmp_path)
+    params = drawn_state(run).params
+    for many in (False, True):
+      evaluate.make_evaluator(run)(params, many, found := [])
+      rows[central, many] = found[0][0]
+  np.testing.assert_array_equal(rows[False, False], rows[True, False])
+  assert not np.allclose(rows[False, True], rows[True, True])  # Its corners.

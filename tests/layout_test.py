@@ -7,14 +7,19 @@ import ast
 import configparser
 import functools
 import importlib.util
+import itertools
 import pathlib
 import re
 import subprocess
 import sys
 
+import jax
 from packaging import requirements
 from packaging import utils
 import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import model
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'alexnet_jax'
@@ -171,6 +176,16 @@ def test_public_functions_and_classes_have_docstrings(module):
 
 
 @pytest.mark.parametrize('module', MODULES)
+def test_no_name_is_defined_twice(module):
+  names = [
+    node.name
+    for node in tree(module).body
+    if isinstance(node, ast.FunctionDef | ast.ClassDef)
+  ]
+  assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize('module', MODULES)
 def test_a_module_can_be_read_in_one_sitting(module):
   assert len((PACKAGE / f'{module}.py').read_text().splitlines()) <= 450
 
@@ -225,6 +240,130 @@ def test_the_files_that_a_document_names_exist(document):
     rf'(?<![\w/.])(?:{folders})/[\w./-]*\w', (ROOT / document).read_text()
   )
   assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def readme_table(*columns):
+  """The wanted cells of the rows of README's table that has these columns."""
+  lines = (ROOT / 'README.md').read_text().splitlines()
+  cells = lambda line: [cell.strip() for cell in line.strip('|').split('|')]
+  heads = [i for i, ln in enumerate(lines) if {*columns} <= {*cells(ln)}]
+  assert len(heads) == 1, f'README.md needs one table with columns {columns}'
+  wanted = [cells(lines[heads[0]]).index(column) for column in columns]
+  rows = itertools.takewhile(
+    lambda line: line.startswith('|'), lines[heads[0] + 2 :]
+  )
+  return [[cells(row)[i] for i in wanted] for row in rows]
+
+
+@functools.cache
+def deviations():
+  """(keys, names of tests) by S1 ... S11, from README's table."""
+  return {
+    title.split()[0]: (
+      set(re.findall(r'`(\w+\.\w+)`', keys)),
+      re.findall(r'`(\w+_test)`', tests),
+    )
+    for title, keys, tests in readme_table('', 'keys', 'test')
+  }
+
+
+def values(name):
+  """Values by dotted key of a config; tuples are lists."""
+  module = importlib.import_module(f'configs.{name}')
+  return config_lib.flatten(module.get_config())
+
+
+DEVIATIONS = [f'S{i}' for i in range(1, 12)]
+
+
+def test_the_deviation_table_has_every_row_once_and_in_order():
+  titles = [title for title, *_ in readme_table('', 'keys', 'test')]
+  rows = [title.split()[0] for title in titles]
+  assert rows == DEVIATIONS
+
+
+@pytest.mark.parametrize('row', DEVIATIONS)
+def test_a_deviation_names_keys_and_tests_that_exist(row):
+  keys, tests = deviations()[row]
+  assert sorted(keys - values('paper').keys()) == []
+  assert tests
+  missing = [t for t in tests if not (ROOT / 'tests' / f'{t}.py').exists()]
+  assert missing == []
+
+
+@pytest.mark.parametrize('row', DEVIATIONS)
+def test_a_deviations_keys_are_what_the_source_or_caffe_has_otherwise(row):
+  text, source, caffe = map(values, ('paper', 'source', 'caffe'))
+  keys = deviations()[row][0]
+  same = {k for k in keys if text[k] == source[k] == caffe[k]}
+  # torchvision alone pads the image.
+  assert same == ({'model.conv1_padding'} if row == 'S1' else set())
+  differs = {key for key in keys if text[key] != source[key]}
+  # In these the preset is the text: the source has its input and its dropout,
+  # and the order and the number of its draws are not here.
+  assert bool(differs) == (row not in ('S1', 'S9', 'S10', 'S11'))
+
+
+def test_the_deviation_table_has_every_key_of_the_source_preset():
+  text, source = values('ilsvrc2010'), values('source')
+  named = set().union(*(keys for keys, _ in deviations().values()))
+  assert (
+    sorted(k for k in text if text[k] != source[k] and k not in named) == []
+  )
+
+
+@pytest.mark.parametrize('config', ['paper', 'source'])
+def test_a_deviation_in_a_config_is_that_of_the_table(config):
+  lines = (ROOT / 'configs' / f'{config}.py').read_text()
+  marks = re.findall(
+    r'^ +(?:config\.)?(\w+\.\w+) = .*# .*Deviation (S\d+)', lines, re.MULTILINE
+  )
+  assert len(marks) >= 10
+  wrong = [(key, row) for key, row in marks if key not in deviations()[row][0]]
+  assert wrong == []
+
+
+def test_every_deviation_of_the_code_has_its_row():
+  code = [*PACKAGE.glob('*.py'), *(ROOT / 'configs').glob('*.py')]
+  marks = {
+    mark
+    for path in code
+    for marks in re.findall(
+      r'Deviations? (S\d+(?:(?:,| and| to) S\d+)*)', path.read_text()
+    )
+    for mark in re.findall(r'S\d+', marks)
+  }
+  assert len(marks) >= 7
+  assert sorted(marks - {*DEVIATIONS}) == []
+
+
+NET_TABLE = ('net', 'config or keys', 'parameters')
+
+
+def test_the_nets_of_the_readme_have_the_parameters_it_gives():
+  wrong, rows = [], readme_table(*NET_TABLE)
+  assert len(rows) >= 10
+  for net, keys, parameters in rows:
+    expected = int(re.match(r'[\d,]+', parameters)[0].replace(',', ''))
+    changes = {
+      key: ast.literal_eval(value.strip('"')) if value[0] in '"TF2' else value
+      for key, value in re.findall(
+        r'--config\.model\.(\w+)=("[^"]*"|[^\s`]+)', keys
+      )
+    }
+    for name in re.findall(r'configs/(\w+)\.py', keys) or ['paper']:
+      config = importlib.import_module(f'configs.{name}').get_config()
+      config.model.update(changes | {'num_classes': 1000})
+      size = config.input.crop_size
+      params = jax.eval_shape(
+        model.AlexNet(**config.model).init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, size, size, 3), 'float32'),
+      )
+      count = sum(x.size for x in jax.tree.leaves(params))
+      if count != expected:
+        wrong.append(f'{net}: {count:,}')
+  assert wrong == []
 
 
 def test_requirements_pin_what_setup_asks_for():

@@ -1,5 +1,7 @@
 """The network against the paper's counts, NumPy loops and PyTorch on CPU."""
 
+import dataclasses
+import importlib
 import re
 
 import flax
@@ -33,6 +35,100 @@ OUTPUTS = {
   'fc7': (4096,),
   'fc8': (1000,),
 }
+# The nets of the paper and of the original source's run log: their config, what
+# they change in it, the kernels in which they differ from the text's (None: no
+# such layer), and their number of parameters, added up by hand.
+UNLINKED = {
+  'tower_links': False,
+  'conv_features': (96, 320, 384, 384, 256),
+  'fc_features': (8192, 4096),
+}
+NETS = {
+  'text': ('paper', {}, {}, 60_965_224),
+  'run 145': ('source', {}, {}, 60_965_224),
+  'table 1': ('ilsvrc2010', {}, {}, 60_965_224),
+  'caffe': ('caffe', {}, {}, 60_965_224),
+  'run 147, pooling 2/2': ('paper', {'pool_size': 2}, {}, 60_965_224),
+  'run 148, no norms': ('paper', {'lrn_layers': ()}, {}, 60_965_224),
+  'run 167, one norm': ('paper', {'lrn_layers': ('conv1',)}, {}, 60_965_224),
+  'tanh': ('paper', {'activation': 'tanh'}, {}, 60_965_224),
+  'one tower': (
+    'one_tower',
+    {},
+    {
+      'conv1': (11, 11, 3, 48),
+      'conv2': (5, 5, 48, 128),
+      'conv3': (3, 3, 128, 192),
+      'conv4': (3, 3, 192, 192),
+      'conv5': (3, 3, 192, 256),
+    },
+    59_798_312,
+  ),
+  # 34,944 + 384,320 + 553,344 + 663,936 + 442,624 in the convolutions,
+  # 37,756,928 + 16,781,312 + 4,097,000 in the others.
+  'run 150, no links': (
+    'paper',
+    UNLINKED,
+    {
+      'conv2': (5, 5, 48, 320),
+      'conv3': (3, 3, 160, 384),
+      'fc6': (6 * 6 * 128, 8192),
+      'fc7': (4096, 4096),
+    },
+    60_714_408,
+  ),
+  # conv6 has 590,080.
+  'run 146, fine-tuned': (
+    'conv6_finetune',
+    {},
+    {'conv6': (3, 3, 256, 256)},
+    61_555_304,
+  ),
+  # And fc8 has 21,843 * 4,097 instead of 1,000 * 4,097.
+  'run 146, pretrained': (
+    'conv6',
+    {},
+    {'conv6': (3, 3, 256, 256), 'fc8': (4096, 21_843)},
+    146_949_075,
+  ),
+  # Section 7: a middle layer removed.
+  'without conv2': (
+    'paper',
+    {'conv_features': (96, 0, 384, 384, 256)},
+    {'conv2': None, 'conv3': (3, 3, 96, 384)},
+    60_965_224 - 307_456 - 885_120 + 332_160,
+  ),
+  'without conv3': (
+    'paper',
+    {'conv_features': (96, 256, 0, 384, 256)},
+    {'conv3': None, 'conv4': (3, 3, 128, 384)},
+    60_965_224 - 885_120 - 663_936 + 442_752,
+  ),
+  'without conv4': (
+    'paper',
+    {'conv_features': (96, 256, 384, 0, 256)},
+    {'conv4': None},
+    60_965_224 - 663_936,
+  ),
+  'without conv5': (
+    'paper',
+    {'conv_features': (96, 256, 384, 384, 0)},
+    {'conv5': None, 'fc6': (6 * 6 * 384, 4096)},
+    60_965_224 - 442_624 - 37_752_832 + 56_627_200,
+  ),
+  'without fc6': (
+    'paper',
+    {'fc_features': (0, 4096)},
+    {'fc6': None, 'fc7': (6 * 6 * 256, 4096)},
+    60_965_224 - 16_781_312,
+  ),
+  'without fc7': (
+    'paper',
+    {'fc_features': (4096, 0)},
+    {'fc7': None},
+    60_965_224 - 16_781_312,
+  ),
+}
 NARROW = {
   'num_classes': 10,
   'conv_features': (8, 12, 12, 16, 8),
@@ -41,6 +137,8 @@ NARROW = {
 # The smallest maps that every layer works on: 15, 7, 3 and 1 pixels.
 SMALL = {'conv1_kernel': 3, 'conv1_stride': 2}
 SMALL_CROP = 31
+# Compiles in half the time.
+CHEAP = {'xla_backend_optimization_level': 0}
 
 
 @pytest.fixture(scope='module')
@@ -79,8 +177,14 @@ def capture(net, params, images, **kwargs):
   )
   outputs = state['intermediates']
   return logits, {
-    k: v['__call__'][0] for k, v in outputs.items() if k in KERNELS
+    k: v['__call__'][0] for k, v in outputs.items() if k != '__call__'
   }
+
+
+def settings(config, **changes):
+  """Arguments of the network of a config in configs/, with other values."""
+  module = importlib.import_module(f'configs.{config}')
+  return dict(module.get_config().model) | changes
 
 
 def random_params(net, crop_size):
@@ -104,18 +208,38 @@ def random_images(batch, size):
   return rng.normal(scale=60, size=(batch, size, size, 3)).astype(np.float32)
 
 
-def test_parameter_counts(full_size):
-  count = lambda layer: np.prod(layer['kernel']) + np.prod(layer['bias'])
-  counts = {name: count(layer) for name, layer in full_size[0].items()}
-  assert sum(counts.values()) == 60_965_224
-  assert sum(counts[f'conv{i}'] for i in range(1, 6)) == 2_334_080
+def test_default_arguments_are_the_text():
+  defaults = {f.name: f.default for f in dataclasses.fields(model.AlexNet)}
+  text = settings('paper')
+  assert {key: defaults[key] for key in text} == text
 
 
-def test_parameter_shapes(full_size):
-  assert full_size[0] == {
+@pytest.mark.parametrize('name', NETS)
+def test_every_net_has_its_kernels_and_its_count(name):
+  config, changes, differ, expected = NETS[name]
+  crop_size = 227 if config == 'caffe' else 224
+  net = model.AlexNet(**settings(config, **changes))
+  params, outputs = shapes(net, crop_size)
+  kernels = {k: v for k, v in (KERNELS | differ).items() if v is not None}
+  assert params == {
     name: {'kernel': shape, 'bias': shape[-1:]}
-    for name, shape in KERNELS.items()
+    for name, shape in kernels.items()
   }
+  count = sum(np.prod(shape) + shape[-1] for shape in kernels.values())
+  assert count == expected
+  # Whatever the layers, their maps are as large as the text's.
+  sizes = {
+    k: shape[:-1] for k, shape in (OUTPUTS | {'conv6': (6, 6, 0)}).items()
+  }
+  assert {k: shape[1:-1] for k, shape in outputs.items()} == {
+    k: sizes[k] for k in kernels
+  }
+
+
+def test_convolutions_have_their_count(full_size):
+  convs = [full_size[0][f'conv{i}'] for i in range(1, 6)]
+  count = sum(np.prod(c['kernel']) + np.prod(c['bias']) for c in convs)
+  assert count == 2_334_080
 
 
 def test_output_shapes(full_size):
@@ -128,7 +252,7 @@ def test_conv1_has_55_pixels_from_227_too():
 
 
 @pytest.mark.parametrize(
-  ('geometry', 'sizes'),  # geometry: crop, kernel, stride, padding
+  ('geometry', 'sizes'),  # crop, kernel, stride, padding, perhaps pool size
   [
     ((224, 11, 4, 0), (55, 27, 13, 6)),
     ((227, 11, 4, 0), (55, 27, 13, 6)),
@@ -138,6 +262,9 @@ def test_conv1_has_55_pixels_from_227_too():
     ((63, 11, 4, 0), (14, 6, 2, 0)),
     ((11, 11, 4, 0), (1, 0, -1, -1)),
     ((10, 11, 4, 0), (0, -1, -1, -1)),
+    # Section 3.4: pools of 2 give "output of equivalent dimensions".
+    ((224, 11, 4, 0, 2), (55, 27, 13, 6)),
+    ((28, 5, 1, 2, 2), (28, 14, 7, 3)),
   ],
 )
 def test_feature_map_sizes(geometry, sizes):
@@ -152,20 +279,24 @@ def initial():
   """Initial parameters, wide enough for statistics of every layer."""
   net = model.AlexNet(
     num_classes=128,
-    conv_features=(64,) * 5,
+    conv_features=(64,) * 6,
     fc_features=(128, 128),
     init_std=0.01,
     conv345_init_std=0.03,
+    fc67_init_std=0.02,
+    init_bias=0.25,
   )
   images = jnp.zeros((1, 67, 67, 3))
-  params = jax.jit(net.init)(jax.random.key(0), images)['params']
+  init = jax.jit(net.init, compiler_options=CHEAP)
+  params = init(jax.random.key(0), images)['params']
   return jax.tree.map(np.asarray, params)
 
 
 def test_initial_weights_have_their_std(initial):
   stds = {name: layer['kernel'].std() for name, layer in initial.items()}
-  wide = ('conv3', 'conv4', 'conv5')
-  expected = {name: 0.03 if name in wide else 0.01 for name in KERNELS}
+  expected = dict.fromkeys(('conv1', 'conv2', 'fc8'), 0.01)
+  expected |= dict.fromkeys(('conv3', 'conv4', 'conv5', 'conv6'), 0.03)
+  expected |= dict.fromkeys(('fc6', 'fc7'), 0.02)
   # The smallest kernel has 8,192 weights: five standard errors are 4%.
   assert stds == pytest.approx(expected, rel=0.04)
 
@@ -180,15 +311,23 @@ def test_initial_weights_are_normal_around_zero(initial):
 
 
 def test_initial_biases(initial):
-  ones = ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
+  # Section 5; run 146 has it in its sixth layer, too.
+  filled = ('conv2', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7')
   assert {
     name: set(layer['bias'].tolist()) for name, layer in initial.items()
-  } == {name: {1.0 if name in ones else 0.0} for name in KERNELS}
+  } == {name: {0.25 if name in filled else 0.0} for name in initial}
+
+
+# Section 3.3; Deviation S2 with Caffe's k.
+@pytest.fixture(params=[{}, {'k': 1.0, 'alpha': 2e-5}], ids=['text', 'caffe'])
+def constants(request):
+  return request.param
 
 
 @pytest.mark.parametrize('groups', [1, 2])
-def test_response_norm_matches_the_formula(groups):
-  # On this scale the sum weighs up to twice as much as k.
+def test_response_norm_matches_the_formula(groups, constants):
+  k, alpha = constants.get('k', 2), constants.get('alpha', 1e-4)
+  # On this scale the sum weighs about as much as k.
   x = np.random.default_rng(0).normal(scale=60, size=(2, 3, 2, 16))
   x = x.astype(np.float32)
   maps = 16 // groups
@@ -198,22 +337,52 @@ def test_response_norm_matches_the_formula(groups):
     total = np.zeros(x.shape[:-1])
     for j in range(max(first, i - 2), min(first + maps - 1, i + 2) + 1):
       total += x[..., j].astype(np.float64) ** 2
-    expected[..., i] = x[..., i] / (2 + 1e-4 * total) ** 0.75
-  out = model.local_response_norm(jnp.asarray(x), groups)
+    expected[..., i] = x[..., i] / (k + alpha * total) ** 0.75
+  out = model.local_response_norm(jnp.asarray(x), groups, **constants)
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
 
 
-def test_response_norm_matches_torch(torch):
+def test_response_norm_matches_torch(torch, constants):
+  k, alpha = constants.get('k', 2.0), constants.get('alpha', 1e-4)
   x = np.random.default_rng(0).normal(scale=60, size=(2, 3, 2, 7))
   x = x.astype(np.float32)
   expected = torch.nn.functional.local_response_norm(
     torch.tensor(x).permute(0, 3, 1, 2),
     size=5,
-    alpha=5e-4,  # Torch divides it by the size.
+    alpha=5 * alpha,  # Torch divides it by the size.
     beta=0.75,
-    k=2.0,
+    k=k,
   ).permute(0, 2, 3, 1)
-  out = model.local_response_norm(jnp.asarray(x), 1)
+  out = model.local_response_norm(jnp.asarray(x), 1, **constants)
+  np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
+
+
+def test_within_map_norm_matches_the_formula():
+  # On this scale the sum of a whole window weighs up to three times the 1.
+  x = np.random.default_rng(0).normal(scale=60, size=(2, 7, 6, 3))
+  x = x.astype(np.float32)
+  squares = np.square(x, dtype=np.float64)
+  expected = np.empty(x.shape)
+  for i, j in np.ndindex(7, 6):
+    window = squares[:, max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3]
+    total = window.sum((1, 2))  # Less at the edges of the map.
+    expected[:, i, j] = x[:, i, j] / (1 + 1e-3 / 25 * total) ** 0.75
+  out = model.within_map_norm(jnp.asarray(x))
+  np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
+
+
+def test_within_map_norm_matches_torch(torch):
+  x = np.random.default_rng(0).normal(scale=60, size=(2, 7, 6, 3))
+  x = x.astype(np.float32)
+  mean_square = torch.nn.functional.avg_pool2d(
+    torch.tensor(x).permute(0, 3, 1, 2) ** 2,
+    kernel_size=5,
+    stride=1,
+    padding=2,
+    count_include_pad=True,  # Divides by 25 at the edges, too.
+  ).permute(0, 2, 3, 1)
+  expected = x / (1 + 1e-3 * mean_square.numpy()) ** 0.75
+  out = model.within_map_norm(jnp.asarray(x))
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
 
 
@@ -271,40 +440,79 @@ def test_conv1_padding_pooling_and_flattening_match_torch(torch):
   )
 
 
-def torch_loss_and_gradients(torch, params, images, labels, hang):
-  """The narrow net by PyTorch in float64, at test; conv1 11x11, stride 4."""
-  F = torch.nn.functional
-  weights = jax.tree.map(
+def torch_weights(torch, params):
+  return jax.tree.map(
     lambda w: torch.tensor(w, dtype=torch.float64, requires_grad=True), params
   )
 
-  def conv(name, x, **kwargs):
-    kernel = weights[name]['kernel'].permute(3, 2, 0, 1)
-    return F.conv2d(x, kernel, weights[name]['bias'], **kwargs).relu()
 
-  def norm_and_pool(x):
-    norm = lambda tower: F.local_response_norm(tower, 5, 5e-4, 0.75, 2.0)
-    return F.max_pool2d(torch.cat([norm(t) for t in x.chunk(2, 1)], 1), 3, 2)
+def torch_logits(torch, net, weights, images):
+  """What the net computes at test, by PyTorch in float64."""
+  F = torch.nn.functional
+  activate = {'relu': torch.relu, 'tanh': torch.tanh}[net.activation]
+  keep = 1 if net.inverted_dropout else 1 - net.dropout_rate
 
-  def dense(name, x):
-    return x @ weights[name]['kernel'] + weights[name]['bias']
+  def conv(number, x):
+    kernel = weights[f'conv{number}']['kernel'].permute(3, 2, 0, 1)
+    bias = weights[f'conv{number}']['bias']
+    if number == 1:
+      # Zeros below and to the right, until the windows cover every pixel.
+      hang = -(x.shape[-1] - net.conv1_kernel) % net.conv1_stride
+      x = F.pad(x, (0, hang, 0, hang))
+      return F.conv2d(x, kernel, bias, stride=net.conv1_stride)
+    all_maps = number in (3, 6) and net.tower_links
+    return F.conv2d(
+      x,
+      kernel,
+      bias,
+      padding=2 if number == 2 else 1,
+      groups=1 if all_maps else net.num_towers,
+    )
+
+  def norms(name, x):
+    if name in net.lrn_layers:
+      norm = lambda tower: F.local_response_norm(
+        tower, 5, 5 * net.lrn_alpha, 0.75, net.lrn_k
+      )
+      x = torch.cat([norm(tower) for tower in x.chunk(net.num_towers, 1)], 1)
+    if name in net.within_map_norm_layers:
+      x = x / (1 + 1e-3 * F.avg_pool2d(x**2, 5, 1, 2)) ** 0.75
+    return x
+
+  def dense(name, x, num_groups):
+    groups = [group.flatten(1) for group in x.chunk(num_groups, -1)]
+    kernels = weights[name]['kernel'].chunk(num_groups, 1)
+    outputs = [g @ k for g, k in zip(groups, kernels, strict=True)]
+    return torch.cat(outputs, 1) + weights[name]['bias']
 
   x = torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)
-  x = norm_and_pool(conv('conv1', F.pad(x, (0, hang, 0, hang)), stride=4))
-  x = norm_and_pool(conv('conv2', x, padding=2, groups=2))
-  x = conv('conv3', x, padding=1)
-  x = conv('conv4', x, padding=1, groups=2)
-  x = F.max_pool2d(conv('conv5', x, padding=1, groups=2), 3, 2)
-  x = x.permute(0, 2, 3, 1).flatten(1)
-  x = dense('fc6', x).relu() * 0.5
-  x = dense('fc7', x).relu() * 0.5
-  loss = F.cross_entropy(dense('fc8', x), torch.tensor(labels))
+  for number, width in enumerate(net.conv_features, 1):
+    name = f'conv{number}'
+    late = name in net.lrn_before_activation
+    if width:
+      x = conv(number, x)
+      x = norms(name, x if late else activate(x))
+    if number in (1, 2, 5):
+      x = F.max_pool2d(x, net.pool_size, 2)
+    if width and late:  # The source's order: norm, pool, activation.
+      x = activate(x)
+  x = x.permute(0, 2, 3, 1)
+  for name, width in zip(('fc6', 'fc7'), net.fc_features, strict=True):
+    if width:
+      num_groups = 1 if net.tower_links else net.num_towers
+      x = activate(dense(name, x, num_groups)) * keep
+  return dense('fc8', x, 1)
+
+
+def torch_loss_and_gradients(torch, net, params, images, labels):
+  weights = torch_weights(torch, params)
+  logits = torch_logits(torch, net, weights, images)
+  loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
   loss.backward()
-  gradients = jax.tree.map(lambda w: w.grad.numpy(), weights)
-  return loss.item(), gradients
+  return loss.item(), jax.tree.map(lambda w: w.grad.numpy(), weights)
 
 
-def assert_loss_and_gradients_match_torch(torch, net, crop_size, hang):
+def assert_loss_and_gradients_match_torch(torch, net, crop_size, options):
   params = random_params(net, crop_size)
   images, labels = random_images(4, crop_size), np.array([3, 1, 4, 9])
 
@@ -314,10 +522,10 @@ def assert_loss_and_gradients_match_torch(torch, net, crop_size, hang):
     return -log_probs[jnp.arange(4), labels].mean()
 
   value, gradients = jax.jit(
-    jax.value_and_grad(loss), compiler_options=model.compiler_options()
+    jax.value_and_grad(loss), compiler_options=options
   )(params)
   expected, expected_gradients = torch_loss_and_gradients(
-    torch, params, images, labels, hang
+    torch, net, params, images, labels
   )
   # Float32 through eight layers; a gradient may not vanish.
   assert value == pytest.approx(expected, rel=1e-5)
@@ -330,20 +538,83 @@ def assert_loss_and_gradients_match_torch(torch, net, crop_size, hang):
 
 
 @pytest.mark.parametrize(
-  ('crop_size', 'hang'),
+  ('config', 'changes', 'crop_size'),
   [
-    (67, 0),  # conv1: 15 pixels, which the pooling covers.
-    (64, 3),  # Also 15, the last window 3 pixels over the edge, as at 224.
+    # conv1: 15 pixels, which the pooling covers; the last window hangs 3 pixels
+    # over the edge, as at 224.
+    ('paper', {}, 64),
+    ('source', {}, 67),  # Also 15, and nothing hangs over.
+    ('one_tower', {}, 67),
+    ('paper', {'tower_links': False}, 67),
   ],
+  ids=['text', 'source', 'one tower', 'no links'],
 )
-def test_loss_and_gradients_match_torch(torch, crop_size, hang):
-  net = model.AlexNet(**NARROW)
-  assert_loss_and_gradients_match_torch(torch, net, crop_size, hang)
+def test_loss_and_gradients_match_torch(torch, config, changes, crop_size):
+  net = model.AlexNet(**settings(config, **changes) | NARROW)
+  is_text = config == 'paper' and not changes
+  options = model.compiler_options() if is_text else CHEAP
+  assert_loss_and_gradients_match_torch(torch, net, crop_size, options)
 
 
 @pytest.mark.slow  # The paper's net: 60 million float64 weights in PyTorch.
 def test_loss_and_gradients_of_the_full_net_match_torch(torch):
-  assert_loss_and_gradients_match_torch(torch, model.AlexNet(), 224, 3)
+  options = model.compiler_options()
+  assert_loss_and_gradients_match_torch(torch, model.AlexNet(), 224, options)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'lrn_k': 1.0},
+    {'lrn_alpha': 2e-5},
+    {'lrn_layers': ()},
+    {'lrn_layers': ('conv1',)},
+    {'lrn_before_activation': ('conv1',)},
+    {'within_map_norm_layers': ('conv2',)},
+    {'pool_size': 2},
+    {'inverted_dropout': True},
+    {'dropout_rate': 0.2},
+    {'activation': 'tanh'},
+    {'conv_features': (8, 12, 12, 16, 8, 6)},
+    {'conv_features': (8, 0, 0, 16, 8), 'fc_features': (0, 12)},
+    {'conv_features': (8, 12, 12, 0, 0), 'fc_features': (16, 0)},
+  ],
+  ids=str,
+)
+def test_a_switch_changes_what_it_says(torch, changes):
+  text = model.AlexNet(**NARROW)
+  net = model.AlexNet(**NARROW | changes)
+  params, images = random_params(net, 67), random_images(2, 67)
+  if 'activation' in changes:
+    images /= 60  # Does not drive tanh to one everywhere.
+  logits = net.apply(
+    {'params': jax.tree.map(jnp.asarray, params)}, jnp.asarray(images)
+  )
+  weights = torch_weights(torch, params)
+  expected = torch_logits(torch, net, weights, images).detach().numpy()
+  size = np.linalg.norm(expected)
+  # Float32 through eight layers.
+  assert np.linalg.norm(logits - expected) < 1e-5 * size
+  if jax.tree.map(jnp.shape, params) == shapes(text, 67)[0]:
+    other = torch_logits(torch, text, weights, images).detach().numpy()
+    assert np.linalg.norm(other - expected) > 0.01 * size  # It matters.
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_towers_hear_of_each_other_through_links_alone(links):
+  net = model.AlexNet(**NARROW, tower_links=links)
+  params = jax.tree.map(jnp.asarray, random_params(net, 67))
+  images = jnp.asarray(random_images(2, 67))
+
+  def louder(path, w):  # In tower 1 alone.
+    half = w.shape[-1] // 2
+    loud = [w[..., :half], 1.5 * w[..., half:]]
+    return w if path[0].key == 'fc8' else jnp.concatenate(loud, -1)
+
+  others = jax.tree_util.tree_map_with_path(louder, params)
+  before, after = (capture(net, p, images)[1]['fc7'] for p in (params, others))
+  moved = np.split(np.asarray(before != after), 2, axis=-1)
+  assert [tower.any() for tower in moved] == [links, True]
 
 
 def test_gradients_of_add_bias():
@@ -364,7 +635,8 @@ def dropout(key, rows, tower_numbers, rate=0.5):
   """What is left of ones of 100 units per tower."""
   ones = jnp.ones((len(rows), 100 * len(tower_numbers)))
   args = jax.random.key(key), rate, jnp.array(rows), jnp.array(tower_numbers)
-  return np.asarray(jax.jit(model.dropout, static_argnums=2)(ones, *args))
+  jitted = jax.jit(model.dropout, static_argnums=2, compiler_options=CHEAP)
+  return np.asarray(jitted(ones, *args))
 
 
 @pytest.mark.parametrize('rate', [0.5, 0.2])
@@ -396,7 +668,7 @@ def probe():
   """A net whose fc layers show what dropout did to fc6 and to fc7.
 
   Maps (train, key, rows) to the 64 units of fc6 and of fc7, which are 1 until
-  they are dropped or halved.
+  they are dropped or scaled; with `inverted` for inverted dropout.
   """
   net = model.AlexNet(
     num_classes=64,
@@ -411,7 +683,7 @@ def probe():
   params['fc7'] = {'kernel': np.eye(64, dtype=np.float32), 'bias': one}
   params['fc8'] = {'kernel': np.eye(64, dtype=np.float32), 'bias': zero}
 
-  def fn(params, train, key, rows):
+  def units(net, params, train, key, rows):
     images = jnp.zeros((3, SMALL_CROP, SMALL_CROP, 3))
     rngs = {'dropout': key} if train else {}
     logits, outputs = capture(
@@ -419,10 +691,21 @@ def probe():
     )
     return outputs['fc7'] - 1, logits / outputs['fc7']
 
-  jitted = jax.jit(fn, static_argnums=1)
-  return lambda train, key=0, rows=(0, 1, 2): jax.device_get(
-    jitted(params, train, jax.random.key(key), jnp.array(rows))
+  # Both nets in one program, since compiling takes the time.
+  jitted = jax.jit(
+    lambda params, train, key, rows: [
+      units(net.clone(inverted_dropout=inverted), params, train, key, rows)
+      for inverted in (False, True)
+    ],
+    static_argnums=1,
+    compiler_options=CHEAP,
   )
+
+  def fn(train, key=0, rows=(0, 1, 2), inverted=False):
+    both = jitted(params, train, jax.random.key(key), jnp.array(rows))
+    return jax.device_get(both[inverted])
+
+  return fn
 
 
 def test_hidden_units_are_dropped_in_training(probe):
@@ -435,6 +718,15 @@ def test_hidden_units_are_dropped_in_training(probe):
 def test_hidden_units_are_scaled_at_test(probe):
   # Times 1 - rate; one rounding of float32.
   np.testing.assert_allclose(np.stack(probe(train=False)), 0.8, rtol=1e-6)
+
+
+def test_inverted_dropout_scales_in_training_and_not_at_test(probe):
+  plain = np.stack(probe(train=True))
+  inverted = np.stack(probe(train=True, inverted=True))
+  # A few roundings of float32.
+  np.testing.assert_allclose(inverted, plain / 0.8, rtol=1e-6)
+  at_test = np.stack(probe(train=False, inverted=True))
+  np.testing.assert_array_equal(at_test, np.ones_like(at_test))
 
 
 def test_each_layer_and_key_draws_its_own_dropout(probe):

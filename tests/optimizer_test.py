@@ -1,33 +1,58 @@
-"""The update rule against float64 arithmetic by hand, and the two schedules."""
+"""The update rule against float64 arithmetic by hand, and the two schedules.
 
+The rates of configs/source.py are literals here: of its layer files and run
+notes, as the deviations S5 and S6 have them.
+"""
+
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from alexnet_jax import optimizer
+from alexnet_jax import train
+from configs import conv6_finetune
+from configs import paper
+from configs import source
 
 NAN = float('nan')
 
 
+def same(rate):
+  """One rate for every kind of parameter."""
+  return dict.fromkeys(optimizer.RATE_KEYS, rate)
+
+
 def run(make, rates, weights, gradients):
-  """Weights after each step of the optimisers `make(rate)`, one per step."""
-  params, state, out = jnp.float32(weights), None, []
+  """Parameters and v after each step of the optimisers `make(rate)`."""
+  single = lambda tree: jax.tree.map(jnp.float32, tree)
+  params, state, out = single(weights), None, []
   for rate, gradient in zip(rates, gradients, strict=True):
-    sgd = make(jnp.float32(rate))
+    sgd = make(single(rate))
     state = sgd.init(params) if state is None else state
-    updates, state = sgd.update(jnp.float32(gradient), state, params)
+    updates, state = sgd.update(single(gradient), state, params)
     params = optax.apply_updates(params, updates)
-    out.append(np.asarray(params))
+    found = (params, optax.tree.get(state, 'trace'))
+    out.append(jax.tree.map(np.asarray, found))
   return out
+
+
+def run_kernel(make, rates, weights, gradients):
+  """Weights of one layer after each step."""
+  layer = lambda kernel: {'fc8': {'kernel': np.asarray(kernel)}}
+  steps = run(make, rates, layer(weights), map(layer, gradients))
+  return [params['fc8']['kernel'] for params, _ in steps]
 
 
 def test_three_steps_worked_by_hand():
   # v1 = .5 * 0      - .5 * .1  * 1       - .1  * 1  = -.15
   # v2 = .5 * -.15   - .5 * .01 * .85     - .01 * -1 = -.06925
   # v3 = .5 * -.06925 - .5 * .01 * .78075 - .01 * 2  = -.05852875
-  steps = run(
-    lambda rate: optimizer.paper_sgd(rate, momentum=0.5, weight_decay=0.5),
+  steps = run_kernel(
+    lambda rate: optimizer.paper_sgd(same(rate), 0.5, 0.5),
     rates=[0.1, 0.01, 0.01],
     weights=1.0,
     gradients=[1.0, -1.0, 2.0],
@@ -41,8 +66,8 @@ def test_update_is_the_papers_across_a_rate_change():
   weights = rng.normal(size=(4, 3))
   gradients = rng.normal(size=(3, 4, 3))
   rates = [0.01, 0.01, 0.001]
-  steps = run(
-    lambda rate: optimizer.paper_sgd(rate, momentum=0.9, weight_decay=0.0005),
+  steps = run_kernel(
+    lambda rate: optimizer.paper_sgd(same(rate), 0.9, 0.0005),
     rates,
     weights,
     gradients,
@@ -56,9 +81,67 @@ def test_update_is_the_papers_across_a_rate_change():
     np.testing.assert_allclose(step, w, rtol=3e-7, atol=3e-7)
 
 
+@pytest.mark.parametrize('decay_biases', [True, False])
+def test_every_kind_of_parameter_has_its_own_rate_across_a_change(decay_biases):
+  rng = np.random.default_rng(1)
+  draw = lambda: {
+    layer: {'kernel': rng.normal(size=(2, 3)), 'bias': rng.normal(size=3)}
+    for layer in ('conv1', 'conv2', 'fc8')
+  }
+  weights, gradients = draw(), [draw() for _ in range(4)]
+  early, late = (0.1, 0.2, 0.05, 0.3), (0.01, 0.2, 0.001, 0.3)
+  rates = [
+    dict(zip(('kernel', 'bias', 'conv1/kernel', 'conv1/bias'), r, strict=True))
+    for r in (early, early, late, late)
+  ]
+  steps = run(
+    lambda rate: optimizer.paper_sgd(rate, 0.9, 0.5, decay_biases),
+    rates,
+    weights,
+    gradients,
+  )
+  for layer in weights:
+    for name in ('kernel', 'bias'):
+      key = f'conv1/{name}' if layer == 'conv1' else name
+      decay = 0.5 if name == 'kernel' or decay_biases else 0.0
+      w, v = weights[layer][name], 0.0
+      for rate, gradient, found in zip(rates, gradients, steps, strict=True):
+        v = 0.9 * v - decay * rate[key] * w - rate[key] * gradient[layer][name]
+        w = w + v
+        # float32 rounds sums of terms of about 1 at 6e-8, a dozen times.
+        near = {'rtol': 1e-6, 'atol': 1e-6}
+        np.testing.assert_allclose(found[0][layer][name], w, **near)
+        np.testing.assert_allclose(found[1][layer][name], v, **near)
+
+
+def test_a_rate_of_zero_freezes_and_a_later_one_goes_on_from_the_kept_v():
+  # v1 = -.1 * 1 = -.1, w1 = .9; frozen; then
+  # v4 = .5 * -.1 - .5 * .2 * .9 - .2 * -1 = .06, w4 = .96.
+  layers = lambda value: {
+    layer: {'kernel': value, 'bias': value} for layer in ('conv1', 'conv2')
+  }
+  frozen = {'kernel': 0.1, 'bias': 0.1, 'conv1/kernel': 0.0, 'conv1/bias': 0.0}
+  steps = run(
+    lambda rate: optimizer.paper_sgd(rate, 0.5, 0.5, decay_biases=True),
+    rates=[same(0.1), frozen, frozen, same(0.2)],
+    weights=layers(1.0),
+    # The decay of the first step is made up for: 1 less .5 * 1.
+    gradients=[layers(0.5), layers(7.0), layers(-3.0), layers(-1.0)],
+  )
+  for name in ('kernel', 'bias'):
+    (w1, v1), (w2, v2), (w3, v3), (w4, v4) = [
+      (params['conv1'][name], trace['conv1'][name]) for params, trace in steps
+    ]
+    np.testing.assert_allclose((w1, v1), (0.9, -0.1), rtol=1e-6)  # float32
+    assert (w1, v1) == (w2, v2) == (w3, v3)
+    np.testing.assert_allclose((w4, v4), (0.96, 0.06), rtol=1e-6)
+    others = [params['conv2'][name] for params, _ in steps]
+    assert len(set(map(float, others))) == 4
+
+
 def test_weights_decay_without_a_gradient():
-  (step,) = run(
-    lambda rate: optimizer.paper_sgd(rate, momentum=0.9, weight_decay=0.0005),
+  (step,) = run_kernel(
+    lambda rate: optimizer.paper_sgd(same(rate), 0.9, 0.0005),
     rates=[2.0],
     weights=[1.0, -3.0],
     gradients=[[0.0, 0.0]],
@@ -70,12 +153,13 @@ def test_usual_order_differs_only_after_the_rate_drops():
   make_usual = lambda rate: optax.chain(
     optax.add_decayed_weights(0.0005), optax.sgd(rate, momentum=0.9)
   )
-  make_paper = lambda rate: optimizer.paper_sgd(rate, 0.9, 0.0005)
-  example = [0.1, 0.1, 0.01], [1.0, 2.0], [[1.0, -1.0]] * 3
-  usual, paper = run(make_usual, *example), run(make_paper, *example)
-  np.testing.assert_allclose(usual[:2], paper[:2], rtol=1e-6)  # float32
+  make_paper = lambda rate: optimizer.paper_sgd(same(rate), 0.9, 0.0005)
+  rates, weights, gradients = [0.1, 0.1, 0.01], [1.0, 2.0], [[1.0, -1.0]] * 3
+  usual = run_kernel(make_usual, rates, weights, gradients)
+  paper_ = run_kernel(make_paper, rates, weights, gradients)
+  np.testing.assert_allclose(usual[:2], paper_[:2], rtol=1e-6)  # float32
   # Of v = -+.19 after two steps, momentum carries on .171, the usual order .0171.
-  difference = np.array(usual[2]) - paper[2]
+  difference = np.array(usual[2]) - paper_[2]
   np.testing.assert_allclose(difference, [0.1539, -0.1539], rtol=2e-3)  # Decay.
 
 
@@ -95,6 +179,97 @@ def test_usual_order_differs_only_after_the_rate_drops():
 )
 def test_rate_drops_at_its_epoch(epoch, drop_epochs, drops):
   assert optimizer.drops_at(epoch, drop_epochs) == drops
+
+
+def schedule_of(config, **changes):
+  """The schedule that a config asks for."""
+  return dataclasses.replace(train.rate_schedule(config.optimizer), **changes)
+
+
+def rates_of(schedule, epoch, plateau_drops=0):
+  """Rates of weights, biases, and those of conv1."""
+  rates = schedule.rates(epoch, plateau_drops)
+  keys = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
+  assert sorted(rates) == sorted(keys)
+  # 0.01 / 10 ** 2 is a rounding off 1e-4.
+  return [pytest.approx(rates[key], rel=1e-12) for key in keys]
+
+
+SOURCE_WEIGHTS = [  # From this epoch to that: rate of weights, of conv1's.
+  (0.0, 22.999, 0.01, 0.01),
+  (23.0, 50.999, 0.001, 0.001),
+  (51.0, 67.999, 1e-4, 1e-4),
+  (68.0, 71.999, 1e-4, 1e-5),
+  (72.0, 77.999, 1e-4, 0.0),
+  (78.0, 93.0, 1e-5, 0.0),
+]
+
+
+@pytest.mark.parametrize(('first', 'last', 'weights', 'conv1'), SOURCE_WEIGHTS)
+def test_rates_of_the_source_epoch_by_epoch(first, last, weights, conv1):
+  schedule = schedule_of(source.get_config())
+  biases = [0.02, 0.0 if first >= 72 else 0.02]
+  expected = [weights, biases[0], conv1, biases[1]]
+  for epoch in (first, (first + last) / 2, last):
+    assert expected == rates_of(schedule, epoch)
+
+
+@pytest.mark.parametrize(('first', 'last', 'weights', 'conv1'), SOURCE_WEIGHTS)
+def test_rates_of_biases_may_drop_with_those_of_the_weights(
+  first, last, weights, conv1
+):
+  schedule = schedule_of(source.get_config(), drop_bias_rate=True)
+  bias = 2 * weights
+  expected = [weights, bias, conv1, 0.0 if first >= 72 else bias]
+  for epoch in (first, last):
+    assert expected == rates_of(schedule, epoch)
+
+
+@pytest.mark.parametrize(
+  ('epoch', 'expected'),
+  [
+    (0.0, [0.001, 0.02, 1e-4, 0.02]),
+    (5.0, [0.001, 0.02, 1e-5, 0.02]),
+    (7.0, [0.001, 0.02, 0.0, 0.0]),
+    (22.0, [1e-4, 0.02, 0.0, 0.0]),
+    (42.0, [1e-5, 0.02, 0.0, 0.0]),
+  ],
+)
+def test_rates_of_the_sources_fine_tuning(epoch, expected):
+  assert expected == rates_of(schedule_of(conv6_finetune.get_config()), epoch)
+
+
+@pytest.mark.parametrize('drops', [0, 1, 3])
+def test_a_plateau_drops_all_rates_of_the_text(drops):
+  schedule = schedule_of(paper.get_config())
+  expected = [0.01, 0.001, 1e-4, 1e-5][drops]
+  assert [expected] * 4 == rates_of(schedule, 50.0, drops)
+
+
+def test_a_plateau_spares_the_rates_of_biases_where_they_do_not_drop():
+  schedule = optimizer.RateSchedule(
+    0.01, 10.0, bias_rate_factor=2.0, drop_bias_rate=False
+  )
+  assert [1e-4, 0.02, 1e-4, 0.02] == rates_of(schedule, 9.0, 2)
+
+
+def test_drops_divide_by_the_drop_factor():
+  schedule = optimizer.RateSchedule(1.0, 4.0, (1.0,), conv1_drop_epochs=(2.0,))
+  assert [0.0625, 0.0625, 1 / 64, 0.0625] == rates_of(schedule, 2.0, 1)
+
+
+@pytest.mark.parametrize(
+  ('make', 'expected'),
+  [
+    (source.get_config, [23, 51, 68, 72, 78]),
+    (conv6_finetune.get_config, [5, 7, 22, 42]),
+    (paper.get_config, []),
+  ],
+  ids=['source', 'fine-tuning', 'paper'],
+)
+def test_the_change_epochs_are_all_at_which_a_rate_changes(make, expected):
+  epochs = schedule_of(make()).change_epochs
+  assert sorted(epoch for epoch in epochs if epoch) == expected  # 0: the start.
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The timetable against steps counted by hand."""
 
+import math
+
 import pytest
 
 from alexnet_jax import timetable
@@ -28,7 +30,7 @@ def test_timetable_rounds_the_last_epoch_up_to_whole_steps():
   [
     ('evaluates', [10, 20, 25]),
     ('saves', [8, 10, 16, 20, 24, 25]),
-    # With every save, before every drop, every 6 steps.
+    # With every save, before every change, every 6 steps.
     ('logs', [5, 6, 8, 10, 11, 12, 16, 18, 20, 24, 25]),
   ],
 )
@@ -36,8 +38,22 @@ def test_timetable_has_these_steps(method, steps):
   assert steps_where(getattr(TABLE, method)) == steps
 
 
-def test_the_rate_drops_at_the_first_step_that_ends_at_or_after_the_epoch():
+def test_a_change_comes_after_the_first_step_that_ends_at_or_after_its_epoch():
   assert [TABLE.changes(s) for s in (0, 4, 5, 10, 11, 25)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_changes_in_any_order_end_rows_those_of_one_epoch_one_row():
+  # As a config has them: drops; conv1's drops and freeze; the colour noise.
+  changes = (0.3, 0.9, 0.5, 0.7, 0.5, math.inf)
+  table = timetable.Timetable(1000, 100, 1.2, 100, 1.2, 100, changes)
+  assert steps_where(table.logs, 12) == [3, 5, 7, 9, 12]
+  assert table.changes(12) == 5
+
+
+def test_a_change_at_the_start_ends_no_row():
+  table = timetable.Timetable(1000, 100, 1.2, 100, 1.2, 100, (0.0,))
+  assert table.changes(0) == 1
+  assert table.next_log(0) == 12
 
 
 def test_next_log_goes_from_row_to_row():

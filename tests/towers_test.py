@@ -25,6 +25,21 @@ MESHES = {
   '2x2': ('towers', 4),
 }
 BATCH, IMAGE, CROP, CLASSES = 12, 35, 31, 10
+# The other nets whose towers matter, each with several switches at once: a
+# sixth layer that reads both towers, and towers that never meet. On one device
+# conv4 of the first and every layer of the second are split by hand.
+RELATIVES = {
+  'conv6': {
+    'conv_features': (4, 8, 8, 8, 8, 4),
+    'lrn_before_activation': ('conv1',),
+    'within_map_norm_layers': ('conv2',),
+    'inverted_dropout': True,
+  },
+  'no links': {'tower_links': False, 'conv_features': (4, 8, 0, 8, 8)},
+}
+# Compiles in half the time.
+CHEAP = {'xla_backend_optimization_level': 0}
+RATES = dict.fromkeys(optimizer.RATE_KEYS, np.float32(0.01))
 meshes = pytest.mark.parametrize('mesh', ['2x1', '1x2', '2x2'])
 
 
@@ -33,34 +48,36 @@ def create_mesh(name):
   return towers.create_mesh(layout, 'auto', jax.devices()[:num_devices])
 
 
-def create_net(mesh):
+def create_net(mesh, **changes):
   """Maps of 15, 7, 3 and 1 pixels."""
-  return model.AlexNet(
-    num_classes=CLASSES,
-    conv_features=(4, 8, 8, 8, 8),
-    fc_features=(16, 16),
-    conv1_kernel=3,
-    conv1_stride=2,
-    tower_devices=towers.tower_devices(mesh),
-  )
+  settings = {
+    'num_classes': CLASSES,
+    'conv_features': (4, 8, 8, 8, 8),
+    'fc_features': (16, 16),
+    'conv1_kernel': 3,
+    'conv1_stride': 2,
+    'tower_devices': towers.tower_devices(mesh),
+  }
+  return model.AlexNet(**settings | changes)
 
 
-def state_shapes():
+def state_shapes(**changes):
   """The train state as shapes."""
 
   def create():
     images = jnp.zeros((1, CROP, CROP, 3))
-    params = create_net(None).init(jax.random.key(0), images)['params']
-    opt_state = optimizer.paper_sgd(0.0, 0.0, 0.0).init(params)
+    net = create_net(None, **changes)
+    params = net.init(jax.random.key(0), images)['params']
+    opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
     return run_lib.TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
   return jax.eval_shape(create)
 
 
-def initial_state():
+def initial_state(**changes):
   """A state whose gradients are of one size through the net; v is zero."""
   rng = np.random.default_rng(0)
-  shapes = state_shapes()
+  shapes = state_shapes(**changes)
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   draw = lambda x: rng.normal(
     scale=np.sqrt(2 / np.prod(x.shape[:-1])) if x.ndim > 1 else 0.3,
@@ -89,8 +106,8 @@ def computed(mesh_name):
   """What three train steps and an evaluation compute on a mesh, on the host.
 
   Keys: 'sums' of each train step, 'gradients' of the first, 'params' and
-  'velocity' after the third, 'evaluation' sums of the initial parameters over
-  ten views, and 'hlo' of the compiled train step.
+  'velocity' after the third, 'evaluation' sums and 'log_probs' of the initial
+  parameters over ten views, and 'hlo' of the compiled train step.
   """
   mesh = create_mesh(mesh_name)
   net = create_net(mesh)
@@ -107,29 +124,27 @@ def computed(mesh_name):
     mesh,
   )
   offsets = augment.view_offsets(IMAGE, CROP, many=True, flip=True)
-  evaluation = evaluate.make_eval_step(net, mesh, CROP)(
+  evaluation, log_probs = evaluate.make_eval_step(net, mesh, CROP)(
     device_state.params,
     batch,
     statistics.mean_image,
     towers.place(offsets, mesh),
   )
-  evaluation = jax.device_get(evaluation)
+  evaluation, log_probs = jax.device_get((evaluation, log_probs))
   train_step = train.make_train_step(
     net,
     mesh,
     crop_size=CROP,
     flip=True,
-    color_std=0.1,
+    color_divide=False,
+    central_mean=False,
     momentum=0.9,
     weight_decay=0.0005,
+    decay_biases=True,
   )
-  rate = 0.01
-  fixed = (
-    batch,
-    statistics,
-    towers.place(jax.random.key(0), mesh),
-    towers.place(np.float32(rate), mesh),
-  )
+  key = jax.random.key(0)
+  on_mesh = towers.place((key, RATES, np.float32(0.1)), mesh)
+  fixed = (batch, statistics, *on_mesh)
   # Compiled ahead of time, for its text.
   compiled = train_step.lower(device_state, *fixed).compile()
   all_sums = []
@@ -140,7 +155,7 @@ def computed(mesh_name):
       first = jax.device_get(device_state)
   # After one step from zero, v = -rate * (gradient + decay * weight).
   gradients = jax.tree.map(
-    lambda v, w: -v / rate - 0.0005 * w, velocity(first), state.params
+    lambda v, w: -v / 0.01 - 0.0005 * w, velocity(first), state.params
   )
   last = jax.device_get(device_state)
   return {
@@ -149,8 +164,40 @@ def computed(mesh_name):
     'velocity': velocity(last),
     'params': last.params,
     'evaluation': evaluation,
+    'log_probs': log_probs,
     'hlo': compiled.as_text(),
   }
+
+
+def relative_computed(name, mesh_name):
+  """Loss, logits and gradients of a step of training of a relative."""
+  changes, mesh = RELATIVES[name], create_mesh(mesh_name)
+  net, params = create_net(mesh, **changes), initial_state(**changes).params
+  rng = np.random.default_rng(1)
+  images = rng.normal(scale=60, size=(BATCH, CROP, CROP, 3)).astype(np.float32)
+  labels = rng.integers(0, CLASSES, BATCH)
+
+  def local_loss(params, images, labels):
+    rows = towers.global_rows(labels.size, mesh)
+    rngs = {'dropout': jax.random.key(0)}
+    logits = net.apply(
+      {'params': params}, images, train=True, rows=rows, rngs=rngs
+    )
+    chosen = jax.nn.log_softmax(logits)[jnp.arange(labels.size), labels]
+    loss = -chosen.sum() / BATCH
+    return loss if mesh is None else jax.lax.psum(loss, 'data'), logits
+
+  specs = towers.param_specs(params, mesh)
+  rows = towers.batch_spec()
+  loss = towers.shard(
+    local_loss, mesh, (specs, rows, rows), (towers.REPLICATED, rows)
+  )
+  return jax.device_get(
+    jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)(
+      towers.place(params, mesh, specs),
+      *towers.place((images, labels), mesh, rows),
+    )
+  )
 
 
 @pytest.mark.parametrize(
@@ -173,6 +220,34 @@ def computed(mesh_name):
 )
 def test_mesh_shape(layout, devices_per_net, num_devices, shape):
   assert towers.mesh_shape(layout, devices_per_net, num_devices) == shape
+
+
+@pytest.mark.parametrize('layout', ['towers', 'data'])
+@pytest.mark.parametrize('devices_per_net', ['auto', '1', 1])
+@pytest.mark.parametrize('num_devices', [1, 3, 4])
+def test_one_tower_stays_on_one_device(layout, devices_per_net, num_devices):
+  shape = towers.mesh_shape(layout, devices_per_net, num_devices, 1)
+  assert shape == (num_devices, 1)
+
+
+@pytest.mark.parametrize('devices_per_net', ['2', 2])
+def test_one_tower_cannot_spread_over_two_devices(devices_per_net):
+  message = (
+    'config.mesh.towers=2 needs a network of two towers, but'
+    " config.model.num_towers=1; use config.mesh.towers=1 or 'auto'"
+  )
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+    towers.mesh_shape('towers', devices_per_net, 4, 1)
+
+
+def test_mesh_of_one_tower_has_every_device_for_data():
+  mesh = towers.create_mesh('towers', 'auto', jax.devices()[:4], 1)
+  assert mesh.shape == {'data': 4, 'tower': 1}
+
+
+@pytest.mark.parametrize(('num_towers', 'numbers'), [(1, [0]), (2, [0, 1])])
+def test_one_device_holds_every_tower(num_towers, numbers):
+  assert towers.local_towers(num_towers, 1).tolist() == numbers
 
 
 @pytest.mark.parametrize(
@@ -255,19 +330,40 @@ def test_train_sums_do_not_depend_on_the_mesh(mesh, step):
 @meshes
 def test_evaluation_does_not_depend_on_the_mesh(mesh):
   check_sums(computed(mesh)['evaluation'], computed('single')['evaluation'])
+  # Of every example, in its row; logits of size 100 in float32.
+  np.testing.assert_allclose(
+    computed(mesh)['log_probs'],
+    computed('single')['log_probs'],
+    rtol=1e-4,
+    atol=1e-4,
+  )
 
 
 @meshes
 @pytest.mark.parametrize('what', ['gradients', 'velocity', 'params'])
 def test_update_does_not_depend_on_the_mesh(mesh, what):
+  check_trees(computed(mesh)[what], computed('single')[what])
+
+
+def check_trees(tree, expected):
   # Sums of float32 in another order, relative to the norm of each leaf; a leaf
   # of zeros would show nothing.
   errors = jax.tree.map(
-    lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y),
-    computed(mesh)[what],
-    computed('single')[what],
+    lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), tree, expected
   )
   assert all(e < 1e-5 for e in jax.tree.leaves(errors)), errors
+
+
+# 2x2 splits both rows and towers; each on its own, the default net shows.
+@pytest.mark.parametrize('name', RELATIVES)
+def test_relatives_do_not_depend_on_the_mesh(name):
+  (loss, logits), gradients = relative_computed(name, '2x2')
+  (expected, all_logits), expected_gradients = relative_computed(name, 'single')
+  assert loss == pytest.approx(expected, rel=1e-5)  # As in `check_sums`.
+  check_trees(
+    {'logits': logits, **gradients},
+    {'logits': all_logits, **expected_gradients},
+  )
 
 
 @pytest.mark.parametrize('mesh', ['1x2', '2x2'])

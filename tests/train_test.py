@@ -8,7 +8,9 @@ once; everything else is compared with numbers worked out in the tests.
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
+import logging
 import pathlib
 import runpy
 import shutil
@@ -17,20 +19,27 @@ import subprocess
 import sys
 import types
 
+import flax.linen as nn
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import files
 from alexnet_jax import metrics
 from alexnet_jax import model
+from alexnet_jax import optimizer
+from alexnet_jax import prepare
 from alexnet_jax import run as run_lib
+from alexnet_jax import towers
 from alexnet_jax import train
+from experiments import init_plateau
 
 # 1,497 digits in batches of 16: 93.6 steps to an epoch, 24 steps in all.
 # Evaluations after steps 10, 19 and 24; the rate drops after step 16.
@@ -42,6 +51,7 @@ def get_config():
   config.model.conv_features = (4, 8, 8, 8, 8)
   config.model.fc_features = (16, 16)
   config.model.init_std = 0.1
+  config.model.fc67_init_std = 0.1
   config.input.data_dir = {data_dir!r}
   config.input.batch_size = 16
   config.mesh.layout = 'data'
@@ -149,6 +159,26 @@ def scalar_steps(workdir, tag):
   return [e.step for e in events.Scalars(tag)]
 
 
+def spy_on_settings(patch):
+  """Rates and colour noise of every step from now on; the compiled steps."""
+  settings, steps = [], []
+  make_train_step = train.make_train_step
+
+  def make_spied(*args, **kwargs):
+    step = make_train_step(*args, **kwargs)
+    steps.append(step)
+
+    def spied(state, batch, statistics, key, rates, color_std):
+      fetched = [float(rates[k]) for k in optimizer.RATE_KEYS]
+      settings.append((*fetched, float(color_std)))
+      return step(state, batch, statistics, key, rates, color_std)
+
+    return spied
+
+  patch.setattr(train, 'make_train_step', make_spied)
+  return settings, steps
+
+
 def saved_state(workdir, config):
   """The newest checkpoint as bytes by name, and its step."""
   run = run_lib.open_run(config, workdir)
@@ -252,6 +282,7 @@ def test_training_overfits_eight_images():
     fc_features=(32, 32),
     init_std=0.1,
     conv345_init_std=0.1,
+    fc67_init_std=0.1,
     dropout_rate=0.0,
   )
   step = train.make_train_step(
@@ -259,9 +290,11 @@ def test_training_overfits_eight_images():
     None,
     crop_size=67,
     flip=False,
-    color_std=0.0,
+    color_divide=False,
+    central_mean=False,
     momentum=0.9,
     weight_decay=0.0,
+    decay_biases=True,
   )
   rng = np.random.default_rng(0)
   batch = {
@@ -271,16 +304,69 @@ def test_training_overfits_eight_images():
   }
   fixed = run_lib.Statistics(jnp.full((67, 67, 3), 127.5), jnp.zeros((3, 3)))
   params = net.init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
-  sgd = train.optimizer.paper_sgd(0.0, 0.0, 0.0)
+  sgd = optimizer.paper_sgd({}, 0.0, 0.0)
   state = run_lib.TrainState(jnp.int32(0), params, sgd.init(params))
+  rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(0.003))
+  settings = (jax.random.key(1), rates, jnp.float32(0))
   losses = []
   for _ in range(150):
-    state, sums = step(
-      state, batch, fixed, jax.random.key(1), jnp.float32(0.003)
-    )
+    state, sums = step(state, batch, fixed, *settings)
     losses.append(float(sums['loss'] / sums['count']))
   assert losses[0] > 2
   assert losses[-1] < 0.05  # ln(10) is 2.3.
+
+
+class MeanColour(nn.Module):
+  """A softmax over a linear function of an image's mean colour."""
+
+  @nn.compact
+  def __call__(self, images, *, train, rows):
+    return nn.Dense(4, name='fc8')(images.mean((1, 2)))
+
+
+def test_one_step_with_the_sources_switches_worked_by_hand():
+  rng = np.random.default_rng(0)
+  kernel, bias = rng.normal(size=(3, 4)) / 100, rng.normal(size=4)
+  colours = rng.integers(0, 256, (6, 3))
+  labels = np.arange(6) % 4
+  mean_image = rng.uniform(0, 255, (5, 5, 3))
+  step = train.make_train_step(
+    MeanColour(),
+    None,
+    crop_size=1,
+    flip=True,
+    color_divide=True,
+    central_mean=True,
+    momentum=0.9,
+    weight_decay=0.5,
+    decay_biases=False,
+  )
+  params = jax.tree.map(jnp.float32, {'fc8': {'kernel': kernel, 'bias': bias}})
+  opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
+  images = np.tile(colours[:, None, None].astype(np.uint8), (1, 5, 5, 1))
+  batch = {'image': images, 'label': labels, 'mask': np.ones(6, bool)}
+  rates = {'kernel': 1e-3, 'bias': 0.2, 'conv1/kernel': 9.0, 'conv1/bias': 9.0}
+  state, sums = step(
+    run_lib.TrainState(jnp.int32(0), params, opt_state),
+    jax.tree.map(jnp.asarray, batch),
+    # No directions: of the noise only the division by 1.25 is left.
+    run_lib.Statistics(jnp.float32(mean_image), jnp.zeros((3, 3))),
+    jax.random.key(0),
+    jax.tree.map(jnp.float32, rates),
+    jnp.float32(0.25),
+  )
+  # Of one colour, so that it does not matter where an image is cropped.
+  inputs = (colours - mean_image[2, 2]) / 1.25
+  exp = np.exp(inputs @ kernel + bias)
+  softmax = exp / exp.sum(1, keepdims=True)
+  error = (softmax - np.eye(4)[labels]) / 6
+  loss = -np.log(softmax[np.arange(6), labels]).sum()
+  kernel_step = 1e-3 * (inputs.T @ error + 0.5 * kernel)
+  near = {'rtol': 1e-5, 'atol': 1e-6}  # float32, sums of a dozen terms.
+  np.testing.assert_allclose(sums['loss'], loss, **near)
+  found = state.params['fc8']
+  np.testing.assert_allclose(found['kernel'], kernel - kernel_step, **near)
+  np.testing.assert_allclose(found['bias'], bias - 0.2 * error.sum(0), **near)
 
 
 # Whole runs
@@ -498,7 +584,9 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_its_row(
   assert errors[step] == min(errors.values()) if which == 'best' else step == 24
   for tag, value in found.items():
     if rows[step][tag]:
-      assert value == float(rows[step][tag])
+      # Losses are summed in float64 here, in float32 by the compiled step.
+      near = 0 if tag.endswith('error') else 1e-6
+      assert value == pytest.approx(float(rows[step][tag]), rel=near, abs=0)
   assert f'{which} checkpoint, step {step}' in capsys.readouterr().out
 
 
@@ -540,3 +628,340 @@ def test_the_plateau_schedule_survives_a_stop_and_ends_the_run_early(
   before = (tmp_path / 'metrics.csv').read_bytes()
   train.train_and_evaluate(config, tmp_path)
   assert (tmp_path / 'metrics.csv').read_bytes() == before
+
+
+# Schedules by epoch
+
+
+# In the order of the source's: rates of weights, biases, conv1's weights and
+# biases; noise. Epochs 0.05, 0.07, 0.1, 0.125 and 0.165 end with these steps.
+SETTINGS = (
+  [(0.01, 0.02, 0.01, 0.02, 0.1)] * 5
+  + [(0.01, 0.02, 0.01, 0.02, 0.0)] * 2
+  + [(0.001, 0.02, 0.001, 0.02, 0.0)] * 3
+  + [(0.001, 0.02, 1e-4, 0.02, 0.0)] * 2
+  + [(0.001, 0.02, 0.0, 0.0, 0.0)] * 4
+  + [(1e-4, 0.02, 0.0, 0.0, 0.0)] * 4
+)
+
+
+@pytest.fixture
+def source_like(config):
+  """The source's schedule, 500 times as fast: 20 steps."""
+  config.augment.color_std = 0.1
+  config.augment.color_end_epoch = 0.05
+  config.optimizer.drop_epochs = (0.07, 0.165)
+  config.optimizer.bias_rate_factor = 2.0
+  config.optimizer.drop_bias_rate = False
+  config.optimizer.conv1_drop_epochs = (0.1,)
+  config.optimizer.conv1_freeze_epoch = 0.125
+  config.train.epochs = 0.21
+  config.train.log_every_steps = 100
+  config.train.eval_every_epochs = 1.0
+  config.train.plateau_warning_steps = 10
+  return config
+
+
+def test_a_run_goes_through_the_sources_schedule_killed_or_not(
+  source_like, tmp_path, monkeypatch, caplog
+):
+  settings, steps = spy_on_settings(monkeypatch)
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  train.train_and_evaluate(source_like, whole)
+  # float32 rounds at 6e-8.
+  near = lambda rows: [pytest.approx(row, rel=1e-7, abs=0) for row in rows]
+  assert settings == near(SETTINGS)
+  assert steps[0]._cache_size() == 1
+  rows = read_rows(whole)
+  rates = {int(r['step']): float(r['train/learning_rate']) for r in rows}
+  # Saved after every 6 steps; other rows end where something changes.
+  expected = {5: 0.01, 6: 0.01, 7: 0.01, 10: 0.001, 12: 0.001, 16: 0.001}
+  assert rates == expected | {18: 1e-4, 20: 1e-4}
+
+  settings.clear()
+  train_until(14, source_like, stopped, monkeypatch)
+  at_freeze = saved_state(stopped, source_like)
+  assert at_freeze['.step'] == np.int32(12).tobytes()
+  train.train_and_evaluate(source_like, stopped)
+  # Step 15 runs while the metrics of step 14 are fetched.
+  assert settings == near(SETTINGS[:15] + SETTINGS[12:])
+  final = saved_state(stopped, source_like)
+  assert final == saved_state(whole, source_like)
+  assert deterministic(read_rows(stopped)) == deterministic(rows)
+  same = {name for name in final if final[name] == at_freeze[name]}
+  tree = ('.params', '.opt_state[1].trace')
+  frozen = {f"{t}['conv1']['{k}']" for t in tree for k in ('kernel', 'bias')}
+  assert same == frozen
+  assert 'ln(10)' not in caplog.text  # This net learns: no warning.
+
+
+def test_the_step_gets_the_switches_of_the_config(
+  config, tmp_path, monkeypatch
+):
+  def make_train_step(net, mesh, **kwargs):
+    raise InterruptedRun(kwargs)
+
+  config.augment.color_divide = config.augment.central_mean = True
+  config.augment.flip = True
+  config.optimizer.decay_biases = False
+  config.optimizer.momentum = 0.8
+  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  with pytest.raises(InterruptedRun) as stopped:
+    train.train_and_evaluate(config, tmp_path / 'run')
+  assert stopped.value.args[0] == {
+    'crop_size': 67,
+    'flip': True,
+    'color_divide': True,
+    'central_mean': True,
+    'momentum': 0.8,
+    'weight_decay': 0.0005,
+    'decay_biases': False,
+  }
+
+
+# The guard against the plateau
+
+
+@pytest.mark.parametrize(
+  ('rows', 'warned_after'),
+  [
+    ([(2.3, 4), (2.3, 4)], None),  # 8 steps of 10.
+    ([(2.3, 5), (2.3, 5)], 2),
+    ([(2.3, 12)], 1),
+    ([(2.283, 5), (2.322, 5)], 2),  # ln(10) is 2.3026.
+    ([(2.282, 10), (2.323, 10)], None),
+    ([(2.3, 9), (2.2, 1), (2.3, 9)], None),  # Has left it: counts afresh.
+    ([(2.3, 9), (2.2, 1), (2.3, 9), (2.3, 1)], 4),
+    ([(2.3, 10), (2.3, 10), (2.0, 10), (2.3, 10)], 1),  # Once.
+    ([(9.0, 50), (2.0, 50)], None),
+  ],
+)
+def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
+  config, caplog, rows, warned_after
+):
+  config.train.plateau_warning_steps = 10
+  guard, warnings = train.PlateauGuard(config), []
+  for loss, steps in rows:
+    guard.observe(loss, steps)
+    warnings.append(len(caplog.records))
+  first = len(rows) if warned_after is None else warned_after - 1
+  assert warnings == [0] * first + [1] * (len(rows) - first)
+
+
+def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
+  config.model.num_classes = 1000
+  config.train.plateau_warning_steps = 10
+  guard = train.PlateauGuard(config)
+  guard.observe(2.3026, 10)
+  assert not caplog.records
+  guard.observe(6.9078, 10)
+  assert 'ln(1000) = 6.908' in caplog.text
+
+
+def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
+  config, config_file, tmp_path, monkeypatch, caplog
+):
+  create_train_state = run_lib.create_train_state
+
+  def create_small(run):
+    """The weights of the other runs, a tenth: another init compiles anew."""
+    run = dataclasses.replace(run, config=load(config_file))
+    shrink = lambda path, w: w * 0.1 if path[-1].key == 'kernel' else w
+    state = create_train_state(run)
+    params = jax.tree_util.tree_map_with_path(shrink, state.params)
+    return state.replace(params=params)
+
+  monkeypatch.setattr(run_lib, 'create_train_state', create_small)
+  config.model.init_std = 0.01
+  config.model.conv345_init_std = 0.011
+  config.model.fc67_init_std = 0.012
+  config.train.epochs = 0.1
+  config.train.plateau_warning_steps = 6
+  train.train_and_evaluate(config, tmp_path)
+  (message,) = [m for m in caplog.messages if 'ln(' in m]
+  for words in (
+    'For 6 steps the loss has been within 0.02 of ln(10) = 2.303',
+    'too small initial weights',
+    'config.model.conv345_init_std (now 0.011; 0.03 in the source)',
+    'config.model.init_std and config.model.fc67_init_std (now 0.01 and 0.012)',
+    'fresh --workdir',
+  ):
+    assert words in message
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope='module')
+def three_classes(data_dir, tmp_path_factory):
+  """Name of a prepared data set of three classes."""
+  folder = tmp_path_factory.mktemp('three')
+  for i, part in enumerate(['train', 'val'] * 3):
+    path = folder / part / f'class{i // 2}' / '0.png'
+    path.parent.mkdir(parents=True)
+    Image.new('RGB', (76, 76), (80 * i // 2,) * 3).save(path)
+  prepare.prepare(f'folder:{folder}', 'three', data_dir, size=76)
+  return 'three'
+
+
+def save_pretrained(config, workdir):
+  """A work directory with a checkpoint of step 7; its random parameters."""
+  config_lib.open_workdir(workdir, config)
+  run = run_lib.open_run(config, workdir)
+  rng = np.random.default_rng(7)
+  state = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(x.dtype),
+    run_lib.state_template(run),
+  )
+  state = towers.place(state.replace(step=np.int32(7)), run.mesh)
+  record = run_lib.Record(
+    config_lib.flatten(config), run.dataset.fingerprint, metrics={}
+  )
+  with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    checkpoints.save(7, state, dataclasses.asdict(record), None)
+  return jax.tree.map(np.asarray, state.params)
+
+
+def with_conv6(config):
+  """A sixth layer, and few others: they take seconds to initialise."""
+  config.model.conv_features = (4, 0, 0, 0, 8, 8)
+  config.model.fc_features = (0, 16)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('classes', 'layout'), [(3, 'data'), (3, 'towers'), (10, 'data')]
+)
+def test_all_layers_but_the_classifier_begin_as_pretrained(
+  config_file, three_classes, tmp_path, classes, layout
+):
+  before = with_conv6(load(config_file))
+  if classes == 3:
+    before.model.num_classes = 3
+    before.input.dataset, before.input.eval_split = three_classes, 'validation'
+  before.model.dropout_rate = before.model.init_std = 0.25
+  pretrained = save_pretrained(before, tmp_path / 'pretrained')
+  config = with_conv6(load(config_file))
+  config.mesh.layout = layout
+  new = create_state(config, tmp_path / 'new')
+  config.train.init_workdir = str(tmp_path / 'pretrained')
+  state = create_state(config, tmp_path / 'tuned')
+  assert state.params.keys() == pretrained.keys() >= {'conv1', 'conv6', 'fc7'}
+  pretrained['fc8'] = new.params['fc8']  # Drawn as in a run from the start.
+  assert pretrained['fc8']['kernel'].shape == (16, 10)
+  jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
+  placed = lambda tree: [x.sharding for x in jax.tree.leaves(tree)]
+  assert placed(state) == placed(new)
+  assert int(state.step) == 0
+  assert all((v == 0).all() for v in jax.tree.leaves(state.opt_state))
+
+
+def create_state(config, workdir):
+  run = run_lib.open_run(config, workdir)
+  with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    return run_lib.create_or_restore(run, checkpoints)[0]
+
+
+def test_fine_tuning_needs_its_pretraining_only_to_begin(
+  uninterrupted, config, tmp_path, caplog
+):
+  pretrained = shutil.copytree(uninterrupted.workdir, tmp_path / 'pretrained')
+  begun_with = saved_state(pretrained, config)
+  config.seed = 1
+  config.optimizer.learning_rate = 1e-30  # Too low for any weight to change.
+  config.train.epochs = 0.02  # Two steps.
+  config.train.init_workdir = str(pretrained)
+  workdir = tmp_path / 'tuned'
+  with caplog.at_level(logging.INFO):
+    train.train_and_evaluate(config, workdir)
+  assert f'the parameters of step 24 of {pretrained}' in caplog.text
+  shutil.rmtree(pretrained)
+  config.train.epochs = 0.04
+  train.train_and_evaluate(config, workdir)
+  assert [int(row['step']) for row in read_rows(workdir)] == [2, 4]
+  tuned = saved_state(workdir, config)
+  weights = {k for k in tuned if k.startswith('.params')}
+  differ = {k for k in weights if tuned[k] != begun_with[k]}
+  assert differ == {".params['fc8']['kernel']", ".params['fc8']['bias']"}
+
+
+def remove_workdir(workdir):
+  shutil.rmtree(workdir)
+
+
+def remove_folder(workdir):
+  shutil.rmtree(workdir / 'checkpoints')
+
+
+def remove_checkpoints(workdir):
+  remove_folder(workdir)
+  (workdir / 'checkpoints').mkdir()
+
+
+def remove_config(workdir):
+  (workdir / 'config.json').unlink()
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (remove_workdir, 'init_workdir=.*pretrained has no checkpoints/'),
+    (remove_folder, 'init_workdir=.*pretrained has no checkpoints/'),
+    (remove_checkpoints, 'init_workdir=.*pretrained: no latest checkpoint'),
+    (remove_config, 'no .*pretrained/config.json'),
+  ],
+  ids=['workdir', 'folder', 'checkpoints', 'config'],
+)
+def test_fine_tuning_without_a_pretraining_writes_nothing(
+  uninterrupted, config, tmp_path, damage, message
+):
+  pretrained = shutil.copytree(uninterrupted.workdir, tmp_path / 'pretrained')
+  damage(pretrained)
+  config.train.init_workdir = str(pretrained)
+  with pytest.raises(FileNotFoundError, match=message):
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  assert not (tmp_path / 'tuned').exists()
+
+
+def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
+  uninterrupted, config, tmp_path
+):
+  config.train.init_workdir = str(uninterrupted.workdir)
+  config.model.fc_features = (8, 16)
+  config.model.lrn_alpha = 2e-5
+  config.model.dropout_rate = 0.1  # May differ.
+  config.input.crop_size = 75
+  with pytest.raises(ValueError) as error:
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  first, *lines = str(error.value).splitlines()
+  assert first.startswith(f'config.train.init_workdir={uninterrupted.workdir}')
+  assert lines == [
+    'config.model.fc_features: [16, 16] there, [8, 16] here',
+    'config.model.lrn_alpha: 0.0001 there, 2e-05 here',
+    'config.input.crop_size: 67 there, 75 here',
+  ]
+  assert not (tmp_path / 'tuned').exists()
+
+
+# The experiment that trains with the same step
+
+
+def test_the_plateau_experiment_trains_as_the_loop_does(
+  uninterrupted, config, monkeypatch
+):
+  monkeypatch.setattr(init_plateau, 'get_config', lambda init, seed: config)
+  monkeypatch.setattr(init_plateau, 'FLAGS', types.SimpleNamespace(steps=16))
+  losses, made = [], init_plateau.losses
+  monkeypatch.setattr(
+    init_plateau,
+    'losses',
+    lambda *args: (losses.append(loss) or loss for loss in made(*args)),
+  )
+  row = init_plateau.run_one('text', 0)
+  # The loop's rate drops after step 16. Its rows are sums of float32.
+  rows = {int(r['step']): r for r in read_rows(uninterrupted.workdir)}
+  for first, last in itertools.pairwise([0, 5, 6, 10, 12, 15, 16]):
+    mean = np.mean(losses[first:last])
+    assert mean == pytest.approx(float(rows[last]['train/loss']), rel=1e-6)
+  assert (row['steps'], row['left_at']) == (16, '')
+  assert float(row['last_loss']) == pytest.approx(np.mean(losses[6:]), abs=1e-3)

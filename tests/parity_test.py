@@ -1,0 +1,277 @@
+"""Training, step by step, against an independent AlexNet in PyTorch.
+
+The PyTorch half was written from the paper and the published files of the
+original source, not from this project. Both halves begin with the same
+weights, see the same batches and drop no unit; the other half is the compiled
+train step with the rates of `RateSchedule`, as a run has them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from alexnet_jax import model
+from alexnet_jax import optimizer
+from alexnet_jax import run as run_lib
+from alexnet_jax import towers
+from alexnet_jax import train
+from configs import paper
+from configs import source
+
+torch = pytest.importorskip(
+  'torch', reason='PyTorch is the oracle: pip install torch'
+)
+F = torch.nn.functional
+
+PRESETS = {'paper': paper, 'source': source}
+# (epoch, drops of the plateau rule so far) of every step: one looks at the
+# first, the other at the second. 93 epochs are all of run 145's schedule.
+STEPS = 124
+PLAN = [
+  (93 * step / STEPS, sum(step >= drop for drop in (50, 90, 110)))
+  for step in range(STEPS)
+]
+BIASES_OF_ONE = ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
+
+
+def normalize(x, window_sums, k, alpha):
+  return x / (k + alpha * window_sums(x**2)) ** 0.75
+
+
+def over_maps(squares):
+  """Sums over 5 adjacent maps of one tower."""
+  by_tower = F.pad(squares.unflatten(1, (2, -1)), (0, 0, 0, 0, 2, 2))
+  return by_tower.unfold(2, 5, 1).sum(-1).flatten(1, 2)
+
+
+def over_pixels(squares):
+  """Sums over the 5 x 5 pixels around each."""
+  padded = F.pad(squares, (2, 2, 2, 2))
+  return padded.unfold(2, 5, 1).unfold(3, 5, 1).sum((-2, -1))
+
+
+def torch_logits(weights, x, preset):
+  alpha = {'paper': 1e-4, 'source': 1e-4 / 5}[preset]
+  conv = lambda name, x, **geometry: F.conv2d(x, *weights[name], **geometry)
+  dense = lambda name, x: F.linear(x, *weights[name])
+  lrn = lambda x: normalize(x, over_maps, 2.0, alpha)
+  pool = lambda x: F.max_pool2d(x, 3, 2)
+  # The last window hangs over the right and bottom edge, by 3 pixels at 224.
+  hang = -(x.shape[-1] - weights['conv1'][0].shape[-1]) % 4
+  x = conv('conv1', F.pad(x, (0, hang, 0, hang)), stride=4)
+  x = pool(lrn(x.relu())) if preset == 'paper' else pool(lrn(x)).relu()
+  x = lrn(conv('conv2', x, padding=2, groups=2).relu())
+  if preset == 'source':
+    x = normalize(x, over_pixels, 1.0, 1e-3 / 25)
+  x = conv('conv3', pool(x), padding=1).relu()
+  x = conv('conv4', x, padding=1, groups=2).relu()
+  x = pool(conv('conv5', x, padding=1, groups=2)).relu()
+  x = dense('fc6', x.flatten(1)).relu()
+  x = dense('fc7', x).relu()
+  return dense('fc8', x)
+
+
+def torch_rates(name, epoch, drops, preset):
+  """Rates of a layer's weights and biases: section 5; the notes of run 145."""
+  if preset == 'paper':
+    return (0.01 / 10**drops,) * 2
+  if name == 'conv1' and epoch >= 72:
+    return 0, 0
+  drops = sum(epoch >= drop for drop in (23, 51, 78))
+  drops += name == 'conv1' and epoch >= 68
+  return 0.01 / 10**drops, 0.02
+
+
+@torch.no_grad()
+def torch_update(weights, momenta, epoch, drops, preset):
+  """v <- 0.9 v - 0.0005 rate w - rate g; w <- w + v. Rate 0: no update."""
+  decays = 0.0005, 0.0005 if preset == 'paper' else 0.0
+  for name, layer in weights.items():
+    rates = torch_rates(name, epoch, drops, preset)
+    for w, v, rate, decay in zip(
+      layer, momenta[name], rates, decays, strict=True
+    ):
+      if rate:
+        v.copy_(0.9 * v - decay * rate * w - rate * w.grad)
+        w += v
+      w.grad = None
+
+
+def torch_training(preset, start, batches, mean, plan):
+  """Losses, final weights and momenta of the PyTorch half."""
+  weights = jax.tree.map(lambda w: torch.tensor(w, requires_grad=True), start)
+  momenta = jax.tree.map(torch.zeros_like, weights)
+  losses = []
+  for (images, labels), (epoch, drops) in zip(batches, plan, strict=True):
+    x = torch.tensor(images - mean).permute(0, 3, 1, 2)
+    if preset == 'source' and epoch < 68:
+      x = x / 1.1
+    loss = F.cross_entropy(
+      torch_logits(weights, x, preset), torch.tensor(labels).long()
+    )
+    loss.backward()
+    torch_update(weights, momenta, epoch, drops, preset)
+    losses.append(loss.item())
+  numpy = lambda tree: jax.tree.map(lambda x: x.detach().numpy(), tree)
+  return np.array(losses), numpy(weights), numpy(momenta)
+
+
+def torch_layout(params):
+  """(kernel, bias) by layer; fc6 reads map by map, not pixel by pixel."""
+  maps = params['conv5']['bias'].size
+
+  def kernel(name, x):
+    if name == 'fc6':
+      x = x.reshape(-1, maps, x.shape[1]).swapaxes(0, 1).reshape(x.shape)
+    return x.T if x.ndim == 2 else x.transpose(3, 2, 0, 1)
+
+  return {
+    name: (kernel(name, layer['kernel']), layer['bias'])
+    for name, layer in jax.device_get(params).items()
+  }
+
+
+def jax_training(config, params, batches, mean, plan, num_devices):
+  """Losses, final weights and momenta of this project's half."""
+  size, optim, augment = config.input.crop_size, config.optimizer, config.augment
+  mesh = towers.create_mesh('towers', 'auto', jax.devices()[:num_devices])
+  train_step = train.make_train_step(
+    model.AlexNet(**config.model, tower_devices=towers.tower_devices(mesh)),
+    mesh,
+    crop_size=size,
+    flip=augment.flip,
+    color_divide=augment.color_divide,
+    central_mean=augment.central_mean,
+    momentum=optim.momentum,
+    weight_decay=optim.weight_decay,
+    decay_biases=optim.decay_biases,
+  )
+  schedule = train.rate_schedule(optim)
+  v = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
+  state = run_lib.TrainState(jnp.zeros((), jnp.int32), params, v)
+  state = towers.place(state, mesh, towers.param_specs(state, mesh))
+  # Colour noise along directions of no length: the division by 1.1 stays.
+  statistics = run_lib.Statistics(
+    np.float32(mean), np.zeros((3, 3), np.float32)
+  )
+  statistics, key = towers.place((statistics, jax.random.key(0)), mesh)
+  losses = []
+  for (images, labels), (epoch, drops) in zip(batches, plan, strict=True):
+    batch = {'image': images, 'label': labels, 'mask': labels >= 0}
+    batch = towers.place(batch, mesh, towers.batch_spec())
+    ended = 0 < augment.color_end_epoch <= epoch
+    scalars = (
+      schedule.rates(epoch, drops if optim.schedule == 'plateau' else 0),
+      0.0 if ended else augment.color_std,
+    )
+    scalars = towers.place(jax.tree.map(mean.dtype.type, scalars), mesh)
+    state, sums = train_step(state, batch, statistics, key, *scalars)
+    losses.append(float(sums['loss']) / len(labels))
+  (v,) = (part.trace for part in state.opt_state if hasattr(part, 'trace'))
+  return np.array(losses), torch_layout(state.params), torch_layout(v)
+
+
+def config_of(preset, size, **settings):
+  """The preset without chance: no dropout, no reflections, one crop."""
+  config = PRESETS[preset].get_config()
+  config.model.update(dropout_rate=0.0, **settings)
+  config.augment.flip = False
+  config.input.image_size = config.input.crop_size = size
+  return config
+
+
+def initial_params(config, dtype):
+  """Section 5: normal weights, biases of one in some layers; by NumPy."""
+  net, rng = config.model, np.random.default_rng(0)
+  images = jax.ShapeDtypeStruct((1, *(config.input.crop_size,) * 2, 3), dtype)
+  shapes = jax.eval_shape(
+    model.AlexNet(**net).init, jax.random.key(0), images
+  )['params']
+  stds = dict.fromkeys(('conv3', 'conv4', 'conv5'), net.conv345_init_std)
+  stds |= dict.fromkeys(('fc6', 'fc7'), net.fc67_init_std)
+  return {
+    name: {
+      'kernel': rng.normal(
+        scale=stds.get(name, net.init_std), size=layer['kernel'].shape
+      ).astype(dtype),
+      'bias': np.full(layer['bias'].shape, name in BIASES_OF_ONE, dtype),
+    }
+    for name, layer in shapes.items()
+  }
+
+
+def tinted_digits(count, size):
+  """uint8 digits of one colour each, and their labels."""
+  digits, rng = sklearn.datasets.load_digits(), np.random.default_rng(0)
+  pixels = np.arange(size) * 8 // size
+  images = digits.images[:count, pixels][:, :, pixels, None]  # 0..16
+  images = images * rng.uniform(6, 12, (count, 1, 1, 3))
+  # Grain, so that no two windows of a max pooling are equal.
+  images += rng.integers(0, 40, images.shape)
+  return images.astype(np.uint8), digits.target[:count].astype(np.int32)
+
+
+def relative_errors(actual, expected):
+  """Of every array the norm of the difference, by the norm expected."""
+  error = lambda a, e: np.linalg.norm(a - e) / np.linalg.norm(e)
+  return jax.tree.map(error, actual, expected)
+
+
+def halves(preset, config, batch_size, plan, dtype, num_devices):
+  """Results of PyTorch and of JAX: (losses, weights, momenta) of each."""
+  images, labels = tinted_digits(2 * batch_size, config.input.crop_size)
+  mean = images.mean(0).round().astype(dtype)  # Exact in float32, too.
+  both = list(zip(np.split(images, 2), np.split(labels, 2), strict=True))
+  batches = [both[step % 2] for step in range(len(plan))]
+  params = initial_params(config, dtype)
+  expected = torch_training(preset, torch_layout(params), batches, mean, plan)
+  actual = jax_training(config, params, batches, mean, plan, num_devices)
+  return expected, actual
+
+
+def assert_agree(expected, actual, tolerances):
+  losses, *trees = zip(expected, actual, strict=True)
+  np.testing.assert_allclose(losses[1], losses[0], rtol=tolerances[0])
+  for tolerance, (e, a) in zip(tolerances[1:], trees, strict=True):
+    errors = relative_errors(a, e)
+    assert all(x < tolerance for x in jax.tree.leaves(errors)), errors
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_narrow_training_in_float64_matches_torch(preset):
+  config = config_of(
+    preset,
+    58,  # Maps of 15, 7, 3 and 1 pixels; the last window of conv1 hangs over.
+    num_classes=10,
+    conv_features=(12, 12, 8, 8, 8),
+    fc_features=(16, 16),
+    conv1_kernel=5,
+    init_std=0.1,
+    conv345_init_std=0.15,
+    fc67_init_std=0.15,
+  )
+  with jax.enable_x64(True):
+    # The paper's two GPUs.
+    expected, actual = halves(preset, config, 12, PLAN, np.float64, 2)
+  import sys
+  print(np.abs(actual[0]/expected[0]-1).max(),[max(jax.tree.leaves(relative_errors(a,e))) for a,e in zip(actual[1:],expected[1:])],expected[0][:2].mean(),expected[0][-2:].mean(),file=sys.stderr)
+  assert_agree(expected, actual, (1e-10,) * 3)
+  # Both learn: mean losses of the first two steps and of the last, an epoch
+  # each, from above ln(10) = 2.30 to less than a tenth of it.
+  assert expected[0][:2].mean() > 2.30
+  assert expected[0][-2:].mean() < 0.23
+
+
+@pytest.mark.slow  # The paper's net, whole: 60 million weights in two halves.
+@pytest.mark.parametrize('preset', PRESETS)
+def test_full_width_steps_in_float32_match_torch(preset):
+  # At the first rate; after a drop; conv1 slowed, no colour noise; conv1 frozen.
+  plan = [(0.0, 0), (0.0, 0), (30.0, 1), (69.0, 2), (73.0, 2)]
+  config = config_of(preset, 224)
+  expected, actual = halves(preset, config, 32, plan, np.float32, 1)
+  import sys
+  print(np.abs(actual[0]/expected[0]-1), expected[0], file=sys.stderr)
+  for a,e in zip(actual[1:],expected[1:]): print(relative_errors(a,e),file=sys.stderr)
+  assert_agree(expected, actual, (1e-5, 1e-5, 1e-4))
