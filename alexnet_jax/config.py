@@ -299,8 +299,8 @@ def _network(net):
     if not all(isinstance(width, int) for width in widths):
       yield f'{said} must hold whole numbers'
     elif any(width < 0 or width % net.num_towers for width in widths):
-      half = ', and even, half for each tower' if net.num_towers == 2 else ''
-      yield f'{said} must not be negative{half}; 0 leaves a layer out'
+      half = ' and even, half for each tower' if net.num_towers == 2 else ''
+      yield f'{said} must be 0 (no such layer) or positive{half}'
     elif key == 'conv_features' and widths and not widths[0]:
       yield f'{said} must have a first layer'
   if net.activation not in model.ACTIVATIONS:

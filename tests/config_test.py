@@ -178,6 +178,8 @@ DIFFERENCES = {
   'caffe': {
     'model.lrn_k': 1,
     'model.lrn_alpha': 2e-5,
+    'model.lrn_across_towers': True,
+    'mesh.layout': 'data',
     'model.fc67_init_std': 0.005,
     'model.init_bias': 0.1,
     'model.inverted_dropout': True,
@@ -272,7 +274,7 @@ RULES = [
   (
     {'model__conv_features': (96, -2, 384, 384, 256)},
     1,
-    'config.model.conv_features=(96, -2, 384, 384, 256) must be positive and even',
+    'config.model.conv_features=(96, -2, 384, 384, 256) must be 0 (no such layer) or positive and even',
   ),
   (
     {'model__fc_features': (4096,)},
@@ -282,7 +284,7 @@ RULES = [
   (
     {'model__fc_features': (4096, 15)},
     1,
-    'config.model.fc_features=(4096, 15) must be positive and even',
+    'config.model.fc_features=(4096, 15) must be 0 (no such layer) or positive and even',
   ),
   (
     {'model__dropout_rate': 1.0},
@@ -377,6 +379,12 @@ RULES = [
     1,
     "config.mesh.layout=tower is not a layout; use 'towers' or 'data'",
   ),
+  (
+    {'model__lrn_across_towers': True},
+    2,
+    'config.model.lrn_across_towers=True needs both towers on one device; use'
+    " config.mesh.layout='data'",
+  ),
   ({'mesh__towers': '3'}, 1, "config.mesh.towers=3 must be '1', '2' or 'auto'"),
   (
     {'mesh__towers': '2'},
@@ -424,7 +432,7 @@ RULES = [
   (
     {'model__num_towers': 1, 'model__fc_features': (4096, -1)},
     1,
-    'config.model.fc_features=(4096, -1) must be positive (or 0: no such layer)',
+    'config.model.fc_features=(4096, -1) must be 0 (no such layer) or positive',
   ),
   (
     {'model__conv_features': (96, 256, 384, 384, 256, 256, 256)},
@@ -435,8 +443,8 @@ RULES = [
   (
     {'model__conv_features': (96, 255, 384, 384, 256)},
     1,
-    'config.model.conv_features=(96, 255, 384, 384, 256) must be positive and'
-    ' even, half for each tower (or 0: no such layer)',
+    'config.model.conv_features=(96, 255, 384, 384, 256) must be 0 (no such'
+    ' layer) or positive and even, half for each tower',
   ),
   (
     {'model__conv_features': (0, 256, 384, 384, 256)},

@@ -474,7 +474,8 @@ def torch_logits(torch, net, weights, images):
       norm = lambda tower: F.local_response_norm(
         tower, 5, 5 * net.lrn_alpha, 0.75, net.lrn_k
       )
-      x = torch.cat([norm(tower) for tower in x.chunk(net.num_towers, 1)], 1)
+      parts = 1 if net.lrn_across_towers else net.num_towers
+      x = torch.cat([norm(part) for part in x.chunk(parts, 1)], 1)
     if name in net.within_map_norm_layers:
       x = x / (1 + 1e-3 * F.avg_pool2d(x**2, 5, 1, 2)) ** 0.75
     return x
@@ -567,6 +568,7 @@ def test_loss_and_gradients_of_the_full_net_match_torch(torch):
   [
     {'lrn_k': 1.0},
     {'lrn_alpha': 2e-5},
+    {'lrn_across_towers': True},
     {'lrn_layers': ()},
     {'lrn_layers': ('conv1',)},
     {'lrn_before_activation': ('conv1',)},

@@ -719,6 +719,19 @@ def test_the_step_gets_the_switches_of_the_config(
   }
 
 
+@pytest.mark.parametrize('square_root', [False, True])
+def test_the_colour_directions_are_those_of_the_config(
+  config, tmp_path, square_root
+):
+  config.augment.color_square_root = square_root
+  run = run_lib.open_run(config, tmp_path / 'run')
+  # The digits are grey: one direction, along which the variance is the trace.
+  variance = np.trace(run.dataset.rgb_covariance)
+  expected = np.sqrt(variance) if square_root else variance / 255
+  lengths = np.linalg.norm(run.statistics.directions, axis=0)
+  assert lengths.max() == pytest.approx(expected, rel=1e-6)  # float32
+
+
 # The guard against the plateau
 
 
