@@ -66,8 +66,8 @@ def random_views(
     flip: reflect each image left to right with probability 1/2.
     color_divide: divide the view by `1 + color_std` in the end. Deviation S7:
       as the original source does, to keep the scale of test images.
-    central_mean: subtract the mean image's central crop, wherever the crop is.
-      Deviation S8: as the original source does.
+    central_mean: subtract the mean image's central crop, wherever the crop is,
+      and not reflected. Deviation S8: as the original source does.
   """
   offsets = images.shape[1] - crop_size + 1
 
@@ -76,10 +76,8 @@ def random_views(
       jax.random.fold_in(key, row), 3
     )
     y, x = jax.random.randint(crop_key, (2,), 0, offsets)
-    out = _crop(image, y, x, crop_size)
-    out -= _mean_crop(mean_image, y, x, crop_size, central_mean)
-    if flip:
-      out = _reflect(out, jax.random.bernoulli(flip_key))
+    reflected = jax.random.bernoulli(flip_key) if flip else False
+    out = _view(image, mean_image, (y, x, reflected), crop_size, central_mean)
     noise = directions @ (color_std * jax.random.normal(color_key, (3,)))
     out += noise[None, None]
     return out / (1 + color_std) if color_divide else out
@@ -119,18 +117,17 @@ def view_at(
 
   With `central_mean` less the mean image's central crop, as `random_views`.
   """
-  y, x, reflected = offset
-  mean_crop = _mean_crop(mean_image, y, x, crop_size, central_mean)
-  view = lambda image: _reflect(
-    _crop(image, y, x, crop_size) - mean_crop, reflected
-  )
+  view = lambda image: _view(image, mean_image, offset, crop_size, central_mean)
   return jax.vmap(view)(images)
 
 
-def _mean_crop(mean_image, y, x, size, central):
-  if central:
-    y = x = (mean_image.shape[0] - size) // 2
-  return _crop(mean_image, y, x, size)
+def _view(image, mean_image, offset, size, central_mean):
+  y, x, reflected = offset
+  out = _crop(image, y, x, size)
+  if central_mean:
+    centre = (mean_image.shape[0] - size) // 2
+    return _reflect(out, reflected) - _crop(mean_image, centre, centre, size)
+  return _reflect(out - _crop(mean_image, y, x, size), reflected)
 
 
 def _crop(image, y, x, size):

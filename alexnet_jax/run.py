@@ -155,10 +155,11 @@ def _open_pretrained(run: Run) -> checkpoint.Checkpoints:
   """
   workdir = pathlib.Path(run.config.train.init_workdir).expanduser()
   where = f'config.train.init_workdir={run.config.train.init_workdir}'
-  if not (workdir / checkpoint.FOLDER).is_dir():
-    raise FileNotFoundError(
-      f'{where} has no {checkpoint.FOLDER}/; name the --workdir of a training'
-    )
+  for name in (config_lib.CONFIG_FILE, checkpoint.FOLDER):
+    if not (workdir / name).exists():
+      raise FileNotFoundError(
+        f'{where} has no {name}; name the --workdir of a training'
+      )
   config_lib.check_same_network(
     run.config, config_lib.flatten(config_lib.read_config(workdir)), where
   )
@@ -176,16 +177,27 @@ def _pretrained(run: Run, state: TrainState) -> TrainState:
 
   The classifier, fc8, stays new: its classes may be others (section 6).
   """
+  where = f'config.train.init_workdir={run.config.train.init_workdir}'
   with contextlib.closing(_open_pretrained(run)) as checkpoints:
     step = checkpoints.step_of('latest')
-    classes = checkpoints.read_record(step)['config']['model.num_classes']
-    params = checkpoints.restore(state_template(run, classes), step).params
-  log.info(
-    'All layers but fc8 begin with the parameters of step %d of %s.',
-    step,
-    run.config.train.init_workdir,
-  )
-  return state.replace(params=params | {'fc8': state.params['fc8']})
+    try:
+      config = checkpoints.read_record(step)['config']
+      # Whole on every device: towers may not divide the other classes.
+      whole = towers.shardings(run.mesh, towers.REPLICATED)
+      template = jax.tree.map(
+        lambda x: x.update(sharding=whole),
+        state_template(run, config['model.num_classes']),
+      )
+      params = checkpoints.restore(template, step).params
+    except checkpoint.DamagedError as error:
+      raise ValueError(
+        f'{where}: the checkpoint of step {step} cannot be read ({error});'
+        ' --mode=train there goes on from the one before'
+      ) from error
+  log.info('All layers but fc8 begin with those of step %d of %s.', step, where)
+  params |= {'fc8': state.params['fc8']}
+  specs = towers.param_specs(params, run.mesh)
+  return state.replace(params=towers.place(params, run.mesh, specs))
 
 
 def _creator(run, num_classes=None):

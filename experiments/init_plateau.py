@@ -27,6 +27,7 @@ import contextlib
 import csv
 import math
 import pathlib
+import tempfile
 import time
 
 from absl import app
@@ -48,7 +49,9 @@ INITS = {
 }
 WINDOW = 10  # steps
 NEAR = train.PlateauGuard.NEAR  # nats
-COLUMNS = ('init', 'seed', 'steps', 'left_at', 'last_loss', 'seconds', 'commit')
+# What a run is, and what came of it.
+RUN = ('init', 'seed', 'steps', 'dataset', 'crop_size')
+COLUMNS = (*RUN, 'left_at', 'last_loss', 'seconds', 'commit')
 
 FLAGS = flags.FLAGS
 
@@ -81,7 +84,8 @@ def get_config(init: str, seed: int):
 
 def losses(config, steps: int):
   """Yields the training loss of every step."""
-  run = run_lib.open_run(config, '/tmp/never_written')
+  with tempfile.TemporaryDirectory() as unused:
+    run = run_lib.open_run(config, unused)
   inputs = config.input
   step = train.train_step_of(run)
   schedule = train.rate_schedule(config.optimizer)
@@ -121,6 +125,8 @@ def run_one(init: str, seed: int) -> dict[str, object]:
     'init': init,
     'seed': seed,
     'steps': FLAGS.steps,
+    'dataset': FLAGS.dataset,
+    'crop_size': FLAGS.crop_size,
     'left_at': '' if left_at is None else left_at,
     'last_loss': f'{mean:.3f}',
     'seconds': f'{time.time() - began:.0f}',
@@ -134,10 +140,12 @@ def main(_) -> None:
   if path.exists():
     with open(path, newline='') as file:
       rows = list(csv.DictReader(file))
-  done = {(row['init'], int(row['seed']), int(row['steps'])) for row in rows}
+  here = (str(FLAGS.steps), FLAGS.dataset, str(FLAGS.crop_size))
+  run_of = lambda row: tuple(row[name] for name in RUN)
+  done = {run_of(row) for row in rows}
   for seed in range(FLAGS.seeds):
     for init in INITS:
-      if (init, seed, FLAGS.steps) in done:
+      if (init, str(seed), *here) in done:
         continue
       row = run_one(init, seed)
       rows.append({name: str(value) for name, value in row.items()})
@@ -150,11 +158,13 @@ def main(_) -> None:
   print('| init | left the plateau | at step (median of those) | last loss |')
   print('|---|---|---|---|')
   for init in INITS:
-    here = [row for row in rows if row['init'] == init]
-    left = [int(row['left_at']) for row in here if row['left_at']]
+    kept = [
+      row for row in rows if row['init'] == init and run_of(row)[2:] == here
+    ]
+    left = [int(row['left_at']) for row in kept if row['left_at']]
     median = f'{np.median(left):.0f}' if left else '-'
-    loss = np.mean([float(row['last_loss']) for row in here])
-    print(f'| {init} | {len(left)} of {len(here)} | {median} | {loss:.3f} |')
+    loss = np.mean([float(row['last_loss']) for row in kept])
+    print(f'| {init} | {len(left)} of {len(kept)} | {median} | {loss:.3f} |')
 
 
 if __name__ == '__main__':

@@ -887,7 +887,7 @@ def test_fine_tuning_needs_its_pretraining_only_to_begin(
   workdir = tmp_path / 'tuned'
   with caplog.at_level(logging.INFO):
     train.train_and_evaluate(config, workdir)
-  assert f'the parameters of step 24 of {pretrained}' in caplog.text
+  assert f'step 24 of config.train.init_workdir={pretrained}' in caplog.text
   shutil.rmtree(pretrained)
   config.train.epochs = 0.04
   train.train_and_evaluate(config, workdir)
@@ -918,10 +918,10 @@ def remove_config(workdir):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (remove_workdir, 'init_workdir=.*pretrained has no checkpoints/'),
-    (remove_folder, 'init_workdir=.*pretrained has no checkpoints/'),
+    (remove_workdir, 'init_workdir=.*pretrained has no config.json'),
+    (remove_folder, 'init_workdir=.*pretrained has no checkpoints'),
     (remove_checkpoints, 'init_workdir=.*pretrained: no latest checkpoint'),
-    (remove_config, 'no .*pretrained/config.json'),
+    (remove_config, 'init_workdir=.*pretrained has no config.json'),
   ],
   ids=['workdir', 'folder', 'checkpoints', 'config'],
 )
@@ -934,6 +934,18 @@ def test_fine_tuning_without_a_pretraining_writes_nothing(
   with pytest.raises(FileNotFoundError, match=message):
     train.train_and_evaluate(config, tmp_path / 'tuned')
   assert not (tmp_path / 'tuned').exists()
+
+
+def test_fine_tuning_from_a_damaged_checkpoint_names_the_key(
+  uninterrupted, config, tmp_path
+):
+  pretrained = shutil.copytree(uninterrupted.workdir, tmp_path / 'pretrained')
+  for file in (pretrained / 'checkpoints/24/state').rglob('*'):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[:10])
+  config.train.init_workdir = str(pretrained)
+  with pytest.raises(ValueError, match='init_workdir=.*: the checkpoint of st'):
+    train.train_and_evaluate(config, tmp_path / 'tuned')
 
 
 def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
@@ -949,9 +961,9 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
   first, *lines = str(error.value).splitlines()
   assert first.startswith(f'config.train.init_workdir={uninterrupted.workdir}')
   assert lines == [
+    'config.input.crop_size: 67 there, 75 here',
     'config.model.fc_features: [16, 16] there, [8, 16] here',
     'config.model.lrn_alpha: 0.0001 there, 2e-05 here',
-    'config.input.crop_size: 67 there, 75 here',
   ]
   assert not (tmp_path / 'tuned').exists()
 
