@@ -975,7 +975,11 @@ def test_the_plateau_experiment_trains_as_the_loop_does(
   uninterrupted, config, monkeypatch
 ):
   monkeypatch.setattr(init_plateau, 'get_config', lambda init, seed: config)
-  monkeypatch.setattr(init_plateau, 'FLAGS', types.SimpleNamespace(steps=16))
+  monkeypatch.setattr(
+    init_plateau,
+    'FLAGS',
+    types.SimpleNamespace(steps=16, dataset='', crop_size=0),
+  )
   losses, made = [], init_plateau.losses
   monkeypatch.setattr(
     init_plateau,
