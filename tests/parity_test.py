@@ -137,12 +137,12 @@ def torch_layout(params):
 
 def jax_training(config, params, batches, mean, plan, num_devices):
   """Losses, final weights and momenta of this project's half."""
-  size, optim, augment = config.input.crop_size, config.optimizer, config.augment
+  optim, augment = config.optimizer, config.augment
   mesh = towers.create_mesh('towers', 'auto', jax.devices()[:num_devices])
   train_step = train.make_train_step(
     model.AlexNet(**config.model, tower_devices=towers.tower_devices(mesh)),
     mesh,
-    crop_size=size,
+    crop_size=config.input.crop_size,
     flip=augment.flip,
     color_divide=augment.color_divide,
     central_mean=augment.central_mean,
@@ -194,9 +194,8 @@ def initial_params(config, dtype):
   """Section 5: normal weights, biases of one in some layers; by NumPy."""
   net, rng = config.model, np.random.default_rng(0)
   images = jax.ShapeDtypeStruct((1, *(config.input.crop_size,) * 2, 3), dtype)
-  shapes = jax.eval_shape(
-    model.AlexNet(**net).init, jax.random.key(0), images
-  )['params']
+  init = model.AlexNet(**net).init
+  shapes = jax.eval_shape(init, jax.random.key(0), images)['params']
   stds = dict.fromkeys(('conv3', 'conv4', 'conv5'), net.conv345_init_std)
   stds |= dict.fromkeys(('fc6', 'fc7'), net.fc67_init_std)
   return {
@@ -222,28 +221,33 @@ def tinted_digits(count, size):
 
 
 def relative_errors(actual, expected):
-  """Of every array the norm of the difference, by the norm expected."""
+  """Of every array: norm of the difference, by the norm of what is expected."""
   error = lambda a, e: np.linalg.norm(a - e) / np.linalg.norm(e)
   return jax.tree.map(error, actual, expected)
 
 
-def halves(preset, config, batch_size, plan, dtype, num_devices):
-  """Results of PyTorch and of JAX: (losses, weights, momenta) of each."""
+def assert_halves_agree(
+  preset, config, batch_size, plan, dtype, num_devices, tolerances
+):
+  """Losses, changes of the weights, and momenta; returns the losses.
+
+  `tolerances` are relative: of every loss; of every array, by norm.
+  """
   images, labels = tinted_digits(2 * batch_size, config.input.crop_size)
   mean = images.mean(0).round().astype(dtype)  # Exact in float32, too.
   batches = list(zip(np.split(images, 2), np.split(labels, 2), strict=True))
   params = initial_params(config, dtype)
-  expected = torch_training(preset, torch_layout(params), batches, mean, plan)
+  start = torch_layout(params)
+  expected = torch_training(preset, start, batches, mean, plan)
   actual = jax_training(config, params, batches, mean, plan, num_devices)
-  return expected, actual
-
-
-def assert_agree(expected, actual, tolerances):
-  losses, *trees = zip(expected, actual, strict=True)
-  np.testing.assert_allclose(losses[1], losses[0], rtol=tolerances[0])
-  for tolerance, (e, a) in zip(tolerances[1:], trees, strict=True):
-    errors = relative_errors(a, e)
-    assert all(x < tolerance for x in jax.tree.leaves(errors)), errors
+  changes = lambda weights: jax.tree.map(np.subtract, weights, start)
+  np.testing.assert_allclose(actual[0], expected[0], rtol=tolerances[0])
+  errors = (
+    relative_errors(changes(actual[1]), changes(expected[1])),
+    relative_errors(actual[2], expected[2]),
+  )
+  assert all(x < tolerances[1] for x in jax.tree.leaves(errors)), errors
+  return expected[0]
 
 
 @pytest.fixture
@@ -270,25 +274,38 @@ def test_narrow_training_in_float64_matches_torch(preset):
     fc67_init_std=0.15,
   )
   with jax.enable_x64(True):
-    # The paper's two GPUs.
-    expected, actual = halves(preset, config, 12, PLAN, np.float64, 2)
-  import sys
-  print(np.abs(actual[0]/expected[0]-1).max(),[max(jax.tree.leaves(relative_errors(a,e))) for a,e in zip(actual[1:],expected[1:])],expected[0][:2].mean(),expected[0][-2:].mean(),file=sys.stderr)
-  assert_agree(expected, actual, (1e-10,) * 3)
-  # Both learn: mean losses of the first two steps and of the last, an epoch
-  # each, from above ln(10) = 2.30 to less than a tenth of it.
-  assert expected[0][:2].mean() > 2.30
-  assert expected[0][-2:].mean() < 0.23
+    losses = assert_halves_agree(
+      preset,
+      config,
+      batch_size=12,
+      plan=PLAN,
+      dtype=np.float64,
+      num_devices=2,  # The paper's two GPUs.
+      # Seen: losses 6e-14 (source 2e-15), weights 3e-14, momenta 3e-13 (1e-14).
+      tolerances=(1e-11, 1e-11),
+    )
+  # Both learn: mean losses of the first two steps and of the last two, an
+  # epoch each, from above ln(10) = 2.30 to less than a tenth of it.
+  assert losses[:2].mean() > 2.30
+  assert losses[-2:].mean() < 0.23
 
 
-@pytest.mark.slow  # The paper's net, whole: 60 million weights in two halves.
+@pytest.mark.slow  # The paper's net: 60 million weights, twice; 75 s a preset.
 @pytest.mark.parametrize('preset', PRESETS)
 def test_full_width_steps_in_float32_match_torch(preset):
-  # At the first rate; after a drop; conv1 slowed, no colour noise; conv1 frozen.
-  plan = [(0.0, 0), (0.0, 0), (30.0, 1), (69.0, 2), (73.0, 2)]
-  config = config_of(preset, 224)
-  expected, actual = halves(preset, config, 32, plan, np.float32, 1)
-  import sys
-  print(np.abs(actual[0]/expected[0]-1), expected[0], file=sys.stderr)
-  for a,e in zip(actual[1:],expected[1:]): print(relative_errors(a,e),file=sys.stderr)
-  assert_agree(expected, actual, (1e-5, 1e-5, 1e-4))
+  # From the first drop on: at 0.01 an untrained net without dropout diverges.
+  # A drop; conv1 slower and no more colour noise; conv1 frozen.
+  plan = [(30.0, 1), (30.0, 1), (60.0, 2), (70.0, 2), (75.0, 2)]
+  assert_halves_agree(
+    preset,
+    config_of(preset, 224),
+    batch_size=32,
+    plan=plan,
+    dtype=np.float32,
+    num_devices=1,
+    # Seen: losses 3e-5 (paper 8e-8), weights 0.005 (0.001), momenta 0.009
+    # (0.002). Rounding moves the largest pixel of a few windows, the sign of a
+    # few units, and with them all gradients below: in float32 and in float64,
+    # PyTorch's own momenta are 0.004 apart.
+    tolerances=(1e-4, 0.02),
+  )
