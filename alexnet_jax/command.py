@@ -1,4 +1,4 @@
-"""What the commands share: a user's mistake is one line, not a traceback."""
+"""What main and evaluate share as commands: a user's mistake is one line, not a traceback."""
 
 from collections.abc import Iterator
 import contextlib
@@ -34,4 +34,5 @@ def _raised_here(error: Exception) -> bool:
   frame = error.__traceback__
   while frame.tb_next:
     frame = frame.tb_next
-  return frame.tb_frame.f_globals['__name__'].startswith('alexnet_jax.')
+  spec = frame.tb_frame.f_globals['__spec__']  # Also of what `-m` runs.
+  return spec is not None and spec.name.startswith('alexnet_jax.')

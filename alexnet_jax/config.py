@@ -31,17 +31,10 @@ MAY_CHANGE = frozenset(
 # Evaluation may look at another split as well.
 EVALUATION_MAY_CHANGE = MAY_CHANGE | {'input.eval_split'}
 CONFIG_FILE = 'config.json'
-# Keys of config.model in which a pretrained network may differ: classes, what
-# the initial weights were, what only training does.
+# Keys of config.model in which a pretrained network may differ: its classes,
+# and what its initial weights were.
 PRETRAINED_MAY_DIFFER = frozenset(
-  {
-    'num_classes',
-    'init_std',
-    'conv345_init_std',
-    'fc67_init_std',
-    'init_bias',
-    'dropout_rate',
-  }
+  {'num_classes', 'init_std', 'conv345_init_std', 'fc67_init_std', 'init_bias'}
 )
 
 
@@ -249,29 +242,7 @@ def _problems(
       f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
     )
   yield from _geometry(net, inputs)
-  if optim.schedule not in optimizer.SCHEDULES:
-    yield (
-      f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
-      f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
-    )
-  for key in ('drop_epochs', 'conv1_drop_epochs'):
-    drops = optim[key]
-    if not all(isinstance(drop, int | float) for drop in drops):
-      yield f'config.optimizer.{key}={drops} must hold numbers'
-    elif list(drops) != sorted(drops):
-      yield f'config.optimizer.{key}={drops} must be in ascending order'
-    elif key == 'drop_epochs' and drops and optim.schedule == 'plateau':
-      yield (
-        f'config.optimizer.drop_epochs={drops} belongs to'
-        " config.optimizer.schedule='steps'; set that, or empty it"
-      )
-  if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
-    yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
-  if 0 < optim.drop_factor <= 1:
-    yield f'config.optimizer.drop_factor={optim.drop_factor} must be above 1'
-  for key in ('weight_decay', 'plateau_drops', 'conv1_freeze_epoch'):
-    if optim[key] < 0:
-      yield f'config.optimizer.{key}={optim[key]} must not be negative'
+  yield from _optimizer(optim)
   for key in ('color_std', 'color_end_epoch'):
     if config.augment[key] < 0:
       yield f'config.augment.{key}={config.augment[key]} must not be negative'
@@ -311,11 +282,11 @@ def _network(net):
   if net.lrn_alpha < 0:
     yield f'config.model.lrn_alpha={net.lrn_alpha} must not be negative'
   for key in ('lrn_layers', 'lrn_before_activation', 'within_map_norm_layers'):
-    unknown = [name for name in net[key] if name not in model.CONVS]
-    if unknown:
+    layers = model.CONVS[: len(net.conv_features)]
+    if not set(net[key]) <= set(layers):
       yield (
         f'config.model.{key}={net[key]} may hold names of convolutional layers'
-        f' alone: {", ".join(model.CONVS)}'
+        f' alone: {", ".join(layers)}'
       )
   if net.dropout_rate < 0 or 1 <= net.dropout_rate < math.inf:
     yield f'config.model.dropout_rate={net.dropout_rate} must be at least 0 and below 1'
@@ -337,6 +308,33 @@ def _geometry(net, inputs):
       f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'
       f' output; with this conv1 it must be at least {least}'
     )
+
+
+def _optimizer(optim):
+  if optim.schedule not in optimizer.SCHEDULES:
+    yield (
+      f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
+      f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
+    )
+  for key in ('drop_epochs', 'conv1_drop_epochs'):
+    drops = optim[key]
+    is_epoch = lambda x: isinstance(x, int | float) and 0 <= x < math.inf
+    if not all(map(is_epoch, drops)):
+      yield f'config.optimizer.{key}={drops} must hold numbers of at least 0'
+    elif list(drops) != sorted(drops):
+      yield f'config.optimizer.{key}={drops} must be in ascending order'
+    elif key == 'drop_epochs' and drops and optim.schedule == 'plateau':
+      yield (
+        f'config.optimizer.drop_epochs={drops} belongs to'
+        " config.optimizer.schedule='steps'; set that, or empty it"
+      )
+  if optim.momentum < 0 or 1 <= optim.momentum < math.inf:
+    yield f'config.optimizer.momentum={optim.momentum} must be at least 0 and below 1'
+  if 0 < optim.drop_factor <= 1:
+    yield f'config.optimizer.drop_factor={optim.drop_factor} must be above 1'
+  for key in ('weight_decay', 'plateau_drops', 'conv1_freeze_epoch'):
+    if optim[key] < 0:
+      yield f'config.optimizer.{key}={optim[key]} must not be negative'
 
 
 def _mesh(config, num_devices):

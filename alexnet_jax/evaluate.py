@@ -11,9 +11,12 @@ the layout of Table 2:
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import pathlib
+import sys
 
 from absl import app
 from absl import flags
@@ -194,13 +197,14 @@ class TrainedNet:
         and data set.
       FileNotFoundError: if there is none.
     """
-    folder = run.workdir / checkpoint.FOLDER
-    if not folder.is_dir():
-      raise FileNotFoundError(f'no {folder}; train first: --mode=train')
     self.run, self.which = run, which
     with self._checkpoints() as checkpoints:
       self.step = checkpoints.step_of(which)
-      run_lib.check_record(run, checkpoints.read_record(self.step))
+      record = checkpoints.read_record(self.step)
+      run_lib.check_record(run, record)
+    # Its metrics and times are of this one training.
+    content = json.dumps(record, sort_keys=True).encode()
+    self._training = hashlib.sha256(content).hexdigest()
     self._evaluator = make_evaluator(run)
     self._params = None
 
@@ -229,8 +233,8 @@ class TrainedNet:
     split = run.config.input.eval_split
     views = ('ten' if flip else 'five') if many else 'one'
     made_from = {
+      'training': self._training,
       'step': str(self.step),
-      'dataset': run.dataset.fingerprint,
       'split': split,
       'views': views,
     }
@@ -252,6 +256,22 @@ class TrainedNet:
     return made
 
 
+def open_net(
+  config: ml_collections.ConfigDict, workdir: str | os.PathLike, which: str
+) -> TrainedNet:
+  """The 'best' or the 'latest' checkpoint of a work directory.
+
+  Raises:
+    ValueError: if config, data set and work directory do not fit.
+    FileNotFoundError: if there is no data set or no checkpoint.
+  """
+  folder = pathlib.Path(workdir).expanduser() / checkpoint.FOLDER
+  if not folder.is_dir():
+    raise FileNotFoundError(f'no {folder}; train first: --mode=train')
+  run = run_lib.open_run(config, workdir, config_lib.EVALUATION_MAY_CHANGE)
+  return TrainedNet(run, which)
+
+
 def evaluate_checkpoint(
   config: ml_collections.ConfigDict, workdir: str | os.PathLike, which: str
 ) -> dict[str, float]:
@@ -264,11 +284,7 @@ def evaluate_checkpoint(
     ValueError: if config, data set and work directory do not fit.
     FileNotFoundError: if there is no data set or no checkpoint.
   """
-  folder = pathlib.Path(workdir).expanduser() / checkpoint.FOLDER
-  if not folder.is_dir():
-    raise FileNotFoundError(f'no {folder}; train first: --mode=train')
-  run = run_lib.open_run(config, workdir, config_lib.EVALUATION_MAY_CHANGE)
-  trained = TrainedNet(run, which)
+  trained = open_net(config, workdir, which)
   result = {}
   for prefix, many in (
     ('eval', False),
@@ -285,7 +301,7 @@ def evaluate_checkpoint(
     if tag.endswith('error'):
       print(f'{tag:26} {value:.2%}')
   files.write_json(
-    run.workdir / 'evaluation.json',
+    trained.run.workdir / 'evaluation.json',
     {
       'step': trained.step,
       'checkpoint': which,
@@ -321,7 +337,26 @@ def evaluate_ensemble(
     ValueError: if the nets are not of one data set and split.
     FileNotFoundError: if a work directory, checkpoint or data set is missing.
   """
-  if not workdirs or len(set(workdirs)) < len(workdirs):
+  nets = _open_nets(workdirs, which, split, data_dir)
+  number, split = len(nets), nets[0].run.config.input.eval_split
+  table = {}
+
+  def members():
+    for workdir in workdirs:
+      made = nets.pop(0).predict(many)  # The net's parameters go with it.
+      table[f'1 CNN   {workdir}'] = made.errors()
+      yield made
+
+  together = predictions_lib.ensemble(members())
+  if number > 1:
+    table[f'{number} CNNs'] = together.errors()
+  print_table(table, split)
+  return table
+
+
+def _open_nets(workdirs, which, split, data_dir):
+  paths = {pathlib.Path(w).expanduser().resolve() for w in workdirs if w}
+  if not paths or len(paths) < len(workdirs):
     raise ValueError(
       f'--workdirs={",".join(workdirs)} must name one or more different folders'
     )
@@ -331,10 +366,7 @@ def evaluate_ensemble(
     with config.unlocked():
       config.input.eval_split = split or config.input.eval_split
       config.input.data_dir = data_dir or config.input.data_dir
-    may_change = config_lib.EVALUATION_MAY_CHANGE
-    nets.append(
-      TrainedNet(run_lib.open_run(config, workdir, may_change), which)
-    )
+    nets.append(open_net(config, workdir, which))
   first = nets[0].run
   for net in nets[1:]:
     here = (net.run.dataset.fingerprint, net.run.config.input.eval_split)
@@ -345,19 +377,7 @@ def evaluate_ensemble(
         f' {first.config.input.dataset} ({first.config.input.eval_split}); an'
         ' ensemble needs one prepared data set, and --split'
       )
-  table = {}
-
-  def members():
-    for workdir, net in zip(workdirs, nets, strict=True):
-      made = net.predict(many)
-      table[f'1 CNN   {workdir}'] = made.errors()
-      yield made
-
-  together = predictions_lib.ensemble(members())
-  if len(nets) > 1:
-    table[f'{len(nets)} CNNs'] = together.errors()
-  print_table(table, first.config.input.eval_split)
-  return table
+  return nets
 
 
 def print_table(table: dict[str, dict[str, float]], split: str) -> None:
@@ -396,7 +416,9 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', None, 'Instead of the one in each config.')
 
 
-def main(_) -> None:
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f'{argv[1]} is not a flag; folders are separated by commas')
   with command.one_line_errors('finished predictions are kept'):
     evaluate_ensemble(
       FLAGS.workdirs,

@@ -35,37 +35,21 @@ def paper_sgd(
     decay_biases: let weight decay act on biases as well, as the text has it.
       Deviation S5: not so in the original source.
   """
-  sgd = optax.chain(
-    optax.stateless(
-      lambda grads, params: jax.tree_util.tree_map_with_path(
-        lambda path, g, w: (
-          -rates[_kind(path)]
-          * (g + weight_decay * w if decay_biases or not _is_bias(path) else g)
-        ),
-        grads,
-        params,
-      )
-    ),
-    optax.trace(momentum),
-  )
 
   def update(grads, state, params):
-    updates, (empty, new) = sgd.update(grads, state, params)
-    moving = jax.tree_util.tree_map_with_path(
-      lambda path, _: rates[_kind(path)] > 0, updates
-    )
-    select = lambda then, otherwise: jax.tree.map(
-      jnp.where, moving, then, otherwise
-    )
-    trace = select(new.trace, state[1].trace)
-    updates = select(updates, jax.tree.map(jnp.zeros_like, updates))
-    return updates, (empty, optax.TraceState(trace))
+    def new_v(path, g, w, v):
+      rate = rates[_kind(path)]
+      if decay_biases or path[-1].key != 'bias':
+        g += weight_decay * w
+      return jnp.where(rate > 0, momentum * v - rate * g, v)
 
-  return optax.GradientTransformation(sgd.init, update)
+    def step(path, v):
+      return jnp.where(rates[_kind(path)] > 0, v, 0)
 
+    v = jax.tree.map_with_path(new_v, grads, params, state.trace)
+    return jax.tree.map_with_path(step, v), optax.TraceState(v)
 
-def _is_bias(path):
-  return path[-1].key == 'bias'
+  return optax.GradientTransformation(optax.trace(momentum).init, update)
 
 
 def _kind(path):

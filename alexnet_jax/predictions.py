@@ -30,7 +30,7 @@ class Predictions:
     log_probs: logarithms of the softmax outputs, which have been averaged over
       the views and over the nets; examples in stored order.
     labels: of the examples.
-    made_from: what they depend on, by name: step, data set, split, views.
+    made_from: what they depend on, by name: training, step, split, views.
   """
 
   log_probs: Float[np.ndarray, 'examples classes']
@@ -51,7 +51,7 @@ class Predictions:
   def save(self, path: pathlib.Path) -> None:
     """Writes the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + '.tmp')
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     with open(temporary, 'wb') as file:
       np.savez(
         file,

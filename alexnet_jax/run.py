@@ -222,6 +222,7 @@ class Record:
   dataset: str  # Its fingerprint.
   metrics: dict[str, float]  # The newest row, by tag.
   plateau: optimizer.Plateau = optimizer.Plateau()
+  stuck_steps: int = 0  # Up to this checkpoint, see train.PlateauGuard.
   wall_seconds: float = 0.0  # Up to this checkpoint, less what kills lost.
 
 

@@ -174,7 +174,6 @@ def train_and_evaluate(
   optim, augmentation = config.optimizer, config.augment
   schedule, table = rate_schedule(optim), _timetable(run)
   train_step = train_step_of(run)
-  guard = PlateauGuard(config)
   evaluator = evaluate.make_evaluator(run)
   key = towers.place(jax.random.key(config.seed), run.mesh)
   state_norm = jax.jit(lambda s: optax.tree.norm((s.params, s.opt_state)))
@@ -198,6 +197,7 @@ def train_and_evaluate(
       _write_start(writer, run, state)
 
     latest, plateau = record.metrics, record.plateau
+    guard = PlateauGuard(config, record.stuck_steps)
     result_file = run.workdir / metrics.RESULT_FILE
     while step < table.total_steps and not plateau.has_ended(
       optim.plateau_drops
@@ -233,6 +233,7 @@ def train_and_evaluate(
         record,
         metrics=latest,
         plateau=plateau,
+        stuck_steps=guard.stuck_steps,
         wall_seconds=record.wall_seconds + time.time() - began,
       )
       began = time.time()
@@ -307,26 +308,28 @@ class PlateauGuard:
 
   NEAR = 0.02  # nats
 
-  def __init__(self, config: ml_collections.ConfigDict):
-    self._config, self._steps, self._warned = config, 0, False
+  def __init__(self, config: ml_collections.ConfigDict, stuck_steps: int):
+    """Goes on after `stuck_steps` steps near ln(classes)."""
+    self._config, self.stuck_steps, self._warned = config, stuck_steps, False
 
   def observe(self, loss: float, steps: int) -> None:
     """Takes note of a mean training loss over `steps` further steps."""
     net, classes = self._config.model, self._config.model.num_classes
     stuck = abs(loss - math.log(classes)) < self.NEAR
-    self._steps = self._steps + steps if stuck else 0
+    before = self.stuck_steps
+    self.stuck_steps = before + steps if stuck else 0
     limit = self._config.train.plateau_warning_steps
-    if self._steps < limit or self._warned:
+    if not before < limit <= self.stuck_steps or self._warned:
       return
     self._warned = True
     log.warning(
       'For %d steps the loss has been within %g of ln(%d) = %.3f: the net gives'
-      ' every class the same probability. The likely cause are too small'
-      ' initial weights: in a fresh --workdir set config.model.conv345_init_std'
+      ' every class the same probability. The likely cause is initial weights'
+      ' that are too small: in a fresh --workdir set config.model.conv345_init_std'
       ' (now %g; 0.03 in the source) and, if the net is narrow,'
       ' config.model.init_std and config.model.fc67_init_std (now %g and %g) to'
       ' 0.05. See README.md, "A loss that stays at ln(classes)".',
-      self._steps,
+      self.stuck_steps,
       self.NEAR,
       classes,
       math.log(classes),
@@ -371,6 +374,7 @@ def _write_start(writer, run, state):
       augment.random_views,
       crop_size=run.config.input.crop_size,
       flip=augmentation.flip,
+      color_divide=augmentation.color_divide,
     )
   )
   views = random_views(

@@ -5,7 +5,8 @@ r"""Section 6, first half: a sixth convolutional layer, on all of ImageNet.
 
 The net of run 146-2011 of the original source; configs/conv6_finetune.py goes
 on from it. Not here: the run began with the convolutions of a net trained on
-Fall 2009, and had 1,024 linear units before its 21,843 classes. Not run yet.
+Fall 2009, at a tenth of the rate until epoch 6, had a bias rate of its own in
+conv6, and 1,024 linear units before its 21,843 classes. Not run yet.
 """
 
 from configs import source
@@ -22,5 +23,6 @@ def get_config():
   config.optimizer.conv1_drop_epochs = ()  # layer-params-146-2011.
   config.optimizer.conv1_freeze_epoch = 0.0  # layer-params-146-2011.
   config.augment.color_end_epoch = 0.0  # layer-params-146-2011.
-  config.train.epochs = 8.1  # layer-params-146-2011: "8.11295: killed".
+  # layer-params-146-2011: killed at "8.11295", batch 11,295 of its 8th epoch.
+  config.train.epochs = 8.0
   return config

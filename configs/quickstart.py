@@ -3,7 +3,8 @@ r"""The quick start: a narrow AlexNet on scikit-learn's handwritten digits.
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
 
 Two CPU cores: 45 s; 1.0, 2.3 and 1.3% error on the test images with seeds 0, 1
-and 2 (see experiments/LOG.md). The data come with scikit-learn and are prepared on first use.
+and 2 (see experiments/LOG.md). The data come with scikit-learn and are prepared
+on first use.
 """
 
 from configs import paper

@@ -10,6 +10,9 @@ layer-params-145-2010.cfg, and convdata_jpeg.py. The same net on ILSVRC-2012
 (40.66 / 18.21, Table 2) changed its rates at epochs 25, 51, 67 (conv1, and no
 colour noise), 72 (conv1 frozen) and 79, and stopped at 91.
 
+The notes count epochs from 1, so their epoch 23 is the 23rd pass; here a change
+comes after 23 passes.
+
 Not here: one crop for every 32 consecutive images (S9), and the same order of
 examples in every epoch (S10). Not run yet.
 """

@@ -202,7 +202,7 @@ DIFFERENCES = {
     'optimizer.drop_epochs': [6],
     'optimizer.conv1_drop_epochs': [],
     'optimizer.conv1_freeze_epoch': 0,
-    'train.epochs': 8.1,
+    'train.epochs': 8.0,
   },
   'conv6_finetune': SOURCE
   | CONV6
@@ -385,6 +385,22 @@ RULES = [
     'config.model.lrn_across_towers=True needs both towers on one device; use'
     " config.mesh.layout='data'",
   ),
+  (
+    {'optimizer__schedule': 'steps', 'optimizer__drop_epochs': (-3.0,)},
+    1,
+    'config.optimizer.drop_epochs=(-3.0,) must hold numbers of at least 0',
+  ),
+  (
+    {'optimizer__schedule': 'steps', 'optimizer__drop_epochs': (float('nan'),)},
+    1,
+    'config.optimizer.drop_epochs=(nan,) must hold numbers of at least 0',
+  ),
+  (
+    {'model__lrn_layers': ('conv6',)},
+    1,
+    "config.model.lrn_layers=('conv6',) may hold names of convolutional layers"
+    ' alone: conv1, conv2, conv3, conv4, conv5',
+  ),
   ({'mesh__towers': '3'}, 1, "config.mesh.towers=3 must be '1', '2' or 'auto'"),
   (
     {'mesh__towers': '2'},
@@ -474,7 +490,7 @@ RULES = [
       {f'model__{key}': ('conv2', layer)},
       1,
       f"config.model.{key}=('conv2', '{layer}') may hold names of convolutional"
-      ' layers alone: conv1, conv2, conv3, conv4, conv5, conv6',
+      ' layers alone: conv1, conv2, conv3, conv4, conv5',
     )
     for key, layer in {
       'lrn_layers': 'fc6',
@@ -660,7 +676,6 @@ PRETRAINED = [
   'conv345_init_std',
   'fc67_init_std',
   'init_bias',
-  'dropout_rate',
 ]
 
 

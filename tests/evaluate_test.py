@@ -5,6 +5,12 @@ And the command on real checkpoints: predictions, ensembles, Table 2.
 
 import contextlib
 import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -378,10 +384,95 @@ def test_a_folder_without_training_is_named(trainings, tmp_path):
     evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
 
 
-@pytest.mark.parametrize('workdirs', [[], ['a', 'a']])
+@pytest.mark.parametrize(
+  'workdirs', [[], [''], ['a', 'a'], ['a', 'a/'], ['a', ''], ['a', 'b/../a']]
+)
 def test_the_workdirs_must_differ(workdirs):
   with pytest.raises(ValueError, match='must name one or more different'):
     evaluate.evaluate_ensemble(workdirs, 'latest', False)
+
+
+def test_nets_of_other_images_are_no_ensemble(data_dir, tmp_path):
+  other = tmp_path / 'data'
+  shutil.copytree(data_dir / 'digits', other / 'digits')
+  (file,) = other.rglob('statistics.npz')
+  with np.load(file) as arrays:
+    changed = dict(arrays) | {'fingerprint': np.array('0123')}
+  np.savez(file, **changed)
+  for name, folder in (('a', data_dir), ('b', other)):
+    make_training(tmp_path / name, tiny_config(folder, 8))
+  workdirs = [str(tmp_path / name) for name in 'ab']
+  with pytest.raises(ValueError, match='needs one prepared data set'):
+    evaluate.evaluate_ensemble(workdirs, 'latest', False)
+
+
+def test_the_data_may_have_moved(data_dir, tmp_path):
+  make_training(tmp_path / 'a', tiny_config(data_dir, 9))
+  shutil.copytree(data_dir, tmp_path / 'moved')
+  record = json.loads((tmp_path / 'a/config.json').read_text())
+  record['input.data_dir'] = str(tmp_path / 'gone')
+  (tmp_path / 'a/config.json').write_text(json.dumps(record))
+  evaluate.evaluate_ensemble(
+    [str(tmp_path / 'a')], 'latest', False, data_dir=str(tmp_path / 'moved')
+  )
+
+
+def test_another_training_in_the_same_folder_is_predicted_anew(
+  data_dir, tmp_path
+):
+  probs = []
+  for seed in (10, 11):
+    shutil.rmtree(tmp_path / 'checkpoints', ignore_errors=True)
+    (tmp_path / 'config.json').unlink(missing_ok=True)
+    make_training(tmp_path, tiny_config(data_dir, seed))
+    evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+    probs.append(stored(tmp_path, 'one')[0])
+  assert not np.allclose(*probs)
+
+
+def test_where_the_config_reflects_the_views_are_ten(data_dir, tmp_path):
+  config = tiny_config(data_dir, 12)
+  config.augment.flip = True
+  make_training(tmp_path, config)
+  evaluate.evaluate_ensemble([str(tmp_path)], 'latest', True)
+  assert [f.name for f in (tmp_path / 'predictions').iterdir()] == [
+    'test.ten_view.npz'
+  ]
+
+
+def command(*flags):
+  """The command as a user runs it: (exit status, output, errors)."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'alexnet_jax.evaluate', *flags],
+    cwd=pathlib.Path(evaluate.__file__).parents[1],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_prints_the_table(trainings):
+  workdirs = f'--workdirs={trainings}/a,{trainings}/b'
+  status, out, err = command(
+    workdirs, '--checkpoint=latest', '--views=one', '--split=train'
+  )
+  assert status == 0, err
+  assert out.startswith('Model') and '\n2 CNNs ' in out and '(train)' in out
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--workdirs=a,a'], 'ValueError: --workdirs=a,a must name one or more'),
+    (['--workdirs=a', 'b'], 'b is not a flag; folders are separated by commas'),
+  ],
+)
+def test_a_mistake_in_the_command_is_one_line(flags, message):
+  status, _, err = command(*flags)
+  lines = err.strip().splitlines()
+  assert status == 1 and lines[-1].startswith(message)
+  assert 'Traceback' not in err
 
 
 def test_a_run_evaluates_with_its_own_mean_crop(data_dir, tmp_path):

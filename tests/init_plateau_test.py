@@ -62,6 +62,7 @@ def run_main(flag_values, monkeypatch, losses, **changes):
     ([1.0] * 12 + [2.3] * 10, ''),  # Has come back.
     ([1.0] * 12 + [2.3] * 10 + [2.0], 23),  # Has left again.
     ([9.0] * 12, ''),
+    ([2.3] * 12 + [float('nan')] * 10, ''),
   ],
 )
 def test_a_net_has_left_from_the_step_after_which_it_stays_away(

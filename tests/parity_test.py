@@ -177,7 +177,7 @@ def jax_training(config, params, batches, mean, plan, num_devices):
     scalars = towers.place(jax.tree.map(mean.dtype.type, scalars), mesh)
     state, sums = train_step(state, batch, statistics, key, *scalars)
     losses.append(float(sums['loss'] / sums['count']))
-  (v,) = (part.trace for part in state.opt_state if hasattr(part, 'trace'))
+  v = state.opt_state.trace
   return np.array(losses), torch_layout(state.params), torch_layout(v)
 
 

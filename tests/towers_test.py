@@ -87,7 +87,7 @@ def initial_state(**changes):
 
 
 def velocity(state):
-  (v,) = [part.trace for part in state.opt_state if hasattr(part, 'trace')]
+  v = state.opt_state.trace
   return v
 
 

@@ -689,7 +689,7 @@ def test_a_run_goes_through_the_sources_schedule_killed_or_not(
   assert final == saved_state(whole, source_like)
   assert deterministic(read_rows(stopped)) == deterministic(rows)
   same = {name for name in final if final[name] == at_freeze[name]}
-  tree = ('.params', '.opt_state[1].trace')
+  tree = ('.params', '.opt_state.trace')
   frozen = {f"{t}['conv1']['{k}']" for t in tree for k in ('kernel', 'bias')}
   assert same == frozen
   assert 'ln(10)' not in caplog.text  # This net learns: no warning.
@@ -753,7 +753,7 @@ def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
   config, caplog, rows, warned_after
 ):
   config.train.plateau_warning_steps = 10
-  guard, warnings = train.PlateauGuard(config), []
+  guard, warnings = train.PlateauGuard(config, 0), []
   for loss, steps in rows:
     guard.observe(loss, steps)
     warnings.append(len(caplog.records))
@@ -761,10 +761,19 @@ def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
   assert warnings == [0] * first + [1] * (len(rows) - first)
 
 
+@pytest.mark.parametrize(('before', 'warned'), [(5, 0), (6, 1), (10, 0)])
+def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
+  config.train.plateau_warning_steps = 10
+  guard = train.PlateauGuard(config, before)
+  guard.observe(2.3, 4)
+  assert len(caplog.records) == warned  # At 10: the run before has warned.
+  assert guard.stuck_steps == before + 4
+
+
 def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
   config.model.num_classes = 1000
   config.train.plateau_warning_steps = 10
-  guard = train.PlateauGuard(config)
+  guard = train.PlateauGuard(config, 0)
   guard.observe(2.3026, 10)
   assert not caplog.records
   guard.observe(6.9078, 10)
@@ -794,7 +803,7 @@ def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
   (message,) = [m for m in caplog.messages if 'ln(' in m]
   for words in (
     'For 6 steps the loss has been within 0.02 of ln(10) = 2.303',
-    'too small initial weights',
+    'The likely cause is initial weights that are too small',
     'config.model.conv345_init_std (now 0.011; 0.03 in the source)',
     'config.model.init_std and config.model.fc67_init_std (now 0.01 and 0.012)',
     'fresh --workdir',
@@ -852,7 +861,7 @@ def test_all_layers_but_the_classifier_begin_as_pretrained(
   if classes == 3:
     before.model.num_classes = 3
     before.input.dataset, before.input.eval_split = three_classes, 'validation'
-  before.model.dropout_rate = before.model.init_std = 0.25
+  before.model.init_std = 0.25
   pretrained = save_pretrained(before, tmp_path / 'pretrained')
   config = with_conv6(load(config_file))
   config.mesh.layout = layout
@@ -954,7 +963,7 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
   config.train.init_workdir = str(uninterrupted.workdir)
   config.model.fc_features = (8, 16)
   config.model.lrn_alpha = 2e-5
-  config.model.dropout_rate = 0.1  # May differ.
+  config.model.init_bias = 0.1  # May differ.
   config.input.crop_size = 75
   with pytest.raises(ValueError) as error:
     train.train_and_evaluate(config, tmp_path / 'tuned')
