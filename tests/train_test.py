@@ -987,7 +987,7 @@ def test_the_plateau_experiment_trains_as_the_loop_does(
   monkeypatch.setattr(
     init_plateau,
     'FLAGS',
-    types.SimpleNamespace(steps=16, dataset='', crop_size=0),
+    types.SimpleNamespace(steps=16, dataset='', size=0, crop_size=0),
   )
   losses, made = [], init_plateau.losses
   monkeypatch.setattr(
