@@ -17,7 +17,6 @@ import optax
 import pytest
 
 from alexnet_jax import checkpoint
-from alexnet_jax import optimizer
 from alexnet_jax import run
 from alexnet_jax import towers
 
@@ -38,12 +37,7 @@ def make_state(step, mesh=None):
   rng = np.random.default_rng(step)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
-  opt_state = optimizer.paper_sgd({}, 0.9, 0.0).init(params)
-  (trace,) = [s for s in opt_state if isinstance(s, optax.TraceState)]
-  opt_state = tuple(
-    optax.TraceState(jax.tree.map(lambda x: x * 2, params)) if s is trace else s
-    for s in opt_state
-  )
+  opt_state = optax.TraceState(jax.tree.map(lambda x: x * 2, params))
   state = run.TrainState(jnp.int32(step), params, opt_state)
   return towers.place(state, mesh, towers.param_specs(state, mesh))
 
