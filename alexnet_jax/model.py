@@ -282,12 +282,14 @@ class AlexNet(nn.Module):
         x = ACTIVATIONS[self.activation](self._dense(name, features, x))
         x = self._drop(x, train, rows)
     logits = self._dense('fc8', self.num_classes, x)
-    return towers.gather(logits, self.tower_devices, to='invarying')
+    with jax.named_scope('logits'):
+      return towers.gather(logits, self.tower_devices, to='invarying')
 
   def _read(self, name, x):
     """What a layer reads, and in how many groups: here the GPUs talk."""
     if name in MEETING and (self.tower_links or name == 'fc8'):
-      return towers.gather(x, self.tower_devices), 1
+      with jax.named_scope(name):
+        return towers.gather(x, self.tower_devices), 1
     return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
 
   def _conv(self, name, features, x):
