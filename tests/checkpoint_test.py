@@ -17,6 +17,7 @@ import optax
 import pytest
 
 from alexnet_jax import checkpoint
+from alexnet_jax import optimizer
 from alexnet_jax import run
 from alexnet_jax import towers
 
