@@ -85,6 +85,7 @@ def test_every_field_of_state_and_record_comes_back(tmp_path):
     dataset='0f',
     metrics={'eval/loss': 0.1 + 0.2},
     plateau=optimizer.Plateau(best_error=0.25, stalled=2, drops=1),
+    stuck_steps=40,
     wall_seconds=1.5,
   )
   with opened(tmp_path) as checkpoints:
@@ -99,6 +100,7 @@ def test_every_field_of_state_and_record_comes_back(tmp_path):
     'dataset': '0f',
     'metrics': {'eval/loss': 0.1 + 0.2},
     'plateau': {'best_error': 0.25, 'stalled': 2, 'drops': 1},
+    'stuck_steps': 40,
     'wall_seconds': 1.5,
   }
 
