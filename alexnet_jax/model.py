@@ -150,10 +150,7 @@ class TowerConv(nn.Module):
       x.shape[-1] // self.groups,
       self.features,
     )
-    kernel = self.param('kernel', nn.initializers.normal(self.init_std), shape)
-    bias = self.param(
-      'bias', nn.initializers.constant(self.init_bias), (self.features,)
-    )
+    kernel, bias = _kernel_and_bias(self, shape)
     x = towers.grouped_conv(
       x, kernel, self.stride, (self.padding, self.padding), self.groups
     )
@@ -179,17 +176,20 @@ class TowerDense(nn.Module):
     parts = [
       part.reshape(len(part), -1) for part in jnp.split(x, self.groups, axis=-1)
     ]
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(self.init_std),
-      (parts[0].shape[1], self.features),
-    )
-    bias = self.param(
-      'bias', nn.initializers.constant(self.init_bias), (self.features,)
-    )
+    shape = (parts[0].shape[1], self.features)
+    kernel, bias = _kernel_and_bias(self, shape)
     kernels = jnp.split(kernel, self.groups, axis=-1)
     outputs = [part @ k for part, k in zip(parts, kernels, strict=True)]
     return jnp.concatenate(outputs, axis=-1) + bias[None]
+
+
+def _kernel_and_bias(layer, shape):
+  normal = nn.initializers.normal(layer.init_std)
+  constant = nn.initializers.constant(layer.init_bias)
+  return (
+    layer.param('kernel', normal, shape),
+    layer.param('bias', constant, shape[-1:]),
+  )
 
 
 class AlexNet(nn.Module):

@@ -14,7 +14,7 @@ from clu import parameter_overview
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 import ml_collections
 
 from alexnet_jax import augment
@@ -122,6 +122,15 @@ class TrainState:
   opt_state: PyTree  # v of the paper.
 
 
+def initial_state(
+  net: model.AlexNet, crop_size: int, key: Key[Array, '']
+) -> TrainState:
+  """The state of a network, made with `tower_devices` 1, before any step."""
+  params = net.init(key, jnp.zeros((1, crop_size, crop_size, 3)))['params']
+  opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
 def create_train_state(run: Run) -> TrainState:
   """The state before the first step, placed on the mesh."""
   state = jax.jit(_creator(run))(jax.random.key(run.config.seed))
@@ -137,13 +146,7 @@ def state_template(run: Run, num_classes: int | None = None) -> TrainState:
   """
   shapes = jax.eval_shape(_creator(run, num_classes), jax.random.key(0))
   shardings = towers.shardings(run.mesh, towers.param_specs(shapes, run.mesh))
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    shapes,
-    shardings,
-  )
+  return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
 
 
 def _open_pretrained(run: Run) -> checkpoint.Checkpoints:
@@ -204,14 +207,8 @@ def _creator(run, num_classes=None):
   settings = dict(run.config.model)
   if num_classes is not None:
     settings['num_classes'] = num_classes
-  net, crop = model.AlexNet(**settings), run.config.input.crop_size
-
-  def create(key):
-    params = net.init(key, jnp.zeros((1, crop, crop, 3)))['params']
-    opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
-
-  return create
+  net = model.AlexNet(**settings)
+  return functools.partial(initial_state, net, run.config.input.crop_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,11 +47,11 @@ def make_train_step(
   *,
   crop_size: int,
   flip: bool,
-  color_divide: bool,
-  central_mean: bool,
   momentum: float,
   weight_decay: float,
-  decay_biases: bool,
+  color_divide: bool = False,
+  central_mean: bool = False,
+  decay_biases: bool = True,
 ) -> Callable[..., tuple[run_lib.TrainState, dict[str, Array]]]:
   """The compiled train step.
 
@@ -133,10 +133,12 @@ def rate_schedule(optim: ml_collections.ConfigDict) -> optimizer.RateSchedule:
   return optimizer.RateSchedule(**{name: optim[name] for name in names})
 
 
-def _timetable(run: run_lib.Run) -> timetable.Timetable:
+def _timetable(
+  run: run_lib.Run, schedule: optimizer.RateSchedule
+) -> timetable.Timetable:
   config = run.config
   changes = (
-    *rate_schedule(config.optimizer).change_epochs,
+    *schedule.change_epochs,
     config.augment.color_end_epoch,  # 0 for never: no step begins before it.
   )
   return timetable.Timetable(
@@ -172,7 +174,8 @@ def train_and_evaluate(
   run = run_lib.open_run(config, workdir)
   run.workdir.mkdir(parents=True, exist_ok=True)
   optim, augmentation = config.optimizer, config.augment
-  schedule, table = rate_schedule(optim), _timetable(run)
+  schedule = rate_schedule(optim)
+  table = _timetable(run, schedule)
   train_step = train_step_of(run)
   evaluator = evaluate.make_evaluator(run)
   key = towers.place(jax.random.key(config.seed), run.mesh)
@@ -365,9 +368,6 @@ def _write_start(writer, run, state):
     images = jnp.asarray(next(batches)['image'][:32])
   no_mean = jnp.zeros(images.shape[1:])  # Pictures for the eye keep theirs.
   augmentation = run.config.augment
-  directions = augment.color_directions(
-    run.dataset.rgb_covariance, augmentation.color_square_root
-  )
   step_key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
   random_views = jax.jit(
     functools.partial(
@@ -382,7 +382,7 @@ def _write_start(writer, run, state):
     images,
     jnp.arange(len(images)),
     no_mean,
-    jnp.asarray(directions),
+    jnp.asarray(metrics.fetch(run.statistics.directions)),
     augmentation.color_std,
   )
   picture = metrics.image_grid(metrics.fetch(views), columns=8)

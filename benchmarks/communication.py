@@ -15,6 +15,7 @@ algorithms, per device and step.
 import collections
 from collections.abc import Iterator
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -236,30 +237,20 @@ def compile_step(
     mesh,
     crop_size=crop_size,
     flip=True,
-    color_divide=False,
-    central_mean=False,
     momentum=0.9,
     weight_decay=5e-4,
-    decay_biases=True,
   )
 
-  def create(key):
-    images = jnp.zeros((1, crop_size, crop_size, 3))
-    params = model.AlexNet(**net_settings).init(key, images)['params']
-    v = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
-    return run_lib.TrainState(jnp.zeros((), jnp.int32), params, v)
+  def placed(tree, specs):
+    shardings = towers.shardings(mesh, specs)
+    return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
-  def placed(tree, spec):
-    specs = spec if not callable(spec) else spec(tree)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      tree,
-      towers.shardings(mesh, specs),
-    )
-
-  every = lambda spec: lambda tree: jax.tree.map(lambda _: spec, tree)
+  every = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   key = jax.eval_shape(lambda: jax.random.key(0))
+  create = functools.partial(
+    run_lib.initial_state, model.AlexNet(**net_settings), crop_size
+  )
   state = jax.eval_shape(create, key)
   batch = {
     'image': array(batch_size, image_size, image_size, 3, dtype=jnp.uint8),
@@ -273,9 +264,9 @@ def compile_step(
     array(),
   )
   lowered = step.lower(
-    placed(state, lambda tree: towers.param_specs(tree, mesh)),
-    placed(batch, every(towers.batch_spec())),
-    *placed(rest, every(towers.REPLICATED)),
+    placed(state, towers.param_specs(state, mesh)),
+    placed(batch, every(batch, towers.batch_spec())),
+    *placed(rest, every(rest, towers.REPLICATED)),
   )
   param_bytes = sum(x.size * 4 for x in jax.tree.leaves(state.params))
   return lowered.compile().as_text(), param_bytes

@@ -132,15 +132,7 @@ def computed(mesh_name):
   )
   evaluation, log_probs = jax.device_get((evaluation, log_probs))
   train_step = train.make_train_step(
-    net,
-    mesh,
-    crop_size=CROP,
-    flip=True,
-    color_divide=False,
-    central_mean=False,
-    momentum=0.9,
-    weight_decay=0.0005,
-    decay_biases=True,
+    net, mesh, crop_size=CROP, flip=True, momentum=0.9, weight_decay=0.0005
   )
   key = jax.random.key(0)
   on_mesh = towers.place((key, RATES, np.float32(0.1)), mesh)

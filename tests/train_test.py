@@ -286,15 +286,7 @@ def test_training_overfits_eight_images():
     dropout_rate=0.0,
   )
   step = train.make_train_step(
-    net,
-    None,
-    crop_size=67,
-    flip=False,
-    color_divide=False,
-    central_mean=False,
-    momentum=0.9,
-    weight_decay=0.0,
-    decay_biases=True,
+    net, None, crop_size=67, flip=False, momentum=0.9, weight_decay=0.0
   )
   rng = np.random.default_rng(0)
   batch = {
