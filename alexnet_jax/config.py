@@ -32,9 +32,16 @@ MAY_CHANGE = frozenset(
 EVALUATION_MAY_CHANGE = MAY_CHANGE | {'input.eval_split'}
 CONFIG_FILE = 'config.json'
 # Keys of config.model in which a pretrained network may differ: its classes,
-# and what its initial weights were.
+# what its initial weights were, and in what its activations were computed.
 PRETRAINED_MAY_DIFFER = frozenset(
-  {'num_classes', 'init_std', 'conv345_init_std', 'fc67_init_std', 'init_bias'}
+  {
+    'num_classes',
+    'init_std',
+    'conv345_init_std',
+    'fc67_init_std',
+    'init_bias',
+    'dtype',
+  }
 )
 
 
@@ -277,6 +284,10 @@ def _network(net):
   if net.activation not in model.ACTIVATIONS:
     names = ' or '.join(map(repr, model.ACTIVATIONS))
     yield f'config.model.activation={net.activation} is unknown; use {names}'
+  if net.dtype not in ('float32', 'bfloat16'):
+    yield (
+      f"config.model.dtype={net.dtype} is unknown; use 'float32' or 'bfloat16'"
+    )
   if net.pool_size not in (2, 3):
     yield f'config.model.pool_size={net.pool_size} must be 2 or 3'
   if net.lrn_alpha < 0:
@@ -339,8 +350,11 @@ def _optimizer(optim):
 
 def _mesh(config, num_devices):
   mesh = config.mesh
-  if mesh.layout not in ('towers', 'data'):
-    yield f"config.mesh.layout={mesh.layout} is not a layout; use 'towers' or 'data'"
+  if mesh.layout not in towers.LAYOUTS:
+    yield (
+      f'config.mesh.layout={mesh.layout} is not a layout; use'
+      f' {" or ".join(map(repr, towers.LAYOUTS))}'
+    )
     return
   if str(mesh.towers) not in ('1', '2', 'auto'):
     yield f"config.mesh.towers={mesh.towers} must be '1', '2' or 'auto'"
@@ -364,6 +378,8 @@ def _mesh(config, num_devices):
       f'config.model.num_classes={config.model.num_classes} must be even on'
       ' two towers; use config.mesh.towers=1'
     )
+  if mesh.layout == 'one_weird_trick' and num_devices > 1:
+    yield from _one_weird_trick(config.model, num_devices)
   for section in ('input', 'eval'):
     size = config[section].batch_size
     if size > 0 and size % data:
@@ -372,3 +388,18 @@ def _mesh(config, num_devices):
         f'config.{section}.batch_size={size} must be a multiple of the {data}'
         f" devices on mesh axis 'data'; try {' or '.join(map(str, near))}"
       )
+
+
+def _one_weird_trick(net, num_devices):
+  way_out = "use config.mesh.layout='towers' or 'data'"
+  if not net.tower_links:
+    yield (
+      "config.mesh.layout='one_weird_trick' splits fc6 and fc7 over all devices,"
+      f' so it needs config.model.tower_links=True; {way_out}'
+    )
+  if any(isinstance(w, int) and w % num_devices for w in net.fc_features):
+    yield (
+      f'config.model.fc_features={net.fc_features} must be multiples of the'
+      f" {num_devices} devices with config.mesh.layout='one_weird_trick';"
+      f' {way_out}'
+    )

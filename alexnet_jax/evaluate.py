@@ -87,9 +87,8 @@ def make_eval_step(
     return sums if mesh is None else lax.psum(sums, 'data'), log_probs
 
   def step(params, batch, mean_image, offsets):
-    param_specs = towers.param_specs(params, mesh)
     specs = (
-      param_specs,
+      towers.param_specs(params, mesh, net.data_split),
       towers.batch_spec(),
       towers.REPLICATED,
       towers.REPLICATED,

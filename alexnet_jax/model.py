@@ -93,6 +93,9 @@ def within_map_norm(
 
 
 def _normalize(x, window, k, alpha):
+  dtype = x.dtype
+  # At least float32: bfloat16 has 8 bits for k plus a sum of squares.
+  x = x.astype(jnp.promote_types(dtype, jnp.float32))
   squares = lax.reduce_window(
     jnp.square(x),
     0.0,
@@ -103,7 +106,7 @@ def _normalize(x, window, k, alpha):
   )
   # s ** -0.75 without a logarithm: twice as fast in forward and backward.
   root = lax.rsqrt(k + alpha * squares)
-  return x * (root * lax.sqrt(root))
+  return (x * (root * lax.sqrt(root))).astype(dtype)
 
 
 def dropout(
@@ -111,21 +114,33 @@ def dropout(
   key: Key[Array, ''],
   rate: float,
   rows: Int[Array, 'batch'],
-  tower_numbers: Int[Array, 'towers'],
+  features: int,
+  num_towers: int,
+  first_unit: int | Int[Array, ''] = 0,
 ) -> Float[Array, 'batch features']:
   """Sets each unit to zero with probability `rate`, without rescaling.
 
   Section 4.2. A unit's fate depends on the key, its example's row in the
-  global batch and its tower, so it is the same on every mesh.
+  global batch, its tower and its place there, so it is the same on every mesh.
+
+  Args:
+    x: units `first_unit`, `first_unit` + 1, ... of the layer.
+    key: of this step and layer.
+    rate: in [0, 1).
+    rows: the row of the global batch that each example is.
+    features: units of the layer, `[tower 0 | tower 1]`.
+    num_towers: of the network.
+    first_unit: of those in `x`.
   """
-  features = x.shape[1] // tower_numbers.size
+  all_towers = jnp.arange(num_towers)
 
   def keep(row):
     row_key = jax.random.fold_in(key, row)
     draw = lambda tower: jax.random.bernoulli(
-      jax.random.fold_in(row_key, tower), 1 - rate, (features,)
+      jax.random.fold_in(row_key, tower), 1 - rate, (features // num_towers,)
     )
-    return jax.vmap(draw)(tower_numbers).reshape(-1)
+    units = jax.vmap(draw)(all_towers).reshape(-1)
+    return lax.dynamic_slice(units, (first_unit,), x.shape[1:])
 
   return jnp.where(jax.vmap(keep)(rows), x, 0)
 
@@ -177,10 +192,10 @@ class TowerDense(nn.Module):
       part.reshape(len(part), -1) for part in jnp.split(x, self.groups, axis=-1)
     ]
     shape = (parts[0].shape[1], self.features)
-    kernel, bias = _kernel_and_bias(self, shape)
-    kernels = jnp.split(kernel, self.groups, axis=-1)
+    kernel, bias = (towers.vary_as(p, x) for p in _kernel_and_bias(self, shape))
+    kernels = jnp.split(kernel.astype(x.dtype), self.groups, axis=-1)
     outputs = [part @ k for part, k in zip(parts, kernels, strict=True)]
-    return jnp.concatenate(outputs, axis=-1) + bias[None]
+    return jnp.concatenate(outputs, axis=-1) + bias.astype(x.dtype)[None]
 
 
 def _kernel_and_bias(layer, shape):
@@ -227,8 +242,13 @@ class AlexNet(nn.Module):
     dropout_rate: share of fc6's and fc7's units that a training step drops.
     inverted_dropout: divide what is kept by `1 - dropout_rate` in training,
       instead of multiplying by it at test. Deviation S11: Caffe and others do.
-    tower_devices: devices that share the network; with 2, call it inside
-      `towers.shard`. Parameters are created with 1 and serve both.
+    dtype: of the activations and what computes them, 'float32' or 'bfloat16'.
+      Parameters, norms, logits and sums over devices stay float32.
+    tower_devices: devices that share the network, a tower on each: 1, or 2 in
+      the layout 'towers'.
+    fc_devices: devices that share fc6, fc7 and fc8: 1, or all in the layout
+      'one_weird_trick'. Where one of these is not 1, call the network inside
+      `towers.shard`. Parameters are created with 1 and serve all layouts.
   """
 
   num_classes: int = 1000
@@ -253,7 +273,20 @@ class AlexNet(nn.Module):
   init_bias: float = 1.0
   dropout_rate: float = 0.5
   inverted_dropout: bool = False
+  dtype: str = 'float32'
   tower_devices: int = 1
+  fc_devices: int = 1
+
+  @property
+  def data_split(self) -> tuple[str, ...]:
+    """Layers whose units are split over the mesh axis 'data'.
+
+    The classes of fc8 may not divide; then every device has all of them.
+    """
+    if self.fc_devices == 1:
+      return ()
+    whole = self.num_classes % self.fc_devices
+    return ('fc6', 'fc7') if whole else ('fc6', 'fc7', 'fc8')
 
   @nn.compact
   def __call__(
@@ -271,7 +304,7 @@ class AlexNet(nn.Module):
       rows: rows of the global batch that these images are; default 0, 1, ...
     """
     rows = jnp.arange(images.shape[0]) if rows is None else rows
-    x = images
+    x = images.astype(self.dtype)
     for name, features in zip(CONVS, self.conv_features, strict=False):
       if features:
         x = self._conv(name, features, x)
@@ -280,17 +313,29 @@ class AlexNet(nn.Module):
     for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
       if features:
         x = ACTIVATIONS[self.activation](self._dense(name, features, x))
-        x = self._drop(x, train, rows)
-    logits = self._dense('fc8', self.num_classes, x)
+        x = self._drop(x, features, train, rows)
+    logits = self._dense('fc8', self.num_classes, x).astype(jnp.float32)
     with jax.named_scope('logits'):
-      return towers.gather(logits, self.tower_devices, to='invarying')
+      if self.tower_devices > 1:
+        return towers.gather(logits, 'tower', axis=1, to='invarying')
+      if 'fc8' in self.data_split:
+        return towers.send_rows_home(logits)
+    return logits
 
   def _read(self, name, x):
     """What a layer reads, and in how many groups: here the GPUs talk."""
-    if name in MEETING and (self.tower_links or name == 'fc8'):
-      with jax.named_scope(name):
-        return towers.gather(x, self.tower_devices), 1
-    return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
+    if name not in MEETING or not (self.tower_links or name == 'fc8'):
+      return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
+    with jax.named_scope(name):
+      if self.tower_devices > 1:
+        x = towers.gather(x, 'tower', axis=x.ndim - 1)
+      elif self.fc_devices > 1 and name.startswith('fc'):
+        whole = x.ndim == 4  # Maps: all features of this device's rows.
+        if name in self.data_split:
+          x = towers.gather(x, 'data', axis=0 if whole else 1)
+        elif not whole:
+          x = towers.send_rows_home(x)
+    return x, 1
 
   def _conv(self, name, features, x):
     kernel_size, stride = {
@@ -328,21 +373,34 @@ class AlexNet(nn.Module):
 
   def _dense(self, name, features, x):
     x, groups = self._read(name, x)
+    devices = self.fc_devices if name in self.data_split else self.tower_devices
     return TowerDense(
-      features=features // self.tower_devices,
+      features=features // devices,
       groups=groups,
       init_std=self.init_std if name == 'fc8' else self.fc67_init_std,
       init_bias=self.init_bias if name in BIAS_ONE else 0.0,
       name=name,
     )(x)
 
-  def _drop(self, x, train, rows):
+  def _drop(self, x, features, train, rows):
     keep_rate = 1 - self.dropout_rate
     if not train:
       return x if self.inverted_dropout else x * keep_rate
-    key = self.make_rng('dropout')
-    numbers = towers.local_towers(self.num_towers, self.tower_devices)
-    x = dropout(x, key, self.dropout_rate, rows, numbers)
+    first_unit = 0
+    if self.tower_devices > 1:
+      first_unit = lax.axis_index('tower') * x.shape[1]
+    elif self.fc_devices > 1:  # Some units of all examples.
+      first_unit = lax.axis_index('data') * x.shape[1]
+      rows = jnp.arange(len(x))
+    x = dropout(
+      x,
+      self.make_rng('dropout'),
+      self.dropout_rate,
+      rows,
+      features,
+      self.num_towers,
+      first_unit,
+    )
     return x / keep_rate if self.inverted_dropout else x
 
   def _conv1_padding(self, images: Float[Array, 'batch size size 3']):

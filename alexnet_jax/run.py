@@ -52,8 +52,12 @@ class Run:
   @property
   def network(self) -> model.AlexNet:
     """The network, for use on this mesh (inside `towers.shard`)."""
-    num_devices = towers.tower_devices(self.mesh)
-    return model.AlexNet(**self.config.model, tower_devices=num_devices)
+    sharing = towers.sharing(self.config.mesh.layout, self.mesh)
+    return model.AlexNet(**self.config.model, **sharing)
+
+  def param_specs(self, tree: PyTree) -> PyTree:
+    """`towers.param_specs` of the network's parameters, or the train state."""
+    return towers.param_specs(tree, self.mesh, self.network.data_split)
 
   def place_batch(self, batch: input_pipeline.Batch) -> PyTree:
     """The batch, its rows split over the mesh."""
@@ -125,7 +129,7 @@ class TrainState:
 def initial_state(
   net: model.AlexNet, crop_size: int, key: Key[Array, '']
 ) -> TrainState:
-  """The state of a network, made with `tower_devices` 1, before any step."""
+  """The state of a network, made for one device, before any step."""
   params = net.init(key, jnp.zeros((1, crop_size, crop_size, 3)))['params']
   opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
@@ -134,7 +138,7 @@ def initial_state(
 def create_train_state(run: Run) -> TrainState:
   """The state before the first step, placed on the mesh."""
   state = jax.jit(_creator(run))(jax.random.key(run.config.seed))
-  return towers.place(state, run.mesh, towers.param_specs(state, run.mesh))
+  return towers.place(state, run.mesh, run.param_specs(state))
 
 
 def state_template(run: Run, num_classes: int | None = None) -> TrainState:
@@ -145,7 +149,7 @@ def state_template(run: Run, num_classes: int | None = None) -> TrainState:
     num_classes: classes of the network; None for those of the config.
   """
   shapes = jax.eval_shape(_creator(run, num_classes), jax.random.key(0))
-  shardings = towers.shardings(run.mesh, towers.param_specs(shapes, run.mesh))
+  shardings = towers.shardings(run.mesh, run.param_specs(shapes))
   return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
 
 
@@ -199,8 +203,8 @@ def _pretrained(run: Run, state: TrainState) -> TrainState:
       ) from error
   log.info('All layers but fc8 begin with those of step %d of %s.', step, where)
   params |= {'fc8': state.params['fc8']}
-  specs = towers.param_specs(params, run.mesh)
-  return state.replace(params=towers.place(params, run.mesh, specs))
+  placed = towers.place(params, run.mesh, run.param_specs(params))
+  return state.replace(params=placed)
 
 
 def _creator(run, num_classes=None):

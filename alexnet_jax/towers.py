@@ -4,12 +4,16 @@ The paper (section 3.5) puts half of the kernels of every layer on each of two
 GPUs, which communicate only where a layer reads the maps of both: into conv3,
 fc6 and fc7, and for the logits. Here a tower is one half of every layer's
 output channels, `[tower 0 | tower 1]` on the last axis of each parameter, so
-one parameter tree serves every mesh:
+one parameter tree serves every mesh and layout. One device has no mesh: both
+towers run side by side on it. On the mesh ('data', 'tower') the network runs
+under `jax.shard_map`, each device with its rows of the batch, and
 
-* no mesh (one device): both towers run side by side on it;
-* mesh ('data', 'tower'): the network runs under `jax.shard_map`, each device
-  holds its tower of the parameters and its rows of the batch, and `gather` is
-  the only communication of the forward pass.
+* layout 'towers': its tower of the parameters. `gather` is the only
+  communication of the forward pass;
+* layout 'data': all parameters. There is none;
+* layout 'one_weird_trick' (Krizhevsky 2014, arXiv:1404.5997): all parameters of
+  the convolutions, an equal share of the units of fc6, fc7 and fc8. fc6 gathers
+  the maps of all examples, and the logits go back to the device of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 REPLICATED = P()
+LAYOUTS = ('towers', 'data', 'one_weird_trick')
 
 
 def mesh_shape(
@@ -31,17 +36,17 @@ def mesh_shape(
   """Sizes of the axes ('data', 'tower') for `num_devices` devices.
 
   Args:
-    layout: 'towers' or 'data'; 'data' keeps all towers on every device.
+    layout: one of `LAYOUTS`; all but 'towers' take every device for 'data'.
     towers: devices that share one network: 1, 2, or 'auto', which takes 2
-      where there are two towers and `num_devices` is even. Ignored by the
-      layout 'data'.
+      where there are two towers and `num_devices` is even. Of the layout
+      'towers' alone.
     num_devices: devices at hand.
     num_towers: of the network; 2, one per GPU, in section 3.5.
 
   Raises:
     ValueError: if an odd number of devices, or one tower, is to be split.
   """
-  if layout == 'data':
+  if layout != 'towers':
     return num_devices, 1
   if towers == 'auto':
     tower = 1 if num_devices % num_towers else num_towers
@@ -86,16 +91,36 @@ def tower_devices(mesh: Mesh | None) -> int:
   return 1 if mesh is None else mesh.shape['tower']
 
 
-def param_specs(tree: PyTree, mesh: Mesh | None) -> PyTree:
+def sharing(layout: str, mesh: Mesh | None) -> dict[str, int]:
+  """The arguments of `model.AlexNet` that say how devices share a network."""
+  spread = mesh is not None and layout == 'one_weird_trick'
+  return {
+    'tower_devices': tower_devices(mesh),
+    'fc_devices': mesh.shape['data'] if spread else 1,
+  }
+
+
+def param_specs(
+  tree: PyTree, mesh: Mesh | None, data_split: Sequence[str] = ()
+) -> PyTree:
   """Specs of a tree of parameters, or of the train state.
 
-  Every leaf is split over the towers on its last axis; scalars are not.
+  Args:
+    tree: whose kernels and biases lie under the names of their layers.
+    mesh: where two devices share a network, every leaf is split over them on
+      its last axis.
+    data_split: layers that are split so over the axis 'data', see
+      `model.AlexNet.data_split`.
   """
-  split = tower_devices(mesh) > 1
-  return jax.tree.map(
-    lambda x: P(*[None] * (x.ndim - 1), 'tower') if split and x.ndim else P(),
-    tree,
-  )
+
+  def spec(path, x):
+    if len(path) > 1 and getattr(path[-2], 'key', None) in data_split:
+      return P(*[None] * (x.ndim - 1), 'data')
+    if tower_devices(mesh) > 1 and x.ndim:
+      return P(*[None] * (x.ndim - 1), 'tower')
+    return P()
+
+  return jax.tree.map_with_path(spec, tree)
 
 
 def batch_spec() -> P:
@@ -135,25 +160,22 @@ def global_rows(num_local: int, mesh: Mesh | None) -> Int[Array, 'batch']:
   return rows if mesh is None else rows + lax.axis_index('data') * num_local
 
 
-def local_towers(num_towers: int, num_devices: int) -> Int[Array, 'towers']:
-  """Numbers of the towers on this device, `num_devices` sharing the net."""
-  towers = jnp.arange(num_towers // num_devices)
-  if num_devices == 1:
-    return towers
-  return towers + lax.axis_index('tower') * towers.size
-
-
 def gather(
-  x: Float[Array, '... features'], num_devices: int, to: str = 'varying'
-) -> Float[Array, '... all_features']:
-  """The maps of both towers, on the device of each: where the GPUs talk.
+  x: Float[Array, '...'], axis_name: str, axis: int, to: str = 'varying'
+) -> Float[Array, '...']:
+  """The parts of all devices of a mesh axis, on each: where the GPUs talk.
 
   With `to='varying'` the backward pass is a reduce-scatter; the logits take
-  'invarying', since the loss computed from them is the same on both devices.
+  'invarying', where the loss computed from them is the same on all devices.
   """
-  if num_devices == 1:
-    return x
-  return lax.all_gather(x, 'tower', axis=x.ndim - 1, tiled=True, to=to)
+  return lax.all_gather(x, axis_name, axis=axis, tiled=True, to=to)
+
+
+def send_rows_home(
+  x: Float[Array, 'all_rows features'],
+) -> Float[Array, 'rows all_features']:
+  """From some features of all examples to all features of this device's rows."""
+  return lax.all_to_all(x, 'data', split_axis=0, concat_axis=1, tiled=True)
 
 
 def grouped_conv(
@@ -165,9 +187,11 @@ def grouped_conv(
 ) -> Float[Array, 'batch out_height out_width features']:
   """Convolution whose output group i reads input group i alone.
 
-  The groups are split by hand: XLA's `feature_group_count` is 25 times slower
-  in the weight gradient on CPU, and makes the partitioner gather weights.
+  Computed in the dtype of `x`. The groups are split by hand: XLA's
+  `feature_group_count` is 25 times slower in the weight gradient on CPU, and
+  makes the partitioner gather weights.
   """
+  kernel = vary_as(kernel, x).astype(x.dtype)
   parts = [
     lax.conv_general_dilated(
       part,
@@ -185,24 +209,31 @@ def grouped_conv(
   return jnp.concatenate(parts, axis=-1)
 
 
+def vary_as(x: Array, other: Array) -> Array:
+  """`x`, inside `shard` of the type that varies over the axes `other` does.
+
+  Its gradient is summed over the devices here, in the dtype of `x`.
+  """
+  missing = tuple(jax.typeof(other).mat.varying - jax.typeof(x).mat.varying)
+  return lax.pcast(x, missing, to='varying') if missing else x
+
+
 def add_bias(
   x: Float[Array, '... features'], bias: Float[Array, 'features']
 ) -> Float[Array, '... features']:
   """`x + bias`, with the gradient of the bias taken as a matrix product.
 
   As a plain sum, XLA on CPU fuses the whole backward chain of the layer into
-  that reduction; the product with ones stops it (12% of the train step).
+  that reduction; the product with ones stops it (12% of the train step). `x`
+  may be of less precision than the bias and its gradient.
   """
-  missing = tuple(jax.typeof(x).mat.varying - jax.typeof(bias).mat.varying)
   # Inside shard_map a custom gradient must vary over the axes its primal does.
-  return _add_bias(
-    x, lax.pcast(bias, missing, to='varying') if missing else bias
-  )
+  return _add_bias(x, vary_as(bias, x))
 
 
 @jax.custom_vjp
 def _add_bias(x, bias):
-  return x + bias[(None,) * (x.ndim - 1)]
+  return x + bias.astype(x.dtype)[(None,) * (x.ndim - 1)]
 
 
 def _add_bias_fwd(x, bias):
@@ -212,7 +243,13 @@ def _add_bias_fwd(x, bias):
 def _add_bias_bwd(_, g):
   flat = g.reshape(-1, g.shape[-1])
   ones = jnp.ones((8, flat.shape[0]), g.dtype)  # 8 rows: one vector register.
-  return g, jnp.matmul(ones, flat, precision=lax.Precision.HIGHEST)[0]
+  sums = jnp.matmul(
+    ones,
+    flat,
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=jnp.promote_types(g.dtype, jnp.float32),
+  )
+  return g, sums[0]
 
 
 _add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)

@@ -90,7 +90,7 @@ def make_train_step(
 
   def train_step(state, batch, statistics, key, rates, color_std):
     specs = (
-      towers.param_specs(state.params, mesh),
+      towers.param_specs(state.params, mesh, net.data_split),
       towers.batch_spec(),
       *(towers.REPLICATED,) * 3,
     )

@@ -5,7 +5,10 @@ r"""Every collective of the compiled train step, beside the paper's pattern.
 The paper's GPUs exchange the maps that conv3, fc6, fc7 and fc8 read (section
 3.5), and their gradients on the way back; here also the logits, since every
 device computes the loss. Over the data axis the gradients are summed, each
-device those of its own tower. `--check` fails on anything more or less.
+device those of its own tower. In the layout 'one_weird_trick' fc6, fc7 and fc8
+read the units of all devices, the logits go back to the device of each example,
+and only the gradients of the convolutions are summed. `--check` fails on
+anything more or less.
 
 Read from the program that XLA compiles for virtual CPU devices; compilers for
 other backends may fuse or rename collectives. Bytes received are those of ring
@@ -16,7 +19,6 @@ import collections
 from collections.abc import Iterator
 import dataclasses
 import functools
-import json
 import math
 import os
 import re
@@ -41,6 +43,7 @@ from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from alexnet_jax import train
+from benchmarks import report
 from configs import paper
 
 # (layout, towers, devices)
@@ -53,6 +56,9 @@ MESHES = (
   ('data', 'auto', 2),
   ('data', 'auto', 4),
   ('data', 'auto', 8),
+  ('one_weird_trick', 'auto', 2),
+  ('one_weird_trick', 'auto', 4),
+  ('one_weird_trick', 'auto', 8),
 )
 GATHERS = ('conv3', 'fc6', 'fc7', 'fc8')  # Section 3.5.
 DTYPE_BYTES = {'pred': 1, 'u8': 1, 's8': 1, 'bf16': 2, 'f16': 2, 'f64': 8}
@@ -93,6 +99,7 @@ class Collective:
       'all-gather': others * self.operand_bytes,
       'reduce-scatter': others * self.operand_bytes // self.group_size,
       'all-reduce': 2 * others * self.operand_bytes // self.group_size,
+      'all-to-all': others * self.operand_bytes // self.group_size,
     }.get(self.kind, self.operand_bytes)
 
 
@@ -177,68 +184,69 @@ def _groups(line):
   return ids.reshape(numbers(shape)).tolist()
 
 
-def expected(mesh: jax.sharding.Mesh | None) -> collections.Counter:
-  """Counts of (kind, layer, direction, axis) of the paper's pattern."""
-  if towers.tower_devices(mesh) == 1:
-    return collections.Counter()
-  forward = [('all-gather', name, 'forward') for name in (*GATHERS, 'logits')]
-  backward = [('reduce-scatter', name, 'backward') for name in GATHERS]
-  return collections.Counter(
-    (*which, 'tower') for which in (*forward, *backward)
-  )
+def expected(net: model.AlexNet) -> collections.Counter:
+  """Counts of (kind, layer, direction, axis) of the layout's pattern."""
+  pattern = collections.Counter()
+
+  def both_ways(forward, backward, layers, axis):
+    for layer in layers:
+      pattern[forward, layer, 'forward', axis] += 1
+      if backward:
+        pattern[backward, layer, 'backward', axis] += 1
+
+  if net.tower_devices > 1:
+    both_ways('all-gather', 'reduce-scatter', GATHERS, 'tower')
+    both_ways('all-gather', None, ('logits',), 'tower')
+  if net.fc_devices > 1:
+    both_ways('all-gather', 'reduce-scatter', net.data_split, 'data')
+    home = 'logits' if 'fc8' in net.data_split else 'fc8'
+    both_ways('all-to-all', 'all-to-all', (home,), 'data')
+  return pattern
 
 
 def problems(
-  found: list[Collective], mesh: jax.sharding.Mesh | None, param_bytes: int
+  found: list[Collective], net: model.AlexNet, gradient_bytes: int
 ) -> Iterator[str]:
   """What in `found` is not as it should be.
 
   Args:
     found: collectives of a train step.
-    mesh: that it was compiled for.
-    param_bytes: of the whole network's parameters.
+    net: that it trains.
+    gradient_bytes: that a device sums with others, see `compile_step`.
   """
   moving = [c for c in found if c.group_size > 1]
   sums = [c for c in moving if c.kind == 'all-reduce']
   rest = collections.Counter(
     (c.kind, c.layer, c.direction, c.axis) for c in moving if c not in sums
   )
-  for which, count in (rest - expected(mesh)).items():
+  for which, count in (rest - expected(net)).items():
     yield f'{count} more: {", ".join(which)}'
-  for which, count in (expected(mesh) - rest).items():
+  for which, count in (expected(net) - rest).items():
     yield f'{count} missing: {", ".join(which)}'
   for collective in sums:
     if collective.axis != 'data':
       yield f'all-reduce over {collective.axis}: {collective.layer}'
-  if mesh is not None and mesh.shape['data'] > 1:
-    # Beside the gradients: loss, two errors, the count, and the like.
-    extra = (
-      sum(c.operand_bytes for c in sums) - param_bytes / mesh.shape['tower']
-    )
-    if not 0 <= extra <= 64:
-      yield f'all-reduces of {extra:+.0f} bytes beside the gradients'
+  # Beside the gradients: loss, two errors, the count, and the like.
+  extra = sum(c.operand_bytes for c in sums) - gradient_bytes
+  if not 0 <= extra <= 64:
+    yield f'all-reduces of {extra:+d} bytes beside the gradients'
 
 
 def compile_step(
-  net_settings: dict,
+  net: model.AlexNet,
   mesh: jax.sharding.Mesh | None,
   *,
   batch_size: int,
   image_size: int,
   crop_size: int,
 ) -> tuple[str, int]:
-  """Text of the compiled train step, and bytes of the parameters.
+  """Text of the compiled train step, and bytes that a device has to sum.
 
+  These are the gradients of the parameters that it shares with other devices.
   Nothing is computed: shapes alone are compiled.
   """
-  num_devices = towers.tower_devices(mesh)
   step = train.make_train_step(
-    model.AlexNet(**net_settings, tower_devices=num_devices),
-    mesh,
-    crop_size=crop_size,
-    flip=True,
-    momentum=0.9,
-    weight_decay=5e-4,
+    net, mesh, crop_size=crop_size, flip=True, momentum=0.9, weight_decay=5e-4
   )
 
   def placed(tree, specs):
@@ -249,7 +257,7 @@ def compile_step(
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   key = jax.eval_shape(lambda: jax.random.key(0))
   create = functools.partial(
-    run_lib.initial_state, model.AlexNet(**net_settings), crop_size
+    run_lib.initial_state, net.clone(tower_devices=1, fc_devices=1), crop_size
   )
   state = jax.eval_shape(create, key)
   batch = {
@@ -264,12 +272,20 @@ def compile_step(
     array(),
   )
   lowered = step.lower(
-    placed(state, towers.param_specs(state, mesh)),
+    placed(state, towers.param_specs(state, mesh, net.data_split)),
     placed(batch, every(batch, towers.batch_spec())),
     *placed(rest, every(rest, towers.REPLICATED)),
   )
-  param_bytes = sum(x.size * 4 for x in jax.tree.leaves(state.params))
-  return lowered.compile().as_text(), param_bytes
+  gradient_bytes = 0
+  if mesh is not None and mesh.shape['data'] > 1:
+    specs = towers.param_specs(state.params, mesh, net.data_split)
+    shared = jax.tree.map(
+      lambda x, s: 0 if 'data' in s else 4 * x.size // mesh.shape['tower'],
+      state.params,
+      specs,
+    )
+    gradient_bytes = sum(jax.tree.leaves(shared))
+  return lowered.compile().as_text(), gradient_bytes
 
 
 FLAGS = flags.FLAGS
@@ -290,8 +306,9 @@ def main(_) -> None:
     if FLAGS.quick and number != 2:
       continue
     mesh = towers.create_mesh(layout, per_net, jax.devices()[:number])
-    text, param_bytes = compile_step(
-      dict(config.model),
+    net = model.AlexNet(**config.model, **towers.sharing(layout, mesh))
+    text, gradient_bytes = compile_step(
+      net,
       mesh,
       batch_size=FLAGS.batch,
       image_size=config.input.image_size,
@@ -314,7 +331,7 @@ def main(_) -> None:
         f' | {c.operand_bytes / 1e6:.3f} | {c.received_bytes / 1e6:.3f} |'
       )
     wrong += [
-      f'{layout} {shape}: {p}' for p in problems(found, mesh, param_bytes)
+      f'{layout} {shape}: {p}' for p in problems(found, net, gradient_bytes)
     ]
     figures.append(
       {
@@ -324,10 +341,10 @@ def main(_) -> None:
         'collectives': [dataclasses.asdict(c) for c in found],
       }
     )
-  if FLAGS.output:
-    with open(FLAGS.output, 'w') as file:
-      json.dump(figures, file, indent=1)
-  print('\n' + ('\n'.join(wrong) or "the paper's pattern, and nothing more"))
+  print()
+  report.print_environment()
+  report.write(FLAGS.output, figures)
+  print('\n'.join(wrong) or 'the pattern of each layout, and nothing more')
   if FLAGS.check and wrong:
     sys.exit(1)
 

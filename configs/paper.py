@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.init_bias = 1.0  # section 5: in conv2, conv4, conv5, fc6, fc7
   model.dropout_rate = 0.5  # section 4.2
   model.inverted_dropout = False  # section 4.2. Deviation S11
+  model.dtype = 'float32'  # ours; or 'bfloat16', of activations alone
 
   config.input = input = ml_collections.ConfigDict()
   input.dataset = 'imagenet2012'  # section 2
@@ -76,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.plateau_patience = 5  # ours: evaluations without a lower error
 
   config.mesh = mesh = ml_collections.ConfigDict()
-  mesh.layout = 'towers'  # section 3.5; or 'data', both towers on each device
+  mesh.layout = 'towers'  # section 3.5; or 'data', 'one_weird_trick'
   mesh.towers = 'auto'  # section 3.5: devices a network spreads over: '1', '2'
 
   config.train = train = ml_collections.ConfigDict()

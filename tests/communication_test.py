@@ -3,13 +3,14 @@
 import jax
 import pytest
 
+from alexnet_jax import model
 from alexnet_jax import towers
 from benchmarks import communication
 
 NARROW = {
   'num_classes': 10,
   'conv_features': (4, 4, 4, 4, 4),
-  'fc_features': (8, 6),
+  'fc_features': (8, 8),
 }
 # The smallest maps for three poolings: 15, 7, 3 and 1 pixels.
 SIZES = {'batch_size': 8, 'image_size': 72, 'crop_size': 67}
@@ -25,10 +26,16 @@ def instruction(kind, shape, groups, rest=SCOPE):
   return f'  %x.1 = {shape} {kind}(%y), channel_id=1, {groups}, {rest}'
 
 
+def narrow_net(layout='towers', mesh=None, **changes):
+  return model.AlexNet(**NARROW | changes, **towers.sharing(layout, mesh))
+
+
 @pytest.fixture(scope='module')
 def program():
-  """(text of a narrow net's step on four devices, bytes of its parameters)."""
-  return communication.compile_step(NARROW, create_mesh(), **SIZES)
+  """(text, bytes to sum, net) of a narrow net's step on two by two devices."""
+  mesh = create_mesh()
+  net = narrow_net(mesh=mesh)
+  return *communication.compile_step(net, mesh, **SIZES), net
 
 
 # Operand and received bytes on two devices of a ring, worked by hand.
@@ -44,7 +51,7 @@ def program():
       5_828,
       5_828,
     ),
-    ('all-to-all', 'f32[10]', 40, 40),
+    ('all-to-all', '(f32[5], f32[5])', 40, 20),
   ],
 )
 def test_bytes_of_a_collective(kind, shape, operand, received):
@@ -78,10 +85,10 @@ def test_every_print_style_of_groups_names_the_axis(groups, axis, size):
 
 
 def test_two_towers_talk_where_the_papers_gpus_do(program):
-  text, param_bytes = program
+  text, gradient_bytes, net = program
   mesh = create_mesh()
   found = communication.collectives(text, mesh)
-  assert list(communication.problems(found, mesh, param_bytes)) == []
+  assert list(communication.problems(found, net, gradient_bytes)) == []
   assert sorted(c.layer for c in found if c.kind == 'all-gather') == [
     'conv3',
     'fc6',
@@ -95,7 +102,7 @@ def test_two_towers_talk_where_the_papers_gpus_do(program):
 
 
 def test_one_device_talks_to_nobody():
-  text, _ = communication.compile_step(NARROW, None, **SIZES)
+  text, _ = communication.compile_step(narrow_net(), None, **SIZES)
   assert communication.collectives(text, None) == []
 
 
@@ -112,19 +119,43 @@ def test_one_device_talks_to_nobody():
   ],
 )
 def test_one_collective_more_is_a_problem(program, extra, problem):
-  text, param_bytes = program
+  text, gradient_bytes, net = program
   mesh = create_mesh()
   text += '\n' + instruction(*extra)
   found = communication.collectives(text, mesh)
-  (said,) = communication.problems(found, mesh, param_bytes)
+  (said,) = communication.problems(found, net, gradient_bytes)
   assert problem in said
 
 
 def test_one_collective_less_is_a_problem(program):
-  text, param_bytes = program
+  text, gradient_bytes, net = program
   mesh = create_mesh()
   found = communication.collectives(text, mesh)
   gather = next(c for c in found if c.layer == 'fc7')
   found.remove(gather)
-  (said,) = communication.problems(found, mesh, param_bytes)
+  (said,) = communication.problems(found, net, gradient_bytes)
   assert said == '1 missing: all-gather, fc7, forward, tower'
+
+
+# The ten classes divide over two devices and not over four, where fc8 is whole
+# on every device and its gradients are summed with those of the convolutions.
+@pytest.mark.parametrize(
+  ('number', 'gathered', 'home'),
+  [(2, ('fc6', 'fc7', 'fc8'), 'logits'), (4, ('fc6', 'fc7'), 'fc8')],
+)
+def test_one_weird_trick_gathers_examples_and_no_weights(
+  number, gathered, home
+):
+  mesh = create_mesh('one_weird_trick', 'auto', number)
+  net = narrow_net('one_weird_trick', mesh)
+  text, gradient_bytes = communication.compile_step(net, mesh, **SIZES)
+  found = communication.collectives(text, mesh)
+  assert list(communication.problems(found, net, gradient_bytes)) == []
+  of_kind = lambda kind: [c.layer for c in found if c.kind == kind]
+  assert tuple(of_kind('all-gather')) == gathered
+  assert sorted(of_kind('reduce-scatter')) == sorted(gathered)
+  assert of_kind('all-to-all') == [home, home]
+  # Kernels and biases by hand: conv1 to conv5, and fc8.
+  convs = 11 * 11 * 3 * 4 + 5 * 5 * 2 * 4 + 3 * 3 * 4 * (4 + 2 + 2) + 5 * 4
+  fc8 = (8 * 10 + 10) * (home == 'fc8')
+  assert gradient_bytes == 4 * (convs + fc8)

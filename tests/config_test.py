@@ -676,6 +676,7 @@ PRETRAINED = [
   'conv345_init_std',
   'fc67_init_std',
   'init_bias',
+  'dtype',
 ]
 
 

@@ -633,24 +633,26 @@ def test_gradients_of_add_bias():
   )
 
 
-def dropout(key, rows, tower_numbers, rate=0.5):
-  """What is left of ones of 100 units per tower."""
-  ones = jnp.ones((len(rows), 100 * len(tower_numbers)))
-  args = jax.random.key(key), rate, jnp.array(rows), jnp.array(tower_numbers)
-  jitted = jax.jit(model.dropout, static_argnums=2, compiler_options=CHEAP)
+def dropout(key, rows, units=range(200), rate=0.5):
+  """What is left of ones of the units, of a layer of 100 per tower."""
+  ones = jnp.ones((len(rows), len(units)))
+  args = jax.random.key(key), rate, jnp.array(rows), 200, 2, units[0]
+  jitted = jax.jit(
+    model.dropout, static_argnums=(2, 4, 5), compiler_options=CHEAP
+  )
   return np.asarray(jitted(ones, *args))
 
 
 @pytest.mark.parametrize('rate', [0.5, 0.2])
 def test_dropout_drops_its_share_and_keeps_the_rest_unscaled(rate):
-  out = dropout(0, range(50), [0, 1], rate)
+  out = dropout(0, range(50), rate=rate)
   assert set(out.ravel().tolist()) == {0.0, 1.0}
   # 10,000 units: five standard errors are at most 0.025.
   assert (out == 0).mean() == pytest.approx(rate, abs=0.025)
 
 
 def test_dropout_draws_anew_for_key_row_and_tower():
-  first, second = dropout(0, [0, 1], [0, 1]), dropout(1, [0, 1], [0, 1])
+  first, second = dropout(0, [0, 1]), dropout(1, [0, 1])
   masks = [*first.reshape(4, 100), *second.reshape(4, 100)]
   # Two masks drawn apart agree on half of their units; five standard errors
   # of 100 units are 25.
@@ -660,9 +662,11 @@ def test_dropout_draws_anew_for_key_row_and_tower():
 
 
 def test_dropout_does_not_depend_on_the_split_over_devices():
-  whole = dropout(0, range(6), [0, 1])
-  np.testing.assert_array_equal(dropout(0, [3, 4, 5], [0, 1]), whole[3:])
-  np.testing.assert_array_equal(dropout(0, range(6), [1]), whole[:, 100:])
+  whole = dropout(0, range(6))
+  np.testing.assert_array_equal(dropout(0, [3, 4, 5]), whole[3:])
+  for units in (range(100, 200), range(50), range(50, 150)):
+    part = dropout(0, range(6), units)
+    np.testing.assert_array_equal(part, whole[:, units[0] : units[-1] + 1])
 
 
 @pytest.fixture(scope='module')

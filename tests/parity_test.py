@@ -140,7 +140,7 @@ def jax_training(config, params, batches, mean, plan, num_devices):
   optim, augment = config.optimizer, config.augment
   mesh = towers.create_mesh('towers', 'auto', jax.devices()[:num_devices])
   train_step = train.make_train_step(
-    model.AlexNet(**config.model, tower_devices=towers.tower_devices(mesh)),
+    model.AlexNet(**config.model, **towers.sharing('towers', mesh)),
     mesh,
     crop_size=config.input.crop_size,
     flip=augment.flip,

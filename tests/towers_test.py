@@ -237,11 +237,6 @@ def test_mesh_of_one_tower_has_every_device_for_data():
   assert mesh.shape == {'data': 4, 'tower': 1}
 
 
-@pytest.mark.parametrize(('num_towers', 'numbers'), [(1, [0]), (2, [0, 1])])
-def test_one_device_holds_every_tower(num_towers, numbers):
-  assert towers.local_towers(num_towers, 1).tolist() == numbers
-
-
 @pytest.mark.parametrize(
   ('devices_per_net', 'num_devices'), [('2', 1), ('2', 3), (2, 5)]
 )

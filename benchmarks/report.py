@@ -1,0 +1,55 @@
+"""What every benchmark reports beside its figures: machine, versions, commit."""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import flax
+import jax
+import jaxlib
+
+from alexnet_jax import metrics
+
+
+def environment() -> dict[str, object]:
+  """Where and with what a benchmark runs."""
+  return {
+    'machine': _processor(),
+    'cores': os.cpu_count(),
+    'devices': sorted({device.device_kind for device in jax.devices()}),
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'jaxlib': jaxlib.__version__,
+    'flax': flax.__version__,
+    'commit': metrics.current_commit(),
+    'command': ' '.join(['python -m', _module(), *sys.argv[1:]]),
+  }
+
+
+def print_environment() -> None:
+  """One line of `environment`."""
+  print(', '.join(f'{key} {value}' for key, value in environment().items()))
+
+
+def write(path: str | None, figures: object) -> None:
+  """Writes figures and environment as JSON; nothing where `path` is None."""
+  if path is not None:
+    content = {'environment': environment(), 'figures': figures}
+    pathlib.Path(path).write_text(json.dumps(content, indent=1) + '\n')
+
+
+def _processor():
+  try:
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  except OSError:
+    pass  # Not Linux.
+  return platform.processor() or platform.machine()
+
+
+def _module():
+  spec = sys.modules['__main__'].__spec__
+  return spec.name if spec else sys.argv[0]
