@@ -15,6 +15,8 @@ import shutil
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
+from alexnet_jax import processes
+
 log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
@@ -44,11 +46,12 @@ class Checkpoints:
       n=1,
       keep_checkpoints_without_metrics=False,
     )
-    if not read_only:
+    if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)  # A save that a kill cut short.
       for file in (workdir / FOLDER).glob('*/metrics/metrics'):
         _drop_unreadable_error(file)
+    processes.wait('checkpoints')
     options = ocp.CheckpointManagerOptions(
       create=not read_only,
       read_only=read_only,
@@ -139,15 +142,17 @@ class Checkpoints:
     """
     damaged = {}
     for step in reversed(self.steps()):
+      error = None
       try:
         record = self.read_record(step)
         check_record(record)
         state = self.restore(template, step)
-      except DamagedError as error:
-        damaged[step] = error
-        continue
-      self._put_aside(damaged)
-      return state, record
+      except DamagedError as found:
+        error = found
+      if not processes.any_of(error is not None):
+        self._put_aside(damaged)
+        return state, record
+      damaged[step] = error or DamagedError('another process cannot read it')
     if damaged:
       raise ValueError(
         f'none of the checkpoints {sorted(damaged)} in {self._manager.directory}'
@@ -157,13 +162,14 @@ class Checkpoints:
     return None
 
   def _put_aside(self, damaged: dict[int, Exception]) -> None:
-    for step, error in damaged.items():
+    for step, error in damaged.items() if processes.is_first() else ():
       folder = pathlib.Path(self._manager.directory) / str(step)
       aside = folder.with_name(f'damaged.{step}')
       log.error('checkpoint %d cannot be read (%s); now %s', step, error, aside)
       shutil.rmtree(aside, ignore_errors=True)
       folder.rename(aside)
     if damaged:
+      processes.wait('damaged checkpoints')
       self._manager.reload()
 
   def close(self) -> None:

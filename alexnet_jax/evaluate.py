@@ -37,6 +37,7 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import model
 from alexnet_jax import predictions as predictions_lib
+from alexnet_jax import processes
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 
@@ -168,8 +169,12 @@ def make_evaluator(run: run_lib.Run) -> Callable[..., dict[str, float]]:
     offsets = augment.view_offsets(
       inputs.image_size, inputs.crop_size, many=many, flip=flip
     )
+    batch_size = run.config.eval.batch_size
     batches = input_pipeline.eval_batches(
-      run.dataset, inputs.eval_split, batch_size=run.config.eval.batch_size
+      run.dataset,
+      inputs.eval_split,
+      batch_size=batch_size,
+      rows=run.local_rows(batch_size),
     )
     return evaluate(
       eval_step,
@@ -239,7 +244,9 @@ class TrainedNet:
     }
     folder = run.workdir / predictions_lib.FOLDER
     path = folder / f'{split}.{views}_view.npz'
-    found = predictions_lib.load(path, made_from)
+    # Many processes compute together, or not at all.
+    alone = jax.process_count() == 1
+    found = predictions_lib.load(path, made_from) if alone else None
     if found is not None:
       log.info('Predictions of step %d are in %s.', self.step, path)
       return found
@@ -251,7 +258,8 @@ class TrainedNet:
     self._evaluator(self._params, many, rows)
     log_probs, labels = map(np.concatenate, zip(*rows, strict=True))
     made = predictions_lib.Predictions(log_probs, labels, made_from)
-    made.save(path)
+    if processes.is_first():
+      made.save(path)
     return made
 
 
@@ -291,6 +299,8 @@ def evaluate_checkpoint(
   ):
     errors = trained.predict(many).errors()
     result |= {f'{prefix}/{name}': value for name, value in errors.items()}
+  if not processes.is_first():
+    return result
   inputs = config.input
   print(
     f'{which} checkpoint, step {trained.step}: {inputs.eval_split} of'

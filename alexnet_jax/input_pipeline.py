@@ -20,7 +20,7 @@ import pathlib
 import weakref
 
 import grain
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
@@ -124,27 +124,41 @@ def check_dataset(
 
 
 def train_batches(
-  dataset: Dataset, split: str, *, batch_size: int, seed: int, start_step: int
+  dataset: Dataset,
+  split: str,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int,
+  rows: Int[np.ndarray, 'rows'] | None = None,
 ) -> Generator[Batch]:
   """Global batches start_step, start_step + 1, ...; endless.
 
-  Each epoch is a new permutation of the whole split.
+  Each epoch is a new permutation of the whole split. `rows` are those of the
+  global batch that are read; None for all.
   """
   order = grain.MapDataset.range(dataset.num_examples[split])
   batches = order.seed(seed).shuffle().repeat().batch(batch_size)
   return _iterate(
-    batches[start_step:], _BatchLoader(dataset, split, batch_size)
+    batches[start_step:], _BatchLoader(dataset, split, batch_size, rows)
   )
 
 
 def eval_batches(
-  dataset: Dataset, split: str, *, batch_size: int
+  dataset: Dataset,
+  split: str,
+  *,
+  batch_size: int,
+  rows: Int[np.ndarray, 'rows'] | None = None,
 ) -> Generator[Batch]:
-  """Every example of the split once, in stored order; the tail is masked."""
+  """Every example of the split once, in stored order; the tail is masked.
+
+  `rows` as for `train_batches`.
+  """
   batches = grain.MapDataset.range(dataset.num_examples[split]).batch(
     batch_size
   )
-  return _iterate(batches, _BatchLoader(dataset, split, batch_size))
+  return _iterate(batches, _BatchLoader(dataset, split, batch_size, rows))
 
 
 def prefetch_to_device(
@@ -179,21 +193,23 @@ def _iterate(
 
 
 class _BatchLoader:
-  """Reads and decodes the examples of one batch."""
+  """Reads and decodes some rows of one global batch."""
 
-  def __init__(self, dataset: Dataset, split: str, batch_size: int):
+  def __init__(self, dataset: Dataset, split: str, batch_size: int, rows):
+    self._rows = np.arange(batch_size) if rows is None else rows
     self._source = tfds.builder_from_directory(dataset.path).as_data_source(
       split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
     self._path = dataset.path
-    self._buffers = BufferPool((batch_size, *dataset.mean_image.shape))
+    self._buffers = BufferPool((len(self._rows), *dataset.mean_image.shape))
     self._num_threads = os.cpu_count()
     self._threads = concurrent.futures.ThreadPoolExecutor(self._num_threads)
 
   def __call__(self, indices: np.ndarray) -> Batch:
     pixels = self._buffers.take()
     labels = np.zeros(len(pixels), np.int32)
-    mask = np.arange(len(pixels)) < len(indices)
+    mask = self._rows < len(indices)
+    indices = indices[self._rows[mask]]  # The padding is at the end.
     try:
       records = self._source.__getitems__(indices.tolist())
     except RuntimeError as error:

@@ -2,6 +2,9 @@ r"""Trains or evaluates AlexNet.
 
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
 
+On several hosts the same command runs once on each: where JAX does not know the
+cluster, with --coordinator_address, --num_processes and --process_id.
+
 Only flags and error messages are here; see train.py.
 """
 
@@ -13,6 +16,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import command
 from alexnet_jax import evaluate
+from alexnet_jax import processes
 from alexnet_jax import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +30,15 @@ MODE = flags.DEFINE_enum(
 )
 CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
+)
+COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'host:port of process 0, with many processes.'
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Processes of the run; 1 to stay alone on a cluster.'
+)
+PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Of this process, from 0.'
 )
 flags.mark_flag_as_required('config')
 
@@ -53,7 +66,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(_) -> None:
-  with command.one_line_errors('the same command continues at its checkpoint'):
+  again = 'the same command continues at its checkpoint'
+  with processes.end_together(), command.one_line_errors(again):
+    processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if MODE.value == 'train':
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:

@@ -14,6 +14,7 @@ import subprocess
 import time
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
@@ -57,8 +58,19 @@ def batch_sums(
 
 
 def fetch(tree: PyTree) -> PyTree:
-  """The one way from the device to the host; waits until it is computed."""
-  return jax.device_get(tree)
+  """The one way from the device to the host; waits until it is computed.
+
+  With many processes all must call it: each gets the whole arrays.
+  """
+  return jax.device_get(jax.tree.map(_whole, tree))
+
+
+def _whole(x):
+  if isinstance(x, jax.Array) and not (
+    x.is_fully_addressable or x.is_fully_replicated
+  ):
+    return multihost_utils.process_allgather(x, tiled=True)
+  return x
 
 
 class Totals:
@@ -140,6 +152,24 @@ class MetricsWriter:
     self._events.write_event(event)
 
 
+class NullWriter:
+  """A `MetricsWriter` that writes nothing: of all processes but the first."""
+
+  def scalars(
+    self, step: int, epoch: float, values: Mapping[str, float]
+  ) -> None:
+    pass
+
+  def image(self, step: int, tag: str, image: np.ndarray) -> None:
+    pass
+
+  def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
 def _rewound_rows(path: pathlib.Path, step: int) -> list[dict[str, str]]:
   """The whole rows of a csv file up to `step`."""
   if step == 0 or not path.exists():
@@ -183,12 +213,14 @@ def _records(content: bytes):
 class Progress:
   """A bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
-  def __init__(self, step: int, total: int, began: float):
+  def __init__(self, step: int, total: int, began: float, silent: bool = False):
     """Begins at `step` of `total`; `began` is the start of the command."""
-    self._total, self._began = total, began
+    self._total, self._began, self._silent = total, began, silent
     self._first = step
     self._first_done = None
-    self._bar = tqdm.tqdm(initial=step, total=total, unit='step', disable=None)
+    self._bar = tqdm.tqdm(
+      initial=step, total=total, unit='step', disable=silent or None
+    )
 
   def update(self) -> None:
     """One more step is done."""
@@ -216,6 +248,8 @@ class Progress:
     self._bar.close()
 
   def _say(self, line: str) -> None:
+    if self._silent:
+      return
     if self._bar.disable:
       print(line, flush=True)
     else:

@@ -93,9 +93,8 @@ def within_map_norm(
 
 
 def _normalize(x, window, k, alpha):
-  dtype = x.dtype
-  # At least float32: bfloat16 has 8 bits for k plus a sum of squares.
-  x = x.astype(jnp.promote_types(dtype, jnp.float32))
+  # bfloat16 has 8 bits for k plus a sum of squares.
+  dtype, x = x.dtype, _at_least_float32(x)
   squares = lax.reduce_window(
     jnp.square(x),
     0.0,
@@ -107,6 +106,10 @@ def _normalize(x, window, k, alpha):
   # s ** -0.75 without a logarithm: twice as fast in forward and backward.
   root = lax.rsqrt(k + alpha * squares)
   return (x * (root * lax.sqrt(root))).astype(dtype)
+
+
+def _at_least_float32(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def dropout(
@@ -314,7 +317,7 @@ class AlexNet(nn.Module):
       if features:
         x = ACTIVATIONS[self.activation](self._dense(name, features, x))
         x = self._drop(x, features, train, rows)
-    logits = self._dense('fc8', self.num_classes, x).astype(jnp.float32)
+    logits = _at_least_float32(self._dense('fc8', self.num_classes, x))
     with jax.named_scope('logits'):
       if self.tower_devices > 1:
         return towers.gather(logits, 'tower', axis=1, to='invarying')

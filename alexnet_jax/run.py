@@ -3,9 +3,11 @@
 `open_run` finds every mistake of a user before anything is compiled.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import os
 import pathlib
@@ -14,17 +16,20 @@ from clu import parameter_overview
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 import ml_collections
+import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax import files
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import prepare
+from alexnet_jax import processes
 from alexnet_jax import towers
 
 log = logging.getLogger(__name__)
@@ -59,9 +64,13 @@ class Run:
     """`towers.param_specs` of the network's parameters, or the train state."""
     return towers.param_specs(tree, self.mesh, self.network.data_split)
 
+  def local_rows(self, batch_size: int) -> Int[np.ndarray, 'rows']:
+    """Rows of the global batch that this process reads."""
+    return towers.local_rows(batch_size, self.mesh)
+
   def place_batch(self, batch: input_pipeline.Batch) -> PyTree:
-    """The batch, its rows split over the mesh."""
-    return towers.place(batch, self.mesh, towers.batch_spec())
+    """The global batch, split over the mesh, from the rows of this process."""
+    return towers.place_batch(batch, self.mesh)
 
 
 def open_run(
@@ -86,8 +95,9 @@ def open_run(
   workdir = config_lib.check_workdir(workdir, config, may_change)
   inputs = config.input
   path = input_pipeline.dataset_path(inputs.data_dir, inputs.dataset)
-  if inputs.dataset == 'digits' and not path.exists():
+  if inputs.dataset == 'digits' and not path.exists() and processes.is_first():
     prepare.prepare('digits', 'digits', inputs.data_dir, size=inputs.image_size)
+  processes.wait('digits')
   dataset = input_pipeline.open_dataset(inputs.data_dir, inputs.dataset)
   input_pipeline.check_dataset(
     dataset,
@@ -97,6 +107,13 @@ def open_run(
       'config.input.train_split': inputs.train_split,
       'config.input.eval_split': inputs.eval_split,
     },
+  )
+  processes.check_same(
+    {
+      'the config': json.dumps(config_lib.flatten(config), sort_keys=True),
+      '--workdir': str(workdir),
+      f'the data set {path}': dataset.fingerprint,
+    }
   )
   mesh = towers.create_mesh(
     config.mesh.layout,
@@ -112,6 +129,30 @@ def open_run(
   if not (workdir / checkpoint.FOLDER).exists() and config.train.init_workdir:
     _open_pretrained(run).close()
   return run
+
+
+@contextlib.contextmanager
+def owned_workdir(run: Run) -> Iterator[None]:
+  """Makes the work directory and records the config; holds it for this run.
+
+  Raises:
+    ValueError: if it cannot be written, another run holds it, or not all hosts
+      see it.
+  """
+  with contextlib.ExitStack() as stack:
+    if processes.is_first():
+      run.workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(files.locked(run.workdir))
+      config_lib.open_workdir(run.workdir, run.config)
+    processes.wait('work directory')
+    unseen = not (run.workdir / config_lib.CONFIG_FILE).exists()
+    if processes.any_of(unseen):
+      raise ValueError(
+        f'--workdir={run.workdir} must lie on a file system that all hosts share;'
+        f' process {jax.process_index()} sees {"none" if unseen else "one"} of'
+        ' its files'
+      )
+    yield
 
 
 @flax.struct.dataclass
@@ -244,7 +285,7 @@ def create_or_restore(
     if run.config.train.init_workdir:
       state = _pretrained(run, state)
     table = parameter_overview.get_parameter_overview(
-      state.params, include_stats=True
+      metrics.fetch(state.params), include_stats=True
     )
     log.info('Parameters:\n%s', table)
     config = config_lib.flatten(run.config)

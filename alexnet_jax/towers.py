@@ -17,6 +17,7 @@ under `jax.shard_map`, each device with its rows of the batch, and
 """
 
 from collections.abc import Callable, Sequence
+import functools
 
 import jax
 from jax import lax
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
 
 REPLICATED = P()
 LAYOUTS = ('towers', 'data', 'one_weird_trick')
@@ -141,8 +143,59 @@ def shardings(mesh: Mesh | None, specs: PyTree) -> PyTree:
 def place(
   tree: PyTree, mesh: Mesh | None, specs: PyTree = REPLICATED
 ) -> PyTree:
-  """Puts a tree on the device, or on the mesh as `specs` (a prefix) say."""
-  return jax.device_put(tree, shardings(mesh, specs))
+  """Puts a tree on the device, or on the mesh as `specs` (a prefix) say.
+
+  With many processes each has the whole tree, and puts what its devices need.
+  """
+  if mesh is None or not mesh.is_multi_process:
+    return jax.device_put(tree, shardings(mesh, specs))
+  full = jax.tree.broadcast(specs, tree, is_leaf=lambda x: isinstance(x, P))
+  return jax.tree.map(functools.partial(_put_parts, mesh), tree, full)
+
+
+def _put_parts(mesh, x, spec):
+  # `jax.device_put` would let all processes compare their values each time.
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(
+      _put_parts(mesh, jax.random.key_data(x), spec)
+    )
+  x = np.asarray(x)
+  return jax.make_array_from_callback(
+    x.shape, NamedSharding(mesh, spec), lambda index: x[index]
+  )
+
+
+def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, 'rows']:
+  """Rows of the global batch that the devices of this process need."""
+  rows = np.arange(batch_size)
+  if mesh is None:
+    return rows
+  return rows.reshape(mesh.shape['data'], -1)[_local_blocks(mesh)].reshape(-1)
+
+
+def place_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+  """The global batch on the devices, from this process's `local_rows` of it."""
+  if mesh is None or not mesh.is_multi_process:
+    return place(batch, mesh, batch_spec())
+  sharding, blocks = NamedSharding(mesh, batch_spec()), _local_blocks(mesh)
+
+  def put(x):
+    size = len(x) // len(blocks)
+
+    def block(index):
+      first = np.searchsorted(blocks, (index[0].start or 0) // size) * size
+      return x[first : first + size]
+
+    shape = (size * mesh.shape['data'], *x.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, block)
+
+  return jax.tree.map(put, batch)
+
+
+def _local_blocks(mesh):
+  """Places on the axis 'data' where this process has a device, ascending."""
+  process = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  return np.flatnonzero((process == jax.process_index()).any(axis=1))
 
 
 def shard(

@@ -25,11 +25,11 @@ from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
-from alexnet_jax import files
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import processes
 from alexnet_jax import run as run_lib
 from alexnet_jax import timetable
 from alexnet_jax import towers
@@ -57,6 +57,7 @@ def make_train_step(
 
   It maps (state, batch, statistics, key, rates, color_std), all on the device,
   to the next state and the sums of `metrics.batch_sums`. The state is donated.
+  `net` has the properties and the call of `model.AlexNet`.
   `rates` are those of `optimizer.paper_sgd`; the other arguments are those of
   `augment.random_views` and `optimizer.paper_sgd`.
   """
@@ -172,7 +173,7 @@ def train_and_evaluate(
   """
   began, commit = time.time(), metrics.current_commit()
   run = run_lib.open_run(config, workdir)
-  run.workdir.mkdir(parents=True, exist_ok=True)
+  first = processes.is_first()  # It alone writes, but for the checkpoints.
   optim, augmentation = config.optimizer, config.augment
   schedule = rate_schedule(optim)
   table = _timetable(run, schedule)
@@ -183,8 +184,7 @@ def train_and_evaluate(
 
   with contextlib.ExitStack() as stack:
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
-    stack.enter_context(files.locked(run.workdir))
-    config_lib.open_workdir(workdir, config)
+    stack.enter_context(run_lib.owned_workdir(run))
     checkpoints = opened(checkpoint.Checkpoints(run.workdir))
     state, record = run_lib.create_or_restore(run, checkpoints)
     step = int(metrics.fetch(state.step))
@@ -194,8 +194,14 @@ def train_and_evaluate(
       )
     )
     tags = (*metrics.TRAIN_TAGS, *evaluate.tags(config.augment.flip))
-    writer = opened(metrics.MetricsWriter(run.workdir, tags, step))
-    progress = opened(metrics.Progress(step, table.total_steps, began))
+    writer = opened(
+      metrics.MetricsWriter(run.workdir, tags, step)
+      if first
+      else metrics.NullWriter()
+    )
+    progress = opened(
+      metrics.Progress(step, table.total_steps, began, silent=not first)
+    )
     if step == 0:
       _write_start(writer, run, state)
 
@@ -205,7 +211,8 @@ def train_and_evaluate(
     while step < table.total_steps and not plateau.has_ended(
       optim.plateau_drops
     ):
-      result_file.unlink(missing_ok=True)  # Of a shorter run.
+      if first:
+        result_file.unlink(missing_ok=True)  # Of a shorter run.
       epoch = table.epoch(step)
       rates = schedule.rates(epoch, plateau.drops)
       ended = 0 < augmentation.color_end_epoch <= epoch
@@ -244,7 +251,7 @@ def train_and_evaluate(
         norm = metrics.fetch(state_norm(state))
         _check_finite(norm, 'the norm of the state', step)
         checkpoints.save(step, state, dataclasses.asdict(record), error)
-  if not result_file.exists():
+  if first and not result_file.exists():
     seconds = record.wall_seconds + time.time() - began
     metrics.write_result(
       run.workdir, step, table.epoch(step), seconds, commit, latest
@@ -358,6 +365,7 @@ def _host_batches(run, step):
     batch_size=run.config.input.batch_size,
     seed=run.config.seed,
     start_step=step,
+    rows=run.local_rows(run.config.input.batch_size),
   )
 
 
@@ -380,7 +388,7 @@ def _write_start(writer, run, state):
   views = random_views(
     jax.random.fold_in(step_key, AUGMENT),
     images,
-    jnp.arange(len(images)),
+    jnp.asarray(run.local_rows(run.config.input.batch_size)[: len(images)]),
     no_mean,
     jnp.asarray(metrics.fetch(run.statistics.directions)),
     augmentation.color_std,

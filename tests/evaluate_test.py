@@ -33,6 +33,8 @@ IMAGE, CROP = 4, 2
 class Lookup(nn.Module):
   """Logits from a table, by the red value of the view's first pixel."""
 
+  data_split = ()
+
   @nn.compact
   def __call__(self, images):
     table = self.param('table', nn.initializers.zeros, (256, CLASSES))

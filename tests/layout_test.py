@@ -46,6 +46,7 @@ ORDER = [
   'towers',
   'files',
   'command',
+  'processes',
 ]
 
 # Who may import what comes from outside; nobody else.

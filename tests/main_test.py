@@ -50,6 +50,8 @@ def fail(monkeypatch, capsys, tmp_path, no_compilation):
     argv = ['main', *flags]
     if flags[0].startswith('--config='):  # Else its keys are no flags.
       argv.insert(2, f'--config.input.data_dir={tmp_path}/data')
+    # JAX is in use already: on a cluster this process could not join others.
+    argv.append('--num_processes=1')
     monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks.
     sys.modules.pop('config_config', None)  # The file of the command before.
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:

@@ -272,6 +272,7 @@ def test_narrow_training_in_float64_matches_torch(preset):
     init_std=0.1,
     conv345_init_std=0.15,
     fc67_init_std=0.15,
+    dtype='float64',
   )
   with jax.enable_x64(True):
     losses = assert_halves_agree(

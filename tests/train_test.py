@@ -311,6 +311,8 @@ def test_training_overfits_eight_images():
 class MeanColour(nn.Module):
   """A softmax over a linear function of an image's mean colour."""
 
+  data_split = ()
+
   @nn.compact
   def __call__(self, images, *, train, rows):
     return nn.Dense(4, name='fc8')(images.mean((1, 2)))

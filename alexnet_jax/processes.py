@@ -1,0 +1,186 @@
+"""Many processes that run one program, on one host or several.
+
+Every process runs the same commands on the same arguments; each computes on its
+own devices, and `jax.distributed` lets them meet. Only the first one writes
+files, but for the checkpoints, which Orbax writes from all. One process alone
+needs nothing of this, and every function here then returns at once.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import threading
+import traceback
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 300  # For all processes to come together; as JAX's own.
+# A process that gave no sign of life for so long has died, and ends the others.
+HEARTBEAT_SECONDS = 30
+
+
+def start(
+  coordinator_address: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
+  """Joins the processes of this run, before JAX is used for anything else.
+
+  Where JAX knows the cluster (TPU pods, Slurm, GKE, Open MPI) no argument is
+  needed; `num_processes` 1 keeps this process alone even there. Ends the process
+  where the others do not come within `START_SECONDS`.
+
+  Args:
+    coordinator_address: 'host:port' of process 0, the same for all.
+    num_processes: of the run.
+    process_id: of this one, 0 ... num_processes - 1.
+
+  Raises:
+    ValueError: if the arguments are incomplete or wrong.
+  """
+  if num_processes == 1 and coordinator_address is None and not process_id:
+    return
+  given = {
+    '--coordinator_address': coordinator_address,
+    '--num_processes': num_processes,
+    '--process_id': process_id,
+  }
+  _check_flags(given)
+  where = coordinator_address or 'the coordinator that JAX has found'
+  timer = threading.Timer(START_SECONDS, _give_up, (where, num_processes))
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(
+      coordinator_address,
+      num_processes,
+      process_id,
+      initialization_timeout=2 * START_SECONDS,  # The timer's error is clearer.
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+  except Exception as error:
+    if coordinator_address is None and 'should be defined' in str(error):
+      return  # No cluster.
+    raise ValueError(
+      f'process {process_id if process_id is not None else "?"} cannot join the'
+      f' others at {where} ({error}); name a free port of the host of process 0'
+      ' in --coordinator_address, or run alone with --num_processes=1'
+    ) from error
+  finally:
+    timer.cancel()
+  if not is_first():
+    logging.getLogger('alexnet_jax').setLevel(logging.ERROR)
+  log.info(
+    '%d processes with %d devices.', jax.process_count(), jax.device_count()
+  )
+
+
+def _check_flags(given):
+  missing = [flag for flag, value in given.items() if value is None]
+  if missing and len(missing) < len(given):
+    raise ValueError(
+      f'{" and ".join(missing)} must be given as well; or none of'
+      f' {", ".join(given)} where JAX can find the cluster by itself'
+    )
+  address, number, index = given.values()
+  if missing:
+    return
+  host, colon, port = address.rpartition(':')
+  if not (host and colon and port.isdigit()):
+    raise ValueError(
+      f'--coordinator_address={address} must be host:port of process 0, such as'
+      ' 10.0.0.1:4321'
+    )
+  if number < 1 or not 0 <= index < number:
+    raise ValueError(
+      f'--process_id={index} must be at least 0 and below'
+      f' --num_processes={number}'
+    )
+
+
+def _give_up(where, num_processes):
+  count = num_processes or 'all'
+  print(
+    f'ValueError: {count} processes have not come together at {where} within'
+    f' {START_SECONDS} s; start them with the same --coordinator_address and'
+    ' --num_processes and each with its own --process_id, and see that their'
+    ' hosts reach that address',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)  # JAX would wait on, and then abort with a stack trace.
+
+
+@contextlib.contextmanager
+def end_together() -> Iterator[None]:
+  """Ends this process at once on any error, and thereby the others.
+
+  Otherwise it would wait for the others at its exit, while they wait for it in
+  the middle of a step.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if jax.process_count() == 1:
+      raise
+    if not isinstance(error, SystemExit):
+      traceback.print_exc()
+    elif error.code:
+      print(error.code, file=sys.stderr)
+    print(
+      f'process {jax.process_index()} of {jax.process_count()} ends with the'
+      ' error above. If it speaks of a connection, another process has died:'
+      ' see its log. The same commands continue at the last checkpoint',
+      file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def is_first() -> bool:
+  """Whether this process writes the files and logs of the run."""
+  return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+  """Returns when all processes have come to this place of the program."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def any_of(value: bool) -> bool:
+  """Whether `value` is true in any process; all get the same answer."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+def check_same(values: Mapping[str, str]) -> None:
+  """Raises ValueError, in all processes, if they differ in a value.
+
+  Args:
+    values: by the name that the user knows them by.
+  """
+  if jax.process_count() == 1:
+    return
+  digests = [
+    np.frombuffer(hashlib.sha256(v.encode()).digest()[:8], np.uint32)
+    for v in values.values()
+  ]
+  everyone = multihost_utils.process_allgather(np.stack(digests))
+  for index, name in enumerate(values):
+    of_all = everyone[:, index]
+    others = np.flatnonzero((of_all != of_all[0]).any(-1)).tolist()
+    if others:
+      raise ValueError(
+        f'{name} of the processes {others} is not that of process 0; start all'
+        ' with the same command'
+      )
