@@ -1,0 +1,36 @@
+"""Timing of several variants in turn, so that a ratio is of one and the same hour."""
+
+from collections.abc import Callable, Mapping
+import statistics
+import time
+
+
+def seconds(
+  variants: Mapping[str, Callable[[], None]], rounds: int
+) -> dict[str, list[float]]:
+  """Wall seconds of each call, by variant; every second round runs backwards.
+
+  Args:
+    variants: each does the work once and returns when it is done.
+    rounds: in which each variant runs once, after one call that is not timed.
+  """
+  taken = {name: [] for name in variants}
+  for run in variants.values():
+    run()
+  for number in range(rounds):
+    order = list(variants)[:: 1 if number % 2 else -1]
+    for name in order:
+      began = time.perf_counter()
+      variants[name]()
+      taken[name].append(time.perf_counter() - began)
+  return taken
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
+  """Median and range of the ratios of pairs of one round."""
+  pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]
+  return {
+    'median': statistics.median(pairs),
+    'least': min(pairs),
+    'most': max(pairs),
+  }

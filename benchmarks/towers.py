@@ -1,0 +1,254 @@
+r"""What the towers cost and save, on the devices at hand.
+
+    python -m benchmarks.towers [--quick] [--check] [--batch=32] [--rounds=7]
+
+Two ratios of whole train steps (augmentation, net, update), taken in turn:
+
+* on one device, ours over a step with the same net written straight down,
+  without towers, meshes or switches: what the generality costs. `--check` asks
+  for at most 1.05, and for the same loss;
+* two towers on two devices over the one-tower net on one (section 3.2: "the
+  two-GPU net takes slightly less time to train than the one-GPU net"); here also
+  over the two-tower net on one device. Virtual CPU devices share one processor,
+  so that this shows what communication costs, and not what a second GPU saves.
+"""
+
+import os
+import sys
+
+if __name__ == '__main__':  # Before JAX starts: two devices where it is a CPU.
+  os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=2'
+  )
+
+from absl import app
+from absl import flags
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import augment
+from alexnet_jax import model
+from alexnet_jax import optimizer
+from alexnet_jax import run as run_lib
+from alexnet_jax import towers
+from alexnet_jax import train
+from benchmarks import interleaved
+from benchmarks import report
+from configs import one_tower
+from configs import paper
+
+BAR = 1.05  # Ours over the plain step; the noise of seven rounds is about 3%.
+RATE, MOMENTUM, DECAY, COLOR_STD = 0.01, 0.9, 5e-4, 0.1
+
+
+class PlainNet(nn.Module):
+  """The paper's net in training, straight down: two groups on one device."""
+
+  @nn.compact
+  def __call__(self, params, images):
+    def conv(name, x, stride, padding, groups):
+      kernel, bias = params[name]['kernel'], params[name]['bias']
+      parts = [
+        lax.conv_general_dilated(
+          part,
+          part_kernel,
+          (stride, stride),
+          padding,
+          dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        for part, part_kernel in zip(
+          jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
+        )
+      ]
+      return nn.relu(towers.add_bias(jnp.concatenate(parts, -1), bias))
+
+    def norm(x):
+      halves = x.reshape(*x.shape[:3], 2, -1)
+      sums = lax.reduce_window(
+        halves**2,
+        0.0,
+        lax.add,
+        (1, 1, 1, 1, 5),
+        (1,) * 5,
+        [(0, 0)] * 4 + [(2, 2)],
+      )
+      root = lax.rsqrt(2 + 1e-4 * sums)
+      return (halves * root * jnp.sqrt(root)).reshape(x.shape)
+
+    def dense(name, x):
+      return x @ params[name]['kernel'] + params[name]['bias'][None]
+
+    pool = lambda x: nn.max_pool(x, (3, 3), (2, 2))
+    # 224 pixels give 55 places; the last window hangs over by three.
+    x = pool(norm(conv('conv1', images, 4, [(0, 3)] * 2, 1)))
+    x = pool(norm(conv('conv2', x, 1, [(2, 2)] * 2, 2)))
+    x = conv('conv3', x, 1, [(1, 1)] * 2, 1)
+    x = conv('conv4', x, 1, [(1, 1)] * 2, 2)
+    x = pool(conv('conv5', x, 1, [(1, 1)] * 2, 2)).reshape(len(images), -1)
+    rows = jnp.arange(len(images))
+    for name in ('fc6', 'fc7'):
+      x = nn.relu(dense(name, x))
+      key = self.make_rng('dropout')  # The draws of ours: so is the loss.
+      x = model.dropout(x, key, 0.5, rows, x.shape[1], 2)
+    return dense('fc8', x)
+
+
+def plain_step(state, batch, statistics, key, rates, color_std):
+  """A train step of `PlainNet`, with the arguments of ours."""
+  key = jax.random.fold_in(key, state.step)
+  rows = jnp.arange(len(batch['label']))
+
+  def mean_loss(params):
+    images = augment.random_views(
+      jax.random.fold_in(key, train.AUGMENT),
+      batch['image'],
+      rows,
+      statistics.mean_image,
+      statistics.directions,
+      color_std,
+      crop_size=224,
+      flip=True,
+    )
+    rngs = {'dropout': jax.random.fold_in(key, train.DROPOUT)}
+    logits = PlainNet().apply({}, params, images, rngs=rngs)
+    chosen = jax.nn.log_softmax(logits)[rows, batch['label']]
+    return -chosen.mean()
+
+  loss, grads = jax.value_and_grad(mean_loss)(state.params)
+  rate = rates['kernel']
+  v = jax.tree.map(
+    lambda v, g, w: MOMENTUM * v - rate * (g + DECAY * w),
+    state.opt_state.trace,
+    grads,
+    state.params,
+  )
+  params = jax.tree.map(jnp.add, state.params, v)
+  opt_state = state.opt_state._replace(trace=v)
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  return state, {'loss': loss * len(rows), 'count': jnp.float32(len(rows))}
+
+
+class Variant:
+  """A train step with its state and a batch of random images."""
+
+  def __init__(
+    self, settings: dict, num_devices: int, batch_size: int, plain: bool = False
+  ):
+    """Makes the step for a network of `settings` on the first devices."""
+    mesh = towers.create_mesh(
+      'towers', 'auto', jax.devices()[:num_devices], settings['num_towers']
+    )
+    net = model.AlexNet(**settings, **towers.sharing('towers', mesh))
+    if plain:
+      options = model.compiler_options()
+      self._step = jax.jit(
+        plain_step, donate_argnums=0, compiler_options=options
+      )
+    else:
+      self._step = train.make_train_step(
+        net,
+        mesh,
+        crop_size=224,
+        flip=True,
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
+      )
+    create = lambda key: run_lib.initial_state(
+      model.AlexNet(**settings), 224, key
+    )
+    state = jax.jit(create)(jax.random.key(0))
+    self._state = towers.place(state, mesh, towers.param_specs(state, mesh))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch_size, 256, 256, 3), np.uint8)
+    self._batch = towers.place_batch(
+      {
+        'image': images,
+        'label': rng.integers(0, 1000, batch_size, np.int32),
+        'mask': np.ones(batch_size, bool),
+      },
+      mesh,
+    )
+    statistics = run_lib.Statistics(
+      images.mean(0, dtype=np.float32), np.eye(3, dtype=np.float32)
+    )
+    rates = dict.fromkeys(optimizer.RATE_KEYS, np.float32(RATE))
+    rest = (statistics, jax.random.key(1), rates, np.float32(COLOR_STD))
+    self._rest = towers.place(rest, mesh)
+    self.losses = []
+
+  def __call__(self) -> None:
+    """Takes one step, and waits until its state is there."""
+    self._state, sums = self._step(self._state, self._batch, *self._rest)
+    jax.block_until_ready(self._state)
+    self.losses.append(float(sums['loss'] / sums['count']))
+
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_bool('quick', False, 'Small batches, few rounds: a minute.')
+  flags.DEFINE_bool('check', False, f'Fail above {BAR} on one device.')
+  flags.DEFINE_integer('batch', 32, 'Images of a step, over all devices.')
+  flags.DEFINE_integer('rounds', 7, 'Steps of each variant that are timed.')
+  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
+
+
+def main(_) -> None:
+  batch, rounds = (8, 3) if FLAGS.quick else (FLAGS.batch, FLAGS.rounds)
+  two, one = (dict(config.get_config().model) for config in (paper, one_tower))
+  variants = {
+    'plain, one device': Variant(two, 1, batch, plain=True),
+    'two towers, one device': Variant(two, 1, batch),
+    'one tower, one device': Variant(one, 1, batch),
+  }
+  if jax.device_count() > 1:
+    variants['two towers, two devices'] = Variant(two, 2, batch)
+  taken = interleaved.seconds(variants, rounds)
+  print(f'{batch} images, {rounds} rounds, seconds of a step: median, least')
+  for name, seconds in taken.items():
+    print(f'{name:24} {np.median(seconds):7.3f} {min(seconds):7.3f}')
+  ratios = {}
+  for over, under in (
+    ('two towers, one device', 'plain, one device'),
+    ('two towers, two devices', 'one tower, one device'),
+    ('two towers, two devices', 'two towers, one device'),
+  ):
+    if over in taken:
+      ratios[f'{over} / {under}'] = interleaved.ratio(taken[over], taken[under])
+  for name, value in ratios.items():
+    print(
+      f'{name}: {value["median"]:.3f} ({value["least"]:.3f} to'
+      f' {value["most"]:.3f})'
+    )
+  ours = variants['two towers, one device'].losses
+  plain = variants['plain, one device'].losses
+  difference = float(np.max(np.abs(np.array(ours) / plain - 1)))
+  report.print_environment()
+  report.write(
+    FLAGS.output,
+    {
+      'batch': batch,
+      'seconds': taken,
+      'ratios': ratios,
+      'loss_difference': difference,
+    },
+  )
+  cost = ratios['two towers, one device / plain, one device']['median']
+  print(
+    f'losses of ours and the plain step differ by {difference:.1e} (relative)'
+  )
+  print(f'ours / plain {cost:.3f}, bar {BAR}')
+  # Float32 in another order of sums, over the steps of the benchmark.
+  if FLAGS.check and (cost > BAR or difference > 1e-3):
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)
