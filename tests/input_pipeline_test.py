@@ -43,9 +43,14 @@ def dataset(tmp_path_factory):
   return _prepare(tmp_path_factory.mktemp('painted'))
 
 
-def _take(dataset, count, *, batch_size=5, seed=0, start_step=0):
+def _take(dataset, count, *, batch_size=5, seed=0, start_step=0, rows=None):
   batches = input_pipeline.train_batches(
-    dataset, 'train', batch_size=batch_size, seed=seed, start_step=start_step
+    dataset,
+    'train',
+    batch_size=batch_size,
+    seed=seed,
+    start_step=start_step,
+    rows=rows,
   )
   with contextlib.closing(batches):
     return list(itertools.islice(batches, count))
@@ -136,7 +141,9 @@ def test_evaluation_holds_every_example_once_and_masks_the_tail(
     assert not tail.any()
 
 
-def test_the_tail_is_zero_also_in_a_used_buffer(dataset, monkeypatch):
+@pytest.fixture
+def used_buffers(monkeypatch):
+  """No buffer is zero when it is taken."""
   take = input_pipeline.BufferPool.take
 
   def take_used(pool):
@@ -145,9 +152,87 @@ def test_the_tail_is_zero_also_in_a_used_buffer(dataset, monkeypatch):
     return array
 
   monkeypatch.setattr(input_pipeline.BufferPool, 'take', take_used)
+
+
+def test_the_tail_is_zero_also_in_a_used_buffer(dataset, used_buffers):
   batches = input_pipeline.eval_batches(dataset, 'validation', batch_size=16)
   (batch,) = batches
   assert not batch['image'][NUM_VAL:].any()
+
+
+def _assert_rows(found, whole, rows):
+  for part, batch in zip(found, whole, strict=True):
+    assert part.keys() == batch.keys()
+    for key in part:
+      expected = batch[key][rows]
+      np.testing.assert_array_equal(part[key], expected, strict=True)
+
+
+@pytest.mark.parametrize('rows', [[0, 1], [2, 3, 4], [1, 3], [4]], ids=str)
+def test_some_rows_of_training_are_those_of_the_whole_batches(dataset, rows):
+  # Batches 4 and 9 span the ends of the first epochs, after 23 and 46 examples.
+  whole = _take(dataset, 10)
+  _assert_rows(_take(dataset, 10, rows=np.array(rows)), whole, rows)
+  resumed = _take(dataset, 7, start_step=3, rows=np.array(rows))
+  _assert_rows(resumed, whole[3:], rows)
+  assert _numbers(resumed) == np.ravel(
+    np.reshape(_numbers(whole), (10, 5))[3:, rows]
+  ).tolist()
+
+
+@pytest.mark.parametrize(
+  'batch_size, rows, kept',
+  [
+    (4, [0, 1], 6),
+    (4, [1, 2], 5),  # The last batch: one example, one padding.
+    (4, [2, 3], 4),  # The last batch: padding alone.
+    (4, [1, 3], 5),
+    (16, [12, 13, 14, 15], 0),  # Nothing but padding.
+  ],
+  ids=str,
+)
+def test_some_rows_of_evaluation_are_those_of_the_whole_batches(
+  dataset, used_buffers, batch_size, rows, kept
+):
+  whole, found = (
+    list(
+      input_pipeline.eval_batches(
+        dataset, 'validation', batch_size=batch_size, rows=some
+      )
+    )
+    for some in (None, np.array(rows))
+  )
+  _assert_rows(found, whole, rows)
+  assert sum(batch['mask'].sum() for batch in found) == kept
+
+
+def test_only_the_rows_asked_for_are_read_and_decoded(dataset, monkeypatch):
+  source = tfds.core.data_sources.BaseDataSource
+  read, decoded = source.__getitems__, images.decode
+  reads, decodes = [], []
+
+  def count_read(self, numbers):
+    reads.append(list(numbers))
+    return read(self, numbers)
+
+  def count_decode(encoded, out):
+    decoded(encoded, out)
+    decodes.append(int(out[0, 0, 0]))
+
+  monkeypatch.setattr(source, '__getitems__', count_read)
+  monkeypatch.setattr(images, 'decode', count_decode)
+  batches = input_pipeline.eval_batches(
+    dataset, 'validation', batch_size=4, rows=np.array([1, 3])
+  )
+  found = list(batches)
+  assert reads == [[1, 3], [5, 7], [9]]  # In stored order, of 10.
+  real = np.concatenate([batch['image'][batch['mask']] for batch in found])
+  assert sorted(decodes) == sorted(real[:, 0, 0, 0].tolist())
+  reads.clear()
+  decodes.clear()
+  _take(dataset, 3, rows=np.array([1, 3]))
+  assert {len(numbers) for numbers in reads} == {2}
+  assert 6 <= len(decodes) <= 2 * len(reads)  # And what was read ahead.
 
 
 def test_open_dataset_reads_the_facts(dataset):

@@ -72,6 +72,15 @@ WALLS = {
   'tqdm': ['metrics', 'prepare'],
 }
 
+# Whose use is kept to few modules although JAX and Python come with it: many
+# processes are a matter of two, and a library does not end its program.
+PARTS = {
+  'jax.distributed': ['processes'],
+  'multihost_utils': ['metrics', 'processes'],
+  'os._exit': ['processes'],
+  'sys.exit': ['command', 'evaluate', 'main', 'prepare'],
+}
+
 # Gone from JAX or on the way out, or measured too slow (towers.grouped_conv).
 BANNED = {
   'batch_group_count',
@@ -124,6 +133,24 @@ def test_a_library_stays_behind_its_wall(library):
     if any(name.split('.')[0] == library for name in imported(module))
   ]
   assert users == WALLS[library]
+
+
+@functools.cache
+def dotted(module):
+  """What a module imports, and every name with a dot in it."""
+  nodes = ast.walk(tree(module))
+  attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+  return imported(module) | {ast.unparse(node) for node in attributes}
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_a_part_of_a_library_stays_behind_its_wall(part):
+  users = [
+    module
+    for module in MODULES
+    if any(f'.{part}.' in f'.{name}.' for name in dotted(module))
+  ]
+  assert users == PARTS[part]
 
 
 @pytest.mark.parametrize('module', MODULES)

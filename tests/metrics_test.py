@@ -1,11 +1,16 @@
 """Metrics against NumPy loops, and the files as TensorBoard and csv read them."""
 
 import csv
+import inspect
 import io
 import math
+import os
+import sys
 import types
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 from PIL import Image
 import pytest
@@ -219,6 +224,46 @@ def test_a_picture_comes_back_pixel_by_pixel(tmp_path):
   )
 
 
+def public_methods(cls):
+  return {
+    name: inspect.signature(member)
+    for name, member in vars(cls).items()
+    if not name.startswith('_')
+  }
+
+
+def test_the_null_writer_has_the_methods_of_the_writer():
+  methods = public_methods(metrics.MetricsWriter)
+  assert {'scalars', 'image', 'hyperparameters', 'close'} <= methods.keys()
+  assert public_methods(metrics.NullWriter) == methods
+
+
+def test_the_null_writer_writes_nothing(tmp_path, monkeypatch, capfd):
+  monkeypatch.chdir(tmp_path)
+  writer = metrics.NullWriter()
+  writer.hyperparameters({'a.rate': 0.5}, 'a/x')
+  writer.scalars(1, 0.5, {'a/x': 0.125})
+  writer.image(1, 'a/picture', np.zeros((2, 2, 3), np.uint8))
+  writer.close()
+  assert os.listdir(tmp_path) == []
+  assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('spec', [None, (), ('x',), ('x', 'y'), (None, 'y')])
+def test_what_is_fetched_is_numpys_whole_array(spec):
+  values = np.arange(32, dtype=np.float32).reshape(4, 8)
+  if spec is None:
+    place = jax.devices()[0]
+  else:
+    mesh = jax.make_mesh((2, 2), ('x', 'y'), (AxisType.Auto,) * 2)
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+  tree = {'on_device': jax.device_put(values, place), 'on_host': values[0]}
+  found = metrics.fetch(tree)
+  assert {type(x) for x in found.values()} == {np.ndarray}
+  np.testing.assert_array_equal(found['on_device'], values, strict=True)
+  np.testing.assert_array_equal(found['on_host'], values[0], strict=True)
+
+
 def test_image_grid_puts_images_in_rows_with_white_lines_between():
   grays = np.array([10, 20.6, 300, -5, 40], np.float32)  # Rounded and clipped.
   images = np.ones((5, 2, 3, 3), np.float32) * grays[:, None, None, None]
@@ -287,3 +332,16 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(
     '  remaining 00:09',
   ]
   assert '\r' not in out + err and 'it/s' not in err
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_silent_progress_prints_nothing(capfd, monkeypatch, terminal):
+  for stream in (sys.stdout, sys.stderr):
+    monkeypatch.setattr(stream, 'isatty', lambda: terminal)
+  values = {'train/loss': 2.5, 'eval/loss': 2.5}
+  for silent in (False, True):  # The first shows that it would be seen.
+    progress = metrics.Progress(0, 2, began=0.0, silent=silent)
+    progress.update()
+    progress.report(1, 0.5, values)
+    progress.close()
+    assert (capfd.readouterr() == ('', '')) == silent
