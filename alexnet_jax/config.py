@@ -385,13 +385,14 @@ def _mesh(config, num_devices):
     if size > 0 and size % data:
       near = [n for n in (size // data * data, -(-size // data) * data) if n]
       yield (
-        f'config.{section}.batch_size={size} must be a multiple of the {data}'
-        f" devices on mesh axis 'data'; try {' or '.join(map(str, near))}"
+        f'config.{section}.batch_size={size} must be a multiple of {data}, the'
+        f" size of mesh axis 'data' with {num_devices} devices; try"
+        f' {" or ".join(map(str, near))}'
       )
 
 
 def _one_weird_trick(net, num_devices):
-  way_out = "use config.mesh.layout='towers' or 'data'"
+  way_out = "use config.mesh.layout='data'"
   if not net.tower_links:
     yield (
       "config.mesh.layout='one_weird_trick' splits fc6 and fc7 over all devices,"

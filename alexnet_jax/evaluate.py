@@ -245,8 +245,9 @@ class TrainedNet:
     folder = run.workdir / predictions_lib.FOLDER
     path = folder / f'{split}.{views}_view.npz'
     # Many processes compute together, or not at all.
-    alone = jax.process_count() == 1
-    found = predictions_lib.load(path, made_from) if alone else None
+    found = None
+    if processes.is_alone():
+      found = predictions_lib.load(path, made_from)
     if found is not None:
       log.info('Predictions of step %d are in %s.', self.step, path)
       return found

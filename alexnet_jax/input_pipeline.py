@@ -135,7 +135,7 @@ def train_batches(
   """Global batches start_step, start_step + 1, ...; endless.
 
   Each epoch is a new permutation of the whole split. `rows` are those of the
-  global batch that are read; None for all.
+  global batch that are read, ascending; None for all.
   """
   order = grain.MapDataset.range(dataset.num_examples[split])
   batches = order.seed(seed).shuffle().repeat().batch(batch_size)

@@ -98,7 +98,9 @@ def _check_flags(given):
       f'--coordinator_address={address} must be host:port of process 0, such as'
       ' 10.0.0.1:4321'
     )
-  if number < 1 or not 0 <= index < number:
+  if number < 1:
+    raise ValueError(f'--num_processes={number} must be at least 1')
+  if not 0 <= index < number:
     raise ValueError(
       f'--process_id={index} must be at least 0 and below'
       f' --num_processes={number}'
@@ -128,7 +130,7 @@ def end_together() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    if jax.process_count() == 1:
+    if is_alone():
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()
@@ -150,15 +152,20 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+  """Whether this is the only process of the run."""
+  return jax.process_count() == 1
+
+
 def wait(name: str) -> None:
   """Returns when all processes have come to this place of the program."""
-  if jax.process_count() > 1:
+  if not is_alone():
     multihost_utils.sync_global_devices(name)
 
 
 def any_of(value: bool) -> bool:
   """Whether `value` is true in any process; all get the same answer."""
-  if jax.process_count() == 1:
+  if is_alone():
     return value
   return bool(multihost_utils.process_allgather(np.array(value)).any())
 
@@ -169,7 +176,7 @@ def check_same(values: Mapping[str, str]) -> None:
   Args:
     values: by the name that the user knows them by.
   """
-  if jax.process_count() == 1:
+  if is_alone():
     return
   digests = [
     np.frombuffer(hashlib.sha256(v.encode()).digest()[:8], np.uint32)

@@ -148,9 +148,8 @@ def owned_workdir(run: Run) -> Iterator[None]:
     unseen = not (run.workdir / config_lib.CONFIG_FILE).exists()
     if processes.any_of(unseen):
       raise ValueError(
-        f'--workdir={run.workdir} must lie on a file system that all hosts share;'
-        f' process {jax.process_index()} sees {"none" if unseen else "one"} of'
-        ' its files'
+        f'--workdir={run.workdir} must lie on a file system that all hosts share:'
+        ' process 0 has written to it, and another does not see it'
       )
     yield
 

@@ -18,6 +18,7 @@ import pytest
 
 from alexnet_jax import checkpoint
 from alexnet_jax import optimizer
+from alexnet_jax import processes
 from alexnet_jax import run
 from alexnet_jax import towers
 
@@ -248,6 +249,44 @@ def test_a_damaged_error_file_does_not_lose_the_state(tmp_path):
     assert int(state.step) in (4, 8)
     assert checkpoints.step_of('best') in (4, 8)
     checkpoints.save(12, make_state(12), make_record(12), 0.3)
+
+
+def test_what_another_process_cannot_read_is_damaged_for_all(
+  tmp_path, monkeypatch, caplog
+):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  said = []
+
+  def any_of(value):
+    said.append(value)
+    return len(said) == 1  # Another one has damage in the newest.
+
+  monkeypatch.setattr(processes, 'any_of', any_of)
+  with opened(tmp_path) as checkpoints:
+    state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
+    assert checkpoints.steps() == [4]
+  assert_states_equal(state, make_state(4))
+  assert said == [False, False]
+  assert 'checkpoint 8 cannot be read (another process' in caplog.text
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_only_the_first_process_tidies_up_before_the_others_go_on(
+  tmp_path, monkeypatch, first
+):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  folder, at_wait = tmp_path / 'checkpoints', []
+  truncate(folder / '8')
+  (folder / '9.orbax-checkpoint-tmp').mkdir()
+  names = lambda: sorted(path.name for path in folder.iterdir())
+  monkeypatch.setattr(processes, 'is_first', lambda: first)
+  monkeypatch.setattr(processes, 'wait', lambda _: at_wait.append(names()))
+  with opened(tmp_path) as checkpoints:
+    checkpoints.restore_latest(abstract(make_state(0)), accept)
+  swept = ['4', '8'] if first else ['4', '8', '9.orbax-checkpoint-tmp']
+  put_aside = ['4', 'damaged.8'] if first else swept
+  assert at_wait == [swept, put_aside]
+  assert names() == put_aside
 
 
 def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):

@@ -375,17 +375,6 @@ RULES = [
     'config.augment.color_std=-0.1 must not be negative',
   ),
   (
-    {'mesh__layout': 'tower'},
-    1,
-    "config.mesh.layout=tower is not a layout; use 'towers' or 'data'",
-  ),
-  (
-    {'model__lrn_across_towers': True},
-    2,
-    'config.model.lrn_across_towers=True needs both towers on one device; use'
-    " config.mesh.layout='data'",
-  ),
-  (
     {'optimizer__schedule': 'steps', 'optimizer__drop_epochs': (-3.0,)},
     1,
     'config.optimizer.drop_epochs=(-3.0,) must hold numbers of at least 0',
@@ -403,34 +392,22 @@ RULES = [
   ),
   ({'mesh__towers': '3'}, 1, "config.mesh.towers=3 must be '1', '2' or 'auto'"),
   (
-    {'mesh__towers': '2'},
-    3,
-    'config.mesh.towers=2 needs an even number of devices, here are 3; use'
-    " config.mesh.towers=1 or 'auto'",
-  ),
-  (
-    {'model__num_classes': 5},
-    2,
-    'config.model.num_classes=5 must be even on two towers; use'
-    ' config.mesh.towers=1',
-  ),
-  (
     {'input__batch_size': 127, 'mesh__layout': 'data'},
     4,
-    'config.input.batch_size=127 must be a multiple of the 4 devices on mesh'
-    " axis 'data'; try 124 or 128",
+    'config.input.batch_size=127 must be a multiple of 4, the size of mesh'
+    " axis 'data' with 4 devices; try 124 or 128",
   ),
   (
     {'eval__batch_size': 127},  # Four devices are two pairs of towers.
     4,
-    'config.eval.batch_size=127 must be a multiple of the 2 devices on mesh'
-    " axis 'data'; try 126 or 128",
+    'config.eval.batch_size=127 must be a multiple of 2, the size of mesh'
+    " axis 'data' with 4 devices; try 126 or 128",
   ),
   (
     {'input__batch_size': 3, 'mesh__layout': 'data'},
     4,
-    'config.input.batch_size=3 must be a multiple of the 4 devices on mesh'
-    " axis 'data'; try 4",
+    'config.input.batch_size=3 must be a multiple of 4, the size of mesh'
+    " axis 'data' with 4 devices; try 4",
   ),
   # The nets of the paper and of the run log.
   ({'model__num_towers': 3}, 2, 'config.model.num_towers=3 must be 1 or 2'),
@@ -554,6 +531,145 @@ def test_a_broken_rule_is_one_line_with_its_value_and_a_way_out(
   assert problem.startswith(line)
 
 
+LAYOUTS = ('towers', 'data', 'one_weird_trick')
+TRICK = {'mesh__layout': 'one_weird_trick'}
+THIRDS = {'input__batch_size': 126, 'eval__batch_size': 126}  # 3, 6, 7, 9.
+EIGHTHS = {'input__batch_size': 120, 'eval__batch_size': 120}  # 3, 4, 8.
+# As RULES, and ways out that the line names.
+MESH_RULES = [
+  *(
+    (
+      {'model__dtype': dtype},
+      num_devices,
+      f"config.model.dtype={dtype} is unknown; use 'float32' or 'bfloat16'",
+      [{'model__dtype': known} for known in ('float32', 'bfloat16')],
+    )
+    for dtype, num_devices in (('float16', 1), ('bf16', 4), ('', 1))
+  ),
+  (
+    {'mesh__layout': 'tower'},
+    4,
+    "config.mesh.layout=tower is not a layout; use 'towers' or 'data' or"
+    " 'one_weird_trick'",
+    [{'mesh__layout': layout} for layout in LAYOUTS],
+  ),
+  *(
+    (
+      TRICK | {'model__tower_links': False} | change,
+      num_devices,
+      "config.mesh.layout='one_weird_trick' splits fc6 and fc7 over all"
+      ' devices, so it needs config.model.tower_links=True; use'
+      " config.mesh.layout='data'",
+      [{'model__tower_links': True}, {'mesh__layout': 'data'}],
+    )
+    for num_devices, change in (
+      (2, {}),
+      (8, {}),
+      (3, THIRDS | {'model__fc_features': (4098, 0)}),
+    )
+  ),
+  *(
+    (
+      TRICK | {'model__fc_features': widths} | batch,
+      num_devices,
+      f'config.model.fc_features={widths} must be multiples of the'
+      f" {num_devices} devices with config.mesh.layout='one_weird_trick'; use"
+      " config.mesh.layout='data'",
+      [{'mesh__layout': 'data'}],
+    )
+    for num_devices, widths, batch in (
+      (3, (4096, 4096), THIRDS),
+      (3, (4098, 4096), THIRDS),
+      (4, (4094, 4096), {}),
+      (6, (0, 4096), THIRDS),
+      (8, (4092, 0), {}),
+    )
+  ),
+  *(
+    (
+      {'model__num_classes': 21_843} | batch,
+      num_devices,
+      'config.model.num_classes=21843 must be even on two towers; use'
+      ' config.mesh.towers=1',
+      [{'mesh__towers': '1'}],
+    )
+    for num_devices, batch in ((2, {}), (6, THIRDS), (8, {}))
+  ),
+  *(
+    (
+      {'model__lrn_across_towers': True} | batch,
+      num_devices,
+      'config.model.lrn_across_towers=True needs both towers on one device;'
+      " use config.mesh.layout='data'",
+      [{'mesh__layout': 'data'}],
+    )
+    for num_devices, batch in ((2, {}), (6, THIRDS), (8, {}))
+  ),
+  *(
+    (
+      {'mesh__towers': '2'} | THIRDS,
+      num_devices,
+      'config.mesh.towers=2 needs an even number of devices, here are'
+      f" {num_devices}; use config.mesh.towers=1 or 'auto'",
+      [{'mesh__towers': '1'}, {'mesh__towers': 'auto'}],
+    )
+    for num_devices in (1, 3, 7)
+  ),
+]
+
+
+@pytest.mark.parametrize('change, num_devices, line, ways_out', MESH_RULES)
+def test_a_broken_rule_of_devices_is_one_line_whose_ways_out_lead_out(
+  change, num_devices, line, ways_out
+):
+  assert problems(changed(**change), num_devices) == [line]
+  for way in ways_out:
+    (name,) = way
+    assert name.rpartition('__')[2] in line
+    assert str(way[name]) in line.partition('=')[2]
+    assert problems(changed(**change | way), num_devices) == []
+
+
+@pytest.mark.parametrize('num_devices', [2, 3, 4, 8])
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'model__fc_features': (0, 0)},
+    {'model__fc_features': (4104, 0)},  # 171 * 3 * 8.
+    {'model__fc_features': (0, 4104)},
+    {'model__num_classes': 5},  # Where they do not divide, fc8 is whole.
+    {'model__lrn_across_towers': True},  # All convolutions are on each.
+    {'model__num_towers': 1, 'model__num_classes': 21_843},
+    {'model__dtype': 'bfloat16'},
+  ],
+  ids=str,
+)
+def test_one_weird_trick_forbids_nothing_else(change, num_devices):
+  base = TRICK | EIGHTHS | {'model__fc_features': (4104, 4104)}
+  assert problems(changed(**base | change), num_devices) == []
+
+
+def test_one_device_obeys_every_layout():
+  change = {
+    'model__tower_links': False,
+    'model__fc_features': (4094, 30),
+    'model__num_classes': 5,
+    'input__batch_size': 127,
+  }
+  for layout in LAYOUTS:
+    assert problems(changed(**change, mesh__layout=layout), 1) == []
+
+
+def test_all_broken_rules_of_one_weird_trick_are_reported_at_once():
+  change = TRICK | {'model__tower_links': False, 'input__batch_size': 126}
+  found = problems(changed(**change), 6)
+  assert [line.partition('=')[0] for line in found] == [
+    'config.mesh.layout',
+    'config.model.fc_features',
+    'config.eval.batch_size',
+  ]
+
+
 @pytest.mark.parametrize(
   'change',
   [
@@ -609,21 +725,42 @@ def test_all_broken_rules_are_reported_at_once():
 
 
 @pytest.mark.parametrize('key', ['input.batch_size', 'eval.batch_size'])
-@pytest.mark.parametrize('num_devices', [3, 6, 7])
-def test_the_batch_sizes_named_are_the_nearest_that_work(key, num_devices):
+@pytest.mark.parametrize(
+  'layout, towers, num_devices, axis',
+  [
+    ('data', 'auto', 3, 3),
+    ('data', 'auto', 6, 6),
+    ('data', 'auto', 7, 7),
+    ('one_weird_trick', 'auto', 3, 3),
+    ('one_weird_trick', 'auto', 6, 6),
+    ('one_weird_trick', '2', 8, 8),
+    ('towers', 'auto', 3, 3),
+    ('towers', 'auto', 6, 3),  # Pairs of devices.
+    ('towers', '2', 14, 7),
+    ('towers', '1', 6, 6),
+  ],
+)
+def test_the_batch_sizes_named_are_the_nearest_that_work(
+  key, layout, towers, num_devices, axis
+):
   config = paper.get_config()
-  config.mesh.layout = 'data'
-  config.input.batch_size = config.eval.batch_size = 10 * num_devices
-  size = 10 * num_devices + 2
+  config.mesh.layout, config.mesh.towers = layout, towers
+  config.model.fc_features = (24 * 7, 24 * 7)
+  config.input.batch_size = config.eval.batch_size = 10 * axis
+  size = 10 * axis + 2
   config.update_from_flattened_dict({key: size})
   (problem,) = problems(config, num_devices)
   named = [int(n) for n in re.findall(r'\d+', problem.partition('try ')[2])]
+  assert problem.startswith(
+    f'config.{key}={size} must be a multiple of {axis}, the size of mesh axis'
+    f" 'data' with {num_devices} devices; try "
+  )
   around = []
-  for candidate in range(size - num_devices, size + num_devices):
+  for candidate in range(size - axis, size + axis):
     config.update_from_flattened_dict({key: candidate})
     if not problems(config, num_devices):
       around.append(candidate)
-  assert named == around
+  assert named == around == [10 * axis, 11 * axis]
 
 
 def test_the_least_crop_named_works_and_no_smaller_one():

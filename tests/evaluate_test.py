@@ -22,6 +22,7 @@ from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
+from alexnet_jax import processes
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from configs import quickstart
@@ -359,6 +360,29 @@ def test_evaluating_a_checkpoint_leaves_predictions_for_an_ensemble(
       expected.items()
       <= {k: pytest.approx(v, rel=1e-6) for k, v in result.items()}.items()
     )
+
+
+def test_only_the_first_process_writes_and_prints(
+  trainings, tmp_path, monkeypatch, capsys
+):
+  for name in ('config.json', 'checkpoints'):
+    there = trainings / 'a' / name
+    copy = shutil.copytree if there.is_dir() else shutil.copy
+    copy(there, tmp_path / name)
+  probs = np.random.default_rng(4).dirichlet(np.ones(10), 300)
+  rows = [(np.log(probs), np.arange(300, dtype=np.int32) % 10)]
+  fake = lambda params, many, found: found.extend(rows)
+  monkeypatch.setattr(evaluate, 'make_evaluator', lambda run: fake)
+  config = config_lib.read_config(tmp_path)
+  results = []
+  for first in (False, True):
+    monkeypatch.setattr(processes, 'is_first', lambda first=first: first)
+    results.append(evaluate.evaluate_checkpoint(config, tmp_path, 'latest'))
+    written = {path.name for path in tmp_path.iterdir()}
+    new = {'evaluation.json', 'predictions'} if first else set()
+    assert written == {'config.json', 'checkpoints'} | new
+    assert bool(capsys.readouterr().out) == first
+  assert results[0] == results[1]
 
 
 def test_predictions_of_an_earlier_step_are_made_anew(data_dir, tmp_path):
