@@ -179,7 +179,8 @@ class TowerDense(nn.Module):
   """Fully connected layer, on the towers of this device.
 
   Each of the `groups` equal groups of outputs reads all units of one group of
-  input maps, flattened.
+  input maps, flattened. The outputs are at least float32, whatever `x` is:
+  logits of 8 bits would tie.
   """
 
   features: int
@@ -197,8 +198,12 @@ class TowerDense(nn.Module):
     shape = (parts[0].shape[1], self.features)
     kernel, bias = (towers.vary_as(p, x) for p in _kernel_and_bias(self, shape))
     kernels = jnp.split(kernel.astype(x.dtype), self.groups, axis=-1)
-    outputs = [part @ k for part, k in zip(parts, kernels, strict=True)]
-    return jnp.concatenate(outputs, axis=-1) + bias.astype(x.dtype)[None]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    outputs = [
+      jnp.matmul(part, k, preferred_element_type=wide)
+      for part, k in zip(parts, kernels, strict=True)
+    ]
+    return jnp.concatenate(outputs, axis=-1) + bias[None]
 
 
 def _kernel_and_bias(layer, shape):
@@ -246,7 +251,7 @@ class AlexNet(nn.Module):
     inverted_dropout: divide what is kept by `1 - dropout_rate` in training,
       instead of multiplying by it at test. Deviation S11: Caffe and others do.
     dtype: of the activations and what computes them, 'float32' or 'bfloat16'.
-      Parameters, norms, logits and sums over devices stay float32.
+      Parameters, norms, logits and the gradients that devices sum stay float32.
     tower_devices: devices that share the network, a tower on each: 1, or 2 in
       the layout 'towers'.
     fc_devices: devices that share fc6, fc7 and fc8: 1, or all in the layout
@@ -316,8 +321,9 @@ class AlexNet(nn.Module):
     for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
       if features:
         x = ACTIVATIONS[self.activation](self._dense(name, features, x))
+        x = x.astype(self.dtype)
         x = self._drop(x, features, train, rows)
-    logits = _at_least_float32(self._dense('fc8', self.num_classes, x))
+    logits = self._dense('fc8', self.num_classes, x)
     with jax.named_scope('logits'):
       if self.tower_devices > 1:
         return towers.gather(logits, 'tower', axis=1, to='invarying')

@@ -1,11 +1,16 @@
 """The benchmark of collectives: its reader of programs, and what it holds."""
 
+import functools
+import json
+
 import jax
 import pytest
 
+from alexnet_jax import metrics
 from alexnet_jax import model
 from alexnet_jax import towers
 from benchmarks import communication
+from benchmarks import report
 
 NARROW = {
   'num_classes': 10,
@@ -30,12 +35,22 @@ def narrow_net(layout='towers', mesh=None, **changes):
   return model.AlexNet(**NARROW | changes, **towers.sharing(layout, mesh))
 
 
-@pytest.fixture(scope='module')
-def program():
-  """(text, bytes to sum, net) of a narrow net's step on two by two devices."""
-  mesh = create_mesh()
-  net = narrow_net(mesh=mesh)
-  return *communication.compile_step(net, mesh, **SIZES), net
+@functools.cache
+def compiled(layout, number):
+  """(collectives, bytes to sum, net) of a narrow net's step."""
+  mesh = create_mesh(layout, number=number)
+  net = narrow_net(layout, mesh)
+  text, gradient_bytes = communication.compile_step(net, mesh, **SIZES)
+  return communication.collectives(text, mesh), gradient_bytes, net
+
+
+def problems(layout, extra=(), without=None):
+  """What is said of a step with other collectives, or without one of them."""
+  found, gradient_bytes, net = compiled(layout, 4)
+  mesh = create_mesh(layout)
+  more = [communication.collectives(line, mesh) for line in extra]
+  found = [c for c in found if c is not without] + sum(more, [])
+  return list(communication.problems(found, net, gradient_bytes))
 
 
 # Operand and received bytes on two devices of a ring, worked by hand.
@@ -58,6 +73,29 @@ def test_bytes_of_a_collective(kind, shape, operand, received):
   line = instruction(kind, shape, PAIRS)
   (found,) = communication.collectives(line, create_mesh())
   assert found.kind == kind.removesuffix('-start')
+  assert (found.operand_bytes, found.received_bytes) == (operand, received)
+
+
+# Of four devices each receives the parts of three: worked by hand.
+@pytest.mark.parametrize(
+  ('kind', 'shape', 'operand', 'received'),
+  [
+    ('all-gather', 'f32[8,16]{1,0}', 128, 384),
+    ('reduce-scatter', 'bf16[2,16]', 256, 192),
+    ('all-reduce', 'f32[100]', 400, 600),
+    ('all-to-all', 'f32[2,4,3]{2,1,0}', 96, 72),
+    (
+      'all-to-all',
+      '(f32[2,3], f32[2,3], f32[2,3], /*index=3*/f32[2,3])',
+      96,
+      72,
+    ),
+  ],
+)
+def test_bytes_of_a_collective_of_four(kind, shape, operand, received):
+  line = instruction(kind, shape, 'replica_groups=[1,4]<=[4]')
+  (found,) = communication.collectives(line, create_mesh('one_weird_trick'))
+  assert (found.axis, found.group_size) == ('data', 4)
   assert (found.operand_bytes, found.received_bytes) == (operand, received)
 
 
@@ -84,11 +122,9 @@ def test_every_print_style_of_groups_names_the_axis(groups, axis, size):
   assert (found.layer, found.direction) == ('conv3', 'forward')
 
 
-def test_two_towers_talk_where_the_papers_gpus_do(program):
-  text, gradient_bytes, net = program
-  mesh = create_mesh()
-  found = communication.collectives(text, mesh)
-  assert list(communication.problems(found, net, gradient_bytes)) == []
+def test_two_towers_talk_where_the_papers_gpus_do():
+  assert problems('towers') == []
+  found, _, _ = compiled('towers', 4)
   assert sorted(c.layer for c in found if c.kind == 'all-gather') == [
     'conv3',
     'fc6',
@@ -118,23 +154,17 @@ def test_one_device_talks_to_nobody():
     ),
   ],
 )
-def test_one_collective_more_is_a_problem(program, extra, problem):
-  text, gradient_bytes, net = program
-  mesh = create_mesh()
-  text += '\n' + instruction(*extra)
-  found = communication.collectives(text, mesh)
-  (said,) = communication.problems(found, net, gradient_bytes)
+def test_one_collective_more_is_a_problem(extra, problem):
+  (said,) = problems('towers', [instruction(*extra)])
   assert problem in said
 
 
-def test_one_collective_less_is_a_problem(program):
-  text, gradient_bytes, net = program
-  mesh = create_mesh()
-  found = communication.collectives(text, mesh)
+def test_one_collective_less_is_a_problem():
+  found, _, _ = compiled('towers', 4)
   gather = next(c for c in found if c.layer == 'fc7')
-  found.remove(gather)
-  (said,) = communication.problems(found, net, gradient_bytes)
-  assert said == '1 missing: all-gather, fc7, forward, tower'
+  assert problems('towers', without=gather) == [
+    '1 missing: all-gather, fc7, forward, tower'
+  ]
 
 
 # The ten classes divide over two devices and not over four, where fc8 is whole
@@ -146,16 +176,118 @@ def test_one_collective_less_is_a_problem(program):
 def test_one_weird_trick_gathers_examples_and_no_weights(
   number, gathered, home
 ):
-  mesh = create_mesh('one_weird_trick', 'auto', number)
-  net = narrow_net('one_weird_trick', mesh)
-  text, gradient_bytes = communication.compile_step(net, mesh, **SIZES)
-  found = communication.collectives(text, mesh)
+  found, gradient_bytes, net = compiled('one_weird_trick', number)
   assert list(communication.problems(found, net, gradient_bytes)) == []
   of_kind = lambda kind: [c.layer for c in found if c.kind == kind]
   assert tuple(of_kind('all-gather')) == gathered
   assert sorted(of_kind('reduce-scatter')) == sorted(gathered)
   assert of_kind('all-to-all') == [home, home]
+  # Eight images; fc6 reads one pixel of 4 maps, fc7 and fc8 eight units, the
+  # logits are ten. What a device gets is what it has not.
+  others = lambda features: 8 * features * 4 * (number - 1) // number
+  received = {
+    c.layer: c.received_bytes for c in found if c.kind == 'all-gather'
+  }
+  expected = {'fc6': others(4), 'fc7': others(8), 'fc8': others(8)}
+  assert received == {layer: expected[layer] for layer in gathered}
+  # All examples' part of the features, in exchange for this device's rows.
+  sent = others(10 if home == 'logits' else 8) // number
+  assert {c.received_bytes for c in found if c.kind == 'all-to-all'} == {sent}
   # Kernels and biases by hand: conv1 to conv5, and fc8.
   convs = 11 * 11 * 3 * 4 + 5 * 5 * 2 * 4 + 3 * 3 * 4 * (4 + 2 + 2) + 5 * 4
   fc8 = (8 * 10 + 10) * (home == 'fc8')
   assert gradient_bytes == 4 * (convs + fc8)
+
+
+ALL = 'replica_groups={{0,1,2,3}}'
+
+
+@pytest.mark.parametrize(
+  ('kind', 'shape', 'layer', 'problem'),
+  [
+    # Weights of fc6, of conv2, and of fc8 on their way.
+    ('all-gather', 'f32[4,8]', 'fc6', '1 more: all-gather, fc6, forward, data'),
+    (
+      'all-gather',
+      'f32[5,5,2,4]',
+      'conv2',
+      '1 more: all-gather, conv2, forward, data',
+    ),
+    (
+      'all-to-all',
+      'f32[8,10]',
+      'logits',
+      '1 more: all-to-all, logits, forward, data',
+    ),
+    # Gradients of fc7, of which every device has its own.
+    (
+      'all-reduce',
+      'f32[8,8]',
+      'fc7',
+      'all-reduces of +272 bytes beside the gradients',
+    ),
+  ],
+)
+def test_one_collective_more_of_one_weird_trick_is_a_problem(
+  kind, shape, layer, problem
+):
+  scope = f'metadata={{op_name="jit(f)/jvp()/AlexNet/{layer}/x"}}'
+  line = instruction(kind, shape, ALL, scope)
+  assert problems('one_weird_trick', [line]) == [problem]
+
+
+@pytest.mark.parametrize(
+  ('kind', 'layer', 'direction'),
+  [
+    ('all-gather', 'fc6', 'forward'),
+    ('reduce-scatter', 'fc7', 'backward'),
+    ('all-to-all', 'fc8', 'forward'),
+    ('all-to-all', 'fc8', 'backward'),
+  ],
+)
+def test_one_collective_less_of_one_weird_trick_is_a_problem(
+  kind, layer, direction
+):
+  (gone,) = [
+    c
+    for c in compiled('one_weird_trick', 4)[0]
+    if (c.kind, c.layer, c.direction) == (kind, layer, direction)
+  ]
+  assert problems('one_weird_trick', without=gone) == [
+    f'1 missing: {kind}, {layer}, {direction}, data'
+  ]
+
+
+def test_gradients_that_are_not_summed_are_a_problem():
+  for gone in compiled('one_weird_trick', 4)[0]:
+    if gone.kind == 'all-reduce' and gone.operand_bytes > 64:
+      (said,) = problems('one_weird_trick', without=gone)
+      assert said.endswith('bytes beside the gradients')
+      return
+  raise AssertionError('no gradients are summed')
+
+
+def test_report_says_where_and_with_what(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr('sys.argv', ['anything', '--check', '--batch=8'])
+  path = tmp_path / 'figures.json'
+  report.write(str(path), [{'received_bytes': 12}])
+  content = json.loads(path.read_text())
+  assert content['figures'] == [{'received_bytes': 12}]
+  environment = content['environment']
+  assert environment['jax'] == jax.__version__
+  assert environment['commit'] == metrics.current_commit()
+  assert environment['command'].startswith('python -m ')
+  assert environment['command'].endswith(' --check --batch=8')
+  assert environment['cores'] > 0
+  assert all(
+    environment[key] for key in ('machine', 'python', 'jaxlib', 'flax')
+  )
+  assert environment['devices'] == ['cpu']
+  report.print_environment()
+  assert f'jax {jax.__version__}, ' in capsys.readouterr().out
+
+
+def test_report_is_not_written_unless_asked_for(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  report.write(None, [])
+  assert list(tmp_path.iterdir()) == []

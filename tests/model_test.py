@@ -674,7 +674,8 @@ def probe():
   """A net whose fc layers show what dropout did to fc6 and to fc7.
 
   Maps (train, key, rows) to the 64 units of fc6 and of fc7, which are 1 until
-  they are dropped or scaled; with `inverted` for inverted dropout.
+  they are dropped or scaled. `which` names another net: with inverted dropout,
+  or with activations in bfloat16.
   """
   net = model.AlexNet(
     num_classes=64,
@@ -697,19 +698,23 @@ def probe():
     )
     return outputs['fc7'] - 1, logits / outputs['fc7']
 
-  # Both nets in one program, since compiling takes the time.
+  # All nets in one program, since compiling takes the time.
+  nets = {
+    'plain': net,
+    'inverted': net.clone(inverted_dropout=True),
+    'bfloat16': net.clone(dtype='bfloat16'),
+  }
   jitted = jax.jit(
-    lambda params, train, key, rows: [
-      units(net.clone(inverted_dropout=inverted), params, train, key, rows)
-      for inverted in (False, True)
-    ],
+    lambda params, train, key, rows: {
+      name: units(net, params, train, key, rows) for name, net in nets.items()
+    },
     static_argnums=1,
     compiler_options=CHEAP,
   )
 
-  def fn(train, key=0, rows=(0, 1, 2), inverted=False):
-    both = jitted(params, train, jax.random.key(key), jnp.array(rows))
-    return jax.device_get(both[inverted])
+  def fn(train, key=0, rows=(0, 1, 2), which='plain'):
+    every = jitted(params, train, jax.random.key(key), jnp.array(rows))
+    return jax.device_get(every[which])
 
   return fn
 
@@ -728,11 +733,18 @@ def test_hidden_units_are_scaled_at_test(probe):
 
 def test_inverted_dropout_scales_in_training_and_not_at_test(probe):
   plain = np.stack(probe(train=True))
-  inverted = np.stack(probe(train=True, inverted=True))
+  inverted = np.stack(probe(train=True, which='inverted'))
   # A few roundings of float32.
   np.testing.assert_allclose(inverted, plain / 0.8, rtol=1e-6)
-  at_test = np.stack(probe(train=False, inverted=True))
+  at_test = np.stack(probe(train=False, which='inverted'))
   np.testing.assert_array_equal(at_test, np.ones_like(at_test))
+
+
+def test_bfloat16_drops_the_same_units(probe):
+  plain = np.stack(probe(train=True))
+  assert {0.0, 1.0} == set(plain.ravel().tolist())
+  # Zeros, ones and twos are exact.
+  np.testing.assert_array_equal(probe(train=True, which='bfloat16'), plain)
 
 
 def test_each_layer_and_key_draws_its_own_dropout(probe):
@@ -747,6 +759,104 @@ def test_network_passes_the_rows_to_dropout(probe):
   for x, y in zip(first, later, strict=True):
     np.testing.assert_array_equal(x[2], y[0])
     assert (x[0] != y[0]).any()
+
+
+def both_dtypes(fn, **changes):
+  """`fn` of a narrow net, in float32 and in bfloat16."""
+  net = model.AlexNet(**NARROW | SMALL | changes)
+  return [fn(net.clone(dtype=dtype)) for dtype in ('float32', 'bfloat16')]
+
+
+def test_bfloat16_is_the_dtype_of_activations_alone():
+  net = model.AlexNet(**NARROW, dtype='bfloat16')
+  images = jnp.asarray(random_images(2, 67))
+
+  def fn():
+    params = net.init(jax.random.key(0), images)['params']
+    loss = lambda p: net.apply({'params': p}, images).sum()
+    return params, jax.grad(loss)(params), capture(net, params, images)
+
+  params, gradients, (logits, outputs) = jax.eval_shape(fn)
+  dtypes = lambda tree: {x.dtype.name for x in jax.tree.leaves(tree)}
+  assert set(outputs) == set(KERNELS)
+  dense = {name: outputs.pop(name) for name in ('fc6', 'fc7', 'fc8')}
+  assert dtypes(outputs) == {'bfloat16'}
+  assert dtypes(dense) == {'float32'}  # Products of bfloat16, before the ReLU.
+  assert dtypes((params, gradients, logits)) == {'float32'}
+
+
+def test_logits_of_bfloat16_are_not_rounded():
+  net = model.AlexNet(**NARROW, **SMALL, dtype='bfloat16')
+  params = jax.tree.map(jnp.asarray, random_params(net, SMALL_CROP))
+  images = jnp.asarray(random_images(4, SMALL_CROP))
+  logits = np.asarray(net.apply({'params': params}, images))
+  rounded = logits.astype(jnp.bfloat16).astype(np.float32)
+  assert (logits != rounded).mean() > 0.9  # 65,535 of 65,536.
+
+
+# In 8 bits 256 + 1 is 256, and these norms would be 1.2% too large.
+@pytest.mark.parametrize('place', [0, 2, 4])
+def test_norms_of_bfloat16_are_computed_in_float32(place):
+  values = np.ones(5, np.float32)
+  values[place] = 16
+  expected = values / 260**0.75
+  maps = jnp.asarray(values, jnp.bfloat16).reshape(1, 1, 1, 5)
+  # Five maps that all lie in the window of the one in the middle.
+  out = model.local_response_norm(maps, 1, k=0.0, alpha=1.0)
+  assert out.dtype == jnp.bfloat16
+  # Half of the last of 8 bits.
+  np.testing.assert_allclose(
+    np.float32(out[0, 0, 0, 2]), expected[2], rtol=2**-8
+  )
+  column = maps.reshape(1, 5, 1, 1)
+  out = model.within_map_norm(column, alpha=1.0)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    np.float32(out[0, 2, 0, 0]), values[2] / 261**0.75, rtol=2**-8
+  )
+
+
+def test_softmax_of_bfloat16_is_computed_in_float32():
+  images = jnp.asarray(random_images(2, SMALL_CROP))
+
+  def log_probs(net):
+    params = net.init(jax.random.key(0), images)['params']
+    params['fc8'] = jax.tree.map(jnp.zeros_like, params['fc8'])
+    return jax.nn.log_softmax(net.apply({'params': params}, images))
+
+  small = {'conv_features': (4, 0, 0, 0, 0), 'fc_features': (0, 0)}
+  for result in both_dtypes(log_probs, **small):
+    # 2.3026; of 8 bits 2.2969 and 2.3125 are the next.
+    np.testing.assert_allclose(result, -np.log(10), rtol=1e-6)
+
+
+def test_bfloat16_computes_nearly_what_float32_does():
+  images = jnp.asarray(random_images(4, SMALL_CROP))
+
+  def logits_and_gradients(net):
+    params = random_params(net, SMALL_CROP)
+
+    def first(params):
+      logits = net.apply({'params': params}, images)
+      return logits[:, 0].sum(), logits
+
+    gradients, logits = jax.grad(first, has_aux=True)(params)
+    return logits, gradients
+
+  (expected, gradients), (logits, rounded) = both_dtypes(
+    lambda net: jax.jit(
+      lambda: logits_and_gradients(net), compiler_options=CHEAP
+    )()
+  )
+  # A value of 8 bits is off by up to 0.2%; eight layers of them.
+  error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+  assert 1e-4 < error < 0.02
+  # Of two values that 8 bits round to one, another may be the greatest; the
+  # gradient of a whole window then goes there.
+  errors = jax.tree.map(
+    lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), rounded, gradients
+  )
+  assert all(e < 0.4 for e in jax.tree.leaves(errors)), errors
 
 
 def test_gradient_holds_no_grouped_convolution():
