@@ -12,6 +12,9 @@ import logging
 import pathlib
 import shutil
 
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
@@ -32,8 +35,12 @@ class DamagedError(ValueError):
 def _reading() -> Iterator[None]:
   try:
     yield
-  except (ValueError, KeyError, FileNotFoundError) as error:  # Orbax's.
-    raise DamagedError(str(error)) from error
+  except Exception as error:
+    # Orbax's; where an array cannot be read it raises Exception itself.
+    known = isinstance(error, ValueError | KeyError | FileNotFoundError)
+    if not known and type(error) is not Exception:
+      raise
+    raise DamagedError(str(error.__cause__ or error)) from error
 
 
 class Checkpoints:
@@ -121,9 +128,16 @@ class Checkpoints:
       template: `jax.ShapeDtypeStruct`s of the state, with the shardings wanted.
       step: which.
     """
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+    # With many processes each reads all, not its part: Orbax meets the others
+    # when it has read, so none may find a damage that the others do not.
+    whole = jax.tree.map(_replicated, template)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(whole))
     with _reading():
-      return self._manager.restore(step, args=args).state
+      state = self._manager.restore(step, args=args).state
+    if processes.is_alone():
+      return state
+    wanted = jax.tree.map(lambda x: x.sharding, template)
+    return jax.jit(lambda tree: tree, out_shardings=wanted)(state)
 
   def restore_latest(
     self, template: PyTree, check_record: Callable[[dict], None]
@@ -175,6 +189,12 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the saves under way."""
     self._manager.close()
+
+
+def _replicated(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  if processes.is_alone():
+    return x
+  return x.update(sharding=NamedSharding(x.sharding.mesh, P()))
 
 
 def _drop_unreadable_error(file: pathlib.Path) -> None:

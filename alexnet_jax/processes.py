@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -58,6 +59,8 @@ def start(
   timer.daemon = True
   timer.start()
   try:
+    if process_id == 0:
+      _check_free(coordinator_address)
     jax.distributed.initialize(
       coordinator_address,
       num_processes,
@@ -105,6 +108,18 @@ def _check_flags(given):
       f'--process_id={index} must be at least 0 and below'
       f' --num_processes={number}'
     )
+
+
+def _check_free(address):
+  """Raises OSError if the port is in use: jaxlib may crash of it."""
+  port = int(address.rpartition(':')[2])
+  if socket.has_dualstack_ipv6():
+    server = socket.create_server(
+      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
+    )
+  else:
+    server = socket.create_server(('', port))
+  server.close()
 
 
 def _give_up(where, num_processes):

@@ -51,7 +51,8 @@ def fail(monkeypatch, capsys, tmp_path, no_compilation):
     if flags[0].startswith('--config='):  # Else its keys are no flags.
       argv.insert(2, f'--config.input.data_dir={tmp_path}/data')
     # JAX is in use already: on a cluster this process could not join others.
-    argv.append('--num_processes=1')
+    if not any('process' in flag or 'coordinator' in flag for flag in flags):
+      argv.append('--num_processes=1')
     monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks.
     sys.modules.pop('config_config', None)  # The file of the command before.
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
@@ -227,3 +228,75 @@ def test_evaluating_without_a_checkpoint_says_to_train(fail, tmp_path, which):
   assert f'{tmp_path}/run' in message
   assert message.endswith('; train first: --mode=train')
   assert list(tmp_path.iterdir()) == []
+
+
+ALL = '--coordinator_address, --num_processes, --process_id'
+
+
+@pytest.mark.parametrize(
+  'flags, expected',
+  [
+    (
+      ['--coordinator_address=127.0.0.1:4321', '--num_processes=2'],
+      f'--process_id must be given as well; or none of {ALL} where',
+    ),
+    (
+      ['--process_id=0'],
+      '--coordinator_address and --num_processes must be given as well; or',
+    ),
+    (
+      ['--num_processes=2'],
+      '--coordinator_address and --process_id must be given as well; or',
+    ),
+    (
+      ['--num_processes=1', '--process_id=1'],
+      '--coordinator_address must be given as well; or',
+    ),
+    (
+      [
+        '--coordinator_address=127.0.0.1',
+        '--num_processes=2',
+        '--process_id=1',
+      ],
+      '--coordinator_address=127.0.0.1 must be host:port of process 0',
+    ),
+    (
+      ['--coordinator_address=:4321', '--num_processes=2', '--process_id=1'],
+      '--coordinator_address=:4321 must be host:port of process 0',
+    ),
+    (
+      ['--coordinator_address=a:b', '--num_processes=2', '--process_id=1'],
+      '--coordinator_address=a:b must be host:port of process 0',
+    ),
+    (
+      ['--coordinator_address=a:1', '--num_processes=2', '--process_id=2'],
+      '--process_id=2 must be at least 0 and below --num_processes=2',
+    ),
+    (
+      ['--coordinator_address=a:1', '--num_processes=2', '--process_id=-1'],
+      '--process_id=-1 must be at least 0 and below --num_processes=2',
+    ),
+    (
+      ['--coordinator_address=a:1', '--num_processes=0', '--process_id=0'],
+      '--num_processes=0 must be at least 1',
+    ),
+  ],
+)
+def test_wrong_flags_of_many_processes_are_named_before_anything_else(
+  fail, tmp_path, flags, expected
+):
+  # Neither the data set nor the work directory has been looked at.
+  message = fail(PAPER, f'--workdir={tmp_path}/run', *flags)
+  assert message.startswith(f'ValueError: {expected}')
+  assert message.count('\n') == 0
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_told_to_stay_alone_joins_no_others(
+  fail, tmp_path, monkeypatch
+):
+  # It would: this is what JAX takes for a cluster.
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *_, **__: 1 / 0)
+  for alone in (['--num_processes=1'], ['--num_processes=1', '--process_id=0']):
+    message = fail(PAPER, f'--workdir={tmp_path}/run', *alone)
+    assert message == missing_data_set(tmp_path, 'imagenet2012')

@@ -997,3 +997,78 @@ def test_the_plateau_experiment_trains_as_the_loop_does(
     assert mean == pytest.approx(float(rows[last]['train/loss']), rel=1e-6)
   assert (row['steps'], row['left_at']) == (16, '')
   assert float(row['last_loss']) == pytest.approx(np.mean(losses[6:]), abs=1e-3)
+
+
+# On other devices
+
+
+def use_devices(monkeypatch, number):
+  """From here on JAX has its first devices alone."""
+  devices = jax.local_devices()[:number]
+  monkeypatch.setattr(jax, 'devices', lambda *_: devices)
+  monkeypatch.setattr(jax, 'device_count', lambda *_: number)
+
+
+def spy_on_labels(patch):
+  """The labels of every batch from now on, each with its number of devices."""
+  labels, place_batch = [], run_lib.Run.place_batch
+
+  def spied(run, batch):
+    placed = place_batch(run, batch)
+    found = placed['label']
+    labels.append((len(found.sharding.device_set), np.asarray(found).tolist()))
+    return placed
+
+  patch.setattr(run_lib.Run, 'place_batch', spied)
+  return labels
+
+
+def test_a_run_goes_on_in_any_layout_on_any_number_of_devices(
+  config, tmp_path, monkeypatch
+):
+  one, many = tmp_path / 'one', tmp_path / 'many'
+  config.train.eval_every_epochs = 1.0  # At the end alone.
+  config.train.checkpoint_every_steps = 5
+  labels = spy_on_labels(monkeypatch)
+  use_devices(monkeypatch, 1)
+  train.train_and_evaluate(config, one)
+  order = [batch for _, batch in labels[:24]]
+
+  # Each but the last stops after 7 steps, and so 5 steps after it began.
+  for begin, (number, layout) in enumerate(
+    [
+      (1, 'towers'),
+      (2, 'towers'),
+      (4, 'one_weird_trick'),
+      (4, 'data'),
+      (1, 'towers'),
+    ]
+  ):
+    use_devices(monkeypatch, number)
+    config.mesh.layout = layout
+    labels.clear()
+    if begin < 4:
+      train_until(7, config, many, monkeypatch)
+    else:
+      train.train_and_evaluate(config, many)
+    expected = [(number, batch) for batch in order[5 * begin :][:7]]
+    assert labels[: len(expected)] == expected
+
+  rows, wanted = read_rows(many), read_rows(one)
+  assert [r['step'] for r in rows] == [r['step'] for r in wanted]
+  for row, right in zip(rows, wanted, strict=True):
+    for tag in row.keys() - TIMINGS:
+      if tag.endswith('loss') and right[tag]:
+        # float32 in other orders of summation, over 24 steps.
+        assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)
+      else:  # Counts, rates.
+        assert row[tag] == right[tag]
+  arrays = lambda workdir: {
+    name: np.frombuffer(value, np.float32)
+    for name, value in saved_state(workdir, config).items()
+    if name != '.step'
+  }
+  expected = arrays(one)
+  for name, found in arrays(many).items():
+    # Of weights of 0.1.
+    np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-6)

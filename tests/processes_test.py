@@ -1,0 +1,599 @@
+"""Many processes, real ones on the loopback, against one.
+
+Commands as a user starts them, each process with CPU devices of its own. Python
+and JAX take seconds to start, so a few runs serve all tests. `_beside` below is
+what two processes run to call the package's functions instead of a command.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+from absl import app
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+import tensorflow_datasets as tfds
+
+from alexnet_jax import checkpoint
+from alexnet_jax import evaluate
+from alexnet_jax import files
+from alexnet_jax import images
+from alexnet_jax import input_pipeline
+from alexnet_jax import main
+from alexnet_jax import metrics
+from alexnet_jax import processes
+from alexnet_jax import run as run_lib
+from alexnet_jax import towers
+
+ROOT = pathlib.Path(main.__file__).parents[1]
+# Few layers: every process compiles for itself. The last save is evaluated.
+CONFIG = """
+from configs import quickstart
+
+def get_config():
+  config = quickstart.get_config()
+  config.model.conv_features = (4, 0, 8, 0, 8)
+  config.model.fc_features = (0, 16)
+  config.model.init_std = 0.1
+  config.model.fc67_init_std = 0.1
+  config.input.data_dir = {data_dir!r}
+  config.input.batch_size = 16
+  config.optimizer.drop_epochs = (0.1,)
+  config.train.epochs = 0.19
+  config.train.log_every_steps = 3
+  config.train.checkpoint_every_steps = 6
+  config.train.eval_every_epochs = 1.0
+  config.eval.batch_size = 100
+  return config
+"""
+ROWS = [3, 6, 9, 10, 12, 15, 18]  # The rate drops after step 10.
+HEARTBEAT = 5  # Seconds, in place of processes.HEARTBEAT_SECONDS.
+MARGIN = 15  # Seconds, for two busy cores to notice, print and end.
+LIMIT = 240
+TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
+
+
+@pytest.fixture(scope='module')
+def config_file(data_dir, tmp_path_factory):
+  path = tmp_path_factory.mktemp('config') / 'tiny.py'
+  path.write_text(CONFIG.format(data_dir=str(data_dir)))
+  return path
+
+
+def load(config_file):
+  return runpy.run_path(str(config_file))['get_config']()
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def cluster(number, port=None, module='alexnet_jax.main', **how):
+  """Commands of all processes of a run, but for --config and --workdir."""
+  address = f'127.0.0.1:{port or free_port()}'
+  how = [json.dumps(how)] if how else []
+  return [
+    [
+      *('-m', module, *how, f'--coordinator_address={address}'),
+      *(f'--num_processes={number}', f'--process_id={index}'),
+    ]
+    for index in range(number)
+  ]
+
+
+def hurried(number, port=None, **how):
+  """As `cluster`; `how`: the arguments of `_hurry`."""
+  return cluster(number, port, 'tests.processes_test', hurry=how)
+
+
+def run_all(commands, *flags, devices=1, stopped=None):
+  """Runs commands at once; the exit code, output and end of each.
+
+  `stopped` never ends by itself: it is killed after the others.
+  """
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    # Level 0: compiles in half the time.
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+    ' --xla_backend_optimization_level=0',
+  }
+  with contextlib.ExitStack() as stack:
+    started = []
+    for command in commands:
+      out, err = (
+        stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(2)
+      )
+      process = subprocess.Popen(
+        [sys.executable, *command, *map(str, flags)],
+        cwd=ROOT,
+        env=environment,
+        stdout=out,
+        stderr=err,
+      )
+      stack.callback(process.wait)
+      stack.callback(process.kill)
+      started.append(types.SimpleNamespace(process=process, out=out, err=err))
+
+    def end_of(one):
+      one.process.wait(LIMIT)
+      return time.monotonic()
+
+    waited_for = [one for i, one in enumerate(started) if i != stopped]
+    with concurrent.futures.ThreadPoolExecutor(len(started)) as threads:
+      ends = list(threads.map(end_of, waited_for))
+    if stopped is not None:
+      started[stopped].process.kill()
+      started[stopped].process.wait()
+      ends.insert(stopped, None)
+    for one in started:
+      one.out.seek(0), one.err.seek(0)
+    return [
+      types.SimpleNamespace(
+        code=one.process.returncode,
+        out=one.out.read(),
+        err=one.err.read(),
+        ended=end,
+      )
+      for one, end in zip(started, ends, strict=True)
+    ]
+
+
+def succeed(done):
+  assert [one.code for one in done] == [0] * len(done), [d.err for d in done]
+  return done
+
+
+def read_rows(workdir):
+  with open(workdir / 'metrics.csv', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def assert_same_rows(workdir, expected):
+  """Every step once, and the same numbers."""
+  rows, wanted = read_rows(workdir), read_rows(expected)
+  assert [int(row['step']) for row in rows] == ROWS
+  assert [int(row['step']) for row in wanted] == ROWS
+  for row, right in zip(rows, wanted, strict=True):
+    assert row.keys() == right.keys()
+    for tag in row.keys() - TIMINGS:
+      if tag.endswith('loss') and right[tag]:
+        # float32, other orders of summation: 1e-7 a step, few steps.
+        assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)
+      else:  # Errors are counts.
+        assert row[tag] == right[tag]
+
+
+def saved_state(workdir, config):
+  """The newest checkpoint, read by this one process."""
+  run = run_lib.open_run(config, workdir)
+  with contextlib.closing(
+    checkpoint.Checkpoints(workdir, read_only=True)
+  ) as checkpoints:
+    step = checkpoints.step_of('latest')
+    return metrics.fetch(checkpoints.restore(run_lib.state_template(run), step))
+
+
+def assert_same_state(workdir, expected, config):
+  found, wanted = (saved_state(w, config) for w in (workdir, expected))
+  assert int(found.step) == int(wanted.step) == ROWS[-1]
+  # Of weights of 0.1 and v of 1e-3; see `assert_same_rows`.
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(near, found, wanted)
+
+
+# One process, and processes that wait in vain
+
+
+@pytest.fixture(scope='module')
+def alone(config_file, tmp_path_factory):
+  """One process trains; others do not find theirs. At once: half the time."""
+  folder = tmp_path_factory.mktemp('alone')
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    in_use = hurried(2, port=taken.getsockname()[1])[0]
+    first, second = (hurried(2, start_seconds=2)[i] for i in (0, 1))
+    names = ('one', 'in_use', 'first', 'second')
+    done = run_all(
+      [
+        ['-m', 'alexnet_jax.main', f'--workdir={folder}/one'],
+        *([*c, f'--workdir={folder}/none'] for c in (in_use, first, second)),
+      ],
+      f'--config={config_file}',
+    )
+  assert not (folder / 'none').exists()
+  return folder, dict(zip(names, done, strict=True))
+
+
+@pytest.fixture(scope='module')
+def one(alone):
+  """The work directory of a process that has been told of no other."""
+  folder, done = alone
+  succeed([done['one']])
+  return folder / 'one'
+
+
+@pytest.mark.parametrize('name', ['first', 'second'])
+def test_a_process_whose_others_do_not_come_says_so_in_one_line(alone, name):
+  _, done = alone
+  assert done[name].code == 1
+  assert done[name].out == ''
+  (line,) = done[name].err.splitlines()
+  assert re.match(
+    r'ValueError: 2 processes have not come together at 127\.0\.0\.1:\d+ within'
+    ' 2 s; start them with the same --coordinator_address',
+    line,
+  )
+
+
+def test_a_port_in_use_is_named_without_a_stack_trace(alone):
+  done = alone[1]['in_use']
+  assert done.code == 1
+  (line,) = done.err.splitlines()
+  assert re.match(
+    r'ValueError: process 0 cannot join the others at 127\.0\.0\.1:\d+ .*; name'
+    ' a free port of the host of process 0 in --coordinator_address',
+    line,
+  )
+
+
+# Two processes train, one dies, they go on, the other dies, they go on
+
+
+@pytest.fixture(scope='module')
+def two(config_file, tmp_path_factory):
+  """The work directory; what was printed before each death, and at last."""
+  workdir = tmp_path_factory.mktemp('two')
+  flags = (f'--config={config_file}', f'--workdir={workdir}')
+  how = {'heartbeat_seconds': HEARTBEAT}
+  # The save of step 6 is done before that of step 12 begins.
+  second = run_all(hurried(2, die_at={'1': 14}, **how), *flags)
+  first = run_all(hurried(2, die_at={'0': 16}, **how), *flags)
+  last = run_all(cluster(2), *flags)
+  return types.SimpleNamespace(
+    workdir=workdir, dead=[first, second], last=succeed(last)
+  )
+
+
+@pytest.mark.parametrize('dead', [0, 1])
+def test_the_death_of_one_process_ends_the_other_with_an_error(two, dead):
+  done, survivor = two.dead[dead], two.dead[dead][1 - dead]
+  assert done[dead].code == -signal.SIGKILL, done[dead].err
+  assert survivor.code not in (0, -signal.SIGKILL)
+  assert survivor.ended - done[dead].ended < HEARTBEAT + MARGIN
+  assert re.search('another (process has|task) died', survivor.err)
+
+
+def test_two_processes_killed_twice_train_as_one_does(two, one, config_file):
+  # The first death came after the save of step 6.
+  for done in (two.dead[0][0], two.last[0]):
+    assert 'Restored the checkpoint of step' in done.err
+  assert_same_rows(two.workdir, one)
+  assert_same_state(two.workdir, one, load(config_file))
+
+
+def test_only_the_first_process_writes_and_logs(two):
+  first, second = two.last
+  assert 'step 18/18' in first.out
+  assert '2 processes with 2 devices' in first.err
+  for text in (second.out, second.err, two.dead[0][1].out):
+    assert not re.search('step|epoch|processes with|Restored', text)
+  # One for each of the three runs, all of which process 0 began.
+  assert len(list(two.workdir.glob('events.out.tfevents.*'))) == 3
+  events = event_accumulator.EventAccumulator(str(two.workdir)).Reload()
+  assert [e.step for e in events.Scalars('train/loss')] == ROWS
+  result = json.loads((two.workdir / 'result.json').read_text())
+  assert result['devices'] == ['cpu'] * 2
+  assert result['step'] == ROWS[-1]
+
+
+# Four processes go on where one has been, with another layout
+
+
+def test_four_processes_continue_the_run_of_one(one, config_file, tmp_path):
+  workdir = shutil.copytree(one, tmp_path / 'four')
+  shutil.rmtree(workdir / 'checkpoints/18')
+  done = succeed(
+    run_all(
+      cluster(4),
+      f'--config={config_file}',
+      f'--workdir={workdir}',
+      '--config.mesh.layout=one_weird_trick',
+    )
+  )
+  assert 'Restored the checkpoint of step 12' in done[0].err
+  assert '4 processes with 4 devices' in done[0].err
+  assert ['step' in one.out for one in done] == [True, False, False, False]
+  assert_same_rows(workdir, one)
+  assert_same_state(workdir, one, load(config_file))
+
+
+# Errors of one process alone
+
+
+def test_an_error_of_the_first_process_alone_ends_all(
+  two, config_file, tmp_path
+):
+  shutil.copytree(two.workdir, tmp_path / 'run')
+  before = (tmp_path / 'run/metrics.csv').read_bytes()
+  with files.locked(tmp_path / 'run'):
+    first, second = run_all(
+      cluster(2), f'--config={config_file}', f'--workdir={tmp_path}/run'
+    )
+  assert first.code == 1
+  assert second.code not in (0, None)
+  assert f'ValueError: another process is at work in {tmp_path}' in first.err
+  assert 'Traceback' not in first.err
+  assert 'process 0 of 2 ends with the error above' in first.err
+  assert abs(first.ended - second.ended) < MARGIN
+  assert (tmp_path / 'run/metrics.csv').read_bytes() == before
+
+
+# Two processes call the package's functions
+
+
+@pytest.fixture(scope='module')
+def beside(two, config_file, tmp_path_factory):
+  """What two processes report, and how they ended."""
+  folder = tmp_path_factory.mktemp('beside')
+  for copy in ('evaluated', 'damaged'):
+    shutil.copytree(two.workdir, folder / copy)
+  # What the second process wrote: it alone cannot read its half.
+  written = folder / 'damaged/checkpoints/18/state/ocdbt.process_1/d'
+  for file in written.iterdir():
+    file.write_bytes(file.read_bytes()[:10])
+  done = run_all(
+    cluster(
+      2, module='tests.processes_test', beside=[str(config_file), str(folder)]
+    ),
+    devices=2,
+    stopped=1,
+  )
+  reports = [folder / f'{index}.json' for index in (0, 1)]
+  assert all(report.exists() for report in reports), [d.err for d in done]
+  return types.SimpleNamespace(
+    folder=folder,
+    reports=[json.loads(report.read_text()) for report in reports],
+    done=done,
+  )
+
+
+def reported(beside, name):
+  return [report[name] for report in beside.reports]
+
+
+def test_all_processes_get_the_same_answer_of_any(beside):
+  assert reported(beside, 'any') == [[True, True, False, True]] * 2
+
+
+def test_processes_wait_for_the_last(beside):
+  first, second = reported(beside, 'wait')
+  # When they came and went: seconds of one machine's clock.
+  assert second[0] - first[0] > 0.5
+  assert min(first[1], second[1]) >= second[0]
+
+
+def test_processes_that_differ_learn_it_all(beside):
+  for name, words in (
+    ('check_same', 'the second value'),
+    ('config', 'the config'),
+    ('workdir', '--workdir'),
+    ('dataset', 'the data set'),
+  ):
+    for found in reported(beside, name):
+      assert re.match(
+        f'ValueError: {words}.* of the processes \\[1\\] is not that of process'
+        ' 0; start all with the same command',
+        found,
+      )
+
+
+def test_processes_that_agree_pass(beside):
+  assert reported(beside, 'agree') == ['', '']
+
+
+def test_a_workdir_that_one_process_does_not_see_is_named(beside):
+  for found in reported(beside, 'unseen'):
+    assert re.match(
+      'ValueError: --workdir=.* must lie on a file system that all hosts', found
+    )
+
+
+def stored_labels(data_dir):
+  folder = input_pipeline.dataset_path(data_dir, 'digits')
+  stored = tfds.builder_from_directory(folder).as_data_source('test')
+  return [int(example['label']) for example in stored]
+
+
+def test_each_process_reads_the_rows_of_its_devices_alone(beside, data_dir):
+  labels = stored_labels(data_dir)
+  halves = reported(beside, 'halves')
+  for batch in range(3):
+    rows = [half['labels'][batch] for half in halves]
+    assert rows[0] + rows[1] == labels[100 * batch : 100 * batch + 100]
+  assert [half['rows'] for half in halves] == [
+    list(range(50)),
+    list(range(50, 100)),
+  ]
+  assert [half['decoded'] for half in halves] == [150, 150]  # Of 300.
+  for both in reported(beside, 'towers'):
+    assert sum(both['labels'], []) == labels
+    assert both['rows'] == list(range(100))
+    assert both['decoded'] == 300
+  # Together again on the devices.
+  assert reported(beside, 'placed') == [labels[:100]] * 2
+
+
+def test_evaluation_by_two_processes_is_that_of_one(
+  beside, one, config_file, capfd
+):
+  found = reported(beside, 'evaluation')
+  assert found[0] == found[1]
+  expected = evaluate.evaluate_checkpoint(load(config_file), one, 'latest')
+  printed = capfd.readouterr().out
+  for tag, value in expected.items():
+    near = 1e-5 if tag.endswith('loss') else 0  # See `assert_same_rows`.
+    assert found[0][tag] == pytest.approx(value, rel=near, abs=0)
+  file = beside.folder / 'evaluated/evaluation.json'
+  assert json.loads(file.read_text()).items() >= found[0].items()
+  assert printed.startswith('latest checkpoint')
+  assert [printed in done.out for done in beside.done] == [True, False]
+  assert 'eval' not in beside.done[1].out
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(
+  beside,
+):
+  assert reported(beside, 'restored') == [12, 12]
+  folder = beside.folder / 'damaged/checkpoints'
+  assert {path.name for path in folder.iterdir()} >= {'12', 'damaged.18'}
+
+
+def test_a_process_that_hangs_ends_the_other_within_the_heartbeat(beside):
+  survivor = beside.done[0]
+  assert survivor.code not in (0, None)
+  stopped_at = beside.reports[0]['reported_at']
+  assert survivor.ended - stopped_at < HEARTBEAT + MARGIN
+  assert re.search('heartbeat|another (process has|task) died', survivor.err)
+
+
+# What the processes run
+
+
+def _beside(address, index, config_file, folder):
+  """Reports to a file what the functions of the package do."""
+  folder, report = pathlib.Path(folder), {}
+  processes.HEARTBEAT_SECONDS = HEARTBEAT
+  with processes.end_together():
+    processes.start(address, 2, index)
+    config = load(config_file)
+
+    def error_of(function, *args):
+      try:
+        with contextlib.ExitStack() as stack:
+          found = function(*args)
+          if hasattr(found, '__enter__'):
+            stack.enter_context(found)
+      except ValueError as error:
+        return f'ValueError: {error}'
+      return ''
+
+    report['any'] = [
+      processes.any_of(value) for value in (index == 0, index == 1, False, True)
+    ]
+    came = time.monotonic()
+    if index == 1:
+      time.sleep(1)
+      came = time.monotonic()
+    processes.wait('for the second')
+    report['wait'] = [came, time.monotonic()]
+    same, other = {'the first value': 'a'}, {'the second value': str(index)}
+    report['agree'] = error_of(processes.check_same, same)
+    report['check_same'] = error_of(processes.check_same, same | other)
+
+    workdir = folder / 'evaluated'
+    run = run_lib.open_run(config, workdir)
+    report['workdir'] = error_of(
+      run_lib.open_run, config, folder / f'none{index}'
+    )
+    private = dataclasses.replace(run, workdir=folder / f'private{index}')
+    report['unseen'] = error_of(run_lib.owned_workdir, private)
+    open_dataset = input_pipeline.open_dataset
+    input_pipeline.open_dataset = lambda *args: dataclasses.replace(
+      open_dataset(*args), fingerprint=str(index)
+    )
+    report['dataset'] = error_of(run_lib.open_run, config, workdir)
+    input_pipeline.open_dataset = open_dataset
+    # A device of each process: a tower on each.
+    pair = towers.create_mesh('towers', '2', jax.devices()[::2])
+    pair = dataclasses.replace(run, mesh=pair)
+    report['towers'] = _read_all(pair)
+    config.mesh.layout = 'data'
+    halves = run_lib.open_run(config, workdir)
+    report['halves'] = _read_all(halves)
+    (batch,) = (
+      halves.place_batch({'label': np.array(labels)})
+      for labels in report['halves']['labels'][:1]
+    )
+    report['placed'] = metrics.fetch(batch)['label'].tolist()
+    config.mesh.layout = 'towers'
+    config.train.log_every_steps = 1 + index
+    report['config'] = error_of(run_lib.open_run, config, workdir)
+    config = load(config_file)
+
+    report['evaluation'] = evaluate.evaluate_checkpoint(
+      config, workdir, 'latest'
+    )
+    with contextlib.closing(
+      checkpoint.Checkpoints(folder / 'damaged')
+    ) as checkpoints:
+      state, _ = checkpoints.restore_latest(
+        run_lib.state_template(pair), lambda record: None
+      )
+    report['restored'] = int(metrics.fetch(state.step))
+    report['reported_at'] = time.monotonic()
+    (folder / f'{index}.json').write_text(json.dumps(report))
+    processes.wait('reports')
+    if index == 1:
+      os.kill(os.getpid(), signal.SIGSTOP)
+    processes.wait('for one that does not come')
+
+
+def _read_all(run):
+  """Labels of the evaluation split by batch; how many images were decoded."""
+  decode, decoded = images.decode, []
+  images.decode = lambda *args: decoded.append(decode(*args))
+  rows = run.local_rows(100)
+  with contextlib.closing(
+    input_pipeline.eval_batches(run.dataset, 'test', batch_size=100, rows=rows)
+  ) as batches:
+    labels = [batch['label'].tolist() for batch in batches]
+  images.decode = decode
+  return {'labels': labels, 'decoded': len(decoded), 'rows': rows.tolist()}
+
+
+def _hurry(argv, start_seconds=300, heartbeat_seconds=30, die_at=()):
+  """main.py with short timeouts; `die_at`: {process: step of its death}."""
+  processes.START_SECONDS = start_seconds
+  processes.HEARTBEAT_SECONDS = heartbeat_seconds
+  update = metrics.Progress.update
+  done = collections.Counter()
+
+  def update_or_die(self):
+    done[self] += 1
+    index = str(jax.process_index())
+    if index in die_at and self._first + done[self] == die_at[index]:
+      os.kill(os.getpid(), signal.SIGKILL)
+    update(self)
+
+  metrics.Progress.update = update_or_die
+  app.run(main.main, argv=argv, flags_parser=main.parse_flags)
+
+
+if __name__ == '__main__':
+  _, _how, *_flags = sys.argv
+  _how = json.loads(_how)
+  if 'beside' in _how:
+    _address, _, _index = (flag.split('=')[1] for flag in _flags)
+    _beside(_address, int(_index), *_how['beside'])
+  sys.argv = ['main', *_flags]  # Where config_flags looks.
+  _hurry(sys.argv, **_how['hurry'])
