@@ -13,8 +13,6 @@ import pathlib
 import shutil
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
@@ -117,9 +115,9 @@ class Checkpoints:
 
   def read_record(self, step: int) -> dict:
     """The record of one checkpoint, without its state."""
-    args = ocp.args.Composite(record=ocp.args.JsonRestore())
-    with _reading():
-      return self._manager.restore(step, args=args).record
+    return self._read(
+      step, 'record', ocp.JsonCheckpointHandler, ocp.args.JsonRestore()
+    )
 
   def restore(self, template: PyTree, step: int) -> PyTree:
     """The state of one checkpoint.
@@ -128,16 +126,34 @@ class Checkpoints:
       template: `jax.ShapeDtypeStruct`s of the state, with the shardings wanted.
       step: which.
     """
-    # With many processes each reads all, not its part: Orbax meets the others
-    # when it has read, so none may find a damage that the others do not.
-    whole = jax.tree.map(_replicated, template)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(whole))
-    with _reading():
-      state = self._manager.restore(step, args=args).state
-    if processes.is_alone():
-      return state
-    wanted = jax.tree.map(lambda x: x.sharding, template)
-    return jax.jit(lambda tree: tree, out_shardings=wanted)(state)
+    return self._read(
+      step,
+      'state',
+      ocp.StandardCheckpointHandler,
+      ocp.args.StandardRestore(template),
+    )
+
+  def _read(self, step, item, handler, args):
+    self._manager.wait_until_finished()
+    # Each process by itself: the manager would let those that can read wait
+    # for one that cannot.
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+      primary_host=me,
+      active_processes={me},
+      barrier_sync_key_prefix=f'process_{me}',
+    )
+    with (
+      _reading(),
+      contextlib.closing(
+        ocp.Checkpointer(
+          handler(multiprocessing_options=options),
+          multiprocessing_options=options,
+        )
+      ) as reader,
+    ):
+      folder = pathlib.Path(self._manager.directory) / str(step) / item
+      return reader.restore(folder, args=args)
 
   def restore_latest(
     self, template: PyTree, check_record: Callable[[dict], None]
@@ -154,8 +170,9 @@ class Checkpoints:
     Raises:
       ValueError: if there are checkpoints, and none can be read.
     """
-    damaged = {}
-    for step in reversed(self.steps()):
+    damaged, steps = {}, self.steps()
+    processes.check_same({'the list of checkpoints': str(steps)})
+    for step in reversed(steps):
       error = None
       try:
         record = self.read_record(step)
@@ -189,12 +206,6 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the saves under way."""
     self._manager.close()
-
-
-def _replicated(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  if processes.is_alone():
-    return x
-  return x.update(sharding=NamedSharding(x.sharding.mesh, P()))
 
 
 def _drop_unreadable_error(file: pathlib.Path) -> None:

@@ -204,6 +204,7 @@ class TrainedNet:
     self.run, self.which = run, which
     with self._checkpoints() as checkpoints:
       self.step = checkpoints.step_of(which)
+      processes.check_same({f'the {which} checkpoint': str(self.step)})
       record = checkpoints.read_record(self.step)
       run_lib.check_record(run, record)
     # Its metrics and times are of this one training.

@@ -69,6 +69,9 @@ def main(_) -> None:
   again = 'the same command continues at its checkpoint'
   with processes.end_together(), command.one_line_errors(again):
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    processes.check_same(
+      {'--mode': MODE.value, '--checkpoint': CHECKPOINT.value}
+    )
     if MODE.value == 'train':
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:

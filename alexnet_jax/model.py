@@ -179,14 +179,15 @@ class TowerDense(nn.Module):
   """Fully connected layer, on the towers of this device.
 
   Each of the `groups` equal groups of outputs reads all units of one group of
-  input maps, flattened. The outputs are at least float32, whatever `x` is:
-  logits of 8 bits would tie.
+  input maps, flattened. The outputs have the dtype of `x`, where they are not
+  `rounded` at least float32.
   """
 
   features: int
   groups: int
   init_std: float
   init_bias: float
+  rounded: bool
 
   @nn.compact
   def __call__(
@@ -198,12 +199,14 @@ class TowerDense(nn.Module):
     shape = (parts[0].shape[1], self.features)
     kernel, bias = (towers.vary_as(p, x) for p in _kernel_and_bias(self, shape))
     kernels = jnp.split(kernel.astype(x.dtype), self.groups, axis=-1)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = None if self.rounded else jnp.promote_types(x.dtype, jnp.float32)
     outputs = [
-      jnp.matmul(part, k, preferred_element_type=wide)
+      jnp.matmul(part, k, preferred_element_type=dtype)
       for part, k in zip(parts, kernels, strict=True)
     ]
-    return jnp.concatenate(outputs, axis=-1) + bias[None]
+    # Added in float32, so that its gradient is summed in float32.
+    outputs = jnp.concatenate(outputs, axis=-1)
+    return (_at_least_float32(outputs) + bias[None]).astype(outputs.dtype)
 
 
 def _kernel_and_bias(layer, shape):
@@ -321,8 +324,8 @@ class AlexNet(nn.Module):
     for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
       if features:
         x = ACTIVATIONS[self.activation](self._dense(name, features, x))
-        x = x.astype(self.dtype)
         x = self._drop(x, features, train, rows)
+    # Rounded to the 8 bits of bfloat16 they would tie, and a tie is an error.
     logits = self._dense('fc8', self.num_classes, x)
     with jax.named_scope('logits'):
       if self.tower_devices > 1:
@@ -388,6 +391,7 @@ class AlexNet(nn.Module):
       groups=groups,
       init_std=self.init_std if name == 'fc8' else self.fc67_init_std,
       init_bias=self.init_bias if name in BIAS_ONE else 0.0,
+      rounded=name != 'fc8',
       name=name,
     )(x)
 

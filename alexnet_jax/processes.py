@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import traceback
+import warnings
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,6 +23,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
+_joined = False
 START_SECONDS = 300  # For all processes to come together; as JAX's own.
 # A process that gave no sign of life for so long has died, and ends the others.
 HEARTBEAT_SECONDS = 30
@@ -58,26 +60,41 @@ def start(
   timer = threading.Timer(START_SECONDS, _give_up, (where, num_processes))
   timer.daemon = True
   timer.start()
+  # It would catch SIGTERM, and do nothing.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     if process_id == 0:
       _check_free(coordinator_address)
-    jax.distributed.initialize(
-      coordinator_address,
-      num_processes,
-      process_id,
-      initialization_timeout=2 * START_SECONDS,  # The timer's error is clearer.
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # In any pod of Kubernetes.
+      jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        # Else Slurm's variables would choose the devices in spite of the flags.
+        cluster_detection_method='deactivate' if coordinator_address else None,
+        initialization_timeout=2
+        * START_SECONDS,  # The timer's error is clearer.
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      )
   except Exception as error:
-    if coordinator_address is None and 'should be defined' in str(error):
+    if coordinator_address is not None:
+      raise ValueError(
+        f'process {process_id} cannot join the others at {coordinator_address}'
+        f' ({error}); name a free port of the host of process 0 in'
+        ' --coordinator_address'
+      ) from error
+    if 'should be defined' in str(error):
       return  # No cluster.
     raise ValueError(
-      f'process {process_id if process_id is not None else "?"} cannot join the'
-      f' others at {where} ({error}); name a free port of the host of process 0'
-      ' in --coordinator_address, or run alone with --num_processes=1'
+      'JAX takes this for a part of a cluster, but cannot join its processes'
+      f' ({error}); run alone with --num_processes=1, or give'
+      f' {", ".join(given)}'
     ) from error
   finally:
     timer.cancel()
+  global _joined
+  _joined = True
   if not is_first():
     logging.getLogger('alexnet_jax').setLevel(logging.ERROR)
   log.info(
@@ -145,7 +162,7 @@ def end_together() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    if is_alone():
+    if not _joined or is_alone():
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()
@@ -203,6 +220,6 @@ def check_same(values: Mapping[str, str]) -> None:
     others = np.flatnonzero((of_all != of_all[0]).any(-1)).tolist()
     if others:
       raise ValueError(
-        f'{name} of the processes {others} is not that of process 0; start all'
-        ' with the same command'
+        f'{name} of the processes {others} is not that of process 0; all need the'
+        ' same command, and the same prepared data'
       )

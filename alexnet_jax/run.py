@@ -95,9 +95,8 @@ def open_run(
   workdir = config_lib.check_workdir(workdir, config, may_change)
   inputs = config.input
   path = input_pipeline.dataset_path(inputs.data_dir, inputs.dataset)
-  if inputs.dataset == 'digits' and not path.exists() and processes.is_first():
-    prepare.prepare('digits', 'digits', inputs.data_dir, size=inputs.image_size)
-  processes.wait('digits')
+  if inputs.dataset == 'digits':
+    _prepare_digits(path, inputs)
   dataset = input_pipeline.open_dataset(inputs.data_dir, inputs.dataset)
   input_pipeline.check_dataset(
     dataset,
@@ -129,6 +128,15 @@ def open_run(
   if not (workdir / checkpoint.FOLDER).exists() and config.train.init_workdir:
     _open_pretrained(run).close()
   return run
+
+
+def _prepare_digits(path, inputs):
+  for its_turn in (processes.is_first(), True):
+    if its_turn and not path.exists():
+      prepare.prepare(
+        'digits', 'digits', inputs.data_dir, size=inputs.image_size
+      )
+    processes.wait('digits')  # Other hosts may share the folder, or not.
 
 
 @contextlib.contextmanager
@@ -283,10 +291,12 @@ def create_or_restore(
     state = create_train_state(run)
     if run.config.train.init_workdir:
       state = _pretrained(run, state)
-    table = parameter_overview.get_parameter_overview(
-      metrics.fetch(state.params), include_stats=True
-    )
-    log.info('Parameters:\n%s', table)
+    params = metrics.fetch(state.params)
+    if processes.is_first():
+      table = parameter_overview.get_parameter_overview(
+        params, include_stats=True
+      )
+      log.info('Parameters:\n%s', table)
     config = config_lib.flatten(run.config)
     return state, Record(config, run.dataset.fingerprint, metrics={})
   state, record = restored

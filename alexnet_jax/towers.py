@@ -82,7 +82,10 @@ def create_mesh(
   if len(devices) == 1:
     return None
   return Mesh(
-    mesh_utils.create_device_mesh(shape, devices),
+    # A slice of TPUs may have no physical axis of two, for the towers.
+    mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    ),
     ('data', 'tower'),
     axis_types=(AxisType.Auto, AxisType.Auto),
   )

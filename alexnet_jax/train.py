@@ -371,6 +371,9 @@ def _host_batches(run, step):
 
 def _write_start(writer, run, state):
   """Before the first step: hyperparameters, augmented inputs, kernels."""
+  kernels = _conv1_picture(state)  # All processes take part in fetching it.
+  if not processes.is_first():
+    return
   writer.hyperparameters(config_lib.flatten(run.config), 'eval/top1_error')
   with contextlib.closing(_host_batches(run, 0)) as batches:
     images = jnp.asarray(next(batches)['image'][:32])
@@ -395,7 +398,7 @@ def _write_start(writer, run, state):
   )
   picture = metrics.image_grid(metrics.fetch(views), columns=8)
   writer.image(0, 'augmented_inputs', picture)
-  writer.image(0, 'conv1/kernels', _conv1_picture(state))
+  writer.image(0, 'conv1/kernels', kernels)
 
 
 def _conv1_picture(state):
