@@ -402,7 +402,7 @@ def test_processes_that_differ_learn_it_all(beside):
     for found in reported(beside, name):
       assert re.match(
         f'ValueError: {words}.* of the processes \\[1\\] is not that of process'
-        ' 0; start all with the same command',
+        ' 0; all need the same command, and the same prepared data',
         found,
       )
 
