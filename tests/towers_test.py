@@ -3,6 +3,7 @@
 What needs eight devices runs as a program of its own, which is this file.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -309,6 +310,39 @@ def test_one_tower_cannot_spread_over_two_devices(devices_per_net):
 def test_mesh_of_one_tower_has_every_device_for_data():
   mesh = towers.create_mesh('towers', 'auto', jax.devices()[:4], 1)
   assert mesh.shape == {'data': 4, 'tower': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+  """A stand-in for a device of a slice with four on each host."""
+
+  id: int
+  coords: tuple[int, ...]
+  device_kind: str
+  platform: str = 'tpu'
+  core_on_chip: int = 0
+  slice_index: int = 0
+
+  @property
+  def process_index(self):
+    return self.id // 4
+
+
+@pytest.mark.parametrize(
+  ('kind', 'sides'),
+  [
+    ('TPU v5 lite', (2, 4, 1)),
+    ('TPU v5 lite', (4, 4, 1)),  # No physical axis of two.
+    ('TPU v6 lite', (8, 8, 1)),
+    ('TPU v4', (4, 4, 4)),
+  ],
+)
+def test_every_slice_of_tpus_has_its_pairs(kind, sides):
+  places = np.ndindex(sides[::-1])
+  devices = [Tpu(i, place[::-1], kind) for i, place in enumerate(places)]
+  mesh = towers.create_mesh('towers', 'auto', devices)
+  assert mesh.shape == {'data': len(devices) // 2, 'tower': 2}
+  assert {d.id for d in mesh.devices.flat} == set(range(len(devices)))
 
 
 @pytest.mark.parametrize(
