@@ -327,6 +327,10 @@ class Tpu:
   def process_index(self):
     return self.id // 4
 
+  @property
+  def __class__(self):
+    return jax.Device  # As which the types of arguments are checked.
+
 
 @pytest.mark.parametrize(
   ('kind', 'sides'),
