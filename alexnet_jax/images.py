@@ -5,6 +5,7 @@ reads them, far more often, so decoding is the part that must be fast.
 """
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,8 @@ PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
 LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
 # What Pillow raises for what it cannot read.
 ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Larger images are not decoded: 0.36 GB of RGBA, Pillow's own bound of concern.
+MAX_PIXELS = 89_478_485
 
 
 def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
@@ -34,10 +37,15 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
       cannot read the image.
   """
   try:
-    opened = Image.open(io.BytesIO(encoded))
+    with warnings.catch_warnings():
+      # Of a decompression bomb: refused below.
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+      opened = Image.open(io.BytesIO(encoded))
   except UnidentifiedImageError as error:  # Whose words hold an address.
     raise ValueError('not an image that Pillow can read') from error
   with opened:
+    if opened.width * opened.height > MAX_PIXELS:
+      raise ValueError(f'{opened.width} x {opened.height} pixels are too many')
     kind, mode, stored_size = opened.format, opened.mode, opened.size
     image = _rgb(ImageOps.exif_transpose(opened))
     turned = opened.getexif().get(0x0112, 1) != 1  # The tag "Orientation".

@@ -18,6 +18,7 @@ import mmap
 import os
 import pathlib
 import weakref
+import zipfile
 
 import grain
 from jaxtyping import Float, Int, PyTree
@@ -68,26 +69,56 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
 
   Raises:
     FileNotFoundError: if there is none of that name.
+    ValueError: if its statistics are damaged, or not those of its images.
   """
   path = dataset_path(data_dir, name)
   if not (path / STATISTICS_FILE).exists():
+    kind = 'imagenet' if name == 'imagenet2012' else 'folder'
     raise FileNotFoundError(
       f'no prepared data set config.input.dataset={name} under'
       f' config.input.data_dir={data_dir}; prepare it: python -m'
-      f' alexnet_jax.prepare --source=folder:DIR --name={name}'
+      f' alexnet_jax.prepare --source={kind}:DIR --name={name}'
       f' --size=SIZE --data_dir={data_dir}, SIZE being config.input.image_size'
     )
   info = tfds.builder_from_directory(path).info
-  with np.load(path / STATISTICS_FILE) as statistics:
-    return Dataset(
-      path=path,
-      class_names=tuple(info.features['label'].names),
-      num_examples={s: i.num_examples for s, i in info.splits.items()},
-      image_size=info.features['image'].shape[0],
-      mean_image=statistics['mean_image'],
-      rgb_covariance=statistics['rgb_covariance'],
-      fingerprint=str(statistics['fingerprint']),
+  image_shape = info.features['image'].shape
+  return Dataset(
+    path=path,
+    class_names=tuple(info.features['label'].names),
+    num_examples={s: i.num_examples for s, i in info.splits.items()},
+    image_size=image_shape[0],
+    **_statistics(path / STATISTICS_FILE, image_shape),
+  )
+
+
+def _statistics(file, image_shape):
+  """Mean image, RGB covariance and fingerprint, as `Dataset` has them."""
+  try:
+    with np.load(file) as stored:
+      found = {
+        'mean_image': stored['mean_image'],
+        'rgb_covariance': stored['rgb_covariance'],
+        'fingerprint': str(stored['fingerprint']),
+      }
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(
+      f'{file} is damaged ({error}); remove the data set and prepare it again'
+    ) from error
+  mean, covariance = found['mean_image'], found['rgb_covariance']
+  if mean.shape != image_shape or covariance.shape != (3, 3):
+    raise ValueError(
+      f'{file} has a mean image of {mean.shape} and a covariance of'
+      f' {covariance.shape}, but the images are {image_shape}; remove the data'
+      ' set and prepare it again'
     )
+  if not (
+    0 <= mean.min() and mean.max() <= 255 and np.isfinite(covariance).all()
+  ):
+    raise ValueError(
+      f'{file} has values that no image of 0..255 gives; remove the data set and'
+      ' prepare it again'
+    )
+  return found
 
 
 def check_dataset(

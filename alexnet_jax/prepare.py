@@ -7,39 +7,48 @@ every image scaled so that its shorter side is `size` pixels (256 in the
 paper), its central square cut out; beside it the training set's mean image
 and the covariance of its RGB values. Needs no TensorFlow.
 
+Every core works on a shard of its own, in a process of its own. Memory: about
+0.3 GB for each, and for the images in work, one for each process, four bytes a
+pixel; images of more than `images.MAX_PIXELS` are skipped.
+
 A killed preparation continues where it was: complete shards are kept, and the
-data set appears under its name only when it is whole.
+data set appears under its name only when it is whole. However often it was
+killed, and on however many cores, its bytes are the same.
 """
 
-import collections
 from collections.abc import Iterator, Sequence
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import sys
+import zipfile
 
 from absl import app
 from absl import flags
-from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from alexnet_jax import examples as examples_lib
 from alexnet_jax import files
-from alexnet_jax import images
 from alexnet_jax import input_pipeline
+from alexnet_jax import shards
 from alexnet_jax import sources
 
 log = logging.getLogger('alexnet_jax.prepare')  # Also when it is __main__.
 
 PLAN_FILE = 'plan.json'  # While the preparation is unfinished.
 RECORD_FILE = 'preparation.json'  # How the data set was made.
+INDEX_FILE = 'index.npz'  # Of the source, while the preparation is unfinished.
 SHARD_EXAMPLES = 1280  # About 50 MB of 256x256 JPEG, 1,001 shards of ImageNet.
-AHEAD = 64  # Encoded images that wait to be written: 15 MB of 256x256.
+ALONE = 4 * SHARD_EXAMPLES  # Up to so many images this process does the work.
 
 
 def prepare(
@@ -51,9 +60,12 @@ def prepare(
   quality: int = 95,
   max_bad: int = 10,
   seed: int = 0,
-  threads: int | None = None,
+  workers: int | None = None,
 ) -> pathlib.Path:
   """Prepares `spec` as the data set `name` under `data_dir`.
+
+  More than `ALONE` images are spread over processes, which import the module
+  that called this one: a script needs the usual `if __name__ == '__main__'`.
 
   Args:
     spec: what `sources.open_source` takes.
@@ -63,7 +75,7 @@ def prepare(
     quality: of JPEG, 1 to 100, where an image is stored as JPEG.
     max_bad: unreadable images to skip before the preparation fails.
     seed: of the order in which the examples are stored.
-    threads: that decode and encode; default one per core.
+    workers: processes that read, decode and encode; default one per core.
 
   Returns:
     The folder of the data set, existing already or newly made.
@@ -71,13 +83,17 @@ def prepare(
   Raises:
     ValueError: if the arguments or the source are wrong, or if an unfinished
       preparation of other arguments is in the way.
-    RuntimeError: after more than `max_bad` unreadable images.
+    RuntimeError: after more than `max_bad` unreadable images, or if a process
+      that worked on a shard has died.
   """
-  _check_arguments(name, size, quality, max_bad, threads)
+  _check_arguments(name, size, quality, max_bad, workers)
   out = input_pipeline.dataset_path(data_dir, name)
   asked = {'source': spec, 'size': size, 'jpeg_quality': quality, 'seed': seed}
+  work = out.with_name(f'{out.name}.incomplete')
   # Its errors come before anything is written.
-  source = None if out.exists() else sources.open_source(spec)
+  source = None
+  if not out.exists():
+    source = sources.open_source(spec, _read_index(work))
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -90,17 +106,17 @@ def prepare(
       _check_same(out / RECORD_FILE, asked, f'use another name than {name}')
       log.info('%s exists: nothing to do.', out)
       return out
-    work = out.with_name(f'{out.name}.incomplete')
     plan = {
       **asked,
       'examples': {split: len(e) for split, e in source.splits.items()},
-      'sha256': _digest(source),
+      'sha256': source.digest,
     }
-    _begin(work, plan)
+    _begin(work, plan, source.index)
     if not (work / RECORD_FILE).exists():
-      _write(work, name, source, plan, max_bad, threads or os.cpu_count())
-    for path in (*work.glob('*.sums.npz'), work / PLAN_FILE):
-      path.unlink(missing_ok=True)
+      _write(work, name, source, plan, max_bad, workers or os.cpu_count())
+    for pattern in ('*.sums.npz', '*.tmp', INDEX_FILE, PLAN_FILE):
+      for path in work.glob(pattern):
+        path.unlink()
     os.replace(work, out)
   record = json.loads((out / RECORD_FILE).read_text())
   for line in record['skipped']:
@@ -113,39 +129,101 @@ def prepare(
   return out
 
 
-def _write(work, name, source, plan, max_bad, threads):
+def _write(work, name, source, plan, max_bad, workers):
   """Writes all shards, then what describes them; the record comes last."""
-  size, quality = plan['size'], plan['jpeg_quality']
-  splits = {split: _Totals(size) for split in source.splits}
+  todo = list(_shards(work, name, source, plan))
+  with tqdm.tqdm(
+    total=sum(plan['examples'].values()), desc=name, unit='image', disable=None
+  ) as progress:
+    alone = workers == 1 or progress.total <= ALONE
+    write = _write_alone if alone else _write_in_processes
+    write(todo, work, max_bad, progress, workers)
+  splits = {split: _Totals(plan['size']) for split in source.splits}
   skipped = []
-  with (
-    concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    tqdm.tqdm(
-      total=sum(plan['examples'].values()),
-      desc=name,
-      unit='image',
-      disable=None,
-    ) as progress,
-  ):
-    done = 0
-    for split, path, examples in _shards(work, name, source, plan['seed']):
-      encoded = _encoded(examples, pool, size, quality, progress)
-      result = _write_shard(path, encoded, max_bad - len(skipped), size)
-      done += len(examples)
-      progress.update(done - progress.n)  # Where it was written already.
-      splits[split].add(result)
-      skipped += result['skipped'].tolist()
-      if len(skipped) > max_bad:
-        raise RuntimeError(
-          f'more than --max_bad={max_bad} unreadable images:\n'
-          + '\n'.join(skipped)
-          + '\nWith a larger --max_bad the same command continues without them;'
-          f' or repair or remove them, remove {work}, and begin again'
-        )
+  for shard in todo:
+    sums = shards.read_sums(shard)
+    splits[shard.split].add(sums)
+    skipped += sums['skipped'].tolist()
   _describe(work, name, source, plan, splits, skipped)
 
 
-def _check_arguments(name, size, quality, max_bad, threads):
+def _write_alone(todo, work, max_bad, progress, _):
+  skipped, done = [], 0
+  for shard in todo:
+    sums = shards.write(shard, max_bad - len(skipped), progress.update)
+    skipped += sums['skipped'].tolist()
+    _check_skipped(skipped, max_bad, work)
+    done += len(shard.examples)
+    progress.update(done - progress.n)  # Where it was written already.
+
+
+def _write_in_processes(todo, work, max_bad, progress, workers):
+  there, waiting, skipped = 0, [], {}  # These by path.
+  for shard in todo:
+    if shard.path.exists():
+      skipped[shard.path] = shards.read_sums(shard)['skipped'].tolist()
+      there += len(shard.examples)
+    else:
+      waiting.append(shard)
+  context = multiprocessing.get_context('spawn')
+  encoded = context.Value('q', 0)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers, context, _start_worker, (encoded, os.getpid())
+  )
+  running = {}
+  try:
+    while waiting or running:
+      while waiting and len(running) < 2 * workers:
+        shard = waiting.pop(0)
+        examples = list(shard.examples)  # Not the whole split.
+        shard = dataclasses.replace(shard, examples=examples)
+        running[pool.submit(_write_in_worker, shard, max_bad)] = shard.path
+      done, _ = concurrent.futures.wait(
+        running, 0.5, concurrent.futures.FIRST_COMPLETED
+      )
+      for future in done:
+        skipped[running.pop(future)] = future.result()
+      progress.update(there + encoded.value - progress.n)
+      found = [line for s in todo for line in skipped.get(s.path, ())]
+      _check_skipped(found, max_bad, work)
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise RuntimeError(
+      'a process that worked on a shard was killed, perhaps for want of memory;'
+      ' the same command continues, with less memory by --workers='
+      f'{max(workers // 2, 1)}'
+    ) from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(encoded, parent):
+  global _encoded, _parent
+  _encoded, _parent = encoded, parent
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
+
+
+def _write_in_worker(shard, may_skip):
+  return shards.write(shard, may_skip, _count)['skipped'].tolist()
+
+
+def _count():
+  with _encoded.get_lock():
+    _encoded.value += 1
+  if os.getppid() != _parent:
+    os._exit(1)  # It was killed, and nobody waits for this shard.
+
+
+def _check_skipped(skipped, max_bad, work):
+  if len(skipped) > max_bad:
+    raise RuntimeError(
+      f'more than --max_bad={max_bad} unreadable images:\n'
+      + '\n'.join(skipped)
+      + '\nWith a larger --max_bad the same command continues without them;'
+      f' or repair or remove them, remove {work}, and begin again'
+    )
+
+
+def _check_arguments(name, size, quality, max_bad, workers):
   problems = []
   if not re.fullmatch('[A-Za-z0-9_]+', name):
     problems.append(f'--name={name} must be letters, digits and underscores')
@@ -155,20 +233,12 @@ def _check_arguments(name, size, quality, max_bad, threads):
     problems.append(f'--quality={quality} must lie between 1 and 100')
   if max_bad < 0:
     problems.append(f'--max_bad={max_bad} must not be negative')
-  if threads is not None and threads < 0:
+  if workers is not None and workers < 0:
     problems.append(
-      f'--threads={threads} must not be negative; 0: one per core'
+      f'--workers={workers} must not be negative; 0: one per core'
     )
   if problems:
     raise ValueError('; '.join(problems))
-
-
-def _digest(source):
-  digest = hashlib.sha256()
-  for split, examples in source.splits.items():
-    for example in examples:
-      digest.update(f'{split}\0{example.file_name}\0{example.label}\n'.encode())
-  return digest.hexdigest()
 
 
 def _check_same(file, asked, way_out):
@@ -186,17 +256,44 @@ def _check_same(file, asked, way_out):
     )
 
 
-def _begin(work, plan):
+def _read_index(work):
+  """What an unfinished preparation knows of its source; None without one."""
+  try:
+    return dict(np.load(work / INDEX_FILE))
+  except (OSError, ValueError, zipfile.BadZipFile):
+    return None
+
+
+def _begin(work, plan, index):
   for file in (work / PLAN_FILE, work / RECORD_FILE):
     if file.exists():
       return _check_same(file, plan, 'repeat its command')
   work.mkdir(exist_ok=True)
+  if index is not None:
+    np.savez(work / INDEX_FILE, **index)
   files.write_json(work / PLAN_FILE, plan)
+
+
+def _shards(work, name, source, plan) -> Iterator[shards.Shard]:
+  """Every shard, the examples of a split in random order."""
+  for split, examples in source.splits.items():
+    order = np.random.default_rng(plan['seed']).permutation(len(examples))
+    parts = np.array_split(order, -(-len(order) // SHARD_EXAMPLES))
+    for i, part in enumerate(parts):
+      file = f'{name}-{split}.array_record-{i:05d}-of-{len(parts):05d}'
+      yield shards.Shard(
+        split,
+        work / file,
+        examples_lib.Part(examples, part),
+        plan['size'],
+        plan['jpeg_quality'],
+      )
 
 
 def _features(
   class_names: Sequence[str], size: int
 ) -> tfds.features.FeaturesDict:
+  """What tfds is told of an example."""
   return tfds.features.FeaturesDict(
     {
       'image': tfds.features.Image(shape=(size, size, 3)),
@@ -204,16 +301,6 @@ def _features(
       'file_name': tfds.features.Text(),
     }
   )
-
-
-def _shards(work, name, source, seed) -> Iterator:
-  """(split, path, examples) of every shard, the examples in random order."""
-  for split, examples in source.splits.items():
-    order = np.random.default_rng(seed).permutation(len(examples))
-    parts = np.array_split(order, -(-len(order) // SHARD_EXAMPLES))
-    for i, part in enumerate(parts):
-      file = f'{name}-{split}.array_record-{i:05d}-of-{len(parts):05d}'
-      yield split, work / file, [examples[j] for j in part]
 
 
 class _Totals:
@@ -230,71 +317,6 @@ class _Totals:
     self.num_bytes += int(shard['num_bytes'])
     self.pixel_sum += shard['pixel_sum']
     self.product_sum += shard['product_sum']
-
-
-def _encoded(examples, pool, size, quality, progress) -> Iterator:
-  """(example, its result of `_try_encode`) in order, few of them in memory."""
-  waiting = collections.deque()
-  for example in examples:
-    waiting.append((example, pool.submit(_try_encode, example, size, quality)))
-    if len(waiting) > AHEAD:
-      yield waiting[0][0], waiting.popleft()[1].result()
-      progress.update()
-  for example, future in waiting:
-    yield example, future.result()
-    progress.update()
-
-
-def _try_encode(example, size, quality):
-  """Stored bytes, pixels, sums of RGB products; or why it is unreadable."""
-  try:
-    encoded, pixels = images.encode(example.read(), size, quality)
-  except images.ERRORS as error:
-    return f'{example.file_name}: {error}'
-  flat = pixels.reshape(-1, 3).astype(np.float64)  # Exact: below 2 ** 53.
-  return encoded, pixels, (flat.T @ flat).astype(np.int64)
-
-
-def _write_shard(path, encoded_examples, may_skip, size):
-  """Writes one shard, or finds it written; returns its counts and sums."""
-  sums_file = path.with_name(path.name + '.sums.npz')
-  if path.exists():
-    return dict(np.load(sums_file))
-  serializer = tfds.core.example_serializer.ExampleSerializer(
-    _features(['-'], size).get_serialized_info()
-  )
-  pixel_sum = np.zeros((size, size, 3), np.int64)
-  product_sum = np.zeros((3, 3), np.int64)
-  num_bytes, count, skipped = 0, 0, []
-  temporary = path.with_name(path.name + '.tmp')
-  writer = ArrayRecordWriter(str(temporary), 'group_size:1')
-  for example, result in encoded_examples:
-    if isinstance(result, str):
-      skipped.append(result)
-      if len(skipped) > may_skip:
-        break
-      continue
-    encoded, pixels, products = result
-    record = serializer.serialize_example(
-      {'image': encoded, 'label': example.label, 'file_name': example.file_name}
-    )
-    writer.write(record)
-    count += 1
-    num_bytes += len(record)
-    pixel_sum += pixels
-    product_sum += products
-  writer.close()
-  result = {
-    'count': np.array(count),
-    'num_bytes': np.array(num_bytes),
-    'pixel_sum': pixel_sum,
-    'product_sum': product_sum,
-    'skipped': np.array(skipped, dtype=np.str_),
-  }
-  if len(skipped) <= may_skip:  # The shard's name says that both are whole.
-    np.savez(sums_file, **result)
-    os.replace(temporary, path)
-  return result
 
 
 def _describe(work, name, source, plan, splits, skipped):
@@ -364,7 +386,7 @@ def define_flags() -> None:
     'max_bad', 10, 'Unreadable images to skip before failing.'
   )
   flags.DEFINE_integer(
-    'threads', 0, 'Threads that decode and encode; 0: one per core.'
+    'workers', 0, 'Processes that decode and encode; 0: one per core.'
   )
 
 
@@ -378,7 +400,7 @@ def main(_) -> None:
       size=FLAGS.size,
       quality=FLAGS.quality,
       max_bad=FLAGS.max_bad,
-      threads=FLAGS.threads,
+      workers=FLAGS.workers,
     )
   except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f'{type(error).__name__}: {error}')

@@ -1,11 +1,6 @@
-"""Where examples come from: lists of encoded images, not yet read.
+"""Where examples come from: what --source of prepare.py may name."""
 
-A source names every example of every split, so that preparation can order,
-shard and restart without reading an image. `prepare.py` is its only user.
-"""
-
-from collections.abc import Callable
-import dataclasses
+from collections.abc import Mapping, Sequence
 import functools
 import io
 import pathlib
@@ -13,43 +8,39 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-FORMS = "'digits' or 'folder:DIR'"
+from alexnet_jax import examples as examples_lib
+from alexnet_jax import imagenet
+from alexnet_jax import tfds_sets
+
+FORMS = "'digits', 'folder:DIR', 'imagenet:DIR' or 'tfds:NAME[:VERSION]'"
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """One example; `read` returns its encoded image."""
+def open_source(
+  spec: str, index: Mapping[str, np.ndarray] | None = None
+) -> examples_lib.Source:
+  """The source that `spec` names, see `FORMS`.
 
-  file_name: str
-  label: int
-  read: Callable[[], bytes]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """Examples by split, and what becomes the description of the data set."""
-
-  class_names: tuple[str, ...]
-  splits: dict[str, list[Example]]
-  description: str
-
-
-def open_source(spec: str) -> Source:
-  """The source that `spec` names: 'digits' or 'folder:DIR'.
+  Args:
+    spec: such as 'folder:photographs'.
+    index: `Source.index` of an earlier call with this spec.
 
   Raises:
-    ValueError: for another spec, or a folder without images in class folders.
-    FileNotFoundError: if the folder, or its train/ or val/, does not exist.
+    ValueError: for another spec, or if what is there is not as it should be.
+    FileNotFoundError: if it is not there.
   """
   kind, _, argument = spec.partition(':')
   if kind == 'digits' and not argument:
     return digits()
   if kind == 'folder' and argument:
     return folder(pathlib.Path(argument).expanduser())
+  if kind == 'imagenet' and argument:
+    return imagenet.open_imagenet(pathlib.Path(argument).expanduser(), index)
+  if kind == 'tfds' and argument:
+    return tfds_sets.open_tfds(argument)
   raise ValueError(f'--source={spec} is not a source; use {FORMS}')
 
 
-def digits() -> Source:
+def digits() -> examples_lib.Source:
   """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels.
 
   A part of the UCI data set "Optical Recognition of Handwritten Digits" that
@@ -59,19 +50,40 @@ def digits() -> Source:
 
   data = sklearn.datasets.load_digits()
   pixels = np.round(data.images * (255 / 16)).astype(np.uint8)  # 0..16 there.
-  splits = {'train': [], 'test': []}
-  for i, label in enumerate(data.target):
-    read = functools.partial(_encode_png, pixels[i])
-    split = 'train' if i % 6 else 'test'
-    splits[split].append(Example(f'{i:04d}.png', int(label), read))
-  return Source(
+  whole = np.arange(len(pixels))
+  splits = {
+    split: _Digits(pixels, data.target, whole[(whole % 6 > 0) == is_train])
+    for split, is_train in (('train', True), ('test', False))
+  }
+  return examples_lib.Source(
     class_names=tuple(str(name) for name in data.target_names),
     splits=splits,
     description=digits.__doc__,
+    digest=examples_lib.digest(splits),
   )
 
 
-def folder(root: pathlib.Path) -> Source:
+class _Digits(Sequence):
+  def __init__(self, pixels, labels, numbers):
+    self._pixels, self._numbers = pixels[numbers], numbers
+    self.labels = labels[numbers]
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def __getitem__(self, i: int) -> examples_lib.Example:
+    name, label = f'{self._numbers[i]:04d}.png', int(self.labels[i])
+    read = functools.partial(_read_digit, self._pixels[i], name, label)
+    return examples_lib.Example(name, read)
+
+
+def _read_digit(pixels, name, label):
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'PNG')
+  return {'image': buffer.getvalue(), 'label': label, 'file_name': name}
+
+
+def folder(root: pathlib.Path) -> examples_lib.Source:
   """A folder with train/, val/ and perhaps test/, each with class folders.
 
   The classes are the folders of train/ in alphabetical order; the splits are
@@ -93,14 +105,20 @@ def folder(root: pathlib.Path) -> Source:
         f'{root / part} has class folders that {root / "train"} lacks:'
         f' {", ".join(unknown)}; the classes are the folders of train/'
       )
-    splits[split] = [
-      Example(
-        f'{part}/{class_name}/{path.name}', labels[class_name], path.read_bytes
-      )
+    names_and_labels = [
+      (f'{part}/{class_name}/{name}', labels[class_name])
       for class_name in found
-      for path in _files(root / part / class_name)
+      for name in _files(root / part / class_name)
     ]
-  return Source(tuple(classes), splits, f'Images of {root.name}/.')
+    splits[split] = examples_lib.Files(
+      root, *zip(*names_and_labels, strict=True)
+    )
+  return examples_lib.Source(
+    class_names=tuple(classes),
+    splits=splits,
+    description=f'Images of {root.name}/.',
+    digest=examples_lib.digest(splits),
+  )
 
 
 def _class_folders(root: pathlib.Path) -> list[str]:
@@ -119,14 +137,9 @@ def _class_folders(root: pathlib.Path) -> list[str]:
   return names
 
 
-def _files(root: pathlib.Path) -> list[pathlib.Path]:
-  files = sorted(p for p in root.iterdir() if p.is_file() and p.name[0] != '.')
-  if not files:
+def _files(root: pathlib.Path) -> list[str]:
+  names = sorted(p.name for p in root.iterdir() if p.is_file())
+  names = [name for name in names if name[0] != '.']
+  if not names:
     raise ValueError(f'class folder {root} is empty; add images or remove it')
-  return files
-
-
-def _encode_png(pixels: np.ndarray) -> bytes:
-  buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, 'PNG')
-  return buffer.getvalue()
+  return names

@@ -1,6 +1,6 @@
 r"""The two-group net with the choices of Caffe's bvlc_alexnet.
 
-    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenet2012
+    python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/caffe.py --workdir=DIR
 
 Values are those of models/bvlc_alexnet/train_val.prototxt and solver.prototxt

@@ -1,6 +1,6 @@
 r"""Section 6, second half: the sixth layer's net, fine-tuned on ILSVRC-2012.
 
-    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenet2012
+    python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/conv6_finetune.py --workdir=runs/conv6_finetune
 
 Starts with the layers of runs/conv6, which configs/conv6.py trains, and a new

@@ -1,6 +1,6 @@
 r"""The one-GPU net of section 3.2: half the kernels, and no second tower.
 
-    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenet2012
+    python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/one_tower.py --workdir=DIR
 
 Its last convolutional layer and its fully connected layers are those of the

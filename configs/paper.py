@@ -1,6 +1,6 @@
 r"""AlexNet as the text of the paper has it, on ILSVRC-2012.
 
-    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenet2012
+    python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/paper.py --workdir=DIR
 
 Not run yet. The paper: 90 epochs in five to six days on two GTX 580; one such

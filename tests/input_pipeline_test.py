@@ -10,6 +10,7 @@ import contextlib
 import gc
 import itertools
 import mmap
+import shutil
 import threading
 import time
 import unittest.mock
@@ -261,6 +262,39 @@ def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
     ' alexnet_jax.prepare --source=folder:DIR --name=flowers'
     f' --size=SIZE --data_dir={tmp_path}, SIZE being config.input.image_size'
   )
+
+
+FACTS = {
+  'mean_image': np.zeros((SIZE, SIZE, 3)),
+  'rgb_covariance': np.eye(3),
+  'fingerprint': 'f',
+}
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'mean_image': np.zeros((9, 9, 3))}, r'mean image of \(9, 9, 3\)'),
+    ({'rgb_covariance': np.eye(2)}, r'covariance of \(2, 2\)'),
+    ({'mean_image': FACTS['mean_image'] - 1}, 'no image of 0..255'),
+    ({'mean_image': FACTS['mean_image'] + 256}, 'no image of 0..255'),
+    ({'mean_image': FACTS['mean_image'] * np.nan}, 'no image of 0..255'),
+    ({'rgb_covariance': np.full((3, 3), np.inf)}, 'no image of 0..255'),
+    ({'fingerprint': None}, 'damaged .*fingerprint'),
+    ({'mean_image': None}, 'damaged .*mean_image'),
+  ],
+)
+def test_statistics_that_do_not_fit_the_images_are_named(
+  dataset, tmp_path, change, message
+):
+  path = tmp_path / dataset.path.parent.name / dataset.path.name
+  shutil.copytree(dataset.path, path)
+  file = path / input_pipeline.STATISTICS_FILE
+  facts = {k: v for k, v in (FACTS | change).items() if v is not None}
+  np.savez(file, **facts)
+  with pytest.raises(ValueError, match=f'{file} .*{message}') as error:
+    input_pipeline.open_dataset(tmp_path, path.parent.name)
+  assert 'prepare it again' in str(error.value)
 
 
 def test_check_dataset_accepts_what_fits(dataset):

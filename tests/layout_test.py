@@ -33,7 +33,11 @@ ORDER = [
   'predictions',
   'run',
   'prepare',
+  'shards',
   'sources',
+  'imagenet',
+  'tfds_sets',
+  'examples',
   'input_pipeline',
   'images',
   'config',
@@ -53,7 +57,7 @@ ORDER = [
 WALLS = {
   'PIL': ['images', 'sources'],
   'absl': ['command', 'evaluate', 'main', 'prepare'],
-  'array_record': ['prepare'],
+  'array_record': ['shards', 'tfds_sets'],
   'benchmarks': [],
   'clu': ['run'],
   'configs': [],
@@ -66,7 +70,13 @@ WALLS = {
   'sklearn': ['sources'],
   'tensorboardX': ['metrics'],
   'tensorflow': [],
-  'tensorflow_datasets': ['input_pipeline', 'prepare'],
+  'tensorflow_datasets': [
+    'imagenet',
+    'input_pipeline',
+    'prepare',
+    'shards',
+    'tfds_sets',
+  ],
   'tests': [],
   'torch': [],
   'tqdm': ['metrics', 'prepare'],
@@ -77,7 +87,7 @@ WALLS = {
 PARTS = {
   'jax.distributed': ['processes'],
   'multihost_utils': ['metrics', 'processes'],
-  'os._exit': ['processes'],
+  'os._exit': ['prepare', 'processes'],
   'sys.exit': ['command', 'evaluate', 'main', 'prepare'],
 }
 

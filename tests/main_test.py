@@ -81,7 +81,7 @@ def missing_data_set(tmp_path, name):
   return (
     f'FileNotFoundError: no prepared data set config.input.dataset={name} under'
     f' config.input.data_dir={tmp_path}/data; prepare it: python -m'
-    f' alexnet_jax.prepare --source=folder:DIR --name={name}'
+    f' alexnet_jax.prepare --source=imagenet:DIR --name={name}'
     f' --size=SIZE --data_dir={tmp_path}/data,'
     ' SIZE being config.input.image_size'
   )

@@ -4,12 +4,17 @@ The oracles are images painted by hand, Pillow's own resize and crop, NumPy
 over the source images, and the uninterrupted preparation.
 """
 
+import io
 import itertools
 import json
 import logging
+import os
 import re
+import signal
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -19,6 +24,7 @@ from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
+from alexnet_jax import shards
 
 SIZE = 8
 
@@ -95,15 +101,159 @@ def test_examples_are_stored_shuffled_with_their_labels(tmp_path, source):
   assert labels != sorted(labels)
 
 
-def test_threads_and_images_read_ahead_leave_no_trace(
-  tmp_path, source, small_shards, monkeypatch
+@pytest.fixture
+def in_processes(monkeypatch):
+  """However few the images are, they are spread over processes."""
+  monkeypatch.setattr(prepare, 'ALONE', 0)
+
+
+def test_many_processes_leave_no_trace(
+  tmp_path, source, small_shards, in_processes
 ):
+  bad = _add_bad_images(tmp_path)
   trees = []
-  for threads, ahead in ((1, 64), (3, 1)):
-    monkeypatch.setattr(prepare, 'AHEAD', ahead)
-    out = _prepare(source, tmp_path / str(threads), threads=threads)
+  for workers in (1, 2):
+    out = _prepare(source, tmp_path / str(workers), workers=workers, max_bad=2)
     trees.append(_tree(out))
   assert trees[0] == trees[1]
+  record = json.loads(trees[0]['preparation.json'])
+  assert [line.split(':')[0] for line in record['skipped']] == bad
+
+
+def test_many_processes_stop_at_too_many_unreadable_images(
+  tmp_path, source, small_shards, in_processes
+):
+  bad = _add_bad_images(tmp_path)
+  with pytest.raises(RuntimeError, match='more than --max_bad=1') as error:
+    _prepare(source, tmp_path, workers=2, max_bad=1)
+  assert all(name in str(error.value) for name in bad)
+
+
+def _saved(image, kind, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def _photograph(mode, colour=None, shape=(12, 9)):
+  return Image.new(mode, shape, colour)
+
+
+def _bomb():
+  """A PNG of 450 bytes that asks for 10 GB of pixels."""
+  whole = _saved(_photograph('RGB', RED), 'PNG')
+  header = b'IHDR' + struct.pack('>II', 60_000, 60_000) + whole[24:29]
+  checksum = struct.pack('>I', zlib.crc32(header))
+  return whole[:12] + header + checksum + whole[33:]
+
+
+def _rotated():
+  """Red above blue, stored lying on its side."""
+  image = _photograph('RGB', RED, (20, 20))
+  image.paste(BLUE, (0, 0, 10, 20))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # To be turned clockwise by a quarter.
+  return _saved(image, 'PNG', exif=exif)
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+CYAN_INK = (255, 0, 0, 0)
+# File name, content, and the colour of its first pixel when stored; None for
+# what is skipped.
+INPUTS = [
+  ('empty.jpg', lambda: b'', None),
+  ('text.jpg', lambda: b'<html>404</html>', None),
+  (
+    'short.jpg',
+    lambda: _saved(_photograph('RGB', RED, (300, 300)), 'JPEG')[:900],
+    None,
+  ),
+  (
+    'short.png',
+    lambda: _saved(Image.effect_noise((30, 30), 50), 'PNG')[:500],
+    None,
+  ),
+  ('float.tiff', lambda: _saved(_photograph('F', 0.5), 'TIFF'), None),
+  ('bomb.png', _bomb, None),
+  ('grey.jpg', lambda: _saved(_photograph('L', 80), 'JPEG'), (80, 80, 80)),
+  (
+    'grey16.png',
+    lambda: _saved(_photograph('I;16', 80 * 257), 'PNG'),
+    (80, 80, 80),
+  ),
+  (
+    'palette.png',
+    lambda: _saved(_photograph('RGB', RED).quantize(2), 'PNG'),
+    RED,
+  ),
+  ('rgba.png', lambda: _saved(_photograph('RGBA', (*RED, 128)), 'PNG'), RED),
+  (
+    'cmyk.jpg',
+    lambda: _saved(_photograph('CMYK', CYAN_INK), 'JPEG'),
+    (0, 255, 255),
+  ),
+  (
+    'animated.gif',
+    lambda: _saved(
+      _photograph('RGB', RED),
+      'GIF',
+      save_all=True,
+      append_images=[_photograph('RGB', BLUE)],
+    ),
+    RED,
+  ),
+  ('rotated.png', _rotated, BLUE),
+  ('pixel.png', lambda: _saved(_photograph('RGB', RED, (1, 1)), 'PNG'), RED),
+  ('line.png', lambda: _saved(_photograph('RGB', RED, (900, 1)), 'PNG'), RED),
+  (
+    'huge.jpg',
+    lambda: _saved(_photograph('L', 80, (6000, 4000)), 'JPEG'),
+    (80,) * 3,
+  ),
+  ('png_named.JPEG', lambda: _saved(_photograph('RGB', BLUE), 'PNG'), BLUE),
+]
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'colour'), INPUTS, ids=[name for name, *_ in INPUTS]
+)
+def test_an_odd_image_is_stored_right_or_skipped_and_listed(
+  tmp_path, source, name, content, colour
+):
+  (tmp_path / 'images/val/class1' / name).write_bytes(content())
+  path = _prepare(source, tmp_path, max_bad=1)
+  skipped = json.loads((path / 'preparation.json').read_text())['skipped']
+  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  if colour is None:
+    assert [line.split(':')[0] for line in skipped] == [f'val/class1/{name}']
+    assert dataset.num_examples['validation'] == 3
+    with pytest.raises(RuntimeError, match=f'--max_bad=0 unre.*\n.*{name}'):
+      _prepare(source, tmp_path / 'strict', max_bad=0)
+    return
+  assert skipped == []
+  (batch,) = input_pipeline.eval_batches(dataset, 'validation', batch_size=4)
+  # The others are noise: the pixels of this one are alike, but for JPEG's
+  # rounding, and for the lower half of the rotated one.
+  upper = batch['image'][:, :2].reshape(4, -1, 3).astype(int)
+  assert (np.abs(upper - colour).max((1, 2)) <= 3).sum() == 1
+
+
+def _die(*_):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_error_and_the_rest_is_kept(
+  tmp_path, source, small_shards, in_processes, monkeypatch
+):
+  uninterrupted = _prepare(source, tmp_path / 'once', workers=1)
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, '_write_in_worker', _die)
+    with pytest.raises(
+      RuntimeError, match='killed, perhaps for want of memory'
+    ):
+      _prepare(source, tmp_path / 'again', workers=2)
+  again = _prepare(source, tmp_path / 'again', workers=2)
+  assert _tree(again) == _tree(uninterrupted)
 
 
 def _add_bad_images(tmp_path):
@@ -183,7 +333,7 @@ def test_an_interrupted_preparation_continues_to_the_same_bytes(
   with monkeypatch.context() as patch:
     _interrupt(patch, after=7)
     with pytest.raises(KeyboardInterrupt):
-      _prepare(source, tmp_path / 'again', threads=1)
+      _prepare(source, tmp_path / 'again')
   assert not out.exists()
   work = out.with_name('1.0.0.incomplete')
   shards = list(work.glob('*.array_record-?????-of-?????'))
@@ -212,7 +362,7 @@ def test_nothing_appears_under_the_final_name_before_the_end(
     monkeypatch.setattr(module, name, watched)
 
   watch(images, 'encode')
-  watch(prepare, 'ArrayRecordWriter')
+  watch(shards, 'ArrayRecordWriter')
   watch(prepare.np, 'savez')
   watch(prepare.tfds.folder_dataset, 'write_metadata')
   assert _prepare(source, tmp_path) == out
@@ -337,14 +487,14 @@ def test_the_fingerprint_tells_data_sets_apart(tmp_path, source, options):
 def test_all_wrong_arguments_are_listed_at_once(tmp_path):
   with pytest.raises(ValueError) as error:
     prepare.prepare(
-      'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1, threads=-2
+      'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1, workers=-2
     )
   assert re.findall(r'--\w+=\S+', str(error.value)) == [
     '--name=my-set',
     '--size=0',
     '--quality=101',
     '--max_bad=-1',
-    '--threads=-2',
+    '--workers=-2',
   ]
   assert not any(tmp_path.iterdir())
 

@@ -25,10 +25,10 @@ def test_digits_are_split_1497_to_300_with_labels_of_scikit_learn():
   for split, rows, count in (('train', ~is_test, 1497), ('test', is_test, 300)):
     examples = source.splits[split]
     assert len(examples) == count
-    labels = [example.label for example in examples]
+    labels = [example.read()['label'] for example in examples]
     np.testing.assert_array_equal(labels, data.target[rows])
-    for i in (0, -1):
-      image = Image.open(io.BytesIO(examples[i].read()))
+    for i in (0, count - 1):
+      image = Image.open(io.BytesIO(examples[i].read()['image']))
       # Levels 0..16 spread over 0..255, rounded: off by half of 16 / 255.
       pixels = np.asarray(image) * (16 / 255)
       np.testing.assert_allclose(pixels, data.images[rows][i], atol=8 / 255)
@@ -47,11 +47,14 @@ def test_folder_has_classes_of_train_and_splits_by_tfds_names(tmp_path):
   source = sources.open_source(f'folder:{tmp_path}')
   assert source.class_names == ('cat', 'dog')
   found = {
-    split: [(e.file_name, e.label, e.read().decode()) for e in examples]
+    split: [
+      (e.name, *(e.read()[key] for key in ('file_name', 'label', 'image')))
+      for e in examples
+    ]
     for split, examples in source.splits.items()
   }
   assert found == {
-    split: [(name, label, name) for name, label in examples]
+    split: [(name, name, label, name.encode()) for name, label in examples]
     for split, examples in {
       'train': [
         ('train/cat/1.png', 0),
@@ -82,7 +85,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
   )
   source = sources.open_source(f'folder:{tmp_path}')
   assert source.class_names == ('cat',)
-  names = [e.file_name for split in source.splits.values() for e in split]
+  names = [e.name for split in source.splits.values() for e in split]
   assert names == ['train/cat/1.png', 'val/cat/2.png']
 
 
@@ -121,9 +124,13 @@ def test_a_wrong_folder_is_named(tmp_path, files, error, message):
   assert str(raised.value).startswith(message.format(tmp_path))
 
 
-@pytest.mark.parametrize('spec', ['', 'folder', 'folder:', 'digits:8', 'zip:a'])
+@pytest.mark.parametrize(
+  'spec', ['', 'folder', 'folder:', 'digits:8', 'zip:a', 'imagenet:', 'tfds']
+)
 def test_an_unknown_source_is_refused_with_the_known_ones(spec):
   with pytest.raises(ValueError) as error:
     sources.open_source(spec)
-  message = f"--source={spec} is not a source; use 'digits' or 'folder:DIR'"
-  assert str(error.value) == message
+  assert str(error.value) == (
+    f"--source={spec} is not a source; use 'digits', 'folder:DIR',"
+    " 'imagenet:DIR' or 'tfds:NAME[:VERSION]'"
+  )

@@ -1,0 +1,151 @@
+r"""What preparing a data set costs beside decoding, scaling and encoding.
+
+    python -m benchmarks.preparation --folder=DIR [--quick] [--check]
+
+DIR holds photographs, which are taken in turn. Each round encodes some in this
+process, from memory (`images.encode`: decode, scale, encode), and prepares a
+data set of the same images with one process per core. Compared are images per
+CPU-second of all processes, start-up included; `--check` asks for 0.8 of encoding
+alone. The size of the prepared ImageNet is estimated from the photographs.
+"""
+
+import itertools
+import os
+import pathlib
+import resource
+import statistics
+import sys
+import tempfile
+import time
+
+from absl import app
+from absl import flags
+
+from alexnet_jax import imagenet
+from alexnet_jax import images
+from alexnet_jax import prepare
+from benchmarks import report
+
+BAR = 0.8
+QUALITIES = (95, 90)
+
+
+def cpu_seconds() -> float:
+  """Of this process and of those that it has started and that have ended."""
+  usages = [
+    resource.getrusage(who)
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  ]
+  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def encoding_alone(contents: list[bytes], number: int) -> float:
+  """Images per CPU-second."""
+  began = time.process_time()
+  for content in itertools.islice(itertools.cycle(contents), number):
+    images.encode(content, 256, 95)
+  return number / (time.process_time() - began)
+
+
+def preparation(paths: list[pathlib.Path], number: int) -> dict[str, float]:
+  """Images per CPU-second and per second of a whole preparation."""
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    for part, count in (('train', number), ('val', 1)):
+      (root / part / 'class').mkdir(parents=True)
+      for i, path in zip(range(count), itertools.cycle(paths)):
+        os.symlink(path, root / part / 'class' / f'{i:07d}{path.suffix}')
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    prepare.prepare(f'folder:{root}', 'set', root / 'out')
+    return {
+      'per_cpu_second': number / (cpu_seconds() - cpu),
+      'per_second': number / (time.perf_counter() - wall),
+    }
+
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
+  flags.DEFINE_bool('quick', False, 'One short round.')
+  flags.DEFINE_bool('check', False, f'Fail below {BAR} of encoding alone.')
+  flags.DEFINE_integer('number', 10_000, 'Images of a preparation.')
+  flags.DEFINE_integer('rounds', 3, 'Of both, in turn.')
+  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
+
+
+def main(_) -> None:
+  paths = sorted(pathlib.Path(FLAGS.folder).resolve().rglob('*.*'))
+  paths = [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
+  if not paths:
+    sys.exit(f'--folder={FLAGS.folder} holds no JPEG')
+  number, rounds = FLAGS.number, FLAGS.rounds
+  if FLAGS.quick:
+    number, rounds = prepare.ALONE + 1, 1
+  contents = [path.read_bytes() for path in paths[:1000]]
+  encoding_alone(contents, min(100, number))  # Caches, and lazy imports.
+  alone, prepared = [], []
+  for _ in range(rounds):
+    alone.append(encoding_alone(contents, number // 10))
+    prepared.append(preparation(paths, number))
+  ratios = [
+    p['per_cpu_second'] / a for a, p in zip(alone, prepared, strict=True)
+  ]
+  ratio = statistics.median(ratios)
+  median = lambda key: statistics.median(p[key] for p in prepared)
+  kib = {
+    who: resource.getrusage(which).ru_maxrss
+    for who, which in (
+      ('this process', resource.RUSAGE_SELF),
+      ('a worker', resource.RUSAGE_CHILDREN),
+    )
+  }
+  sizes = {
+    quality: statistics.mean(
+      len(images.encode(content, 256, quality)[0]) for content in contents
+    )
+    for quality in QUALITIES
+  }
+  total = sum(imagenet.NUM_IMAGES.values())
+  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, medians')
+  print(
+    f'encoding alone      {statistics.median(alone):8.1f} images / CPU-second'
+  )
+  print(
+    f'preparation         {median("per_cpu_second"):8.1f} images / CPU-second,'
+    f' {median("per_second"):.1f} / second on {os.cpu_count()} cores'
+  )
+  for who, peak in kib.items():
+    print(f'peak memory of {who}: {peak / 2**20:.2f} GiB')
+  for quality, size in sizes.items():
+    print(
+      f'quality {quality}: {size / 1e3:.1f} kB an image, ImageNet (1.33 million)'
+      f' {size * total / 1e9:.0f} GB'
+    )
+  rate = median('per_cpu_second')
+  for cores in (2, 16, 64):
+    print(
+      f'by arithmetic, ImageNet on {cores} cores:'
+      f' {total / rate / cores / 3600:.2f} h'
+    )
+  report.print_environment()
+  report.write(
+    FLAGS.output,
+    {
+      'encoding_alone': alone,
+      'preparation': prepared,
+      'ratios': ratios,
+      'peak_kib': kib,
+      'bytes_by_quality': sizes,
+    },
+  )
+  print(f'preparation / encoding alone {ratio:.3f}, bar {BAR}')
+  if FLAGS.check and ratio < BAR:
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)

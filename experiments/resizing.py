@@ -1,0 +1,138 @@
+r"""How images are scaled, against Pillow's and OpenCV's own resize.
+
+    python -m experiments.resizing --folder=DIR [--size=256]
+
+DIR holds photographs. Ours (`images.encode`: the shorter side to `size`,
+bicubic with a filter as wide as the reduction, the central square, to a half
+pixel where the margin is odd) is compared with the same done in two steps by
+Pillow, in either order, and with OpenCV's area and bicubic resize of the central
+square, whose filters are narrower. OpenCV is not among the requirements: `pip
+install opencv-python-headless`.
+
+A ramp, whose values are its pixels' places, shows where each filter thinks that
+an output pixel lies: centres at (i + 0.5) * scale - 0.5 in all three.
+"""
+
+import io
+import pathlib
+
+from absl import app
+from absl import flags
+import numpy as np
+from PIL import Image
+
+from alexnet_jax import images
+
+
+def central_square(image: Image.Image) -> Image.Image:
+  """The largest; where the margin is odd, the pixel more is on the right."""
+  side = min(image.size)
+  left, top = ((length - side) // 2 for length in image.size)
+  return image.crop((left, top, left + side, top + side))
+
+
+def by_pillow(image: Image.Image, size: int) -> np.ndarray:
+  """The whole image is scaled, then its central square cut out."""
+  scale = size / min(image.size)
+  scaled = [max(size, round(length * scale)) for length in image.size]
+  whole = image.resize(scaled, Image.Resampling.BICUBIC)
+  return np.asarray(central_square(whole))
+
+
+def by_opencv(image: Image.Image, size: int, filter_name: str) -> np.ndarray:
+  """The central square, scaled by OpenCV."""
+  import cv2
+
+  square = np.asarray(central_square(image))
+  how = getattr(cv2, f'INTER_{filter_name}')
+  return cv2.resize(square, (size, size), interpolation=how)
+
+
+def differences(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
+  """Absolute differences of grey levels from ours, by what it is compared with.
+
+  'half a pixel' compares ours with itself, moved by half a stored pixel: what a
+  wrong geometry would give.
+  """
+  encoded = path.read_bytes()
+  _, ours = images.encode(encoded, size, quality=95)
+  with Image.open(io.BytesIO(encoded)) as opened:
+    image = opened.convert('RGB')
+  square = central_square(image)
+  others = {
+    'Pillow, crop then resize': np.asarray(
+      square.resize((size, size), Image.Resampling.BICUBIC)
+    ),
+    'Pillow, resize then crop': by_pillow(image, size),
+    'OpenCV area': by_opencv(image, size, 'AREA'),
+    'OpenCV bicubic (no antialiasing)': by_opencv(image, size, 'CUBIC'),
+  }
+  found = {
+    name: np.abs(other.astype(int) - ours) for name, other in others.items()
+  }
+  if (image.width - image.height) % 2 == 0:  # The square lies on whole pixels.
+    found['Pillow, crop then resize, even margins'] = found[
+      'Pillow, crop then resize'
+    ]
+  moved = (ours[:, 1:].astype(int) + ours[:, :-1]) // 2
+  found['ours moved by half a pixel'] = np.abs(moved - ours[:, 1:])
+  return found
+
+
+def ramp_differences(size: int) -> dict[str, float]:
+  """Largest distance of an output pixel from its place, in stored pixels.
+
+  Of a ramp of 1.5 times `size`, without the ends, where filters are cut off.
+  """
+  import cv2
+
+  side = 3 * size // 2
+  ramp = np.tile(np.arange(side, dtype=np.float32), (side, 1))
+  places = (np.arange(size) + 0.5) * side / size - 0.5
+  by_pillow = np.asarray(
+    Image.fromarray(ramp).resize((size, size), Image.Resampling.BICUBIC)
+  )
+  results = {'Pillow bicubic': by_pillow}
+  for name in ('AREA', 'CUBIC'):
+    how = getattr(cv2, f'INTER_{name}')
+    results[f'OpenCV {name.lower()}'] = cv2.resize(
+      ramp, (size, size), interpolation=how
+    )
+  inner = slice(4, -4)
+  return {
+    name: float(np.abs(result[0] - places)[inner].max() * size / side)
+    for name, result in results.items()
+  }
+
+
+FLAGS = flags.FLAGS
+
+
+def main(_) -> None:
+  paths = sorted(
+    p for p in pathlib.Path(FLAGS.folder).rglob('*') if p.is_file()
+  )
+  paths = [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg', '.png')]
+  if not paths:
+    raise ValueError(f'--folder={FLAGS.folder} holds no photograph')
+  for name, distance in ramp_differences(FLAGS.size).items():
+    print(f'{name}: places within {distance:.3f} of an output pixel')
+  means, most = {}, {}
+  for path in paths:
+    for name, difference in differences(path, FLAGS.size).items():
+      means.setdefault(name, []).append(difference.mean())
+      most.setdefault(name, []).append(difference.max())
+  print(f'{len(paths)} photographs to {FLAGS.size} pixels, grey levels of 255')
+  print('| ours against | mean | largest mean of an image | largest |')
+  print('|---|---|---|---|')
+  for name, values in means.items():
+    print(
+      f'| {name} | {np.mean(values):.2f} | {max(values):.2f}'
+      f' | {max(most[name])} |'
+    )
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
+  flags.DEFINE_integer('size', 256, 'Side in pixels.')
+  app.run(main)

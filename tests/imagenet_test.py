@@ -1,0 +1,220 @@
+"""ILSVRC-2012's archives and tree, faked: 1,000 classes of two tiny images."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from alexnet_jax import imagenet
+from alexnet_jax import sources
+
+# Of the development kit: the first three validation images (also the first
+# lines of tfds's own list), and the first and last class.
+FIRST_LABELS = ('n01751748', 'n09193705', 'n02105855')
+FIRST_CLASS, LAST_CLASS = 'n01440764', 'n15075141'
+VALIDATION = [f'ILSVRC2012_val_{i:08d}.JPEG' for i in (1, 2, 3)]
+
+
+def jpeg(value, **options):
+  """Bytes of an image of 4x4 pixels that is told apart by its grey value."""
+  buffer = io.BytesIO()
+  Image.new('RGB', (4, 4), (value, value, value)).save(
+    buffer, 'JPEG', **options
+  )
+  return buffer.getvalue()
+
+
+def add(archive, name, content):
+  member = tarfile.TarInfo(name)
+  member.size = len(content)
+  archive.addfile(member, io.BytesIO(content))
+
+
+def inner_archive(class_name, number):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w') as archive:
+    for i in range(number):
+      add(archive, f'{class_name}_{i}.JPEG', jpeg(40 * i))
+  return buffer.getvalue()
+
+
+def write_archives(root, classes=None, per_class=2, validation=VALIDATION):
+  root.mkdir(parents=True, exist_ok=True)
+  # Not in alphabetical order, as in the real one.
+  classes = list(classes or imagenet.class_names())[::-1]
+  with tarfile.open(root / imagenet.TRAIN_TAR, 'w') as archive:
+    for name in classes:
+      add(archive, f'{name}.tar', inner_archive(name, per_class))
+  with tarfile.open(root / imagenet.VALIDATION_TAR, 'w') as archive:
+    for i, name in enumerate(validation):
+      add(archive, name, jpeg(200 + i))
+  return root
+
+
+@pytest.fixture(scope='module')
+def archives(tmp_path_factory):
+  return write_archives(tmp_path_factory.mktemp('imagenet'))
+
+
+def value(example):
+  """The grey value of an example's image."""
+  image = Image.open(io.BytesIO(example.read()['image']))
+  return np.asarray(image).mean()
+
+
+def test_classes_are_the_thousand_wordnet_ids_in_alphabetical_order():
+  names = imagenet.class_names()
+  assert len(set(names)) == 1000 and list(names) == sorted(names)
+  assert (names[0], names[-1]) == (FIRST_CLASS, LAST_CLASS)
+
+
+def test_members_of_the_archives_are_read_in_place(archives):
+  source = sources.open_source(f'imagenet:{archives}')
+  train, validation = source.splits['train'], source.splits['validation']
+  assert (len(train), len(validation)) == (2000, 3)
+  assert [train[i].name for i in (0, 1, 1999)] == [
+    f'{FIRST_CLASS}/{FIRST_CLASS}_0.JPEG',
+    f'{FIRST_CLASS}/{FIRST_CLASS}_1.JPEG',
+    f'{LAST_CLASS}/{LAST_CLASS}_1.JPEG',
+  ]
+  assert [train[i].read()['label'] for i in (0, 1, 1999)] == [0, 0, 999]
+  # JPEG keeps a flat grey to about one level.
+  assert [value(train[i]) for i in (0, 1, 1999)] == pytest.approx(
+    [0, 40, 40], abs=1
+  )
+  labels = [source.class_names[e.read()['label']] for e in validation]
+  assert tuple(labels) == FIRST_LABELS
+  assert [value(e) for e in validation] == pytest.approx([200, 201, 202], abs=1)
+  assert set(os.listdir(archives)) == {
+    imagenet.TRAIN_TAR,
+    imagenet.VALIDATION_TAR,
+  }
+
+
+def test_an_example_can_be_sent_to_another_process(archives):
+  example = sources.open_source(f'imagenet:{archives}').splits['train'][7]
+  sent = pickle.loads(pickle.dumps(example))
+  assert sent.read() == example.read()
+  assert len(pickle.dumps(example)) < 1000  # Not the whole archive's index.
+
+
+def test_the_index_is_used_again_until_an_archive_changes(
+  tmp_path, monkeypatch
+):
+  root = write_archives(tmp_path)
+  first = sources.open_source(f'imagenet:{root}')
+
+  def refuse(*_):
+    raise AssertionError('indexed again')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(imagenet, '_index', refuse)
+    again = sources.open_source(f'imagenet:{root}', first.index)
+    assert again.digest == first.digest
+    assert again.splits['train'][5].read() == first.splits['train'][5].read()
+    os.utime(root / imagenet.VALIDATION_TAR, ns=(1, 1))
+    with pytest.raises(AssertionError, match='indexed again'):
+      sources.open_source(f'imagenet:{root}', first.index)
+
+
+def test_the_extracted_tree_holds_the_same_examples(archives, tmp_path):
+  for path, part in (
+    (archives / imagenet.TRAIN_TAR, 'train'),
+    (archives / imagenet.VALIDATION_TAR, 'val'),
+  ):
+    with tarfile.open(path) as archive:
+      archive.extractall(tmp_path / part, filter='data')
+  for inner in (tmp_path / 'train').glob('*.tar'):
+    with tarfile.open(inner) as archive:
+      archive.extractall(inner.with_suffix(''), filter='data')
+    inner.unlink()
+  tree = sources.open_source(f'imagenet:{tmp_path}')
+  packed = sources.open_source(f'imagenet:{archives}')
+  assert tree.digest == packed.digest
+  for split in ('train', 'validation'):
+    for one, other in zip(
+      tree.splits[split], packed.splits[split], strict=True
+    ):
+      assert one.read() == other.read()
+  # Validation images in class folders, as some unpack them.
+  for name, class_name in zip(VALIDATION, FIRST_LABELS, strict=True):
+    (tmp_path / 'val' / class_name).mkdir()
+    (tmp_path / 'val' / name).rename(tmp_path / 'val' / class_name / name)
+  sorted_ = sources.open_source(f'imagenet:{tmp_path}').splits['validation']
+  found = {e.name.split('/')[1]: e.read()['label'] for e in sorted_}
+  assert found == {
+    e.name: e.read()['label'] for e in packed.splits['validation']
+  }
+
+
+@pytest.mark.parametrize(
+  'member',
+  [
+    {'name': '../outside.JPEG'},
+    {'name': '/etc/passwd.JPEG'},
+    {'name': 'link.JPEG', 'type': tarfile.SYMTYPE, 'linkname': '/etc/passwd'},
+    {'name': 'link.JPEG', 'type': tarfile.LNKTYPE, 'linkname': '../outside'},
+    {'name': 'device.JPEG', 'type': tarfile.CHRTYPE},
+  ],
+)
+@pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
+def test_a_member_that_leads_outside_is_refused(
+  archives, tmp_path, member, which
+):
+  for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
+    (tmp_path / name).write_bytes((archives / name).read_bytes())
+  with tarfile.open(tmp_path / which, 'a') as archive:
+    info = tarfile.TarInfo(member['name'])
+    for key, setting in member.items():
+      setattr(info, key, setting)
+    archive.addfile(info)
+  with pytest.raises(ValueError, match='no plain file inside it') as error:
+    sources.open_source(f'imagenet:{tmp_path}')
+  assert repr(member['name']) in str(error.value)
+  assert which in str(error.value)
+
+
+@pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
+@pytest.mark.parametrize('share', [0.5, 0.999])
+def test_an_archive_cut_short_is_named(archives, tmp_path, which, share):
+  for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
+    content = (archives / name).read_bytes()
+    # The padding at the end of an archive may be missing; its members not.
+    size = len(content.rstrip(b'\0')) if name == which else len(content)
+    kept = int(size * share) if name == which else size
+    (tmp_path / name).write_bytes(content[:kept])
+  with pytest.raises(ValueError, match='download it again') as error:
+    sources.open_source(f'imagenet:{tmp_path}')
+  assert which in str(error.value)
+
+
+def test_an_archive_without_some_classes_is_named(tmp_path):
+  write_archives(tmp_path, imagenet.class_names()[:-2], per_class=1)
+  with pytest.raises(ValueError, match='lacks 2 of 1,000 classes') as error:
+    sources.open_source(f'imagenet:{tmp_path}')
+  assert imagenet.class_names()[-2] in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['dog.JPEG', 'ILSVRC2012_val_00050001.JPEG'])
+def test_a_foreign_validation_image_is_named(tmp_path, name):
+  write_archives(tmp_path, per_class=1, validation=[name])
+  with pytest.raises(ValueError, match=name):
+    sources.open_source(f'imagenet:{tmp_path}')
+
+
+def test_a_folder_without_imagenet_says_what_it_wants(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    sources.open_source(f'imagenet:{tmp_path}')
+  assert imagenet.TRAIN_TAR in str(error.value)
+  assert 'image-net.org' in str(error.value)
+
+
+def test_an_incomplete_imagenet_is_remarked_upon(archives, caplog):
+  sources.open_source(f'imagenet:{archives}')
+  assert 'train has 2000 images; the whole of ILSVRC-2012 has 1281167.' in (
+    caplog.messages
+  )

@@ -1,0 +1,199 @@
+"""Data sets of tfds as a source: both record formats, and what is refused."""
+
+import io
+import struct
+
+from array_record.python.array_record_module import ArrayRecordWriter
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax import sources
+
+FEATURES = {
+  'image': tfds.features.Image(shape=(None, None, 3)),
+  'label': tfds.features.ClassLabel(names=['cat', 'dog', 'owl']),
+}
+NAMED = FEATURES | {'file_name': tfds.features.Text()}
+LENGTHS = {'train': [3, 2], 'test': [2]}
+
+
+@pytest.fixture(autouse=True)
+def tfds_dir(tmp_path, monkeypatch):
+  """tfds keeps its data sets here."""
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
+  return tmp_path
+
+
+def png(grey):
+  buffer = io.BytesIO()
+  Image.new('RGB', (5, 4), (grey, grey, grey)).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+def record(number, features, label):
+  example = tf_example_pb2.Example()
+  feature = example.features.feature
+  feature['image'].bytes_list.value.append(png(number))
+  feature['label'].int64_list.value.append(label)
+  if 'file_name' in features:
+    feature['file_name'].bytes_list.value.append(f'{number}.png'.encode())
+  return example.SerializeToString()
+
+
+def write_records(path, records, file_format):
+  if file_format == 'array_record':
+    writer = ArrayRecordWriter(str(path), 'group_size:1')
+    for content in records:
+      writer.write(content)
+    writer.close()
+    return
+  # Length, its checksum, data, their checksum; the checksums are not read.
+  path.write_bytes(
+    b''.join(struct.pack('<QI', len(r), 0) + r + bytes(4) for r in records)
+  )
+
+
+def write_set(
+  root,
+  file_format,
+  *,
+  name='pets',
+  version='1.0.0',
+  features=FEATURES,
+  lengths=LENGTHS,
+  labels=lambda split, i: i % 3,
+):
+  """Images of grey 0, 1, ... through all splits."""
+  folder = root / name / version
+  folder.mkdir(parents=True)
+  number, infos = 0, []
+  for split, of_shards in lengths.items():
+    for shard, length in enumerate(of_shards):
+      records = [
+        record(number + i, features, labels(split, number + i))
+        for i in range(length)
+      ]
+      number += length
+      file = f'{name}-{split}.{file_format}-{shard:05d}-of-{len(of_shards):05d}'
+      write_records(folder / file, records, file_format)
+    infos.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=of_shards,
+        num_bytes=1,
+        filename_template=tfds.core.ShardedFileTemplate(
+          dataset_name=name,
+          data_dir=folder,
+          split=split,
+          filetype_suffix=file_format,
+        ),
+      )
+    )
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=tfds.features.FeaturesDict(features),
+    split_infos=infos,
+    version=version,
+    filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+    check_data=False,
+  )
+  return folder
+
+
+formats = pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+
+
+def values(examples):
+  """(grey value, label, file name) of every example."""
+  read = [example.read() for example in examples]
+  grey = lambda r: int(np.asarray(Image.open(io.BytesIO(r['image'])))[0, 0, 0])
+  return [(grey(r), r['label'], r['file_name']) for r in read]
+
+
+@formats
+def test_every_example_is_read_in_order_across_shards(tfds_dir, file_format):
+  write_set(tfds_dir, file_format)
+  source = sources.open_source('tfds:pets')
+  assert source.class_names == ('cat', 'dog', 'owl')
+  assert {s: len(e) for s, e in source.splits.items()} == {
+    'train': 5,
+    'test': 2,
+  }
+  assert values(source.splits['train']) == [
+    (i, i % 3, f'train/{i:07d}') for i in range(5)
+  ]
+  assert values(source.splits['test']) == [
+    (5, 2, 'test/0000000'),
+    (6, 0, 'test/0000001'),
+  ]
+
+
+@formats
+def test_file_names_are_kept_where_there_are_any(tfds_dir, file_format):
+  write_set(tfds_dir, file_format, features=NAMED)
+  examples = sources.open_source('tfds:pets').splits['test']
+  assert [name for _, _, name in values(examples)] == ['5.png', '6.png']
+
+
+def test_a_version_can_be_named_and_the_newest_is_the_default(tfds_dir):
+  write_set(tfds_dir, 'array_record', version='1.0.0')
+  write_set(tfds_dir, 'array_record', version='2.0.0', lengths={'train': [4]})
+  count = lambda spec: len(sources.open_source(spec).splits['train'])
+  assert count('tfds:pets') == count('tfds:pets:2.0.0') == 4
+  assert count('tfds:pets:1.0.0') == 5
+
+
+def test_a_split_without_labels_is_left_out(tfds_dir, caplog):
+  label = lambda split, i: -1 if split == 'test' else 0
+  write_set(tfds_dir, 'array_record', labels=label)
+  assert list(sources.open_source('tfds:pets').splits) == ['train']
+  assert caplog.messages == ['pets: split test has no labels, and is left out.']
+
+
+def test_a_set_that_is_not_there_says_how_to_prepare_it(tfds_dir):
+  with pytest.raises(FileNotFoundError, match='tfds:nosuch: .*TensorFlow'):
+    sources.open_source('tfds:nosuch')
+
+
+def test_a_set_without_a_label_is_refused(tfds_dir):
+  features = {'image': FEATURES['image'], 'name': tfds.features.Text()}
+  write_set(tfds_dir, 'array_record', features=features)
+  with pytest.raises(ValueError, match="class 'label', but has image, name"):
+    sources.open_source('tfds:pets')
+
+
+def test_a_set_without_training_examples_is_refused(tfds_dir):
+  write_set(tfds_dir, 'array_record', lengths={'test': [2]})
+  with pytest.raises(
+    ValueError, match="no split 'train' with labels, only test"
+  ):
+    sources.open_source('tfds:pets')
+
+
+@pytest.mark.parametrize('cut', [1, 20])
+def test_a_tfrecord_file_cut_short_is_named(tfds_dir, cut):
+  folder = write_set(tfds_dir, 'tfrecord')
+  file = folder / 'pets-train.tfrecord-00001-of-00002'
+  file.write_bytes(file.read_bytes()[:-cut])
+  with pytest.raises(ValueError, match=f'{file} is cut short'):
+    sources.open_source('tfds:pets')
+
+
+def test_a_missing_file_is_named(tfds_dir):
+  folder = write_set(tfds_dir, 'array_record')
+  (folder / 'pets-train.array_record-00001-of-00002').unlink()
+  with pytest.raises(ValueError, match='lacks .*00001-of-00002; prepare it'):
+    sources.open_source('tfds:pets')
+
+
+def test_the_digest_tells_sets_apart(tfds_dir):
+  write_set(tfds_dir, 'array_record')
+  first = sources.open_source('tfds:pets').digest
+  assert sources.open_source('tfds:pets').digest == first
+  write_set(
+    tfds_dir, 'array_record', version='1.0.1', lengths=LENGTHS | {'test': [3]}
+  )
+  assert sources.open_source('tfds:pets').digest != first
