@@ -34,6 +34,7 @@ from absl import app
 from absl import flags
 import numpy as np
 import tensorflow_datasets as tfds
+import threadpoolctl
 import tqdm
 
 from alexnet_jax import examples as examples_lib
@@ -131,6 +132,8 @@ def prepare(
 
 def _write(work, name, source, plan, max_bad, workers):
   """Writes all shards, then what describes them; the record comes last."""
+  for left in work.glob('*.tmp'):
+    left.unlink()  # By a kill.
   todo = list(_shards(work, name, source, plan))
   with tqdm.tqdm(
     total=sum(plan['examples'].values()), desc=name, unit='image', disable=None
@@ -200,6 +203,7 @@ def _start_worker(encoded, parent):
   global _encoded, _parent
   _encoded, _parent = encoded, parent
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
+  threadpoolctl.threadpool_limits(1)  # The cores have work already.
 
 
 def _write_in_worker(shard, may_skip):
