@@ -144,7 +144,7 @@ def _signature(archives):
 
 
 def _is_of(index, archives):
-  return np.array_equal(index['archives'], _signature(archives))
+  return np.array_equal(index.get('archives'), _signature(archives))
 
 
 def _checked(path, members: Callable) -> list[tuple[str, int, int, int]]:
@@ -193,6 +193,7 @@ def _plain_files(archive, where=None):
       name.is_absolute()
       or '..' in name.parts
       or not (member.isreg() or member.isdir())
+      or member.issparse()
     ):
       raise ValueError(
         f'{where or archive.name} holds {member.name!r}, which is no plain file'
@@ -201,6 +202,10 @@ def _plain_files(archive, where=None):
     if member.isreg():
       yield member
     archive.members.clear()  # Else tarfile keeps an object for each.
+  # tarfile takes a damaged header for the end, which is a block of zeros.
+  archive.fileobj.seek(archive.offset)
+  if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+    raise tarfile.ReadError(f'no header and no end at byte {archive.offset}')
 
 
 def _validation_label(name):

@@ -8,17 +8,30 @@ import io
 import warnings
 
 import numpy as np
+import PIL
 from PIL import Image
-from PIL import ImageOps
 from PIL import UnidentifiedImageError
+from PIL import features
 import simplejpeg
 
 PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
 LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
 # What Pillow raises for what it cannot read.
 ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-# Larger images are not decoded: 0.36 GB of RGBA, Pillow's own bound of concern.
+# Larger images are not decoded; Pillow's own bound of concern.
 MAX_PIXELS = 89_478_485
+# What the values of EXIF's tag "Orientation" ask for (CIPA DC-008, 4.6.4 A).
+TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# What the bytes of an encoded image depend on beside its pixels.
+ENCODER = f'Pillow {PIL.__version__}, libjpeg {features.version("jpg")}'
 
 
 def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
@@ -26,9 +39,10 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
 
   The pixels are [size, size, 3] of 0..255.
 
-  EXIF rotation is applied; grey (16 bits too), palette, CMYK and transparent
-  images become RGB; of a multi-frame image the first frame counts. The shorter side is scaled to
-  `size` (bicubic, antialiased), then the central square is cut out. Stored as
+  EXIF rotation is applied; grey (16 bits too), palette and CMYK images become
+  RGB, transparent ones by leaving their alpha out; of a multi-frame image the
+  first frame counts. The shorter side is scaled to `size` (bicubic,
+  antialiased), then the central square is cut out. Stored as
   PNG where a lossless image needs no scaling or `size` is small, as the
   original bytes where a JPEG needs no change, otherwise as JPEG.
 
@@ -47,8 +61,10 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     if opened.width * opened.height > MAX_PIXELS:
       raise ValueError(f'{opened.width} x {opened.height} pixels are too many')
     kind, mode, stored_size = opened.format, opened.mode, opened.size
-    image = _rgb(ImageOps.exif_transpose(opened))
-    turned = opened.getexif().get(0x0112, 1) != 1  # The tag "Orientation".
+    turn = TURNS.get(opened.getexif().get(0x0112))  # The tag "Orientation".
+    image = _rgb(opened)
+    if turn is not None:
+      image = image.transpose(turn)
   same = stored_size == (size, size)
   if not same:
     width, height = image.size
@@ -61,7 +77,11 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     )
   pixels = np.asarray(image)
   if (
-    same and kind == 'JPEG' and mode == 'RGB' and not turned and size > PNG_SIZE
+    same
+    and kind == 'JPEG'
+    and mode == 'RGB'
+    and turn is None
+    and size > PNG_SIZE
   ):
     return encoded, pixels
   buffer = io.BytesIO()
@@ -80,7 +100,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     image = Image.fromarray(grey.astype(np.uint8))
   if 'transparency' in image.info:  # A palette with it wants this step.
     image = image.convert('RGBA')
-  return image.convert('RGB')
+  if image.mode != 'RGB':
+    return image.convert('RGB')
+  image.load()  # A file is not decoded before.
+  return image
 
 
 def decode(encoded: bytes, out: np.ndarray) -> None:

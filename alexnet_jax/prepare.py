@@ -8,8 +8,10 @@ paper), its central square cut out; beside it the training set's mean image
 and the covariance of its RGB values. Needs no TensorFlow.
 
 Every core works on a shard of its own, in a process of its own. Memory: about
-0.3 GB for each, and for the images in work, one for each process, four bytes a
-pixel; images of more than `images.MAX_PIXELS` are skipped.
+0.4 GB for each process with usual photographs; 4 to 8 bytes for every pixel of
+the one that it decodes, 12 if that has to be turned (images of more than
+`images.MAX_PIXELS` are skipped); the index of ImageNet's archives takes 0.5 GB
+while it is made.
 
 A killed preparation continues where it was: complete shards are kept, and the
 data set appears under its name only when it is whole. However often it was
@@ -28,6 +30,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import zipfile
 
 from absl import app
@@ -39,6 +42,7 @@ import tqdm
 
 from alexnet_jax import examples as examples_lib
 from alexnet_jax import files
+from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import shards
 from alexnet_jax import sources
@@ -111,6 +115,7 @@ def prepare(
       **asked,
       'examples': {split: len(e) for split, e in source.splits.items()},
       'sha256': source.digest,
+      'encoder': images.ENCODER,
     }
     _begin(work, plan, source.index)
     if not (work / RECORD_FILE).exists():
@@ -168,10 +173,11 @@ def _write_in_processes(todo, work, max_bad, progress, workers):
       there += len(shard.examples)
     else:
       waiting.append(shard)
+  progress.initial = progress.last_print_n = progress.n = there
   context = multiprocessing.get_context('spawn')
-  encoded = context.Value('q', 0)
+  encoded, stop = context.Value('q', 0), context.RawValue('b', False)
   pool = concurrent.futures.ProcessPoolExecutor(
-    workers, context, _start_worker, (encoded, os.getpid())
+    workers, context, _start_worker, (encoded, stop)
   )
   running = {}
   try:
@@ -186,7 +192,8 @@ def _write_in_processes(todo, work, max_bad, progress, workers):
       )
       for future in done:
         skipped[running.pop(future)] = future.result()
-      progress.update(there + encoded.value - progress.n)
+      # Without the lock: a killed worker may hold it.
+      progress.update(there + encoded.get_obj().value - progress.n)
       found = [line for s in todo for line in skipped.get(s.path, ())]
       _check_skipped(found, max_bad, work)
   except concurrent.futures.process.BrokenProcessPool as error:
@@ -196,12 +203,14 @@ def _write_in_processes(todo, work, max_bad, progress, workers):
       f'{max(workers // 2, 1)}'
     ) from error
   finally:
+    stop.value = True  # After an error or Ctrl-C; unfinished shards are lost.
     pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(encoded, parent):
-  global _encoded, _parent
-  _encoded, _parent = encoded, parent
+def _start_worker(encoded, stop):
+  global _encoded, _stop
+  _encoded, _stop = encoded, stop
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
   threadpoolctl.threadpool_limits(1)  # The cores have work already.
 
@@ -213,8 +222,13 @@ def _write_in_worker(shard, may_skip):
 def _count():
   with _encoded.get_lock():
     _encoded.value += 1
-  if os.getppid() != _parent:
-    os._exit(1)  # It was killed, and nobody waits for this shard.
+  if _stop.value:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent():
+  multiprocessing.parent_process().join()
+  os._exit(1)  # It was killed, and nobody waits for this shard.
 
 
 def _check_skipped(skipped, max_bad, work):
@@ -264,8 +278,8 @@ def _read_index(work):
   """What an unfinished preparation knows of its source; None without one."""
   try:
     return dict(np.load(work / INDEX_FILE))
-  except (OSError, ValueError, zipfile.BadZipFile):
-    return None
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    return None  # Not there, or cut short by a kill.
 
 
 def _begin(work, plan, index):

@@ -71,8 +71,8 @@ def write(
       encoded, pixels = images.encode(
         values['image'], shard.size, shard.quality
       )
-    except images.ERRORS as error:
-      skipped.append(f'{example.name}: {error}')
+    except Exception as error:  # Of a damaged file: Pillow raises anything.
+      skipped.append(f'{example.name}: {type(error).__name__}: {error}')
       progress()
       if len(skipped) > may_skip:
         break

@@ -16,6 +16,7 @@ import pathlib
 import struct
 
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf import message
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
@@ -41,12 +42,14 @@ def open_tfds(name: str) -> examples_lib.Source:
   features = dict(info.features) if is_dict else {}
   if not (
     isinstance(features.get('image'), tfds.features.Image)
+    and features['image'].np_dtype == np.uint8
     and isinstance(features.get('label'), tfds.features.ClassLabel)
   ):
     raise ValueError(
       f"--source=tfds:{name} needs an image feature 'image' and a class 'label',"
       f' but has {", ".join(sorted(features)) or "other features"}'
     )
+  num_classes = features['label'].num_classes
   splits, facts = {}, [info.full_name]
   for split, split_info in info.splits.items():
     shards = [pathlib.Path(path) for path in split_info.filepaths]
@@ -55,8 +58,8 @@ def open_tfds(name: str) -> examples_lib.Source:
         f'--source=tfds:{name} lacks {missing[0]}; prepare it again'
       )
     facts.append([split, [(p.name, p.stat().st_size) for p in shards]])
-    records = _Records(split, shards, split_info.shard_lengths)
-    if len(records) and records[0].read()['label'] >= 0:
+    records = _Records(split, shards, split_info.shard_lengths, num_classes)
+    if len(records) and records.label_of_first() >= 0:
       splits[split] = records
     else:
       log.warning('%s: split %s has no labels, and is left out.', name, split)
@@ -84,8 +87,13 @@ def _builder(name):
         ' $TFDS_DATA_DIR); prepare it where TensorFlow is: pip install -e'
         " '.[tensorflow]', then repeat this command"
       ) from None
-  builder = tfds.builder(name, file_format='array_record')
-  builder.download_and_prepare()
+  try:
+    builder = tfds.builder(name, file_format='array_record')
+    builder.download_and_prepare()
+  except Exception as error:  # Of tfds and the network: anything.
+    raise ValueError(
+      f'--source=tfds:{name}: tfds cannot prepare it ({error})'
+    ) from error
   return builder
 
 
@@ -93,9 +101,13 @@ class _Records(Sequence):
   """Examples in record files: their places, not a million objects."""
 
   def __init__(
-    self, split: str, shards: list[pathlib.Path], lengths: list[int]
+    self,
+    split: str,
+    shards: list[pathlib.Path],
+    lengths: list[int],
+    num_classes: int,
   ):
-    self._split, self._shards = split, shards
+    self._split, self._shards, self._num_classes = split, shards, num_classes
     self._shard = np.repeat(np.arange(len(shards)), lengths)
     if shards[0].name.find('.array_record') >= 0:
       self._read = _from_array_record
@@ -116,19 +128,43 @@ class _Records(Sequence):
   def __getitem__(self, i: int) -> examples_lib.Example:
     name = f'{self._split}/{i:07d}'
     path, place = self._shards[self._shard[i]], int(self._place[i])
-    read = functools.partial(_features, self._read, path, place, name)
+    read = functools.partial(
+      _features, self._read, path, place, name, self._num_classes
+    )
     return examples_lib.Example(name, read)
 
+  def label_of_first(self) -> int:
+    """-1 where the examples have none, as in the test split of ImageNet."""
+    path = self._shards[self._shard[0]]
+    feature = _parse(self._read, path, int(self._place[0]))
+    return feature['label'].int64_list.value[0]
 
-def _features(read_record, path, place, name):
-  example = tf_example_pb2.Example.FromString(read_record(path, place))
-  feature = example.features.feature
+
+def _features(read_record, path, place, name, num_classes):
+  feature = _parse(read_record, path, place)
+  label = feature['label'].int64_list.value[0]
+  if not 0 <= label < num_classes:
+    raise ValueError(f'label {label} is none of {num_classes} classes')
   names = feature['file_name'].bytes_list.value
   return {
     'image': feature['image'].bytes_list.value[0],
-    'label': feature['label'].int64_list.value[0],
+    'label': label,
     'file_name': names[0].decode() if names else name,
   }
+
+
+def _parse(read_record, path, place):
+  """The features of a record, an image and a label among them."""
+  try:
+    example = tf_example_pb2.Example.FromString(read_record(path, place))
+    feature = example.features.feature
+    _ = (
+      feature['image'].bytes_list.value[0],
+      feature['label'].int64_list.value[0],
+    )
+  except (message.DecodeError, RuntimeError, IndexError) as error:
+    raise ValueError(f'{path} has a damaged record ({error})') from error
+  return feature
 
 
 def _from_array_record(path, row):
@@ -142,7 +178,8 @@ def _reader(path):
 
 # A TFRecord file is a sequence of length (8 bytes), its checksum (4), data, and
 # their checksum (4): https://www.tensorflow.org/tutorials/load_data/tfrecord.
-# Checksums are not read: a damaged image shows when it is decoded.
+# Checksums are not read: a damaged record shows when it is parsed or decoded,
+# but for its label.
 def _offsets(path):
   """Where the records of a TFRecord file begin."""
   found, offset, end = [], 0, path.stat().st_size

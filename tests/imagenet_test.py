@@ -159,6 +159,7 @@ def test_the_extracted_tree_holds_the_same_examples(archives, tmp_path):
     {'name': 'link.JPEG', 'type': tarfile.SYMTYPE, 'linkname': '/etc/passwd'},
     {'name': 'link.JPEG', 'type': tarfile.LNKTYPE, 'linkname': '../outside'},
     {'name': 'device.JPEG', 'type': tarfile.CHRTYPE},
+    {'name': 'sparse.JPEG', 'type': tarfile.GNUTYPE_SPARSE},
   ],
 )
 @pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
@@ -183,10 +184,27 @@ def test_a_member_that_leads_outside_is_refused(
 def test_an_archive_cut_short_is_named(archives, tmp_path, which, share):
   for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
     content = (archives / name).read_bytes()
-    # The padding at the end of an archive may be missing; its members not.
     size = len(content.rstrip(b'\0')) if name == which else len(content)
     kept = int(size * share) if name == which else size
     (tmp_path / name).write_bytes(content[:kept])
+  with pytest.raises(ValueError, match='download it again') as error:
+    sources.open_source(f'imagenet:{tmp_path}')
+  assert which in str(error.value)
+
+
+@pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
+@pytest.mark.parametrize('damage', ['boundary', 'header', 'bit'])
+def test_a_damaged_header_is_no_end(archives, tmp_path, which, damage):
+  for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
+    (tmp_path / name).write_bytes((archives / name).read_bytes())
+  with tarfile.open(archives / which) as archive:
+    where = archive.getmembers()[2].offset
+  content = bytearray((archives / which).read_bytes())
+  if damage == 'bit':
+    content[where + 100] ^= 1
+  else:
+    content = content[: where + (100 if damage == 'header' else 0)]
+  (tmp_path / which).write_bytes(content)
   with pytest.raises(ValueError, match='download it again') as error:
     sources.open_source(f'imagenet:{tmp_path}')
   assert which in str(error.value)

@@ -156,6 +156,15 @@ def _rotated():
   return _saved(image, 'PNG', exif=exif)
 
 
+def _damaged_exif():
+  """A tag of EXIF whose values lie far beyond its end."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  exif[0x010F] = 'a maker of cameras with a long name'
+  whole = _saved(_photograph('RGB', RED), 'JPEG', exif=exif)
+  return whole[:30] + bytes([255] * 20) + whole[50:]
+
+
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 CYAN_INK = (255, 0, 0, 0)
 # File name, content, and the colour of its first pixel when stored; None for
@@ -175,6 +184,7 @@ INPUTS = [
   ),
   ('float.tiff', lambda: _saved(_photograph('F', 0.5), 'TIFF'), None),
   ('bomb.png', _bomb, None),
+  ('exif.jpg', lambda: _damaged_exif(), RED),
   ('grey.jpg', lambda: _saved(_photograph('L', 80), 'JPEG'), (80, 80, 80)),
   (
     'grey16.png',

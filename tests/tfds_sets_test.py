@@ -182,6 +182,25 @@ def test_a_tfrecord_file_cut_short_is_named(tfds_dir, cut):
     sources.open_source('tfds:pets')
 
 
+@formats
+def test_a_damaged_record_is_one_error(tfds_dir, file_format):
+  folder = write_set(tfds_dir, file_format)
+  content = b'no example' * 20
+  name = f'pets-train.{file_format}-00000-of-00002'
+  write_records(folder / name, [content] * 3, file_format)
+  with pytest.raises(ValueError, match=f'{name} has a damaged record'):
+    sources.open_source('tfds:pets')
+
+
+def test_a_label_that_is_none_is_an_error_of_its_example(tfds_dir):
+  write_set(tfds_dir, 'array_record', labels=lambda split, i: [0, -1, 3][i % 3])
+  train = sources.open_source('tfds:pets').splits['train']
+  assert train[0].read()['label'] == 0
+  for i, label in ((1, -1), (2, 3)):
+    with pytest.raises(ValueError, match=f'label {label} is none of 3 classes'):
+      train[i].read()
+
+
 def test_a_missing_file_is_named(tfds_dir):
   folder = write_set(tfds_dir, 'array_record')
   (folder / 'pets-train.array_record-00001-of-00002').unlink()
