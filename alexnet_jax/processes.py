@@ -23,10 +23,11 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-_joined = False
 START_SECONDS = 300  # For all processes to come together; as JAX's own.
 # A process that gave no sign of life for so long has died, and ends the others.
 HEARTBEAT_SECONDS = 30
+
+_joined = False  # By this process, in `start`.
 
 
 def start(
@@ -73,8 +74,8 @@ def start(
         process_id,
         # Else Slurm's variables would choose the devices in spite of the flags.
         cluster_detection_method='deactivate' if coordinator_address else None,
-        initialization_timeout=2
-        * START_SECONDS,  # The timer's error is clearer.
+        # After the timer, whose error is clearer.
+        initialization_timeout=2 * START_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
       )
   except Exception as error:
