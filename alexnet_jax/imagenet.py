@@ -134,7 +134,7 @@ def _index(archives):
       'size': np.array(sizes, np.int64),
     }
     index |= {f'{split}/{name}': column for name, column in columns.items()}
-    _check_classes(path, split, columns['label'])
+  _check_classes(archives[0], index['train/label'])
   return index
 
 
@@ -219,9 +219,9 @@ def _validation_label(name):
   return class_names().index(labels[int(match[1]) - 1])
 
 
-def _check_classes(where, split, labels):
+def _check_classes(where, labels):
   missing = sorted(set(range(len(class_names()))) - set(labels.tolist()))
-  if missing and split == 'train':
+  if missing:
     first = ', '.join(class_names()[label] for label in missing[:3])
     raise ValueError(
       f'{where} lacks {len(missing)} of 1,000 classes, such as {first};'
@@ -254,5 +254,5 @@ def _tree(root):
     if not found:
       raise ValueError(f'{root / part} holds no image')
     splits[split] = examples_lib.Files(root / part, *zip(*found, strict=True))
-    _check_classes(root / part, split, splits[split].labels)
+  _check_classes(root / 'train', splits['train'].labels)
   return splits

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import sys
 
 import flax
@@ -24,7 +25,7 @@ def environment() -> dict[str, object]:
     'jaxlib': jaxlib.__version__,
     'flax': flax.__version__,
     'commit': metrics.current_commit(),
-    'command': ' '.join(['python -m', _module(), *sys.argv[1:]]),
+    'command': ' '.join(['python -m', _module(), *map(_public, sys.argv[1:])]),
   }
 
 
@@ -48,6 +49,11 @@ def _processor():
   except OSError:
     pass  # Not Linux.
   return platform.processor() or platform.machine()
+
+
+def _public(argument):
+  """A flag without the place of its folder, which is of one machine alone."""
+  return re.sub('=[/~].*', '=DIR', argument)
 
 
 def _module():

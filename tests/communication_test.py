@@ -53,38 +53,35 @@ def problems(layout, extra=(), without=None):
   return list(communication.problems(found, net, gradient_bytes))
 
 
-# Operand and received bytes on two devices of a ring, worked by hand.
+# Print of the groups, layout of the mesh and axis of two and of four devices.
+GROUPS = {
+  2: (PAIRS, 'towers', 'tower'),
+  4: ('replica_groups=[1,4]<=[4]', 'one_weird_trick', 'data'),
+}
+
+
+# Operand and received bytes of a ring of two devices, and of four, each of which
+# receives the parts of three: worked by hand.
 @pytest.mark.parametrize(
-  ('kind', 'shape', 'operand', 'received'),
+  ('devices', 'kind', 'shape', 'operand', 'received'),
   [
-    ('all-gather', 'f32[4,13,13,256]{3,2,1,0}', 346_112, 346_112),
-    ('all-gather-start', 'bf16[4,256]', 1_024, 1_024),
-    ('reduce-scatter', 'f32[4,16]{0,1}', 512, 256),
+    (2, 'all-gather', 'f32[4,13,13,256]{3,2,1,0}', 346_112, 346_112),
+    (2, 'all-gather-start', 'bf16[4,256]', 1_024, 1_024),
+    (2, 'reduce-scatter', 'f32[4,16]{0,1}', 512, 256),
     (
+      2,
       'all-reduce',
       '(f32[4]{0}, f32[11,11,3,4], /*index=2*/f32[])',
       5_828,
       5_828,
     ),
-    ('all-to-all', '(f32[5], f32[5])', 40, 20),
-  ],
-)
-def test_bytes_of_a_collective(kind, shape, operand, received):
-  line = instruction(kind, shape, PAIRS)
-  (found,) = communication.collectives(line, create_mesh())
-  assert found.kind == kind.removesuffix('-start')
-  assert (found.operand_bytes, found.received_bytes) == (operand, received)
-
-
-# Of four devices each receives the parts of three: worked by hand.
-@pytest.mark.parametrize(
-  ('kind', 'shape', 'operand', 'received'),
-  [
-    ('all-gather', 'f32[8,16]{1,0}', 128, 384),
-    ('reduce-scatter', 'bf16[2,16]', 256, 192),
-    ('all-reduce', 'f32[100]', 400, 600),
-    ('all-to-all', 'f32[2,4,3]{2,1,0}', 96, 72),
+    (2, 'all-to-all', '(f32[5], f32[5])', 40, 20),
+    (4, 'all-gather', 'f32[8,16]{1,0}', 128, 384),
+    (4, 'reduce-scatter', 'bf16[2,16]', 256, 192),
+    (4, 'all-reduce', 'f32[100]', 400, 600),
+    (4, 'all-to-all', 'f32[2,4,3]{2,1,0}', 96, 72),
     (
+      4,
       'all-to-all',
       '(f32[2,3], f32[2,3], f32[2,3], /*index=3*/f32[2,3])',
       96,
@@ -92,10 +89,12 @@ def test_bytes_of_a_collective(kind, shape, operand, received):
     ),
   ],
 )
-def test_bytes_of_a_collective_of_four(kind, shape, operand, received):
-  line = instruction(kind, shape, 'replica_groups=[1,4]<=[4]')
-  (found,) = communication.collectives(line, create_mesh('one_weird_trick'))
-  assert (found.axis, found.group_size) == ('data', 4)
+def test_bytes_of_a_collective(devices, kind, shape, operand, received):
+  groups, layout, axis = GROUPS[devices]
+  line = instruction(kind, shape, groups)
+  (found,) = communication.collectives(line, create_mesh(layout))
+  assert found.kind == kind.removesuffix('-start')
+  assert (found.axis, found.group_size) == (axis, devices)
   assert (found.operand_bytes, found.received_bytes) == (operand, received)
 
 
@@ -268,7 +267,8 @@ def test_gradients_that_are_not_summed_are_a_problem():
 
 
 def test_report_says_where_and_with_what(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr('sys.argv', ['anything', '--check', '--batch=8'])
+  flags = ['--folder=/home/me/photographs', '--check', '--batch=8']
+  monkeypatch.setattr('sys.argv', ['anything', *flags])
   path = tmp_path / 'figures.json'
   report.write(str(path), [{'received_bytes': 12}])
   content = json.loads(path.read_text())
@@ -277,7 +277,8 @@ def test_report_says_where_and_with_what(monkeypatch, tmp_path, capsys):
   assert environment['jax'] == jax.__version__
   assert environment['commit'] == metrics.current_commit()
   assert environment['command'].startswith('python -m ')
-  assert environment['command'].endswith(' --check --batch=8')
+  # Not where the folder lies on this machine.
+  assert environment['command'].endswith(' --folder=DIR --check --batch=8')
   assert environment['cores'] > 0
   assert all(
     environment[key] for key in ('machine', 'python', 'jaxlib', 'flax')
