@@ -1,11 +1,38 @@
-"""What main and evaluate share as commands: a user's mistake is one line, not a traceback."""
+"""What main and evaluate share as commands.
+
+A user's mistake is one line, not a traceback; what XLA has compiled once is kept
+for the next command.
+"""
 
 from collections.abc import Iterator
 import contextlib
 import logging
+import os
+import pathlib
 import sys
 
+from absl import flags
 from absl import logging as absl_logging
+import jax
+
+CACHE_DIR = '~/.cache/alexnet_jax/xla'
+
+_CACHE_DIR = flags.DEFINE_string(
+  'compilation_cache_dir',
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', CACHE_DIR),
+  'Folder of compiled programs, kept for later commands; empty for none.',
+)
+
+
+def keep_compilations() -> None:
+  """Has JAX keep what it compiles where --compilation_cache_dir says."""
+  folder = _CACHE_DIR.value
+  if not folder:
+    return
+  path = pathlib.Path(folder).expanduser()
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  # Creating the state is many small programs.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

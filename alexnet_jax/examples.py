@@ -14,6 +14,8 @@ import pathlib
 from jaxtyping import Int
 import numpy as np
 
+MAX_BYTES = 2**30  # Of an encoded image; a larger file is not read.
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -94,7 +96,13 @@ def digest(splits: Mapping[str, Sequence[Example]]) -> str:
 
 
 def _read_file(path, name, label):
+  _check_bytes(path.stat().st_size)
   return {'image': path.read_bytes(), 'label': label, 'file_name': name}
+
+
+def _check_bytes(size):
+  if size > MAX_BYTES:
+    raise ValueError(f'{size} bytes are too many for an image')
 
 
 def in_file(
@@ -106,6 +114,7 @@ def in_file(
 
 
 def _read_part(path, offset, size, name, label):
+  _check_bytes(size)
   image = os.pread(_descriptor(path), size, offset)
   return {'image': image, 'label': label, 'file_name': name}
 

@@ -1,4 +1,4 @@
-"""Files that a kill cannot spoil, and folders that one process owns."""
+"""Files that no kill and no power loss spoils, folders that one process owns."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,7 +12,14 @@ def write_json(path: pathlib.Path, values: object) -> None:
   """Writes the whole file, or leaves what was there."""
   temporary = path.with_name(f'{path.name}.tmp')
   temporary.write_text(json.dumps(values, indent=1) + '\n')
+  sync(temporary)
   os.replace(temporary, path)
+
+
+def sync(path: pathlib.Path) -> None:
+  """Returns when the bytes of a file are on the disk: to be renamed then."""
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -25,6 +25,16 @@ TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
 # Of the data set's own documentation.
 NUM_IMAGES = {'train': 1_281_167, 'validation': 50_000}
+_MAX_NAME = 64  # Bytes; the longest of image-net.org has 30.
+# One member of an archive: a row of the index.
+_MEMBER = np.dtype(
+  [
+    ('file_name', f'S{_MAX_NAME}'),
+    ('label', np.int32),
+    ('offset', np.int64),
+    ('size', np.int64),
+  ]
+)
 _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 
 
@@ -125,15 +135,8 @@ def _index(archives):
   for split, path, members in zip(
     NUM_IMAGES, archives, (_train_members, _validation_members), strict=True
   ):
-    found = sorted(_checked(path, members))
-    names, labels, offsets, sizes = zip(*found, strict=True)
-    columns = {
-      'file_name': np.array([name.encode() for name in names]),
-      'label': np.array(labels, np.int32),
-      'offset': np.array(offsets, np.int64),
-      'size': np.array(sizes, np.int64),
-    }
-    index |= {f'{split}/{name}': column for name, column in columns.items()}
+    found = _checked(path, members)
+    index |= {f'{split}/{name}': found[name].copy() for name in _MEMBER.names}
   _check_classes(archives[0], index['train/label'])
   return index
 
@@ -147,19 +150,20 @@ def _is_of(index, archives):
   return np.array_equal(index.get('archives'), _signature(archives))
 
 
-def _checked(path, members: Callable) -> list[tuple[str, int, int, int]]:
+def _checked(path, members: Callable) -> np.ndarray:
+  """All members of an archive by name, as `_MEMBER`."""
   try:
     with tarfile.open(path, 'r:') as archive:
-      found = list(members(archive))
+      found = np.fromiter(members(archive), _MEMBER)
   except (tarfile.TarError, EOFError) as error:
     raise ValueError(
       f'{path} is damaged or cut short ({error}); download it again'
     ) from error
-  if not found:
+  if not len(found):
     raise ValueError(f'{path} holds no image; download it again')
-  end = max(offset + size for _, _, offset, size in found)
-  if end > path.stat().st_size:
+  if (found['offset'] + found['size']).max() > path.stat().st_size:
     raise ValueError(f'{path} is cut short; download it again')
+  found.sort(order='file_name')
   return found
 
 
@@ -175,14 +179,14 @@ def _train_members(archive):
     with tarfile.open(fileobj=archive.extractfile(outer), mode='r:') as inner:
       for member in _plain_files(inner, archive.name):
         offset = outer.offset_data + member.offset_data
-        name = f'{class_name}/{member.name}'
+        name = f'{class_name}/{member.name}'.encode()
         yield name, labels[class_name], offset, member.size
 
 
 def _validation_members(archive):
   for member in _plain_files(archive):
     label = _validation_label(pathlib.PurePath(member.name).name)
-    yield member.name, label, member.offset_data, member.size
+    yield member.name.encode(), label, member.offset_data, member.size
 
 
 def _plain_files(archive, where=None):
@@ -192,6 +196,7 @@ def _plain_files(archive, where=None):
     if (
       name.is_absolute()
       or '..' in name.parts
+      or len(member.name.encode()) > _MAX_NAME // 2
       or not (member.isreg() or member.isdir())
       or member.issparse()
     ):

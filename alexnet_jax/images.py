@@ -96,8 +96,10 @@ def _rgb(image: Image.Image) -> Image.Image:
   if image.mode == 'F':
     raise ValueError('floating-point pixels have no known range')
   if image.mode.startswith('I'):  # 16 bits; Pillow would cut off at 255.
-    grey = np.clip(np.asarray(image) // 257, 0, 255)
-    image = Image.fromarray(grey.astype(np.uint8))
+    grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > 65535:
+      raise ValueError('32-bit pixels have no known range')
+    image = Image.fromarray((grey // 257).astype(np.uint8))
   if 'transparency' in image.info:  # A palette with it wants this step.
     image = image.convert('RGBA')
   if image.mode != 'RGB':

@@ -40,6 +40,7 @@ NUM_PROCESSES = flags.DEFINE_integer(
 PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Of this process, from 0.'
 )
+flags.declare_key_flag('compilation_cache_dir')  # Of command.py.
 flags.mark_flag_as_required('config')
 
 
@@ -68,6 +69,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(_) -> None:
   again = 'the same command continues at its checkpoint'
   with processes.end_together(), command.one_line_errors(again):
+    command.keep_compilations()
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     processes.check_same(
       {'--mode': MODE.value, '--checkpoint': CHECKPOINT.value}

@@ -10,12 +10,12 @@ and the covariance of its RGB values. Needs no TensorFlow.
 Every core works on a shard of its own, in a process of its own. Memory: about
 0.4 GB for each process with usual photographs; 4 to 8 bytes for every pixel of
 the one that it decodes, 12 if that has to be turned (images of more than
-`images.MAX_PIXELS` are skipped); the index of ImageNet's archives takes 0.5 GB
-while it is made.
+`images.MAX_PIXELS`, and files of more than `examples.MAX_BYTES`, are skipped);
+the index of ImageNet's archives takes 0.2 GB while it is made.
 
-A killed preparation continues where it was: complete shards are kept, and the
-data set appears under its name only when it is whole. However often it was
-killed, and on however many cores, its bytes are the same.
+A killed preparation continues where it was, also after a power loss: complete
+shards are kept, and the data set appears under its name only when it is whole.
+However often it was killed, and on however many cores, its bytes are the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -123,6 +123,8 @@ def prepare(
     for pattern in ('*.sums.npz', '*.tmp', INDEX_FILE, PLAN_FILE):
       for path in work.glob(pattern):
         path.unlink()
+    for path in work.iterdir():
+      files.sync(path)
     os.replace(work, out)
   record = json.loads((out / RECORD_FILE).read_text())
   for line in record['skipped']:

@@ -14,6 +14,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import examples as examples_lib
+from alexnet_jax import files
 from alexnet_jax import images
 
 
@@ -64,7 +65,8 @@ def write(
   num_bytes, count, skipped = 0, 0, []
   # Another process may still be at it, whose parent has been killed.
   temporary = shard.path.with_name(f'{shard.path.name}.{os.getpid()}.tmp')
-  writer = ArrayRecordWriter(str(temporary), 'group_size:1')
+  # Encoded images do not get smaller.
+  writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
   for example in shard.examples:
     try:
       values = example.read()
@@ -94,6 +96,8 @@ def write(
   }
   if len(skipped) <= may_skip:  # The name says that both are whole.
     np.savez(shard.sums_path, **result)
+    files.sync(shard.sums_path)
+    files.sync(temporary)
     os.replace(temporary, shard.path)
   return result
 

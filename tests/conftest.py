@@ -1,6 +1,9 @@
 """Four CPU devices, strict ranks, one folder of prepared data sets."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before JAX starts: virtual devices stand in for accelerators, and programs,
 # which are small here, compile faster than they would run faster.
@@ -12,6 +15,12 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_backend_optimization_level=0',
   ]
 )
+
+# What one process has compiled serves all, commands that tests start as well.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'])
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 import pytest

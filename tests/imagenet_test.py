@@ -8,14 +8,17 @@ import tarfile
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow_datasets as tfds
 
 from alexnet_jax import imagenet
+from alexnet_jax import prepare
 from alexnet_jax import sources
 
 # Of the development kit: the first three validation images (also the first
 # lines of tfds's own list), and the first and last class.
 FIRST_LABELS = ('n01751748', 'n09193705', 'n02105855')
 FIRST_CLASS, LAST_CLASS = 'n01440764', 'n15075141'
+ODD = {}  # Further members, by name.
 VALIDATION = [f'ILSVRC2012_val_{i:08d}.JPEG' for i in (1, 2, 3)]
 
 
@@ -28,6 +31,12 @@ def jpeg(value, **options):
   return buffer.getvalue()
 
 
+def saved(image, kind):
+  buffer = io.BytesIO()
+  image.save(buffer, kind)
+  return buffer.getvalue()
+
+
 def add(archive, name, content):
   member = tarfile.TarInfo(name)
   member.size = len(content)
@@ -37,6 +46,9 @@ def add(archive, name, content):
 def inner_archive(class_name, number):
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode='w') as archive:
+    for name, content in ODD.items():
+      if name.startswith(class_name):
+        add(archive, name, content)
     for i in range(number):
       add(archive, f'{class_name}_{i}.JPEG', jpeg(40 * i))
   return buffer.getvalue()
@@ -58,6 +70,32 @@ def write_archives(root, classes=None, per_class=2, validation=VALIDATION):
 @pytest.fixture(scope='module')
 def archives(tmp_path_factory):
   return write_archives(tmp_path_factory.mktemp('imagenet'))
+
+
+def test_cmyk_and_png_files_of_the_archive_are_stored_as_their_colours(
+  tmp_path, monkeypatch
+):
+  # Two that tfds's own builder of imagenet2012 lists as such.
+  cmyk, png = 'n01739381_1309.JPEG', 'n02105855_2933.JPEG'
+  monkeypatch.setitem(
+    ODD, cmyk, saved(Image.new('CMYK', (9, 8), (0, 255, 255, 0)), 'JPEG')
+  )
+  monkeypatch.setitem(
+    ODD, png, saved(Image.new('RGB', (9, 8), (0, 200, 0)), 'PNG')
+  )
+  root = write_archives(tmp_path / 'archives', per_class=1)
+  path = prepare.prepare(
+    f'imagenet:{root}', 'imagenet2012', tmp_path, size=4, max_bad=0
+  )
+  source = tfds.builder_from_directory(path).as_data_source('train')
+  assert len(source) == 1002
+  found = {e['file_name'].decode(): e for e in source}
+  names = imagenet.class_names()
+  for name, colour in ((cmyk, (255, 0, 0)), (png, (0, 200, 0))):
+    example = found[f'{name[:9]}/{name}']
+    assert names[example['label']] == name[:9]
+    # Within what JPEG's rounding does to a flat colour.
+    assert np.abs(example['image'].astype(int) - colour).max() <= 3
 
 
 def value(example):

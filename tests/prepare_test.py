@@ -9,15 +9,18 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 import re
 import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
 from PIL import Image
+import psutil
 import pytest
 
 from alexnet_jax import files
@@ -182,6 +185,11 @@ INPUTS = [
     lambda: _saved(Image.effect_noise((30, 30), 50), 'PNG')[:500],
     None,
   ),
+  (
+    'deep.tiff',
+    lambda: _saved(Image.fromarray(np.full((9, 9), 70_000, np.int32)), 'TIFF'),
+    None,
+  ),
   ('float.tiff', lambda: _saved(_photograph('F', 0.5), 'TIFF'), None),
   ('bomb.png', _bomb, None),
   ('exif.jpg', lambda: _damaged_exif(), RED),
@@ -264,6 +272,87 @@ def test_a_killed_worker_is_one_error_and_the_rest_is_kept(
       _prepare(source, tmp_path / 'again', workers=2)
   again = _prepare(source, tmp_path / 'again', workers=2)
   assert _tree(again) == _tree(uninterrupted)
+
+
+_PREPARE = """
+import sys
+from absl import app
+from alexnet_jax import prepare
+prepare.ALONE, prepare.SHARD_EXAMPLES = 0, 10
+prepare.define_flags()
+app.run(prepare.main, sys.argv)
+"""
+
+
+def _start_until_a_shard_is_there(root):
+  """The command on two processes of its own, half-way; and these two."""
+  flags = [f'--source=folder:{root}/photos', '--name=set', f'--data_dir={root}']
+  command = [sys.executable, '-c', _PREPARE, *flags, '--workers=2', '--size=8']
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  work = root / 'set/1.0.0.incomplete'
+  whole = lambda: set(work.glob('*.array_record-*')) - set(work.glob('*.tmp'))
+  before = whole()
+  while whole() == before:
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.01)
+  children = psutil.Process(process.pid).children()
+  workers = [p for p in children if 'spawn_main' in ' '.join(p.cmdline())]
+  assert len(workers) == 2
+  return process, workers
+
+
+def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
+  tmp_path, in_processes, monkeypatch
+):
+  photograph = tmp_path / 'photograph.jpg'  # Ten milliseconds to encode.
+  Image.effect_noise((1200, 800), 50).save(photograph)
+  for part, count in (('train', 80), ('val', 1)):
+    folder = tmp_path / 'photos' / part / 'class'
+    folder.mkdir(parents=True)
+    for i in range(count):
+      (folder / f'{i:02d}.jpg').symlink_to(photograph)
+  for number, line in (
+    (signal.SIGINT, 'interrupted; the same command continues'),
+    (signal.SIGKILL, ''),
+  ):
+    process, workers = _start_until_a_shard_is_there(tmp_path)
+    process.send_signal(number)
+    # Ctrl-C waits for the images at hand; of a kill the workers learn at once.
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert process.wait(10) in (1, -number)
+    assert process.stderr.read().strip().endswith(line)
+    process.stderr.close()
+  assert not (tmp_path / 'set/1.0.0').exists()
+  monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', 10)
+  source = f'folder:{tmp_path}/photos'
+  again = _prepare(source, tmp_path, workers=1)
+  once = _prepare(source, tmp_path / 'once', workers=1)
+  assert _tree(again) == _tree(once)
+
+
+def test_a_name_is_given_to_what_is_on_the_disk(
+  tmp_path, source, small_shards, monkeypatch
+):
+  synced, named = set(), []
+  fsync, replace = os.fsync, os.replace
+
+  def noting_fsync(descriptor):
+    synced.add(os.path.realpath(f'/proc/self/fd/{descriptor}'))
+    fsync(descriptor)
+
+  def checking_replace(old, new):
+    old = pathlib.Path(old)
+    parts = old.iterdir() if old.is_dir() else [old]
+    assert {str(part) for part in parts} <= synced
+    if old.name.endswith('.tmp'):
+      synced.add(str(new))
+    named.append(pathlib.Path(new).name)
+    replace(old, new)
+
+  monkeypatch.setattr(os, 'fsync', noting_fsync)
+  monkeypatch.setattr(os, 'replace', checking_replace)
+  _prepare(source, tmp_path)
+  assert {'set-train.array_record-00000-of-00004', '1.0.0'} <= set(named)
 
 
 def _add_bad_images(tmp_path):
@@ -350,8 +439,8 @@ def test_an_interrupted_preparation_continues_to_the_same_bytes(
   assert len(shards) == 2  # Of 3, 3, 2 and 2 examples, 7 were encoded.
   written = {shard.name: shard.stat().st_mtime_ns for shard in shards}
   assert _prepare(source, tmp_path / 'again') == out
-  for name, time in written.items():
-    assert (out / name).stat().st_mtime_ns == time
+  for name, changed in written.items():
+    assert (out / name).stat().st_mtime_ns == changed
   assert _tree(out) == _tree(uninterrupted)
   assert not work.exists()
 

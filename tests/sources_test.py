@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 import sklearn.datasets
 
+from alexnet_jax import examples
 from alexnet_jax import sources
 
 
@@ -71,6 +72,17 @@ def test_a_folder_without_test_has_no_test_split(tmp_path):
   _touch(tmp_path, 'train/cat/1.png', 'val/cat/2.png')
   source = sources.open_source(f'folder:{tmp_path}')
   assert set(source.splits) == {'train', 'validation'}
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+  path = tmp_path / 'huge.jpg'
+  with open(path, 'wb') as file:
+    file.truncate(examples.MAX_BYTES + 1)  # Without content.
+  (whole,) = examples.Files(tmp_path, ['huge.jpg'], [0])
+  part = examples.in_file(path, 0, examples.MAX_BYTES + 1, 'huge', 0)
+  for example in (whole, part):
+    with pytest.raises(ValueError, match='1073741825 bytes are too many'):
+      example.read()
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path):

@@ -1,9 +1,11 @@
 """Data sets of tfds as a source: both record formats, and what is refused."""
 
+import importlib.util
 import io
 import struct
 
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
@@ -153,7 +155,8 @@ def test_a_split_without_labels_is_left_out(tfds_dir, caplog):
   assert caplog.messages == ['pets: split test has no labels, and is left out.']
 
 
-def test_a_set_that_is_not_there_says_how_to_prepare_it(tfds_dir):
+def test_a_set_that_is_not_there_says_how_to_prepare_it(tfds_dir, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(FileNotFoundError, match='tfds:nosuch: .*TensorFlow'):
     sources.open_source('tfds:nosuch')
 
@@ -216,3 +219,31 @@ def test_the_digest_tells_sets_apart(tfds_dir):
     tfds_dir, 'array_record', version='1.0.1', lengths=LENGTHS | {'test': [3]}
   )
   assert sources.open_source('tfds:pets').digest != first
+
+
+def test_a_set_that_is_not_there_is_prepared_by_tfds_itself(tfds_dir):
+  """Needs TensorFlow: pip install -e '.[tensorflow]'."""
+  pytest.importorskip('tensorflow')
+
+  class FourSquares(tfds.core.GeneratorBasedBuilder):
+    """Registers itself with tfds, as 'four_squares'."""
+
+    VERSION = tfds.core.Version('2.1.0')
+    pkg_dir_path = epath.Path(tfds_dir)  # Else it asks for a Python package.
+
+    def _info(self):
+      features = tfds.features.FeaturesDict(FEATURES)
+      return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, _):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(4):
+        yield i, {'image': io.BytesIO(png(60 * i)), 'label': i % 3}
+
+  source = sources.open_source('tfds:four_squares')
+  assert (tfds_dir / 'four_squares/2.1.0').is_dir()
+  assert source.class_names == ('cat', 'dog', 'owl')
+  found = [(grey, label) for grey, label, _ in values(source.splits['train'])]
+  assert sorted(found) == [(0, 0), (60, 1), (120, 2), (180, 0)]
