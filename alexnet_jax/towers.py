@@ -163,9 +163,7 @@ def _put_parts(mesh, x, spec):
       _put_parts(mesh, jax.random.key_data(x), spec)
     )
   x = np.asarray(x)
-  return jax.make_array_from_callback(
-    x.shape, NamedSharding(mesh, spec), lambda index: x[index]
-  )
+  return _assemble(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
 
 def local_rows(batch_size: int, mesh: Mesh | None) -> Int[np.ndarray, 'rows']:
@@ -190,9 +188,14 @@ def place_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
       return x[first : first + size]
 
     shape = (size * mesh.shape['data'], *x.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, block)
+    return _assemble(shape, sharding, block)
 
   return jax.tree.map(put, batch)
+
+
+def _assemble(shape, sharding, block):
+  with jax.transfer_guard('allow'):  # Which does not know that it is asked for.
+    return jax.make_array_from_callback(shape, sharding, block)
 
 
 def _local_blocks(mesh):

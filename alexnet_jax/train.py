@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree
 import ml_collections
 import numpy as np
 import optax
@@ -128,6 +129,30 @@ def train_step_of(run: run_lib.Run) -> Callable:
   )
 
 
+def step_arguments(
+  run: run_lib.Run,
+  schedule: optimizer.RateSchedule,
+  key: Key[Array, ''],
+  epoch: float,
+  plateau_drops: int = 0,
+) -> tuple:
+  """What the train step takes beside state and batch, on the device.
+
+  Args:
+    run: whose statistics and colour noise.
+    schedule: of the rates.
+    key: of the run, on the device.
+    epoch: passes through the training set before the step.
+    plateau_drops: of the schedule 'plateau' so far.
+  """
+  rates = schedule.rates(epoch, plateau_drops)
+  augmentation = run.config.augment
+  ended = 0 < augmentation.color_end_epoch <= epoch
+  color_std = 0.0 if ended else augmentation.color_std
+  scalars = jax.tree.map(np.float32, (rates, color_std))
+  return (run.statistics, key, *towers.place(scalars, run.mesh))
+
+
 def rate_schedule(optim: ml_collections.ConfigDict) -> optimizer.RateSchedule:
   """The rates that config.optimizer asks for."""
   names = [field.name for field in dataclasses.fields(optimizer.RateSchedule)]
@@ -174,7 +199,7 @@ def train_and_evaluate(
   began, commit = time.time(), metrics.current_commit()
   run = run_lib.open_run(config, workdir)
   first = processes.is_first()  # It alone writes, but for the checkpoints.
-  optim, augmentation = config.optimizer, config.augment
+  optim = config.optimizer
   schedule = rate_schedule(optim)
   table = _timetable(run, schedule)
   train_step = train_step_of(run)
@@ -187,7 +212,7 @@ def train_and_evaluate(
     stack.enter_context(run_lib.owned_workdir(run))
     checkpoints = opened(checkpoint.Checkpoints(run.workdir))
     state, record = run_lib.create_or_restore(run, checkpoints)
-    step = int(metrics.fetch(state.step))
+    step, plateau = int(metrics.fetch(state.step)), record.plateau
     batches = opened(
       input_pipeline.prefetch_to_device(
         _host_batches(run, step), run.place_batch
@@ -202,10 +227,21 @@ def train_and_evaluate(
     progress = opened(
       metrics.Progress(step, table.total_steps, began, silent=not first)
     )
-    if step == 0:
-      _write_start(writer, run, state)
+    arguments = lambda: step_arguments(
+      run, schedule, key, table.epoch(step), plateau.drops
+    )
+    if step < table.total_steps:
+      first_batch = next(batches)
+      if step == 0:
+        _write_start(writer, run, state, first_batch)
+      # Here and not by the first step: no row of metrics has these seconds, and
+      # a step of other shapes or shardings is an error, not one more program.
+      lowered = train_step.lower(state, first_batch, *arguments())
+      train_step = lowered.compile()
+      batches = itertools.chain([first_batch], batches)
+      del first_batch
 
-    latest, plateau = record.metrics, record.plateau
+    latest = record.metrics
     guard = PlateauGuard(config, record.stuck_steps)
     result_file = run.workdir / metrics.RESULT_FILE
     while step < table.total_steps and not plateau.has_ended(
@@ -213,15 +249,10 @@ def train_and_evaluate(
     ):
       if first:
         result_file.unlink(missing_ok=True)  # Of a shorter run.
-      epoch = table.epoch(step)
-      rates = schedule.rates(epoch, plateau.drops)
-      ended = 0 < augmentation.color_end_epoch <= epoch
-      color_std = 0.0 if ended else augmentation.color_std
-      scalars = jax.tree.map(np.float32, (rates, color_std))
-      fixed = (run.statistics, key, *towers.place(scalars, run.mesh))
+      rates = schedule.rates(table.epoch(step), plateau.drops)
       stop = table.next_log(step)
       state, latest = run_steps(
-        train_step, state, batches, fixed, step, stop, progress
+        train_step, state, batches, arguments(), step, stop, progress
       )
       latest |= {'train/learning_rate': rates['kernel']}
       guard.observe(latest['train/loss'], stop - step)
@@ -271,7 +302,8 @@ def run_steps(
   """Takes the steps up to `stop`; returns the state and their mean metrics.
 
   The metrics of a step are fetched while the next one runs; those of the last
-  at once.
+  at once. Nothing else crosses between host and device but the batches: any
+  transfer that is not asked for in so many words is an error.
 
   Args:
     train_step: from `make_train_step`.
@@ -293,15 +325,16 @@ def run_steps(
     totals.add(sums)
     progress.update()
 
-  for current in range(step + 1, stop + 1):
-    asked = time.time()
-    batch = next(batches)
-    waited += time.time() - asked
-    state, sums = train_step(state, batch, *fixed)
-    if pending is not None:  # Of the step before, while this one runs.
-      finish(current - 1, pending)
-    pending = sums
-  finish(stop, pending)
+  with jax.transfer_guard('disallow'):
+    for current in range(step + 1, stop + 1):
+      asked = time.time()
+      batch = next(batches)
+      waited += time.time() - asked
+      state, sums = train_step(state, batch, *fixed)
+      if pending is not None:  # Of the step before, while this one runs.
+        finish(current - 1, pending)
+      pending = sums
+    finish(stop, pending)
   seconds = time.time() - began
   return state, totals.means('train', ('loss', 'top1_error')) | {
     'train/images_per_second': totals.count / seconds,
@@ -369,14 +402,15 @@ def _host_batches(run, step):
   )
 
 
-def _write_start(writer, run, state):
+def _write_start(writer, run, state, batch):
   """Before the first step: hyperparameters, augmented inputs, kernels."""
   kernels = _conv1_picture(state)  # All processes take part in fetching it.
   if not processes.is_first():
     return
   writer.hyperparameters(config_lib.flatten(run.config), 'eval/top1_error')
-  with contextlib.closing(_host_batches(run, 0)) as batches:
-    images = jnp.asarray(next(batches)['image'][:32])
+  shard = batch['image'].addressable_shards[0]
+  images = jnp.asarray(metrics.fetch(shard.data)[:32])
+  rows = (shard.index[0].start or 0) + jnp.arange(len(images))
   no_mean = jnp.zeros(images.shape[1:])  # Pictures for the eye keep theirs.
   augmentation = run.config.augment
   step_key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
@@ -391,7 +425,7 @@ def _write_start(writer, run, state):
   views = random_views(
     jax.random.fold_in(step_key, AUGMENT),
     images,
-    jnp.asarray(run.local_rows(run.config.input.batch_size)[: len(images)]),
+    rows,
     no_mean,
     jnp.asarray(metrics.fetch(run.statistics.directions)),
     augmentation.color_std,

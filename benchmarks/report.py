@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import sys
 
 import flax
@@ -27,6 +28,17 @@ def environment() -> dict[str, object]:
     'commit': metrics.current_commit(),
     'command': ' '.join(['python -m', _module(), *map(_public, sys.argv[1:])]),
   }
+
+
+def peak_bytes() -> int:
+  """Peak resident memory of this process so far, as the system counts it."""
+  try:
+    for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+      if line.startswith('VmHWM'):  # Not that of the parent before exec.
+        return int(line.split()[1]) * 1024
+  except OSError:
+    pass  # Not Linux.
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def print_environment() -> None:

@@ -89,9 +89,8 @@ def losses(config, steps: int):
   inputs = config.input
   step = train.train_step_of(run)
   schedule = train.rate_schedule(config.optimizer)
-  scalars = (schedule.rates(0.0, 0), config.augment.color_std)
-  settings = towers.place(jax.tree.map(np.float32, scalars), run.mesh)
   key = towers.place(jax.random.key(config.seed), run.mesh)
+  arguments = train.step_arguments(run, schedule, key, epoch=0.0)
   state = run_lib.create_train_state(run)
   host_batches = input_pipeline.train_batches(
     run.dataset,
@@ -103,7 +102,7 @@ def losses(config, steps: int):
   batches = input_pipeline.prefetch_to_device(host_batches, run.place_batch)
   with contextlib.closing(batches):
     for _ in range(steps):
-      state, sums = step(state, next(batches), run.statistics, key, *settings)
+      state, sums = step(state, next(batches), *arguments)
       sums = metrics.fetch(sums)
       yield float(sums['loss'] / sums['count'])
 

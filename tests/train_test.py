@@ -5,6 +5,7 @@ SIGKILL. All runs share one narrow net on four CPU devices, so it is compiled
 once; everything else is compared with numbers worked out in the tests.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -17,11 +18,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import flax.linen as nn
 import jax
-from jax.experimental.compilation_cache import compilation_cache
+from jax._src import array
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -69,25 +71,6 @@ TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
 ROOT = pathlib.Path(train.__file__).parents[1]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """What one run compiles, in whatever process, the others load."""
-  cache = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-  }
-  before = {key: getattr(jax.config, key) for key in cache}
-  with pytest.MonkeyPatch.context() as patch:
-    for key, value in cache.items():
-      jax.config.update(key, value)
-      patch.setenv(key.upper(), str(value))
-    compilation_cache.reset_cache()
-    yield
-  for key, value in before.items():
-    jax.config.update(key, value)
-  compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope='module')
 def config_file(data_dir, tmp_path_factory):
   path = tmp_path_factory.mktemp('config') / 'tiny.py'
@@ -106,22 +89,56 @@ def load(config_file):
 
 @pytest.fixture(scope='module')
 def uninterrupted(config_file, tmp_path_factory):
-  """A whole run: its workdir, what it returned, its compiled train step."""
+  """A whole run: its workdir, what it returned, and what it did when.
+
+  `compiled` has the number of finished steps at every compilation, `reads` the
+  functions that had metrics.fetch read from the device, `others` the places
+  that read from it in any other way, saves left out.
+  """
   workdir = tmp_path_factory.mktemp('uninterrupted')
-  steps = []
-  make_train_step = train.make_train_step
+  seen = types.SimpleNamespace(compiled=[], reads=[], others=[])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      train,
-      'make_train_step',
-      lambda *args, **kw: (
-        steps.append(make_train_step(*args, **kw)) or steps[0]
-      ),
-    )
+    watch(patch, seen)
     returned = train.train_and_evaluate(load(config_file), workdir)
-  return types.SimpleNamespace(
-    workdir=workdir, returned=returned, train_step=steps[0]
+  return types.SimpleNamespace(workdir=workdir, returned=returned, **vars(seen))
+
+
+def watch(patch, seen):
+  """Notes compilations and reads from the device, see `uninterrupted`."""
+  done, allowed = [], []
+  update, fetch = metrics.Progress.update, metrics.fetch
+  save, value = checkpoint.Checkpoints.save, array.ArrayImpl._value
+
+  def note_compilation(event, _, **unused):
+    if event == '/jax/core/compile/backend_compile_duration':
+      seen.compiled.append(len(done))
+
+  def watched_fetch(tree):
+    seen.reads.append(sys._getframe(1).f_code.co_name)
+    return allow(fetch, tree)
+
+  def allow(function, *args):
+    allowed.append(function)
+    try:
+      return function(*args)
+    finally:
+      allowed.pop()
+
+  def read(self):
+    if not allowed and threading.current_thread() is threading.main_thread():
+      frame = sys._getframe(1)
+      seen.others.append(f'{frame.f_code.co_filename}:{frame.f_lineno}')
+    return value.fget(self)
+
+  jax.monitoring.register_event_duration_secs_listener(note_compilation)
+  patch.setattr(
+    metrics.Progress, 'update', lambda self: done.append(0) or update(self)
   )
+  patch.setattr(metrics, 'fetch', watched_fetch)
+  patch.setattr(
+    checkpoint.Checkpoints, 'save', lambda *args: allow(save, *args)
+  )
+  patch.setattr(array.ArrayImpl, '_value', property(read))
 
 
 def train_until(step, config, workdir, monkeypatch):
@@ -160,23 +177,19 @@ def scalar_steps(workdir, tag):
 
 
 def spy_on_settings(patch):
-  """Rates and colour noise of every step from now on; the compiled steps."""
-  settings, steps = [], []
-  make_train_step = train.make_train_step
+  """Rates and colour noise of every step from now on."""
+  settings, run_steps = [], train.run_steps
 
-  def make_spied(*args, **kwargs):
-    step = make_train_step(*args, **kwargs)
-    steps.append(step)
-
-    def spied(state, batch, statistics, key, rates, color_std):
+  def spied(train_step, *args):
+    def spied_step(state, batch, statistics, key, rates, color_std):
       fetched = [float(rates[k]) for k in optimizer.RATE_KEYS]
       settings.append((*fetched, float(color_std)))
-      return step(state, batch, statistics, key, rates, color_std)
+      return train_step(state, batch, statistics, key, rates, color_std)
 
-    return spied
+    return run_steps(spied_step, *args)
 
-  patch.setattr(train, 'make_train_step', make_spied)
-  return settings, steps
+  patch.setattr(train, 'run_steps', spied)
+  return settings
 
 
 def saved_state(workdir, config):
@@ -433,8 +446,37 @@ def test_config_json_holds_every_key_by_its_dotted_name(uninterrupted, config):
   assert found['seed'] == 0
 
 
-def test_the_train_step_is_compiled_once(uninterrupted):
-  assert uninterrupted.train_step._cache_size() == 1
+def test_nothing_is_compiled_twice(uninterrupted):
+  """The first save is after step 6, the first evaluation after step 10.
+
+  That after step 19 is as the first; the last has five views as well.
+  """
+  assert set(uninterrupted.compiled) == {0, 6, 10, 24}
+
+
+def test_the_device_is_read_by_fetch_alone_once_a_step(uninterrupted):
+  assert uninterrupted.others == []
+  reads = collections.Counter(uninterrupted.reads)
+  # Of `run_steps`, each step; of `evaluate`, three batches of each evaluation:
+  # three with one view, one with five.
+  assert reads.pop('finish') == 24 + 4 * 3
+  # Where to begin; the norm of the state before every save.
+  assert reads.pop('train_and_evaluate') == 1 + len({6, 10, 12, 18, 19, 24})
+  assert reads.pop('create_or_restore') == 1  # The table of parameters.
+  assert reads.pop('_conv1_picture') == 1 + 3  # Evaluations.
+  assert reads.pop('_write_start') == 3
+  assert not reads
+
+
+def test_a_transfer_that_nobody_asked_for_is_an_error(fake_types):
+  double = jax.jit(lambda x: 2 * x)
+
+  def train_step(state, batch, scale):
+    return state, {'loss': double(scale), 'top1_error': 0.0, 'count': 1.0}
+
+  arguments = (train_step, 0, iter([0]), (np.float32(1),), 0, 1, Counter())
+  with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
+    train.run_steps(*arguments)
 
 
 def test_a_run_stopped_by_an_exception_and_resumed_equals_the_uninterrupted(
@@ -659,13 +701,12 @@ def source_like(config):
 def test_a_run_goes_through_the_sources_schedule_killed_or_not(
   source_like, tmp_path, monkeypatch, caplog
 ):
-  settings, steps = spy_on_settings(monkeypatch)
+  settings = spy_on_settings(monkeypatch)
   whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
   train.train_and_evaluate(source_like, whole)
   # float32 rounds at 6e-8.
   near = lambda rows: [pytest.approx(row, rel=1e-7, abs=0) for row in rows]
   assert settings == near(SETTINGS)
-  assert steps[0]._cache_size() == 1
   rows = read_rows(whole)
   rates = {int(r['step']): float(r['train/learning_rate']) for r in rows}
   # Saved after every 6 steps; other rows end where something changes.

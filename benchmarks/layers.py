@@ -1,0 +1,189 @@
+"""What each layer of AlexNet computes, and what it takes on its own."""
+
+from collections.abc import Callable, Iterator
+import functools
+import statistics
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import augment
+from alexnet_jax import model
+from alexnet_jax import optimizer
+
+GROUPS = {'conv2': 2, 'conv4': 2, 'conv5': 2}
+
+
+def macs() -> dict[str, int]:
+  """Multiplications (with their additions) of one image, by layer.
+
+  Of the paper's net at 224 pixels, in the forward direction. Taps that fall on
+  padding count as well.
+  """
+  net = model.AlexNet()
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  params = jax.eval_shape(net.init, jax.random.key(0), images)['params']
+  sizes = model.feature_map_sizes(224, 11, 4, 0)
+  sides = {
+    'conv1': sizes['conv1'],
+    'conv2': sizes['pool1'],
+    **dict.fromkeys(('conv3', 'conv4', 'conv5'), sizes['pool2']),
+  }
+  return {
+    name: layer['kernel'].size * sides.get(name, 1) ** 2
+    for name, layer in params.items()
+  }
+
+
+def train_flops() -> int:
+  """Floating-point operations of a train step, for each image.
+
+  Two for a multiplication with its addition; forward, gradient of the weights
+  and gradient of the inputs, which conv1 does not need. Norms, pooling and the
+  update are not counted.
+  """
+  counts = macs()
+  return 2 * (3 * sum(counts.values()) - counts['conv1'])
+
+
+def _parts(batch: int, dtype: str) -> Iterator[tuple[str, Callable, tuple]]:
+  """(name, function, its arguments) of every part of a step, in order."""
+  net = model.AlexNet(dtype=dtype)
+  images = jnp.zeros((batch, 224, 224, 3), dtype)
+  params = net.init(jax.random.key(0), images[:1])['params']
+
+  def layer(name):
+    features = params[name]['bias'].size
+    if name.startswith('fc'):
+      module = model.TowerDense(
+        features=features,
+        groups=1,
+        init_std=0.0,
+        init_bias=0.0,
+        rounded=name != 'fc8',
+      )
+      apply = lambda p, x: nn.relu(module.apply({'params': p}, x))
+      return name, apply
+    first = name == 'conv1'
+    side = params[name]['kernel'].shape[0]
+    module = model.TowerConv(
+      features=features,
+      kernel_size=side,
+      stride=4 if first else 1,
+      padding=(0, 3) if first else (side // 2,) * 2,
+      groups=GROUPS.get(name, 1),
+      init_std=0.0,
+      init_bias=0.0,
+    )
+    return name, lambda p, x: nn.relu(module.apply({'params': p}, x))
+
+  norm = lambda _, x: model.local_response_norm(x, 2)
+  pool = lambda _, x: nn.max_pool(x, (3, 3), (2, 2))
+  key, rows = jax.random.key(0), jnp.arange(batch)
+  drop = lambda _, x: model.dropout(x, key, 0.5, rows, x.shape[1], 2)
+  chain = [
+    layer('conv1'),
+    ('norm1', norm),
+    ('pool1', pool),
+    layer('conv2'),
+    ('norm2', norm),
+    ('pool2', pool),
+    *map(layer, ('conv3', 'conv4', 'conv5')),
+    ('pool5', pool),
+    layer('fc6'),
+    ('dropout6', drop),
+    layer('fc7'),
+    ('dropout7', drop),
+    layer('fc8'),
+  ]
+  noise = np.random.default_rng(0)
+  x = jnp.asarray(noise.normal(0, 64, images.shape), dtype)
+  for name, function in chain:
+    own = params.get(name, {})
+    yield name, function, (own, x)
+    x = jax.jit(function)(own, x)
+
+
+def _augmentation(batch):
+  stored = jnp.zeros((batch, 256, 256, 3), jnp.uint8)
+  views = functools.partial(augment.random_views, crop_size=224, flip=True)
+  rest = (jnp.zeros((256, 256, 3)), jnp.eye(3), 0.1)
+  return lambda key: views(key, stored, jnp.arange(batch), *rest)
+
+
+def _update():
+  images = jnp.zeros((1, 224, 224, 3))
+  params = model.AlexNet().init(jax.random.key(0), images)['params']
+  rates = dict.fromkeys(optimizer.RATE_KEYS, 0.01)
+  sgd = optimizer.paper_sgd(rates, 0.9, 5e-4)
+
+  def update(params, state, grads):
+    changes, state = sgd.update(grads, state, params)
+    return jax.tree.map(jnp.add, params, changes), state
+
+  grads = jax.tree.map(lambda w: 0.5 * w, params)
+  return update, (params, sgd.init(params), grads)
+
+
+def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
+  """Median seconds of every part of a step, each compiled for itself.
+
+  In the step XLA joins neighbours, so the parts do not add up to it.
+
+  Returns:
+    'name', 'forward_seconds', 'backward_seconds' and 'gflop' (of a step) of
+    every part, in order; the last are the augmentation and the update.
+  """
+  counts, rows = macs(), []
+  options = model.compiler_options()
+  jit = functools.partial(jax.jit, compiler_options=options)
+  for name, function, arguments in _parts(batch, dtype):
+    first = name == 'conv1'  # Its input needs no gradient.
+    forward = jit(function)
+    out = forward(*arguments)
+
+    def both(p, x, g, function=function, first=first):
+      if first:
+        out, gradients = jax.vjp(lambda p: function(p, x), p)
+      else:
+        out, gradients = jax.vjp(function, p, x)
+      return out, gradients(g)
+
+    alone = _median(forward, arguments, rounds)
+    whole = _median(jit(both), (*arguments, out), rounds)
+    flops = 2 * counts.get(name, 0) * batch * (2 if first else 3)
+    rows.append(
+      {
+        'name': name,
+        'forward_seconds': alone,
+        'backward_seconds': max(whole - alone, 0.0),
+        'gflop': flops / 1e9,
+      }
+    )
+  update, arguments = _update()
+  for name, function, inputs in (
+    ('augmentation', _augmentation(batch), (jax.random.key(0),)),
+    ('update', update, arguments),
+  ):
+    rows.append(
+      {
+        'name': name,
+        'forward_seconds': _median(jit(function), inputs, rounds),
+        'backward_seconds': 0.0,
+        'gflop': 0.0,
+      }
+    )
+  return rows
+
+
+def _median(function, arguments, rounds):
+  jax.block_until_ready(function(*arguments))
+  taken = []
+  for _ in range(rounds):
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    taken.append(time.perf_counter() - began)
+  return statistics.median(taken)

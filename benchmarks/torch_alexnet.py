@@ -1,0 +1,121 @@
+"""The same net in PyTorch: what a user of PyTorch would train instead.
+
+Two groups, overlapping pooling, a response norm that stays in its group, the
+paper's rule of update as `torch.optim.SGD` has it. PyTorch's own layers
+throughout; `import torch` is left to those who ask for it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
+
+
+class AlexNet(nn.Module):
+  """Logits of float32 images [batch, 3, 224, 224], less their mean."""
+
+  def __init__(self, num_classes: int = 1000, stock_norm: bool = True):
+    """With `stock_norm` the norm is PyTorch's; else sums that a compiler fuses."""
+    super().__init__()
+    self.conv1 = nn.Conv2d(3, 96, 11, 4)
+    self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
+    self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+    self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
+    self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
+    self.fc6 = nn.Linear(256 * 6 * 6, 4096)
+    self.fc7 = nn.Linear(4096, 4096)
+    self.fc8 = nn.Linear(4096, num_classes)
+    self._norm = _stock_norm if stock_norm else _fusible_norm
+    for name, layer in self.named_children():
+      deep = name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
+      nn.init.normal_(layer.weight, std=0.01)
+      nn.init.constant_(layer.bias, float(deep))
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    x = F.pad(x, (0, 3, 0, 3))  # conv1's last window hangs over the edge.
+    x = F.max_pool2d(self._norm(self.conv1(x).relu()), 3, 2)
+    x = F.max_pool2d(self._norm(self.conv2(x).relu()), 3, 2)
+    x = self.conv4(self.conv3(x).relu()).relu()
+    x = F.max_pool2d(self.conv5(x).relu(), 3, 2).flatten(1)
+    x = F.dropout(self.fc6(x).relu(), training=self.training)
+    x = F.dropout(self.fc7(x).relu(), training=self.training)
+    return self.fc8(x)
+
+
+def _stock_norm(x):
+  # It divides alpha by the size of the window.
+  norm = lambda half: F.local_response_norm(half, 5, 5 * 1e-4, 0.75, 2.0)
+  return torch.cat([norm(half) for half in x.chunk(2, 1)], 1)
+
+
+def _fusible_norm(x):
+  parts = []
+  for half in x.chunk(2, 1):
+    padded = F.pad(half.float().square(), (0, 0, 0, 0, 2, 2))
+    maps = half.shape[1]
+    sums = sum(padded[:, i : i + maps] for i in range(5))
+    root = torch.rsqrt(2.0 + 1e-4 * sums)
+    parts.append(half * (root * root.sqrt()).to(half.dtype))
+  return torch.cat(parts, 1)
+
+
+def load(net: AlexNet, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+  """Gives the net the weights of a parameter tree of this project."""
+  for name, layer in params.items():
+    kernel = np.asarray(layer['kernel'])
+    if name == 'fc6':  # Maps come first here, pixels there.
+      kernel = kernel.reshape(6, 6, 256, -1).transpose(2, 0, 1, 3)
+      kernel = kernel.reshape(9216, -1)
+    kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+    own = getattr(net, name)
+    own.weight.data.copy_(torch.tensor(kernel))
+    own.bias.data.copy_(torch.tensor(np.asarray(layer['bias'])))
+
+
+class Variant:
+  """A train step, or the net at test, on random images ready for the net."""
+
+  def __init__(
+    self,
+    batch_size: int,
+    *,
+    train: bool = True,
+    compiled: bool = False,
+    channels_last: bool = False,
+    bfloat16: bool = False,
+  ):
+    """`bfloat16` is PyTorch's autocast: the weights stay float32."""
+    self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    net = AlexNet(stock_norm=not compiled)
+    net.train(train).to(self._device, memory_format=layout)
+    images = torch.randn(batch_size, 3, 224, 224) * 64
+    self._images = images.to(self._device, memory_format=layout)
+    self._labels = torch.randint(1000, (batch_size,)).to(self._device)
+    self._optimizer = torch.optim.SGD(
+      net.parameters(), RATE, MOMENTUM, weight_decay=DECAY, fused=True
+    )
+    self._train, self._bfloat16 = train, bfloat16
+    self._net = torch.compile(net) if compiled else net
+
+  def __call__(self) -> None:
+    """Does the work once, and waits until it is done."""
+    if self._train:
+      self._optimizer.zero_grad()
+      F.cross_entropy(self._logits(), self._labels).backward()
+      self._optimizer.step()
+    else:
+      with torch.inference_mode():
+        self._logits()
+    if self._device == 'cuda':
+      torch.cuda.synchronize()
+
+  def _logits(self):
+    with torch.autocast(self._device, torch.bfloat16, self._bfloat16):
+      logits = self._net(self._images)
+    return logits.float()

@@ -1,0 +1,259 @@
+r"""The train step against PyTorch's on the same net, and where its time goes.
+
+    python -m benchmarks.train_step [--quick] [--check] [--batches=32,128]
+
+Steps in turn, in one process, on the same threads: ours (crops, reflections,
+colour noise, net, update; `train.make_train_step`) and PyTorch's (net and
+update alone, on images that are ready), eager and compiled, each with and
+without channels last. Both nets have two groups, the response norm of section
+3.3, dropout and 60,965,224 parameters; that they are the same is shown by their
+logits for the same weights and images. `--check` asks for at least the images a
+second of PyTorch's best, round by round. On a GPU --dtypes=float32,bfloat16
+(TF32 in both, autocast) and larger batches pay.
+
+Utilisation: 4.1356 GFLOP for every image of a step (forward, gradients of
+weights and inputs but conv1's; 2 for a multiplication with its addition; taps on
+padding included; nothing else counted) over what a product of two 4096 x 4096
+matrices reaches on the same device, in the same run. Peak memory is of a process
+that does nothing else: what the system says where there is no GPU.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+if __name__ == '__main__':  # Before JAX starts: a GPU is for both.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  # The seconds of compiling are those of the first time.
+  os.environ.setdefault('TORCHINDUCTOR_FORCE_DISABLE_CACHES', '1')
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import model
+from benchmarks import interleaved
+from benchmarks import layers
+from benchmarks import report
+from benchmarks import towers
+from configs import paper
+
+BAR = 1.0  # Images a second of ours over those of PyTorch's best.
+OURS, EAGER = 'ours', 'PyTorch eager'
+TORCH = {
+  EAGER: {},
+  'PyTorch eager, channels last': {'channels_last': True},
+  'PyTorch compiled': {'compiled': True},
+  'PyTorch compiled, channels last': {'compiled': True, 'channels_last': True},
+}
+
+
+class Inference:
+  """Our net at test, on crops that are ready."""
+
+  def __init__(self, batch_size: int, dtype: str):
+    net = model.AlexNet(dtype=dtype)
+    images = jnp.zeros((batch_size, 224, 224, 3))
+    params = net.init(jax.random.key(0), images[:1])['params']
+    logits = lambda p, x: net.apply({'params': p}, x)
+    options = model.compiler_options()
+    self._call = jax.jit(logits, compiler_options=options)
+    self._arguments = params, images
+
+  def __call__(self) -> None:
+    jax.block_until_ready(self._call(*self._arguments))
+
+
+def make_variant(name: str, batch: int, dtype: str, train: bool = True):
+  """What `name` stands for, at work on a batch; its first call compiles."""
+  if name == OURS:
+    if not train:
+      return Inference(batch, dtype)
+    settings = dict(paper.get_config().model) | {'dtype': dtype}
+    return towers.Variant(settings, 1, batch)
+  from benchmarks import torch_alexnet  # PyTorch is optional.
+
+  return torch_alexnet.Variant(
+    batch, train=train, bfloat16=dtype == 'bfloat16', **TORCH[name]
+  )
+
+
+def logits_difference() -> float:
+  """Largest difference of both nets' logits, over their standard deviation."""
+  import torch
+
+  from benchmarks import torch_alexnet
+
+  net = model.AlexNet(**paper.get_config().model)
+  images = np.random.default_rng(0).normal(0, 64, (2, 224, 224, 3))
+  images = images.astype(np.float32)
+  params = net.init(jax.random.key(0), images)['params']
+  # At test the paper's net multiplies by a half what PyTorch's has doubled.
+  ours = net.clone(inverted_dropout=True).apply({'params': params}, images)
+  other = torch_alexnet.AlexNet().eval()
+  torch_alexnet.load(other, params)
+  with torch.inference_mode():
+    theirs = other(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+  return float(np.abs(theirs - ours).max() / np.std(theirs))
+
+
+def matmul_flops(dtype: str) -> float:
+  """Operations a second of a product of two 4096 x 4096 matrices."""
+  x = jnp.ones((4096, 4096), dtype)
+  product = jax.jit(jnp.matmul)
+  taken = interleaved.seconds(
+    {'product': lambda: jax.block_until_ready(product(x, x))}, 5
+  )
+  return 2 * 4096**3 / min(taken['product'])
+
+
+def peak_bytes(name: str, batch: int, dtype: str, train: bool) -> int:
+  """Peak memory of a process that does this alone, twice."""
+  arguments = json.dumps([name, batch, dtype, train])
+  command = [sys.executable, '-m', 'benchmarks.train_step', '--alone']
+  done = subprocess.run(
+    [*command, arguments], capture_output=True, text=True, check=True
+  )
+  return int(done.stdout.split()[-1])
+
+
+def _print_peak(name, batch, dtype, train):
+  variant = make_variant(name, batch, dtype, train)
+  variant()
+  variant()
+  if jax.default_backend() == 'cpu':
+    print(report.peak_bytes())
+  elif name == OURS:
+    print(jax.devices()[0].memory_stats()['peak_bytes_in_use'])
+  else:
+    import torch
+
+    print(torch.cuda.max_memory_allocated())
+
+
+def compare(
+  names: list[str], batch: int, dtype: str, rounds: int, train: bool = True
+) -> dict[str, object]:
+  """Seconds, compile seconds and paired ratios over `OURS`, by variant."""
+  variants, first = {}, {}
+  for name in names:
+    variants[name] = make_variant(name, batch, dtype, train)
+    began = time.perf_counter()
+    variants[name]()
+    first[name] = time.perf_counter() - began
+  taken = interleaved.seconds(variants, rounds)
+  medians = {name: statistics.median(s) for name, s in taken.items()}
+  compiling = {name: first[name] - medians[name] for name in names}
+  ratios = {
+    name: interleaved.ratio(taken[name], taken[OURS]) for name in names[1:]
+  }
+  return {'seconds': taken, 'compile_seconds': compiling, 'ratios': ratios}
+
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_bool('quick', False, 'One batch, 3 rounds, eager, no memory.')
+  flags.DEFINE_bool('check', False, f'Fail below {BAR} of the best.')
+  flags.DEFINE_list('batches', ['32', '128'], 'Images of a step.')
+  flags.DEFINE_list('dtypes', ['float32'], 'Of the activations.')
+  flags.DEFINE_integer('rounds', 7, 'Steps of each variant that are timed.')
+  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
+
+
+def main(_) -> None:
+  try:
+    import torch
+  except ImportError:
+    sys.exit('PyTorch is what this compares with: pip install torch')
+  torch.set_num_threads(os.cpu_count())
+  batches, rounds = [int(batch) for batch in FLAGS.batches], FLAGS.rounds
+  names = [OURS, *TORCH]
+  if FLAGS.quick:
+    batches, rounds, names = batches[:1], 3, [OURS, EAGER]
+  measured = [] if FLAGS.quick else names  # Of memory: a process for each.
+  figures = {'rounds': rounds, 'logits_difference': logits_difference()}
+  worst = float('inf')
+  for dtype in FLAGS.dtypes:
+    limit = matmul_flops(dtype)
+    found = figures[dtype] = {'matmul_flops': limit, 'batches': {}}
+    for batch in batches:
+      result = compare(names, batch, dtype, rounds)
+      result['peak_bytes'] = {
+        name: peak_bytes(name, batch, dtype, True) for name in measured
+      }
+      found['batches'][batch] = result
+      _print(f'train step, {dtype}, batch {batch}', result, batch, limit)
+      best = min(ratio['median'] for ratio in result['ratios'].values())
+      worst = min(worst, best)
+    found['inference'] = {}
+    for batch in {1, 1 if FLAGS.quick else batches[0]}:
+      result = compare(names, batch, dtype, rounds, train=False)
+      result['peak_bytes'] = {
+        name: peak_bytes(name, batch, dtype, False) for name in measured
+      }
+      found['inference'][batch] = result
+      _print(f'inference, {dtype}, batch {batch}', result, batch, None)
+    if not FLAGS.quick:
+      found['layers'] = layers.seconds(batches[0], dtype, rounds)
+      _print_layers(found['layers'], batches[0], dtype)
+  print(
+    'logits of both nets for the same weights and images differ by'
+    f' {figures["logits_difference"]:.1e} of their standard deviation'
+  )
+  print('seeds: weights, images and draws 0')
+  report.print_environment()
+  report.write(FLAGS.output, figures)
+  print(f'ours / best of PyTorch (images a second) {worst:.3f}, bar {BAR}')
+  if FLAGS.check and worst < BAR:
+    sys.exit(1)
+
+
+def _print(title, result, batch, limit):
+  columns = ['seconds', 'images/s', 'compile s', 'peak GiB', 'utilisation']
+  print(f'\n{title:34}' + ''.join(c.rjust(12) for c in columns))
+  for name, seconds in result['seconds'].items():
+    median = statistics.median(seconds)
+    peak = result['peak_bytes'].get(name)
+    cells = [
+      f'{median:.4f}',
+      f'{batch / median:.1f}',
+      f'{result["compile_seconds"][name]:.1f}',
+      '' if peak is None else f'{peak / 2**30:.2f}',
+      ''
+      if limit is None
+      else f'{layers.train_flops() * batch / median / limit:.0%}',
+    ]
+    ratio = result['ratios'].get(name)
+    pair = ''
+    if ratio:
+      pair = '  ours is {median:.2f} times as fast ({least:.2f} to {most:.2f})'
+      pair = pair.format(**ratio)
+    print(f'{name:34}' + ''.join(c.rjust(12) for c in cells) + pair)
+
+
+def _print_layers(rows, batch, dtype):
+  print(f'\nevery part alone, {dtype}, batch {batch}: ms forward, backward')
+  for row in rows:
+    total = row['forward_seconds'] + row['backward_seconds']
+    rate = row['gflop'] / total if total else 0
+    print(
+      f'{row["name"]:14}{1e3 * row["forward_seconds"]:9.1f}'
+      f'{1e3 * row["backward_seconds"]:9.1f}'
+      + (f'{rate:9.0f} GFLOP/s' if rate else '')
+    )
+
+
+if __name__ == '__main__':
+  if sys.argv[1:2] == ['--alone']:  # For `peak_bytes`.
+    _print_peak(*json.loads(sys.argv[2]))
+    sys.exit()
+  define_flags()
+  app.run(main)
