@@ -11,22 +11,18 @@ import os
 import pathlib
 import sys
 
-from absl import flags
 from absl import logging as absl_logging
 import jax
 
-CACHE_DIR = '~/.cache/alexnet_jax/xla'
-
-_CACHE_DIR = flags.DEFINE_string(
-  'compilation_cache_dir',
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', CACHE_DIR),
+# Default, description: of the flag --compilation_cache_dir.
+CACHE_DIR = (
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', '~/.cache/alexnet_jax/xla'),
   'Folder of compiled programs, kept for later commands; empty for none.',
 )
 
 
-def keep_compilations() -> None:
-  """Has JAX keep what it compiles where --compilation_cache_dir says."""
-  folder = _CACHE_DIR.value
+def keep_compilations(folder: str) -> None:
+  """Has JAX keep what it compiles in `folder`; nowhere if it is empty."""
   if not folder:
     return
   path = pathlib.Path(folder).expanduser()

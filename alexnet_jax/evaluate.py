@@ -425,14 +425,14 @@ def define_flags() -> None:
   )
   flags.DEFINE_string('split', None, 'Instead of the one in each config.')
   flags.DEFINE_string('data_dir', None, 'Instead of the one in each config.')
-  flags.declare_key_flag('compilation_cache_dir')  # Of command.py.
+  flags.DEFINE_string('compilation_cache_dir', *command.CACHE_DIR)
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     sys.exit(f'{argv[1]} is not a flag; folders are separated by commas')
   with command.one_line_errors('finished predictions are kept'):
-    command.keep_compilations()
+    command.keep_compilations(FLAGS.compilation_cache_dir)
     evaluate_ensemble(
       FLAGS.workdirs,
       FLAGS.checkpoint,

@@ -65,8 +65,8 @@ class Files(Sequence):
     return len(self._names)
 
   def __getitem__(self, i: int) -> Example:
-    name = self._names[i]
-    path = self._root / name
+    path = self._root / self._names[i]
+    name = printable(self._names[i])
     read = functools.partial(_read_file, path, name, int(self.labels[i]))
     return Example(name, read)
 
@@ -84,6 +84,11 @@ class Part(Sequence):
 
   def __getitem__(self, i: int) -> Example:
     return self._examples[int(self._numbers[i])]
+
+
+def printable(name: str) -> str:
+  """A file name as UTF-8 can hold it; Linux takes any bytes."""
+  return name.encode(errors='backslashreplace').decode()
 
 
 def digest(splits: Mapping[str, Sequence[Example]]) -> str:

@@ -161,10 +161,7 @@ def _checked(path, members: Callable) -> np.ndarray:
     ) from error
   if not len(found):
     raise ValueError(f'{path} holds no image; download it again')
-  if (found['offset'] + found['size']).max() > path.stat().st_size:
-    raise ValueError(f'{path} is cut short; download it again')
-  found.sort(order='file_name')
-  return found
+  return found[np.argsort(found['file_name'], kind='stable')]
 
 
 def _train_members(archive):
@@ -202,7 +199,7 @@ def _plain_files(archive, where=None):
     ):
       raise ValueError(
         f'{where or archive.name} holds {member.name!r}, which is no plain file'
-        ' inside it; this is not the archive of image-net.org'
+        ' inside it with a short name; this is not the archive of image-net.org'
       )
     if member.isreg():
       yield member
@@ -230,7 +227,7 @@ def _check_classes(where, labels):
     first = ', '.join(class_names()[label] for label in missing[:3])
     raise ValueError(
       f'{where} lacks {len(missing)} of 1,000 classes, such as {first};'
-      ' download it again'
+      ' get them as well, or use --source=folder: for other classes'
     )
 
 

@@ -42,9 +42,9 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   EXIF rotation is applied; grey (16 bits too), palette and CMYK images become
   RGB, transparent ones by leaving their alpha out; of a multi-frame image the
   first frame counts. The shorter side is scaled to `size` (bicubic,
-  antialiased), then the central square is cut out. Stored as
-  PNG where a lossless image needs no scaling or `size` is small, as the
-  original bytes where a JPEG needs no change, otherwise as JPEG.
+  antialiased), then the central square is cut out. Stored as PNG where one of
+  `LOSSLESS_FORMATS` needs no scaling or `size` is small, as the original bytes
+  where a JPEG needs no change and is whole, otherwise as JPEG.
 
   Raises:
     OSError, ValueError, SyntaxError, Image.DecompressionBombError: if Pillow
@@ -76,12 +76,14 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
       box=(left, top, left + side, top + side),
     )
   pixels = np.asarray(image)
+  image.info = {}  # Else a colour profile is stored with every PNG.
   if (
     same
     and kind == 'JPEG'
     and mode == 'RGB'
     and turn is None
     and size > PNG_SIZE
+    and _decodes(encoded, np.empty_like(pixels))
   ):
     return encoded, pixels
   buffer = io.BytesIO()
@@ -90,6 +92,15 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   else:
     image.save(buffer, 'JPEG', quality=quality)
   return buffer.getvalue(), pixels
+
+
+def _decodes(encoded, out):
+  """Whether `decode` takes it: it forgives less damage than Pillow does."""
+  try:
+    decode(encoded, out)
+  except ERRORS:
+    return False
+  return True
 
 
 def _rgb(image: Image.Image) -> Image.Image:

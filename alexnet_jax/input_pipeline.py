@@ -80,8 +80,13 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
       f' alexnet_jax.prepare --source={kind}:DIR --name={name}'
       f' --size=SIZE --data_dir={data_dir}, SIZE being config.input.image_size'
     )
-  info = tfds.builder_from_directory(path).info
-  image_shape = info.features['image'].shape
+  try:
+    info = tfds.builder_from_directory(path).info
+    image_shape = info.features['image'].shape
+  except Exception as error:  # Of tfds and what it reads with: anything.
+    raise ValueError(
+      f'{path} is damaged ({error}); remove it and prepare it again'
+    ) from error
   return Dataset(
     path=path,
     class_names=tuple(info.features['label'].names),
@@ -146,9 +151,10 @@ def check_dataset(
     )
   for key, split in splits.items():
     if not dataset.num_examples.get(split):
+      others = [name for name, n in dataset.num_examples.items() if n]
       problems.append(
-        f'{key}={split} is not a split of {dataset.path}; it has'
-        f' {", ".join(dataset.num_examples)}'
+        f'{key}={split} has no examples in {dataset.path}; use one of its'
+        f' splits {", ".join(others)}'
       )
   if problems:
     raise ValueError('\n'.join(problems))

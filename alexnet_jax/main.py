@@ -28,6 +28,7 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
 )
+CACHE_DIR = flags.DEFINE_string('compilation_cache_dir', *command.CACHE_DIR)
 CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
 )
@@ -40,7 +41,6 @@ NUM_PROCESSES = flags.DEFINE_integer(
 PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Of this process, from 0.'
 )
-flags.declare_key_flag('compilation_cache_dir')  # Of command.py.
 flags.mark_flag_as_required('config')
 
 
@@ -69,7 +69,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(_) -> None:
   again = 'the same command continues at its checkpoint'
   with processes.end_together(), command.one_line_errors(again):
-    command.keep_compilations()
+    command.keep_compilations(CACHE_DIR.value)
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     processes.check_same(
       {'--mode': MODE.value, '--checkpoint': CHECKPOINT.value}

@@ -8,8 +8,8 @@ paper), its central square cut out; beside it the training set's mean image
 and the covariance of its RGB values. Needs no TensorFlow.
 
 Every core works on a shard of its own, in a process of its own. Memory: about
-0.4 GB for each process with usual photographs; 4 to 8 bytes for every pixel of
-the one that it decodes, 12 if that has to be turned (images of more than
+0.4 GB for each process with usual photographs; for a large one 4 (JPEG) to 20
+(JPEG 2000) bytes for every pixel, by its format (images of more than
 `images.MAX_PIXELS`, and files of more than `examples.MAX_BYTES`, are skipped);
 the index of ImageNet's archives takes 0.2 GB while it is made.
 
@@ -19,25 +19,20 @@ However often it was killed, and on however many cores, its bytes are the same.
 """
 
 from collections.abc import Iterator, Sequence
-import concurrent.futures
-import dataclasses
+import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
 import re
-import signal
 import sys
-import threading
 import zipfile
 
 from absl import app
 from absl import flags
 import numpy as np
 import tensorflow_datasets as tfds
-import threadpoolctl
 import tqdm
 
 from alexnet_jax import examples as examples_lib
@@ -46,6 +41,7 @@ from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import shards
 from alexnet_jax import sources
+from alexnet_jax import workers as workers_lib
 
 log = logging.getLogger('alexnet_jax.prepare')  # Also when it is __main__.
 
@@ -69,8 +65,7 @@ def prepare(
 ) -> pathlib.Path:
   """Prepares `spec` as the data set `name` under `data_dir`.
 
-  More than `ALONE` images are spread over processes, which import the module
-  that called this one: a script needs the usual `if __name__ == '__main__'`.
+  More than `ALONE` images are spread over processes, see workers.py.
 
   Args:
     spec: what `sources.open_source` takes.
@@ -93,24 +88,24 @@ def prepare(
   """
   _check_arguments(name, size, quality, max_bad, workers)
   out = input_pipeline.dataset_path(data_dir, name)
+  spec = sources.absolute(spec)
   asked = {'source': spec, 'size': size, 'jpeg_quality': quality, 'seed': seed}
   work = out.with_name(f'{out.name}.incomplete')
   # Its errors come before anything is written.
-  source = None
-  if not out.exists():
-    source = sources.open_source(spec, _read_index(work))
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(
-      f'the folder data_dir={data_dir} cannot be written ({error}); name one'
-      ' that can'
-    ) from error
-  with files.locked(out.parent):
-    if out.exists():
-      _check_same(out / RECORD_FILE, asked, f'use another name than {name}')
-      log.info('%s exists: nothing to do.', out)
-      return out
+  if out.exists():
+    return _finished(out, asked)
+  source = sources.open_source(spec, _read_index(work))
+  with contextlib.ExitStack() as stack:
+    try:
+      out.parent.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(files.locked(out.parent))
+    except OSError as error:
+      raise ValueError(
+        f'the folder data_dir={data_dir} cannot be written ({error}); name one'
+        ' that can'
+      ) from error
+    if out.exists():  # Another process has been faster.
+      return _finished(out, asked)
     plan = {
       **asked,
       'examples': {split: len(e) for split, e in source.splits.items()},
@@ -119,12 +114,12 @@ def prepare(
     }
     _begin(work, plan, source.index)
     if not (work / RECORD_FILE).exists():
-      _write(work, name, source, plan, max_bad, workers or os.cpu_count())
+      number = workers or workers_lib.number_of_cores()
+      _write(work, name, source, plan, max_bad, number)
+    # Also what kills have left of shards.
     for pattern in ('*.sums.npz', '*.tmp', INDEX_FILE, PLAN_FILE):
       for path in work.glob(pattern):
         path.unlink()
-    for path in work.iterdir():
-      files.sync(path)
     os.replace(work, out)
   record = json.loads((out / RECORD_FILE).read_text())
   for line in record['skipped']:
@@ -137,10 +132,16 @@ def prepare(
   return out
 
 
+def _finished(out, asked):
+  _check_same(
+    out / RECORD_FILE, asked, f'use another name than {out.parent.name}'
+  )
+  log.info('%s exists: nothing to do.', out)
+  return out
+
+
 def _write(work, name, source, plan, max_bad, workers):
   """Writes all shards, then what describes them; the record comes last."""
-  for left in work.glob('*.tmp'):
-    left.unlink()  # By a kill.
   todo = list(_shards(work, name, source, plan))
   with tqdm.tqdm(
     total=sum(plan['examples'].values()), desc=name, unit='image', disable=None
@@ -168,7 +169,7 @@ def _write_alone(todo, work, max_bad, progress, _):
 
 
 def _write_in_processes(todo, work, max_bad, progress, workers):
-  there, waiting, skipped = 0, [], {}  # These by path.
+  there, waiting, skipped = 0, [], {}  # The last by path.
   for shard in todo:
     if shard.path.exists():
       skipped[shard.path] = shards.read_sums(shard)['skipped'].tolist()
@@ -176,61 +177,14 @@ def _write_in_processes(todo, work, max_bad, progress, workers):
     else:
       waiting.append(shard)
   progress.initial = progress.last_print_n = progress.n = there
-  context = multiprocessing.get_context('spawn')
-  encoded, stop = context.Value('q', 0), context.RawValue('b', False)
-  pool = concurrent.futures.ProcessPoolExecutor(
-    workers, context, _start_worker, (encoded, stop)
-  )
-  running = {}
-  try:
-    while waiting or running:
-      while waiting and len(running) < 2 * workers:
-        shard = waiting.pop(0)
-        examples = list(shard.examples)  # Not the whole split.
-        shard = dataclasses.replace(shard, examples=examples)
-        running[pool.submit(_write_in_worker, shard, max_bad)] = shard.path
-      done, _ = concurrent.futures.wait(
-        running, 0.5, concurrent.futures.FIRST_COMPLETED
-      )
-      for future in done:
-        skipped[running.pop(future)] = future.result()
-      # Without the lock: a killed worker may hold it.
-      progress.update(there + encoded.get_obj().value - progress.n)
-      found = [line for s in todo for line in skipped.get(s.path, ())]
-      _check_skipped(found, max_bad, work)
-  except concurrent.futures.process.BrokenProcessPool as error:
-    raise RuntimeError(
-      'a process that worked on a shard was killed, perhaps for want of memory;'
-      ' the same command continues, with less memory by --workers='
-      f'{max(workers // 2, 1)}'
-    ) from error
-  finally:
-    stop.value = True  # After an error or Ctrl-C; unfinished shards are lost.
-    pool.shutdown(cancel_futures=True)
 
+  def report(encoded, of_shards):
+    progress.update(there + encoded - progress.n)
+    lines = skipped | of_shards
+    found = [line for s in todo for line in lines.get(s.path, ())]
+    _check_skipped(found, max_bad, work)
 
-def _start_worker(encoded, stop):
-  global _encoded, _stop
-  _encoded, _stop = encoded, stop
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent.
-  threadpoolctl.threadpool_limits(1)  # The cores have work already.
-
-
-def _write_in_worker(shard, may_skip):
-  return shards.write(shard, may_skip, _count)['skipped'].tolist()
-
-
-def _count():
-  with _encoded.get_lock():
-    _encoded.value += 1
-  if _stop.value:
-    raise KeyboardInterrupt
-
-
-def _end_with_parent():
-  multiprocessing.parent_process().join()
-  os._exit(1)  # It was killed, and nobody waits for this shard.
+  workers_lib.write_all(waiting, max_bad, workers, report)
 
 
 def _check_skipped(skipped, max_bad, work):
@@ -263,7 +217,13 @@ def _check_arguments(name, size, quality, max_bad, workers):
 
 def _check_same(file, asked, way_out):
   """Raises ValueError if a data set is there, made or begun in another way."""
-  made = json.loads(file.read_text())
+  try:
+    made = json.loads(file.read_text())
+  except (FileNotFoundError, ValueError) as error:
+    raise ValueError(
+      f'{file.parent} was not made by this command, or is damaged ({error});'
+      f' remove it, or {way_out}'
+    ) from error
   differ = [
     f'{key} {made.get(key)!r} there, {value!r} here'
     for key, value in asked.items()
@@ -279,7 +239,8 @@ def _check_same(file, asked, way_out):
 def _read_index(work):
   """What an unfinished preparation knows of its source; None without one."""
   try:
-    return dict(np.load(work / INDEX_FILE))
+    with open(work / INDEX_FILE, 'rb') as file, np.load(file) as index:
+      return dict(index)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
     return None  # Not there, or cut short by a kill.
 
@@ -381,6 +342,8 @@ def _describe(work, name, source, plan, splits, skipped):
     description=source.description,
   )
   stored = {split: sum(t.shard_lengths) for split, t in splits.items()}
+  for path in work.iterdir():
+    files.sync(path)  # The record says that the rest is whole.
   files.write_json(
     work / RECORD_FILE, {**plan, 'stored': stored, 'skipped': skipped}
   )
@@ -405,6 +368,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'max_bad', 10, 'Unreadable images to skip before failing.'
   )
+  flags.DEFINE_integer('seed', 0, 'Of the order in which examples are stored.')
   flags.DEFINE_integer(
     'workers', 0, 'Processes that decode and encode; 0: one per core.'
   )
@@ -420,9 +384,10 @@ def main(_) -> None:
       size=FLAGS.size,
       quality=FLAGS.quality,
       max_bad=FLAGS.max_bad,
+      seed=FLAGS.seed,
       workers=FLAGS.workers,
     )
-  except (ValueError, OSError, RuntimeError) as error:
+  except (ValueError, OSError, RuntimeError, MemoryError) as error:
     sys.exit(f'{type(error).__name__}: {error}')
   except KeyboardInterrupt:
     sys.exit('interrupted; the same command continues')

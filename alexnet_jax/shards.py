@@ -6,6 +6,7 @@ bytes. The sums of its pixels lie beside it until all shards are there.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import errno
 import os
 import pathlib
 
@@ -74,6 +75,8 @@ def write(
         values['image'], shard.size, shard.quality
       )
     except Exception as error:  # Of a damaged file: Pillow raises anything.
+      if isinstance(error, MemoryError) or _is_of_the_machine(error):
+        raise
       skipped.append(f'{example.name}: {type(error).__name__}: {error}')
       progress()
       if len(skipped) > may_skip:
@@ -100,6 +103,12 @@ def write(
     files.sync(temporary)
     os.replace(temporary, shard.path)
   return result
+
+
+def _is_of_the_machine(error):
+  """Whether the same image may be read another time."""
+  transient = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+  return isinstance(error, OSError) and error.errno in transient
 
 
 def _products(pixels):

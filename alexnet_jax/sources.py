@@ -40,6 +40,14 @@ def open_source(
   raise ValueError(f'--source={spec} is not a source; use {FORMS}')
 
 
+def absolute(spec: str) -> str:
+  """The spec with the whole path of its folder, if it has one."""
+  kind, _, argument = spec.partition(':')
+  if kind in ('folder', 'imagenet') and argument:
+    return f'{kind}:{pathlib.Path(argument).expanduser().absolute()}'
+  return spec
+
+
 def digits() -> examples_lib.Source:
   """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels.
 

@@ -46,7 +46,7 @@ def open_tfds(name: str) -> examples_lib.Source:
     and isinstance(features.get('label'), tfds.features.ClassLabel)
   ):
     raise ValueError(
-      f"--source=tfds:{name} needs an image feature 'image' and a class 'label',"
+      f"--source=tfds:{name} needs an 8-bit image 'image' and a class 'label',"
       f' but has {", ".join(sorted(features)) or "other features"}'
     )
   num_classes = features['label'].num_classes
@@ -62,7 +62,11 @@ def open_tfds(name: str) -> examples_lib.Source:
     if len(records) and records.label_of_first() >= 0:
       splits[split] = records
     else:
-      log.warning('%s: split %s has no labels, and is left out.', name, split)
+      log.warning(
+        '%s: split %s has no examples or no labels, and is left out.',
+        name,
+        split,
+      )
   if 'train' not in splits:
     raise ValueError(
       f"--source=tfds:{name} has no split 'train' with labels, only"

@@ -1,6 +1,7 @@
 """Files that a kill cannot spoil, and locks that end with their holder."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -35,3 +36,20 @@ def test_a_lock_of_another_process_ends_with_it(tmp_path):
     holder.kill()
   with files.locked(tmp_path):
     pass
+
+
+def test_a_write_that_is_interrupted_leaves_what_was_there(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'values.json'
+  files.write_json(path, 1)
+
+  def interrupted(self, text):
+    with open(self, 'w') as file:
+      file.write(text[:1])
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(pathlib.Path, 'write_text', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    files.write_json(path, {'a': 2})
+  assert path.read_text() == '1\n'

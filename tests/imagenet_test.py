@@ -255,7 +255,15 @@ def test_an_archive_without_some_classes_is_named(tmp_path):
   assert imagenet.class_names()[-2] in str(error.value)
 
 
-@pytest.mark.parametrize('name', ['dog.JPEG', 'ILSVRC2012_val_00050001.JPEG'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'dog.JPEG',
+    'ILSVRC2012_val_00000000.JPEG',
+    'ILSVRC2012_val_00050001.JPEG',
+    'ILSVRC2012_val_00000001.JPEG.png',
+  ],
+)
 def test_a_foreign_validation_image_is_named(tmp_path, name):
   write_archives(tmp_path, per_class=1, validation=[name])
   with pytest.raises(ValueError, match=name):
@@ -274,3 +282,76 @@ def test_an_incomplete_imagenet_is_remarked_upon(archives, caplog):
   assert 'train has 2000 images; the whole of ILSVRC-2012 has 1281167.' in (
     caplog.messages
   )
+
+
+def test_an_archive_is_opened_once(archives):
+  train = sources.open_source(f'imagenet:{archives}').splits['train']
+  train[0].read()
+  before = len(os.listdir('/dev/fd'))
+  for i in range(20):
+    train[i].read()
+  assert len(os.listdir('/dev/fd')) == before
+
+
+def _tree(root, names):
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b'')
+
+
+ALL = [f'train/{name}/1.JPEG' for name in imagenet.class_names()]
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    (ALL[:-1] + ['val/' + VALIDATION[0]], 'train lacks 1 of 1,000 classes'),
+    (
+      ALL + ['train/dog/1.JPEG', 'val/' + VALIDATION[0]],
+      'train/dog is no class of',
+    ),
+    (ALL + ['val/.hidden'], 'val holds no image'),
+    (ALL + ['val/dog.JPEG'], 'dog.JPEG is no validation image'),
+  ],
+  ids=['lacks_class', 'foreign_class', 'empty', 'foreign_image'],
+)
+def test_a_tree_that_is_not_imagenet_is_named(tmp_path, names, message):
+  _tree(tmp_path, names)
+  with pytest.raises(ValueError, match=message):
+    sources.open_source(f'imagenet:{tmp_path}')
+
+
+def test_hidden_files_of_a_tree_are_passed_over(tmp_path):
+  hidden = ['train/.git/x', f'train/{FIRST_CLASS}/.DS_Store', 'val/.DS_Store']
+  _tree(tmp_path, ALL + hidden + ['val/' + VALIDATION[0]])
+  splits = sources.open_source(f'imagenet:{tmp_path}').splits
+  assert {split: len(e) for split, e in splits.items()} == {
+    'train': 1000,
+    'validation': 1,
+  }
+
+
+def test_an_empty_archive_is_named(tmp_path):
+  write_archives(tmp_path, per_class=1, validation=[])
+  with pytest.raises(ValueError, match='img_val.tar holds no image'):
+    sources.open_source(f'imagenet:{tmp_path}')
+
+
+def test_a_class_that_is_none_is_named(tmp_path):
+  write_archives(tmp_path, [*imagenet.class_names(), 'n99999999'], per_class=1)
+  with pytest.raises(ValueError, match='n99999999.tar, which is no class'):
+    sources.open_source(f'imagenet:{tmp_path}')
+
+
+def test_a_name_too_long_for_the_index_is_refused_not_cut(tmp_path):
+  write_archives(
+    tmp_path, per_class=1, validation=['a' * 60 + '/' + VALIDATION[0]]
+  )
+  with pytest.raises(ValueError, match='not the archive of image-net.org'):
+    sources.open_source(f'imagenet:{tmp_path}')
+
+
+def test_an_archive_is_indexed_without_an_object_for_each_member(archives):
+  with tarfile.open(archives / imagenet.VALIDATION_TAR) as archive:
+    for _ in imagenet._plain_files(archive):
+      assert len(archive.members) <= 1

@@ -192,3 +192,70 @@ def test_an_image_of_another_size_is_refused(kind, shape):
   encoded = _bytes(Image.fromarray(np.zeros((*shape, 3), np.uint8)), kind)
   with pytest.raises(ValueError):
     images.decode(encoded, out)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_every_exif_orientation_is_undone(orientation):
+  upright = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+  )
+  # How a camera stores it that is held so (CIPA DC-008): row 0 and column 0
+  # of what is stored are these sides of what is seen.
+  rows, columns = {
+    1: ('top', 'left'),
+    2: ('top', 'right'),
+    3: ('bottom', 'right'),
+    4: ('bottom', 'left'),
+    5: ('left', 'top'),
+    6: ('right', 'top'),
+    7: ('right', 'bottom'),
+    8: ('left', 'bottom'),
+  }[orientation]
+  stored = np.asarray(upright)
+  if 'right' in (rows, columns):
+    stored = stored[:, ::-1]
+  if 'bottom' in (rows, columns):
+    stored = stored[::-1]
+  if rows in ('left', 'right'):
+    stored = stored.transpose(1, 0, 2)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  buffer = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(stored)).save(buffer, 'PNG', exif=exif)
+  _, pixels = images.encode(buffer.getvalue(), 8, 95)
+  np.testing.assert_array_equal(pixels, np.asarray(upright))
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded():
+  # Beyond our bound, within Pillow's own.
+  buffer = io.BytesIO()
+  Image.new('1', (10_000, 10_000)).save(buffer, 'PNG')
+  with pytest.raises(ValueError, match='10000 x 10000 pixels are too many'):
+    images.encode(buffer.getvalue(), 8, 95)
+
+
+@pytest.mark.parametrize('value', [-1, 65536])
+def test_integers_beyond_16_bits_are_refused(value):
+  buffer = io.BytesIO()
+  Image.fromarray(np.full((9, 9), value, np.int32)).save(buffer, 'TIFF')
+  with pytest.raises(ValueError, match='no known range'):
+    images.encode(buffer.getvalue(), 8, 95)
+
+
+def test_a_damaged_jpeg_that_pillow_forgives_is_stored_anew():
+  encoded = bytearray(_bytes(Image.fromarray(_random(120, 120, 3)), 'JPEG'))
+  encoded[len(encoded) // 2 + 5] = 0
+  out = np.empty((120, 120, 3), np.uint8)
+  with pytest.raises(ValueError, match='Corrupt JPEG data'):
+    images.decode(bytes(encoded), out)
+  stored, pixels = images.encode(bytes(encoded), 120, 95)
+  images.decode(stored, out)
+  # JPEG of noise: what is meant is that it is no other picture.
+  assert np.abs(out.astype(int) - pixels).mean() < 30
+
+
+def test_no_colour_profile_is_stored():
+  encoded = _bytes(
+    Image.new('RGB', (20, 20)), 'JPEG', icc_profile=bytes(_random(9999))
+  )
+  assert len(images.encode(encoded, 20, 95)[0]) < 999

@@ -323,7 +323,7 @@ def test_check_dataset_reports_all_mismatches_at_once(dataset):
   ]
   assert 'of 8 pixels' in lines[0] and '--size=256' in lines[0]
   assert 'has 3 classes' in lines[1]
-  assert lines[2].endswith('it has train, validation')
+  assert lines[2].endswith('one of its splits train, validation')
   assert all(str(dataset.path) in line for line in lines)
 
 

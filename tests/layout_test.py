@@ -33,6 +33,7 @@ ORDER = [
   'predictions',
   'run',
   'prepare',
+  'workers',
   'shards',
   'sources',
   'imagenet',
@@ -87,7 +88,7 @@ WALLS = {
 PARTS = {
   'jax.distributed': ['processes'],
   'multihost_utils': ['metrics', 'processes'],
-  'os._exit': ['prepare', 'processes'],
+  'os._exit': ['processes', 'workers'],
   'sys.exit': ['command', 'evaluate', 'main', 'prepare'],
 }
 

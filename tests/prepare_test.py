@@ -4,6 +4,9 @@ The oracles are images painted by hand, Pillow's own resize and crop, NumPy
 over the source images, and the uninterrupted preparation.
 """
 
+import concurrent.futures
+import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -18,16 +21,21 @@ import sys
 import time
 import zlib
 
+from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 from PIL import Image
 import psutil
 import pytest
+import tensorflow_datasets as tfds
 
+from alexnet_jax import examples
 from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
 from alexnet_jax import shards
+from alexnet_jax import sources
+from alexnet_jax import workers
 
 SIZE = 8
 
@@ -115,8 +123,8 @@ def test_many_processes_leave_no_trace(
 ):
   bad = _add_bad_images(tmp_path)
   trees = []
-  for workers in (1, 2):
-    out = _prepare(source, tmp_path / str(workers), workers=workers, max_bad=2)
+  for number in (1, 2):
+    out = _prepare(source, tmp_path / str(number), workers=number, max_bad=2)
     trees.append(_tree(out))
   assert trees[0] == trees[1]
   record = json.loads(trees[0]['preparation.json'])
@@ -265,7 +273,7 @@ def test_a_killed_worker_is_one_error_and_the_rest_is_kept(
 ):
   uninterrupted = _prepare(source, tmp_path / 'once', workers=1)
   with monkeypatch.context() as patch:
-    patch.setattr(prepare, '_write_in_worker', _die)
+    patch.setattr(workers, '_write', _die)
     with pytest.raises(
       RuntimeError, match='killed, perhaps for want of memory'
     ):
@@ -288,7 +296,9 @@ def _start_until_a_shard_is_there(root):
   """The command on two processes of its own, half-way; and these two."""
   flags = [f'--source=folder:{root}/photos', '--name=set', f'--data_dir={root}']
   command = [sys.executable, '-c', _PREPARE, *flags, '--workers=2', '--size=8']
-  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    command, stderr=subprocess.PIPE, text=True, start_new_session=True
+  )
   work = root / 'set/1.0.0.incomplete'
   whole = lambda: set(work.glob('*.array_record-*')) - set(work.glob('*.tmp'))
   before = whole()
@@ -296,9 +306,9 @@ def _start_until_a_shard_is_there(root):
     assert process.poll() is None, process.stderr.read()
     time.sleep(0.01)
   children = psutil.Process(process.pid).children()
-  workers = [p for p in children if 'spawn_main' in ' '.join(p.cmdline())]
-  assert len(workers) == 2
-  return process, workers
+  children = [p for p in children if 'spawn_main' in ' '.join(p.cmdline())]
+  assert len(children) == 2
+  return process, children
 
 
 def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
@@ -311,16 +321,20 @@ def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
     folder.mkdir(parents=True)
     for i in range(count):
       (folder / f'{i:02d}.jpg').symlink_to(photograph)
-  for number, line in (
-    (signal.SIGINT, 'interrupted; the same command continues'),
-    (signal.SIGKILL, ''),
-  ):
-    process, workers = _start_until_a_shard_is_there(tmp_path)
-    process.send_signal(number)
+  for number in (signal.SIGINT, signal.SIGKILL):
+    process, children = _start_until_a_shard_is_there(tmp_path)
+    if number == signal.SIGINT:  # Of a terminal: all processes get it.
+      os.killpg(process.pid, number)
+    else:
+      process.kill()
     # Ctrl-C waits for the images at hand; of a kill the workers learn at once.
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=10)[1]
     assert process.wait(10) in (1, -number)
-    assert process.stderr.read().strip().endswith(line)
+    lines = process.stderr.read().split('\n')
+    if number == signal.SIGINT:  # No traceback of a worker.
+      assert [x for x in lines if x] == [
+        'interrupted; the same command continues'
+      ]
     process.stderr.close()
   assert not (tmp_path / 'set/1.0.0').exists()
   monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', 10)
@@ -341,12 +355,19 @@ def test_a_name_is_given_to_what_is_on_the_disk(
     fsync(descriptor)
 
   def checking_replace(old, new):
-    old = pathlib.Path(old)
+    old, new = pathlib.Path(old), pathlib.Path(new)
     parts = old.iterdir() if old.is_dir() else [old]
+    if new.name == prepare.RECORD_FILE:  # Says that all is there.
+      parts = {*old.parent.iterdir()} - {old.with_name(prepare.PLAN_FILE)}
+      assert {'statistics.npz', 'dataset_info.json', 'features.json'} <= {
+        path.name for path in parts
+      }
     assert {str(part) for part in parts} <= synced
+    if 'array_record' in new.name:
+      assert f'{new}.sums.npz' in synced
     if old.name.endswith('.tmp'):
       synced.add(str(new))
-    named.append(pathlib.Path(new).name)
+    named.append(new.name)
     replace(old, new)
 
   monkeypatch.setattr(os, 'fsync', noting_fsync)
@@ -621,3 +642,291 @@ def test_the_command_ends_with_one_line_for_an_error(tmp_path):
   (line,) = result.stderr.splitlines()
   assert line.startswith(f'FileNotFoundError: no folder {tmp_path}/train;')
   assert not (tmp_path / 'data').exists()
+
+
+def _shard(tmp_path, contents, size=SIZE):
+  """A shard to be written, of files of these contents."""
+  for i, content in enumerate(contents):
+    (tmp_path / f'{i}.png').write_bytes(content)
+  names = [f'{i}.png' for i in range(len(contents))]
+  return shards.Shard(
+    'train',
+    tmp_path / 'shard',
+    examples.Files(tmp_path, names, [0] * len(names)),
+    size,
+    95,
+  )
+
+
+def test_what_a_shard_adds_up_to(tmp_path):
+  pixels = np.random.default_rng(0).integers(200, 256, (3, 97, 97, 3), np.uint8)
+  contents = [_saved(Image.fromarray(p), 'PNG') for p in pixels]
+  calls = []
+  shard = _shard(tmp_path, [*contents, b'no image'], size=97)
+  found = shards.write(shard, 1, lambda: calls.append(1))
+  assert len(calls) == 4  # The unreadable one too.
+  assert found['count'] == 3 and len(found['skipped']) == 1
+  exact = pixels.astype(np.int64)
+  np.testing.assert_array_equal(found['pixel_sum'], exact.sum(0))
+  # Beyond the integers of float32.
+  rgb = exact.reshape(-1, 3)
+  np.testing.assert_array_equal(found['product_sum'], rgb.T @ rgb)
+  reader = ArrayRecordReader(str(shard.path))
+  assert found['num_bytes'] == sum(map(len, reader.read_all()))
+  options = reader.writer_options_string()
+  # One record is read without its neighbours, and not compressed twice.
+  assert 'group_size:1,' in options and 'uncompressed' in options
+
+
+def test_any_error_of_a_decoder_is_one_image_skipped(
+  tmp_path, source, monkeypatch
+):
+  encode = images.encode
+  errors = iter([struct.error('odd'), KeyError('odd'), ZeroDivisionError()])
+
+  def failing(*args):
+    for error in errors:
+      raise error
+    return encode(*args)
+
+  monkeypatch.setattr(images, 'encode', failing)
+  path = _prepare(source, tmp_path, max_bad=3)
+  skipped = json.loads((path / 'preparation.json').read_text())['skipped']
+  assert [line.split(': ')[1] for line in skipped] == [
+    'error',
+    'KeyError',
+    'ZeroDivisionError',
+  ]
+
+
+def test_file_names_are_kept_in_any_script(tmp_path, source):
+  old = tmp_path / 'images/train/class0/00.png'
+  old.rename(old.with_name('été 漢字.png'))
+  path = _prepare(source, tmp_path)
+  data = tfds.builder_from_directory(path).as_data_source('train')
+  names = [example['file_name'].decode() for example in data]
+  assert 'train/class0/été 漢字.png' in names
+
+
+def test_what_was_begun_by_another_encoder_is_refused(
+  tmp_path, source, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path)
+  monkeypatch.setattr(images, 'ENCODER', 'another')
+  with pytest.raises(
+    ValueError, match="encoder 'Pillow .* there, 'another' here"
+  ):
+    _prepare(source, tmp_path)
+
+
+def test_what_only_lacks_its_name_is_still_that_of_other_arguments(
+  tmp_path, source, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    replace = os.replace
+
+    def interrupted(old, new):
+      if old.is_dir():
+        raise KeyboardInterrupt
+      replace(old, new)
+
+    patch.setattr(os, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path)
+  with pytest.raises(ValueError, match='seed 0 there, 1 here'):
+    _prepare(source, tmp_path, seed=1)
+
+
+def test_a_finished_preparation_does_not_want_its_source(tmp_path, source):
+  path = _prepare(source, tmp_path)
+  (tmp_path / 'images').rename(tmp_path / 'elsewhere')
+  assert _prepare(source, tmp_path) == path
+
+
+def test_the_seed_orders_the_examples(tmp_path, source):
+  names = []
+  for seed in (0, 1):
+    path = _prepare(source, tmp_path / str(seed), seed=seed)
+    data = tfds.builder_from_directory(path).as_data_source('train')
+    names.append([example['file_name'] for example in data])
+  assert names[0] != names[1] and sorted(names[0]) == sorted(names[1])
+
+
+def test_skipped_images_and_classes_tell_data_sets_apart(tmp_path, source):
+  fingerprints = []
+  for folder in ('a', 'skipped', 'class'):
+    _prepare(source, tmp_path / folder)
+    dataset = input_pipeline.open_dataset(tmp_path / folder, 'set')
+    fingerprints.append(dataset.fingerprint)
+    if folder == 'a':
+      (tmp_path / 'images/val/class0/10.png').write_text('no image')
+    elif folder == 'skipped':
+      for part in ('train', 'val'):
+        (tmp_path / 'images' / part / 'class1').rename(
+          tmp_path / 'images' / part / 'other'
+        )
+  assert len(set(fingerprints)) == 3
+
+
+def test_a_set_says_what_it_holds(tmp_path, source):
+  path = _prepare(source, tmp_path)
+  record = json.loads((path / prepare.RECORD_FILE).read_text())
+  assert record['source'] == source
+  assert (
+    record['examples'] == record['stored'] == {'train': 10, 'validation': 3}
+  )
+  info = tfds.builder_from_directory(path).info
+  assert info.description == 'Images of images/.'
+  assert info.splits['train'].num_bytes > 10 * SIZE
+
+
+def test_an_index_is_kept_between_kills_and_not_after(
+  tmp_path, source, monkeypatch
+):
+  seen = []
+  open_source = sources.open_source
+
+  def with_index(spec, index=None):
+    seen.append(index)
+    return dataclasses.replace(open_source(spec), index={'rows': np.arange(3)})
+
+  monkeypatch.setattr(sources, 'open_source', with_index)
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path)
+  work = tmp_path / 'set/1.0.0.incomplete'
+  whole = (work / prepare.INDEX_FILE).read_bytes()
+  (work / prepare.INDEX_FILE).write_bytes(whole[:-20])  # By a kill.
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path)
+  (work / prepare.INDEX_FILE).write_bytes(whole)
+  out = _prepare(source, tmp_path)
+  assert seen[:2] == [None, None]
+  assert seen[2]['rows'].tolist() == [0, 1, 2]
+  assert not (out / prepare.INDEX_FILE).exists()
+
+
+def test_one_worker_is_this_process(
+  tmp_path, source, in_processes, monkeypatch
+):
+  monkeypatch.setattr(prepare, '_write_in_processes', None)
+  _prepare(source, tmp_path, workers=1)
+
+
+def test_a_shard_is_sent_without_the_rest_of_its_split(
+  tmp_path, source, small_shards, in_processes, monkeypatch
+):
+  sent = []
+
+  class Pool(concurrent.futures.ThreadPoolExecutor):
+    def __init__(self, number, context, initializer, arguments):
+      super().__init__(1)
+      workers._encoded, workers._stop = arguments
+
+    def submit(self, function, shard, max_bad):
+      sent.append(shard.examples)
+      return super().submit(function, shard, max_bad)
+
+  monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Pool)
+  monkeypatch.setattr(workers, '_encoded', None, raising=False)
+  monkeypatch.setattr(workers, '_stop', None, raising=False)
+  _prepare(source, tmp_path, workers=2)
+  assert [type(e) for e in sent] == [list] * 5
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_the_bar_ends_at_the_whole_after_an_interruption(
+  tmp_path, source, small_shards, in_processes, monkeypatch, number
+):
+  with monkeypatch.context() as patch:
+    _interrupt(patch, after=7)
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(source, tmp_path, workers=1)
+  bars, tqdm = [], prepare.tqdm.tqdm
+
+  def noted(**options):
+    bars.append(tqdm(**options | {'disable': False}))
+    return bars[0]
+
+  monkeypatch.setattr(prepare.tqdm, 'tqdm', noted)
+  _prepare(source, tmp_path, workers=number)
+  assert bars[0].n == bars[0].total == 13
+
+
+def test_other_pixels_under_the_same_names_tell_data_sets_apart(
+  tmp_path, source
+):
+  fingerprints = set()
+  for folder in ('a', 'b'):
+    _prepare(source, tmp_path / folder)
+    dataset = input_pipeline.open_dataset(tmp_path / folder, 'set')
+    fingerprints.add(dataset.fingerprint)
+    path = tmp_path / 'images/train/class0/00.png'
+    Image.new('RGB', (SIZE, SIZE)).save(path)
+  assert len(fingerprints) == 2
+
+
+def test_want_of_memory_is_no_fault_of_an_image(tmp_path, source, monkeypatch):
+  def no_memory(*_):
+    raise MemoryError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(images, 'encode', no_memory)
+    with pytest.raises(MemoryError):
+      _prepare(source, tmp_path, max_bad=99)
+  _prepare(source, tmp_path, max_bad=0)
+
+
+def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, source):
+  folder = os.fsencode(tmp_path / 'images/val/class0')
+  os.rename(folder + b'/10.png', folder + b'/caf\xe9.png')
+  (pathlib.Path(os.fsdecode(folder)) / os.fsdecode(b'bad\xe9.png')).write_text(
+    'x'
+  )
+  path = _prepare(source, tmp_path, max_bad=1)
+  (line,) = json.loads((path / 'preparation.json').read_text())['skipped']
+  assert line.startswith(r'val/class0/bad\udce9.png: ')
+  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  assert dataset.num_examples['validation'] == 3
+
+
+def test_a_want_of_file_descriptors_is_no_fault_of_an_image(
+  tmp_path, source, monkeypatch
+):
+  def too_many(*_):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  monkeypatch.setattr(images, 'encode', too_many)
+  with pytest.raises(OSError, match='Too many open files'):
+    _prepare(source, tmp_path, max_bad=99)
+
+
+def test_a_relative_source_is_another_one_in_another_folder(
+  tmp_path, monkeypatch
+):
+  for folder, count in (('a', 4), ('b', 5)):
+    _write_source(tmp_path / folder / 'images', train=count)
+  monkeypatch.chdir(tmp_path / 'a')
+  path = _prepare('folder:images', tmp_path)
+  assert _prepare('folder:images/', tmp_path) == path
+  monkeypatch.chdir(tmp_path / 'b')
+  with pytest.raises(ValueError, match='a/images. there, .*b/images. here'):
+    _prepare('folder:images', tmp_path)
+
+
+def test_a_folder_that_is_no_preparation_is_named(tmp_path, source):
+  (tmp_path / 'set/1.0.0').mkdir(parents=True)
+  with pytest.raises(ValueError, match=f'{tmp_path}/set/1.0.0 was not made by'):
+    _prepare(source, tmp_path)
+
+
+def test_a_finished_preparation_needs_no_lock(tmp_path, source):
+  path = _prepare(source, tmp_path)
+  with files.locked(tmp_path / 'set'):
+    assert _prepare(source, tmp_path) == path

@@ -146,3 +146,25 @@ def test_an_unknown_source_is_refused_with_the_known_ones(spec):
     f"--source={spec} is not a source; use 'digits', 'folder:DIR',"
     " 'imagenet:DIR' or 'tfds:NAME[:VERSION]'"
   )
+
+
+def test_a_digest_is_that_of_names_labels_and_splits(tmp_path):
+  def digest(**splits):
+    return examples.digest(
+      {
+        s: examples.Files(tmp_path, *zip(*e, strict=True))
+        for s, e in splits.items()
+      }
+    )
+
+  cat, dog = ('1.png', 0), ('2.png', 1)
+  digests = [
+    digest(train=[cat], validation=[dog]),
+    digest(train=[dog], validation=[cat]),
+    digest(train=[cat], test=[dog]),
+    digest(train=[cat, dog]),
+    digest(train=[('1.png', 1)], validation=[dog]),
+    digest(train=[('3.png', 0)], validation=[dog]),
+  ]
+  assert len(set(digests)) == len(digests)
+  assert digest(train=[cat], validation=[dog]) == digests[0]

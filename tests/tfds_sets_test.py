@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import struct
+import types
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
@@ -13,6 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import sources
+from alexnet_jax import tfds_sets
 
 FEATURES = {
   'image': tfds.features.Image(shape=(None, None, 3)),
@@ -152,7 +154,9 @@ def test_a_split_without_labels_is_left_out(tfds_dir, caplog):
   label = lambda split, i: -1 if split == 'test' else 0
   write_set(tfds_dir, 'array_record', labels=label)
   assert list(sources.open_source('tfds:pets').splits) == ['train']
-  assert caplog.messages == ['pets: split test has no labels, and is left out.']
+  assert caplog.messages == [
+    'pets: split test has no examples or no labels, and is left out.'
+  ]
 
 
 def test_a_set_that_is_not_there_says_how_to_prepare_it(tfds_dir, monkeypatch):
@@ -247,3 +251,71 @@ def test_a_set_that_is_not_there_is_prepared_by_tfds_itself(tfds_dir):
   assert source.class_names == ('cat', 'dog', 'owl')
   found = [(grey, label) for grey, label, _ in values(source.splits['train'])]
   assert sorted(found) == [(0, 0), (60, 1), (120, 2), (180, 0)]
+
+
+def test_pixels_of_16_bits_are_refused(tfds_dir):
+  image = tfds.features.Image(
+    shape=(None, None, 1), dtype=np.uint16, encoding_format='png'
+  )
+  write_set(tfds_dir, 'array_record', features=FEATURES | {'image': image})
+  with pytest.raises(ValueError, match="needs an 8-bit image 'image'"):
+    sources.open_source('tfds:pets')
+
+
+def test_a_set_that_is_no_dictionary_is_refused(tfds_dir, monkeypatch):
+  write_set(tfds_dir, 'array_record')
+  info = types.SimpleNamespace(features=tfds.features.Text())
+  builder = types.SimpleNamespace(info=info)
+  monkeypatch.setattr(tfds_sets, '_builder', lambda _: builder)
+  with pytest.raises(ValueError, match='but has other features'):
+    sources.open_source('tfds:pets')
+
+
+def test_a_tfrecord_file_of_too_few_records_is_named(tfds_dir):
+  folder = write_set(tfds_dir, 'tfrecord')
+  records = [record(0, FEATURES, 0)] * 2
+  write_records(
+    folder / 'pets-train.tfrecord-00000-of-00002', records, 'tfrecord'
+  )
+  with pytest.raises(ValueError, match='split train has 4 records, not 5'):
+    sources.open_source('tfds:pets')
+
+
+def test_a_tfrecord_file_cut_within_a_length_is_named(tfds_dir):
+  folder = write_set(tfds_dir, 'tfrecord')
+  file = folder / 'pets-train.tfrecord-00001-of-00002'
+  file.write_bytes(file.read_bytes() + bytes(3))
+  with pytest.raises(ValueError, match=f'{file} is cut short'):
+    sources.open_source('tfds:pets')
+
+
+def test_a_split_without_examples_is_left_out(tfds_dir):
+  write_set(tfds_dir, 'tfrecord', lengths={'train': [2], 'test': [0]})
+  assert list(sources.open_source('tfds:pets').splits) == ['train']
+
+
+def test_an_array_record_file_with_damage_is_one_error(tfds_dir):
+  folder = write_set(tfds_dir, 'array_record')
+  file = folder / 'pets-train.array_record-00000-of-00002'
+  content = bytearray(file.read_bytes())
+  content[:200] = bytes(200)
+  file.write_bytes(content)
+  with pytest.raises(ValueError, match=f'{file} has a damaged record'):
+    sources.open_source('tfds:pets')
+
+
+def test_the_digest_tells_files_of_other_sizes_apart(tfds_dir):
+  folder = write_set(tfds_dir, 'tfrecord')
+  first = sources.open_source('tfds:pets').digest
+  records = [
+    record(i + 100, FEATURES, 0) + record(i, FEATURES, 1) for i in range(3)
+  ]
+  write_records(
+    folder / 'pets-train.tfrecord-00000-of-00002', records, 'tfrecord'
+  )
+  assert sources.open_source('tfds:pets').digest != first
+
+
+def test_a_set_without_a_description_is_called_by_its_name(tfds_dir):
+  write_set(tfds_dir, 'array_record')
+  assert sources.open_source('tfds:pets').description == 'pets/1.0.0 of tfds.'

@@ -1,0 +1,101 @@
+r"""Host memory of the input pipeline, over ten times more data.
+
+    python -m benchmarks.memory --folder=DIR [--number=2000] [--check]
+
+DIR holds photographs, which are taken in turn: `number` of them, and ten times
+as many, are prepared at 256 pixels. A process of its own then reads one epoch of
+each in batches of 128 and says what its memory was at most. `--check` asks for
+at most a tenth more with the larger set.
+"""
+
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl import app
+from absl import flags
+
+from alexnet_jax import input_pipeline
+from alexnet_jax import prepare
+from benchmarks import report
+
+BAR = 1.1
+BATCH = 128
+
+
+def make_folder(root: pathlib.Path, paths: list[pathlib.Path], number: int):
+  """A source of `number` images, which are links to `paths` in turn."""
+  for part, count in (('train', number), ('val', 1)):
+    (root / part / 'class').mkdir(parents=True)
+    for i, path in zip(range(count), itertools.cycle(paths)):
+      os.symlink(path, root / part / 'class' / f'{i:07d}{path.suffix}')
+
+
+def photographs(folder: str) -> list[pathlib.Path]:
+  """The JPEGs below a folder; ends the command where there are none."""
+  paths = sorted(pathlib.Path(folder).resolve().rglob('*.*'))
+  paths = [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
+  if not paths:
+    sys.exit(f'--folder={folder} holds no JPEG')
+  return paths
+
+
+def _read_epoch(data_dir):
+  dataset = input_pipeline.open_dataset(data_dir, 'set')
+  steps = dataset.num_examples['train'] // BATCH
+  batches = input_pipeline.train_batches(
+    dataset, 'train', batch_size=BATCH, seed=0, start_step=0
+  )
+  for _ in itertools.islice(batches, steps):
+    pass
+  batches.close()
+  print(report.peak_bytes())
+
+
+def peak_bytes(paths: list[pathlib.Path], number: int) -> int:
+  """Of a process that reads one epoch of `number` images."""
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    make_folder(root / 'photographs', paths, number)
+    prepare.prepare(f'folder:{root}/photographs', 'set', root)
+    command = [sys.executable, '-m', 'benchmarks.memory', '--epoch', folder]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+  return int(done.stdout.split()[-1])
+
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
+  flags.DEFINE_bool('quick', False, 'A tenth of the images.')
+  flags.DEFINE_bool('check', False, f'Fail above {BAR}.')
+  flags.DEFINE_integer('number', 2000, 'Images of the smaller set.')
+  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
+
+
+def main(_) -> None:
+  paths = photographs(FLAGS.folder)
+  number = FLAGS.number // 10 if FLAGS.quick else FLAGS.number
+  peaks = {n: peak_bytes(paths, n) for n in (number, 10 * number)}
+  for n, peak in peaks.items():
+    print(f'{n:8} images: at most {peak / 2**20:.0f} MiB')
+  ratio = peaks[10 * number] / peaks[number]
+  print('seed of the order: 0')
+  report.print_environment()
+  report.write(FLAGS.output, {'peak_bytes': peaks, 'ratio': ratio})
+  print(f'ten times the images / these {ratio:.3f}, bar {BAR}')
+  if FLAGS.check and ratio > BAR:
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  if sys.argv[1:2] == ['--epoch']:  # For `peak_bytes`.
+    _read_epoch(sys.argv[2])
+    sys.exit()
+  define_flags()
+  app.run(main)
