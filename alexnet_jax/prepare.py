@@ -39,6 +39,7 @@ from alexnet_jax import examples as examples_lib
 from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
+from alexnet_jax import processes
 from alexnet_jax import shards
 from alexnet_jax import sources
 from alexnet_jax import workers as workers_lib
@@ -114,7 +115,7 @@ def prepare(
     }
     _begin(work, plan, source.index)
     if not (work / RECORD_FILE).exists():
-      number = workers or workers_lib.number_of_cores()
+      number = workers or processes.number_of_cores()
       _write(work, name, source, plan, max_bad, number)
     # Also what kills have left of shards.
     for pattern in ('*.sums.npz', '*.tmp', INDEX_FILE, PLAN_FILE):

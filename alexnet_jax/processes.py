@@ -30,6 +30,13 @@ HEARTBEAT_SECONDS = 30
 _joined = False  # By this process, in `start`.
 
 
+def number_of_cores() -> int:
+  """That this process may use: on a cluster perhaps not all of its host."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def start(
   coordinator_address: str | None,
   num_processes: int | None,

@@ -19,15 +19,6 @@ import threadpoolctl
 from alexnet_jax import shards
 
 
-def number_of_cores() -> int:
-  """That this process may use."""
-  if hasattr(
-    os, 'sched_getaffinity'
-  ):  # Not all of the machine's, on a cluster.
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def write_all(
   todo: Sequence[shards.Shard],
   may_skip: int,

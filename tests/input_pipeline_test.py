@@ -211,31 +211,31 @@ def test_some_rows_of_evaluation_are_those_of_the_whole_batches(
 def test_only_the_rows_asked_for_are_read_and_decoded(dataset, monkeypatch):
   builder = tfds.builder_from_directory(dataset.path)
   source = type(builder.as_data_source('validation'))
-  read, decode = source.__getitems__, images.decode
+  read, decode = source.__getitem__, images.decode
   reads, decodes = [], []
 
-  def count_read(self, numbers):
-    reads.append(list(numbers))
-    return read(self, numbers)
+  def count_read(self, number):
+    reads.append(number)
+    return read(self, number)
 
   def count_decode(encoded, out):
     decode(encoded, out)
     decodes.append(int(out[0, 0, 0]))
 
-  monkeypatch.setattr(source, '__getitems__', count_read)
+  monkeypatch.setattr(source, '__getitem__', count_read)
   monkeypatch.setattr(images, 'decode', count_decode)
   batches = input_pipeline.eval_batches(
     dataset, 'validation', batch_size=4, rows=np.array([1, 3])
   )
   found = list(batches)
-  assert reads == [[1, 3], [5, 7], [9]]  # In stored order, of 10.
+  assert sorted(reads) == [1, 3, 5, 7, 9]  # Of 10.
   real = np.concatenate([batch['image'][batch['mask']] for batch in found])
   assert sorted(decodes) == sorted(real[:, 0, 0, 0].tolist())
   reads.clear()
   decodes.clear()
   _take(dataset, 3, rows=np.array([1, 3]))
-  assert {len(numbers) for numbers in reads} == {2}
-  assert 6 <= len(decodes) <= 2 * len(reads)  # And what was read ahead.
+  # Three batches and the few that were read ahead, half of their rows.
+  assert 6 <= len(decodes) <= len(reads) <= 2 * (3 + 4)
 
 
 def test_open_dataset_reads_the_facts(dataset):
