@@ -1,34 +1,11 @@
-"""What main and evaluate share as commands.
-
-A user's mistake is one line, not a traceback; what XLA has compiled once is kept
-for the next command.
-"""
+"""What main and evaluate share as commands: a user's mistake is one line, not a traceback."""
 
 from collections.abc import Iterator
 import contextlib
 import logging
-import os
-import pathlib
 import sys
 
 from absl import logging as absl_logging
-import jax
-
-# Default, description: of the flag --compilation_cache_dir.
-CACHE_DIR = (
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', '~/.cache/alexnet_jax/xla'),
-  'Folder of compiled programs, kept for later commands; empty for none.',
-)
-
-
-def keep_compilations(folder: str) -> None:
-  """Has JAX keep what it compiles in `folder`; nowhere if it is empty."""
-  if not folder:
-    return
-  path = pathlib.Path(folder).expanduser()
-  jax.config.update('jax_compilation_cache_dir', str(path))
-  # Creating the state is many small programs.
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 @contextlib.contextmanager

@@ -31,11 +31,11 @@ import numpy as np
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import command
+from alexnet_jax import compilation
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
-from alexnet_jax import model
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import processes
 from alexnet_jax import run as run_lib
@@ -98,7 +98,7 @@ def make_eval_step(
     sharded = towers.shard(local_step, mesh, specs, out_specs)
     return sharded(params, batch, mean_image, offsets)
 
-  return jax.jit(step, compiler_options=model.compiler_options())
+  return jax.jit(step, compiler_options=compilation.network_options())
 
 
 def evaluate(
@@ -425,14 +425,14 @@ def define_flags() -> None:
   )
   flags.DEFINE_string('split', None, 'Instead of the one in each config.')
   flags.DEFINE_string('data_dir', None, 'Instead of the one in each config.')
-  flags.DEFINE_string('compilation_cache_dir', *command.CACHE_DIR)
+  flags.DEFINE_string('compilation_cache_dir', *compilation.CACHE_DIR)
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     sys.exit(f'{argv[1]} is not a flag; folders are separated by commas')
   with command.one_line_errors('finished predictions are kept'):
-    command.keep_compilations(FLAGS.compilation_cache_dir)
+    compilation.keep(FLAGS.compilation_cache_dir)
     evaluate_ensemble(
       FLAGS.workdirs,
       FLAGS.checkpoint,

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import command
+from alexnet_jax import compilation
 from alexnet_jax import evaluate
 from alexnet_jax import processes
 from alexnet_jax import train
@@ -28,7 +29,7 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
 )
-CACHE_DIR = flags.DEFINE_string('compilation_cache_dir', *command.CACHE_DIR)
+CACHE_DIR = flags.DEFINE_string('compilation_cache_dir', *compilation.CACHE_DIR)
 CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
 )
@@ -69,7 +70,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(_) -> None:
   again = 'the same command continues at its checkpoint'
   with processes.end_together(), command.one_line_errors(again):
-    command.keep_compilations(CACHE_DIR.value)
+    compilation.keep(CACHE_DIR.value)
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     processes.check_same(
       {'--mode': MODE.value, '--checkpoint': CHECKPOINT.value}

@@ -422,20 +422,3 @@ class AlexNet(nn.Module):
     out = feature_map_sizes(size, *geometry)['conv1']
     hang = (out - 1) * self.conv1_stride + self.conv1_kernel - (size + 2 * pad)
     return pad, pad + hang
-
-
-def compiler_options() -> dict[str, str]:
-  """Options for `jax.jit` of this network on the backend at hand.
-
-  On CPU, XLA's default sends convolutions to YNNPACK, where they are 1.3 to 2
-  times slower than on Eigen; dots are better left there. The option is
-  experimental: a version of XLA that does not know it gets none.
-  """
-  if jax.default_backend() != 'cpu':
-    return {}
-  options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}
-  try:
-    jax.jit(lambda: 0, compiler_options=options).lower().compile()
-  except (jax.errors.JaxRuntimeError, ValueError):
-    return {}
-  return options

@@ -22,6 +22,7 @@ import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
+from alexnet_jax import compilation
 from alexnet_jax import config as config_lib
 from alexnet_jax import files
 from alexnet_jax import input_pipeline
@@ -185,7 +186,9 @@ def initial_state(
 
 def create_train_state(run: Run) -> TrainState:
   """The state before the first step, placed on the mesh."""
-  state = jax.jit(_creator(run))(jax.random.key(run.config.seed))
+  options = compilation.once_options()
+  create = jax.jit(_creator(run), compiler_options=options)
+  state = create(jax.random.key(run.config.seed))
   return towers.place(state, run.mesh, run.param_specs(state))
 
 

@@ -24,11 +24,11 @@ import optax
 
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
+from alexnet_jax import compilation
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
-from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import processes
 from alexnet_jax import run as run_lib
@@ -109,7 +109,7 @@ def make_train_step(
     return run_lib.TrainState(state.step + 1, params, opt_state), sums
 
   return jax.jit(
-    train_step, donate_argnums=0, compiler_options=model.compiler_options()
+    train_step, donate_argnums=0, compiler_options=compilation.network_options()
   )
 
 
@@ -420,7 +420,8 @@ def _write_start(writer, run, state, batch):
       crop_size=run.config.input.crop_size,
       flip=augmentation.flip,
       color_divide=augmentation.color_divide,
-    )
+    ),
+    compiler_options=compilation.once_options(),
   )
   views = random_views(
     jax.random.fold_in(step_key, AUGMENT),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import augment
+from alexnet_jax import compilation
 from alexnet_jax import model
 from alexnet_jax import optimizer
 
@@ -138,7 +139,7 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
     every part, in order; the last are the augmentation and the update.
   """
   counts, rows = macs(), []
-  options = model.compiler_options()
+  options = compilation.network_options()
   jit = functools.partial(jax.jit, compiler_options=options)
   for name, function, arguments in _parts(batch, dtype):
     first = name == 'conv1'  # Its input needs no gradient.

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import augment
+from alexnet_jax import compilation
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
@@ -144,7 +145,7 @@ class Variant:
     )
     net = model.AlexNet(**settings, **towers.sharing('towers', mesh))
     if plain:
-      options = model.compiler_options()
+      options = compilation.network_options()
       self._step = jax.jit(
         plain_step, donate_argnums=0, compiler_options=options
       )

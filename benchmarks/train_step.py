@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax import compilation
 from alexnet_jax import model
 from benchmarks import interleaved
 from benchmarks import layers
@@ -61,7 +62,7 @@ class Inference:
     images = jnp.zeros((batch_size, 224, 224, 3))
     params = net.init(jax.random.key(0), images[:1])['params']
     logits = lambda p, x: net.apply({'params': p}, x)
-    options = model.compiler_options()
+    options = compilation.network_options()
     self._call = jax.jit(logits, compiler_options=options)
     self._arguments = params, images
 

@@ -51,6 +51,7 @@ ORDER = [
   'towers',
   'files',
   'command',
+  'compilation',
   'processes',
 ]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import compilation
 from alexnet_jax import model
 from alexnet_jax import towers
 
@@ -553,13 +554,13 @@ def assert_loss_and_gradients_match_torch(torch, net, crop_size, options):
 def test_loss_and_gradients_match_torch(torch, config, changes, crop_size):
   net = model.AlexNet(**settings(config, **changes) | NARROW)
   is_text = config == 'paper' and not changes
-  options = model.compiler_options() if is_text else CHEAP
+  options = compilation.network_options() if is_text else CHEAP
   assert_loss_and_gradients_match_torch(torch, net, crop_size, options)
 
 
 @pytest.mark.slow  # The paper's net: 60 million float64 weights in PyTorch.
 def test_loss_and_gradients_of_the_full_net_match_torch(torch):
-  options = model.compiler_options()
+  options = compilation.network_options()
   assert_loss_and_gradients_match_torch(torch, model.AlexNet(), 224, options)
 
 
@@ -867,29 +868,3 @@ def test_gradient_holds_no_grouped_convolution():
   jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
   counts = re.findall(r'(?:feature|batch)_group_count=(\d+)', jaxpr)
   assert set(counts) == {'1'}
-
-
-@pytest.mark.parametrize(
-  'refused',
-  [
-    {'xla_cpu_no_such_option': 'LIBRARY_FUSION_TYPE_DOT'},
-    {'xla_cpu_experimental_ynn_fusion_type': 'NO_SUCH_VALUE'},
-  ],
-)
-def test_compiler_options_are_empty_where_xla_refuses(monkeypatch, refused):
-  jit = jax.jit
-  monkeypatch.setattr(
-    jax, 'jit', lambda fn, compiler_options: jit(fn, compiler_options=refused)
-  )
-  assert model.compiler_options() == {}
-
-
-def test_compiler_options_are_not_empty_where_xla_accepts(monkeypatch):
-  jit = jax.jit
-  monkeypatch.setattr(jax, 'jit', lambda fn, compiler_options: jit(fn))
-  assert model.compiler_options()
-
-
-def test_compiler_options_are_empty_off_the_cpu(monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert model.compiler_options() == {}

@@ -1,0 +1,57 @@
+r"""tf.data over JPEG files, for benchmarks.input_pipeline, which starts it.
+
+    python benchmarks/tf_data.py FOLDER THREADS BATCH
+
+Needs TensorFlow and nothing of this project, for an environment of its own.
+FOLDER holds files NUMBER_LABEL.jpg. A line 'DRAIN COUNT' on stdin has it take
+DRAIN batches and then, timed, COUNT batches; it answers with a line of JSON:
+CPU-seconds of all its threads, and seconds. The decoder is TensorFlow's own with
+its default settings, of which one is a faster and less exact transform
+(INTEGER_FAST) than that of the others.
+"""
+
+import itertools
+import json
+import pathlib
+import sys
+import time
+
+
+def batches(folder, threads, batch_size):
+  """Endless shuffled batches of images and labels, as they are usually made."""
+  import tensorflow as tf
+
+  def load(path, label):
+    return tf.io.decode_jpeg(tf.io.read_file(path), channels=3), label
+
+  paths = sorted(pathlib.Path(folder).glob('*.jpg'))
+  labels = [int(path.stem.partition('_')[2]) for path in paths]
+  data = tf.data.Dataset.from_tensor_slices(([str(p) for p in paths], labels))
+  data = data.shuffle(len(paths), seed=0).repeat()
+  data = data.map(load, num_parallel_calls=threads)
+  data = data.batch(batch_size, drop_remainder=True).prefetch(2)
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = threads
+  return iter(data.with_options(options))
+
+
+def take(source, number):
+  """Drops so many batches."""
+  for _ in itertools.islice(source, number):
+    pass
+
+
+def main(folder, threads, batch_size):
+  """Answers until stdin ends."""
+  source = batches(folder, int(threads), int(batch_size))
+  for line in sys.stdin:
+    drain, count = map(int, line.split())
+    take(source, drain)
+    cpu, wall = time.process_time(), time.perf_counter()
+    take(source, count)
+    figures = time.process_time() - cpu, time.perf_counter() - wall
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

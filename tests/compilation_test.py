@@ -1,0 +1,86 @@
+"""Options for XLA, and compiled programs that the next command finds."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import compilation
+
+PROGRAM = """
+import sys
+import jax
+from alexnet_jax import compilation
+seen = []
+jax.monitoring.register_event_listener(lambda name, **_: seen.append(name))
+compilation.keep(sys.argv[1])
+jax.jit(lambda x: 2 * x)(1.0)
+print(seen.count('/jax/compilation_cache/cache_hits'))
+"""
+
+
+def hits(folder):
+  """Programs that a process of its own has found compiled."""
+  environment = os.environ.copy()
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, folder],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=environment,
+  )
+  return int(done.stdout)
+
+
+def test_what_one_command_compiles_the_next_one_finds(tmp_path):
+  folder = tmp_path / 'not' / 'there'
+  assert hits(str(folder)) == 0
+  assert any(folder.iterdir())
+  assert hits(str(folder)) >= 1
+  assert hits('') == 0
+
+
+def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path):
+  (tmp_path / 'file').write_text('')
+  assert hits(f'{tmp_path}/file/cache') == 0
+
+
+@pytest.mark.parametrize(
+  'refused',
+  [
+    {'xla_cpu_no_such_option': 'LIBRARY_FUSION_TYPE_DOT'},
+    {'xla_cpu_experimental_ynn_fusion_type': 'NO_SUCH_VALUE'},
+  ],
+)
+def test_compiler_options_are_empty_where_xla_refuses(monkeypatch, refused):
+  jit = jax.jit
+  monkeypatch.setattr(
+    jax, 'jit', lambda fn, compiler_options: jit(fn, compiler_options=refused)
+  )
+  assert compilation.network_options() == {}
+
+
+def test_compiler_options_are_not_empty_where_xla_accepts(monkeypatch):
+  jit = jax.jit
+  monkeypatch.setattr(jax, 'jit', lambda fn, compiler_options: jit(fn))
+  assert compilation.network_options()
+
+
+def test_compiler_options_are_empty_off_the_cpu(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert compilation.network_options() == {}
+
+
+def test_what_runs_once_computes_the_same():
+  draw = lambda key: jnp.exp(
+    jax.random.normal(key, (999,)) @ jnp.ones((999, 9))
+  )
+  usual = jax.jit(draw)(jax.random.key(0))
+  once = jax.jit(draw, compiler_options=compilation.once_options())
+  # Sums of 999 in another order.
+  np.testing.assert_allclose(once(jax.random.key(0)), usual, rtol=1e-5)
