@@ -257,9 +257,8 @@ class _BatchLoader:
 
   def __init__(self, dataset: Dataset, split: str, batch_size: int, rows):
     self._rows = np.arange(batch_size) if rows is None else rows
-    self._source = tfds.builder_from_directory(dataset.path).as_data_source(
-      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
+    source = tfds.builder_from_directory(dataset.path).as_data_source(split)
+    self._records = source.data_source  # Bytes, without what tfds does to them.
     self._path = dataset.path
     self._buffers = BufferPool((len(self._rows), *dataset.mean_image.shape))
     self._num_threads = processes.number_of_cores()
@@ -275,7 +274,7 @@ class _BatchLoader:
       for i in range(start, len(indices), self._num_threads):
         # Each by itself: reading many in one call starts threads for it.
         try:
-          record = self._source[indices[i]]
+          record = self._records[indices[i]]
         except RuntimeError as error:
           raise self._damaged(error) from error
         example = tf_example_pb2.Example.FromString(record)

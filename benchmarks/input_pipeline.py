@@ -6,8 +6,9 @@ r"""The host half alone against decoding alone and against other loaders.
 Images per CPU-second (of all threads and processes) and per second, of
 
 * `train_batches` of the prepared data set NAME;
-* decoding alone: `images.decode` of its records, in memory, into one image's
-  warm buffer for each thread: one thread, and one for each core;
+* decoding alone: `images.decode` of its records, in memory, into the warm buffer
+  of a batch, with a thread for each core; and with one thread into that of a
+  single image, which stays in the processor's cache;
 * a torch DataLoader, a worker for each core, shuffled, default collate, over the
   same JPEG bytes as files, with Pillow and with simplejpeg;
 * tf.data over these files (tf_data.py), in the Python of --tf_python or in this;
@@ -61,7 +62,7 @@ from benchmarks import interleaved
 from benchmarks import report
 
 OURS, ALONE = 'ours', 'decoding alone, a thread per core'
-ONE_THREAD = 'decoding alone, one thread'
+ONE_THREAD = 'decoding alone, one thread, one image'
 TF_DATA, PILLOW = 'tf.data', 'DataLoader, Pillow'
 FASTEST = 'DataLoader, simplejpeg'
 FULL_SIZE = 'photographs: decoding alone, one thread'
@@ -170,7 +171,7 @@ class Decoding:
   """Decodes images from memory, again and again into the same buffers."""
 
   def __init__(self, encoded, number: int, decode, buffers):
-    """`decode(encoded, buffer)`, in a thread for each buffer."""
+    """`decode(encoded, buffer)`; a thread takes each list of buffers in turn."""
     self._encoded, self._decode, self._buffers = encoded, decode, buffers
     self.images = number // len(buffers) * len(buffers)
 
@@ -185,8 +186,9 @@ class Decoding:
   def _run(self, threads, number):
     def decode_part(i):
       start = i * len(self._encoded) // len(self._buffers)
-      for n in range(start, start + number // len(self._buffers)):
-        self._decode(self._encoded[n % len(self._encoded)], self._buffers[i])
+      numbers = range(start, start + number // len(self._buffers))
+      for n, buffer in zip(numbers, itertools.cycle(self._buffers[i])):
+        self._decode(self._encoded[n % len(self._encoded)], buffer)
 
     list(threads.map(decode_part, range(len(self._buffers))))
 
@@ -259,11 +261,11 @@ def ours(settings: Settings, stack: contextlib.ExitStack) -> Pipeline:
   return Pipeline(settings, stack.enter_context(contextlib.closing(batches)))
 
 
-def decoding(settings: Settings, threads: int) -> Decoding:
-  """Of the stored images."""
+def decoding(settings: Settings, threads: int, images_each: int) -> Decoding:
+  """Of the stored images, each thread into a buffer of `images_each`."""
   encoded = [path.read_bytes() for path in jpeg_files(settings.files)]
-  shape = simplejpeg.decode_jpeg(encoded[0]).shape
-  buffers = [np.empty(shape, np.uint8) for _ in range(threads)]
+  shape = (images_each, *simplejpeg.decode_jpeg(encoded[0]).shape)
+  buffers = [np.ones(shape, np.uint8) for _ in range(threads)]
   number = settings.batches * settings.batch * threads
   return Decoding(encoded, number, images.decode, buffers)
 
@@ -274,7 +276,7 @@ def decoding_photographs(settings: Settings) -> Decoding:
   largest = max(simplejpeg.decode_jpeg(e).size for e in encoded)
   decode = lambda e, buffer: simplejpeg.decode_jpeg(e, buffer=buffer)
   number = settings.batches * settings.batch // 4
-  return Decoding(encoded, number, decode, [np.empty(largest, np.uint8)])
+  return Decoding(encoded, number, decode, [[np.empty(largest, np.uint8)]])
 
 
 def contestants(settings: Settings, stack: contextlib.ExitStack) -> dict:
@@ -292,9 +294,9 @@ def contestants(settings: Settings, stack: contextlib.ExitStack) -> dict:
   if TF_DATA not in without:
     found[TF_DATA] = stack.enter_context(contextlib.closing(TfData(settings)))
   found[OURS] = ours(settings, stack)
-  found[ALONE] = decoding(settings, settings.cores)
-  if settings.cores > 1:
-    found[ONE_THREAD] = decoding(settings, 1)
+  each = -(-settings.batch // settings.cores)
+  found[ALONE] = decoding(settings, settings.cores, each)
+  found[ONE_THREAD] = decoding(settings, 1, 1)
   if settings.photographs:
     found[FULL_SIZE] = decoding_photographs(settings)
   return found

@@ -2,10 +2,11 @@ r"""The train step against PyTorch's on the same net, and where its time goes.
 
     python -m benchmarks.train_step [--quick] [--check] [--batches=32,128]
 
-Steps in turn, in one process, on the same threads: ours (crops, reflections,
-colour noise, net, update; `train.make_train_step`) and PyTorch's (net and
-update alone, on images that are ready), eager and compiled, each with and
-without channels last. Both nets have two groups, the response norm of section
+Steps in turn, each library in a process of its own, on as many threads: ours
+(crops, reflections, colour noise, net, update; `train.make_train_step`) and
+PyTorch's (net and update alone, on images that are ready), eager and compiled,
+each with and without channels last. All have large pages, as main.py has (an
+empty GLIBC_TUNABLES before the command: none has). Both nets have two groups, the response norm of section
 3.3, dropout and 60,965,224 parameters; that they are the same is shown by their
 logits for the same weights and images. `--check` asks for at least the images a
 second of PyTorch's best, round by round. On a GPU --dtypes=float32,bfloat16
@@ -14,10 +15,11 @@ second of PyTorch's best, round by round. On a GPU --dtypes=float32,bfloat16
 Utilisation: 4.1356 GFLOP for every image of a step (forward, gradients of
 weights and inputs but conv1's; 2 for a multiplication with its addition; taps on
 padding included; nothing else counted) over what a product of two 4096 x 4096
-matrices reaches on the same device, in the same run. Peak memory is of a process
-that does nothing else: what the system says where there is no GPU.
+matrices reaches on the same device, in the same run. Peak memory is that of the
+process, libraries and all; on a GPU what its library has allocated there.
 """
 
+import importlib.util
 import json
 import os
 import statistics
@@ -38,12 +40,18 @@ import numpy as np
 
 from alexnet_jax import compilation
 from alexnet_jax import model
+from alexnet_jax import processes
 from benchmarks import interleaved
 from benchmarks import layers
 from benchmarks import report
 from benchmarks import towers
 from configs import paper
 
+# As main.py has it, for all; what GLIBC_TUNABLES= before the command changes.
+LARGE_PAGES = {
+  'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+}
+TURN = 2  # Steps of a variant in a round.
 BAR = 1.0  # Images a second of ours over those of PyTorch's best.
 OURS, EAGER = 'ours', 'PyTorch eager'
 TORCH = {
@@ -113,47 +121,92 @@ def matmul_flops(dtype: str) -> float:
   return 2 * 4096**3 / min(taken['product'])
 
 
-def peak_bytes(name: str, batch: int, dtype: str, train: bool) -> int:
-  """Peak memory of a process that does this alone, twice."""
-  arguments = json.dumps([name, batch, dtype, train])
-  command = [sys.executable, '-m', 'benchmarks.train_step', '--alone']
-  done = subprocess.run(
-    [*command, arguments], capture_output=True, text=True, check=True
-  )
-  return int(done.stdout.split()[-1])
+class Process:
+  """A variant at work in a process of its own, idle between the calls.
+
+  In one process the threads and the allocator of the one library slow down the
+  other. Memory of an idle process may be taken away from it, so that the first
+  step after a pause is slower: it does not count.
+  """
+
+  def __init__(self, name: str, batch: int, dtype: str, train: bool):
+    """Starts the process; returns when all but the first call is done."""
+    arguments = json.dumps([name, batch, dtype, train])
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', 'benchmarks.train_step', '--alone', arguments],
+      env=os.environ | LARGE_PAGES,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self._read()
+
+  def __call__(self) -> float:
+    """Mean seconds of `TURN` times the work, after one that does not count."""
+    print('go', file=self._process.stdin, flush=True)
+    seconds, self._peak = self._read()
+    return seconds
+
+  def close(self) -> float:
+    """Ends the process; its peak memory in bytes."""
+    self._process.stdin.close()
+    self._process.wait()
+    return self._peak
+
+  def _read(self):
+    for line in self._process.stdout:  # Libraries print there as well.
+      if line.startswith('seconds, bytes '):
+        return [float(word) for word in line.split()[-2:]]
+    sys.exit('a process has ended without its steps; its error is above')
 
 
-def _print_peak(name, batch, dtype, train):
-  variant = make_variant(name, batch, dtype, train)
-  variant()
-  variant()
-  if jax.default_backend() == 'cpu':
-    print(report.peak_bytes())
-  elif name == OURS:
-    print(jax.devices()[0].memory_stats()['peak_bytes_in_use'])
-  else:
+def work_alone(name: str, batch: int, dtype: str, train: bool) -> None:
+  """What a `Process` runs."""
+  if name != OURS:
     import torch
 
-    print(torch.cuda.max_memory_allocated())
+    torch.set_num_threads(processes.number_of_cores())
+  variant = make_variant(name, batch, dtype, train)
+  print('seconds, bytes', 0, 0, flush=True)
+  for number, _ in enumerate(sys.stdin):
+    variant()
+    began = time.perf_counter()
+    for _ in range(TURN if number else 0):  # At first it only compiles.
+      variant()
+    seconds = (time.perf_counter() - began) / TURN
+    print('seconds, bytes', seconds, _peak_bytes(name), flush=True)
+
+
+def _peak_bytes(name):
+  if jax.default_backend() == 'cpu':
+    return report.peak_bytes()
+  if name == OURS:
+    return jax.devices()[0].memory_stats()['peak_bytes_in_use']
+  import torch
+
+  return torch.cuda.max_memory_allocated()
 
 
 def compare(
   names: list[str], batch: int, dtype: str, rounds: int, train: bool = True
 ) -> dict[str, object]:
-  """Seconds, compile seconds and paired ratios over `OURS`, by variant."""
+  """Seconds, compile seconds, peak memory and ratios over `OURS`, by variant."""
   variants, first = {}, {}
   for name in names:
-    variants[name] = make_variant(name, batch, dtype, train)
+    variants[name] = Process(name, batch, dtype, train)
     began = time.perf_counter()
     variants[name]()
     first[name] = time.perf_counter() - began
   taken = interleaved.seconds(variants, rounds)
   medians = {name: statistics.median(s) for name, s in taken.items()}
-  compiling = {name: first[name] - medians[name] for name in names}
-  ratios = {
-    name: interleaved.ratio(taken[name], taken[OURS]) for name in names[1:]
+  return {
+    'seconds': taken,
+    'compile_seconds': {name: first[name] - medians[name] for name in names},
+    'peak_bytes': {name: variants[name].close() for name in names},
+    'ratios': {
+      name: interleaved.ratio(taken[name], taken[OURS]) for name in names[1:]
+    },
   }
-  return {'seconds': taken, 'compile_seconds': compiling, 'ratios': ratios}
 
 
 FLAGS = flags.FLAGS
@@ -161,7 +214,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """The flags of the command."""
-  flags.DEFINE_bool('quick', False, 'One batch, 3 rounds, eager, no memory.')
+  flags.DEFINE_bool('quick', False, 'One batch, 3 rounds, eager alone.')
   flags.DEFINE_bool('check', False, f'Fail below {BAR} of the best.')
   flags.DEFINE_list('batches', ['32', '128'], 'Images of a step.')
   flags.DEFINE_list('dtypes', ['float32'], 'Of the activations.')
@@ -170,16 +223,12 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
-  try:
-    import torch
-  except ImportError:
+  if importlib.util.find_spec('torch') is None:
     sys.exit('PyTorch is what this compares with: pip install torch')
-  torch.set_num_threads(os.cpu_count())
   batches, rounds = [int(batch) for batch in FLAGS.batches], FLAGS.rounds
   names = [OURS, *TORCH]
   if FLAGS.quick:
     batches, rounds, names = batches[:1], 3, [OURS, EAGER]
-  measured = [] if FLAGS.quick else names  # Of memory: a process for each.
   figures = {'rounds': rounds, 'logits_difference': logits_difference()}
   worst = float('inf')
   for dtype in FLAGS.dtypes:
@@ -187,9 +236,6 @@ def main(_) -> None:
     found = figures[dtype] = {'matmul_flops': limit, 'batches': {}}
     for batch in batches:
       result = compare(names, batch, dtype, rounds)
-      result['peak_bytes'] = {
-        name: peak_bytes(name, batch, dtype, True) for name in measured
-      }
       found['batches'][batch] = result
       _print(f'train step, {dtype}, batch {batch}', result, batch, limit)
       best = min(ratio['median'] for ratio in result['ratios'].values())
@@ -197,9 +243,6 @@ def main(_) -> None:
     found['inference'] = {}
     for batch in {1, 1 if FLAGS.quick else batches[0]}:
       result = compare(names, batch, dtype, rounds, train=False)
-      result['peak_bytes'] = {
-        name: peak_bytes(name, batch, dtype, False) for name in measured
-      }
       found['inference'][batch] = result
       _print(f'inference, {dtype}, batch {batch}', result, batch, None)
     if not FLAGS.quick:
@@ -222,12 +265,11 @@ def _print(title, result, batch, limit):
   print(f'\n{title:34}' + ''.join(c.rjust(12) for c in columns))
   for name, seconds in result['seconds'].items():
     median = statistics.median(seconds)
-    peak = result['peak_bytes'].get(name)
     cells = [
       f'{median:.4f}',
       f'{batch / median:.1f}',
       f'{result["compile_seconds"][name]:.1f}',
-      '' if peak is None else f'{peak / 2**30:.2f}',
+      f'{result["peak_bytes"][name] / 2**30:.2f}',
       ''
       if limit is None
       else f'{layers.train_flops() * batch / median / limit:.0%}',
@@ -253,8 +295,8 @@ def _print_layers(rows, batch, dtype):
 
 
 if __name__ == '__main__':
-  if sys.argv[1:2] == ['--alone']:  # For `peak_bytes`.
-    _print_peak(*json.loads(sys.argv[2]))
+  if sys.argv[1:2] == ['--alone']:  # For `Process`.
+    work_alone(*json.loads(sys.argv[2]))
     sys.exit()
   define_flags()
   app.run(main)

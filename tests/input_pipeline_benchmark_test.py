@@ -113,7 +113,10 @@ def test_a_segment_gives_up_what_is_buffered_before_it_counts():
 def test_all_threads_decode_their_share():
   calls = []
   decoding = benchmark.Decoding(
-    [b'a', b'b', b'c'], 10, lambda *call: calls.append(call), ['x', 'y', 'z']
+    [b'a', b'b', b'c'],
+    10,
+    lambda *call: calls.append(call),
+    [['x'], ['y'], ['z']],
   )
   decoding()
   assert decoding.images == 9

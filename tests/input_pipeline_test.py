@@ -210,7 +210,7 @@ def test_some_rows_of_evaluation_are_those_of_the_whole_batches(
 
 def test_only_the_rows_asked_for_are_read_and_decoded(dataset, monkeypatch):
   builder = tfds.builder_from_directory(dataset.path)
-  source = type(builder.as_data_source('validation'))
+  source = type(builder.as_data_source('validation').data_source)
   read, decode = source.__getitem__, images.decode
   reads, decodes = [], []
 
