@@ -1,0 +1,122 @@
+"""The step's benchmark: operations counted by hand, one net in two libraries."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import interleaved
+from benchmarks import layers
+from benchmarks import memory
+from benchmarks import report
+from benchmarks import saving
+from benchmarks import train_step
+
+
+def test_operations_are_those_of_section_3_5_by_hand():
+  # Outputs x (kernel x input maps that it sees).
+  assert layers.macs() == {
+    'conv1': 55 * 55 * 96 * (11 * 11 * 3),
+    'conv2': 27 * 27 * 256 * (5 * 5 * 48),
+    'conv3': 13 * 13 * 384 * (3 * 3 * 256),
+    'conv4': 13 * 13 * 384 * (3 * 3 * 192),
+    'conv5': 13 * 13 * 256 * (3 * 3 * 192),
+    'fc6': 9216 * 4096,
+    'fc7': 4096 * 4096,
+    'fc8': 4096 * 1000,
+  }
+  assert layers.train_flops() == pytest.approx(4.1356e9, rel=1e-5)
+
+
+def test_the_parts_have_all_operations_of_a_step(monkeypatch):
+  seen = []
+
+  def run(function, arguments, rounds):
+    seen.append(jax.eval_shape(function, *arguments))
+    return 0.5 * len(seen)
+
+  monkeypatch.setattr(layers, '_median', run)
+  rows = layers.seconds(2, 'float32', 1)
+  total = sum(row['gflop'] for row in rows)
+  assert total == pytest.approx(2 * layers.train_flops() / 1e9)
+  assert [row['name'] for row in rows if row['gflop']] == list(layers.macs())
+  assert [row['name'] for row in rows][-2:] == ['augmentation', 'update']
+  # What is timed second is all of it: less the forward half.
+  assert rows[0]['forward_seconds'] == rows[0]['backward_seconds'] == 0.5
+  assert seen[0].shape == (2, 55, 55, 96)
+  assert seen[1][0].shape == (2, 55, 55, 96)  # Beside the gradients.
+
+
+def test_both_nets_are_one():
+  torch_alexnet = pytest.importorskip('benchmarks.torch_alexnet')
+  net = torch_alexnet.AlexNet()
+  assert sum(p.numel() for p in net.parameters()) == 60_965_224
+  assert train_step.logits_difference() < 1e-4  # Float32, eight layers.
+
+
+def test_both_norms_of_pytorch_are_one():
+  torch = pytest.importorskip('torch')
+  torch_alexnet = pytest.importorskip('benchmarks.torch_alexnet')
+  x = 100 * torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+  torch.testing.assert_close(
+    torch_alexnet._stock_norm(x), torch_alexnet._fusible_norm(x)
+  )
+
+
+def test_a_process_times_its_own_work(monkeypatch):
+  process = train_step.Process(train_step.OURS, 1, 'float32', train=False)
+  assert process() == 0.0  # It only compiles.
+  seconds = process()
+  assert 0 < seconds < 60
+  assert 10e6 < process.close() < 100e9  # Bytes.
+
+
+def test_seconds_of_its_own_count_instead_of_the_wall():
+  taken = interleaved.seconds({'own': lambda: 7.0, 'wall': lambda: None}, 3)
+  assert taken['own'] == [7.0] * 3
+  assert all(0 <= s < 1 for s in taken['wall'])
+
+
+def test_peak_memory_grows_by_what_is_touched():
+  before = report.peak_bytes()
+  np.ones(300_000_000, np.uint8)
+  assert 200e6 < report.peak_bytes() - before < 400e6 or before > 1e9
+
+
+def test_a_save_returns_before_it_is_written():
+  state = {'w': jax.numpy.ones((1000, 1000))}
+  found = saving.one_save(state)
+  assert 0 < found[saving.BLOCKED] < found[saving.WHOLE]
+
+
+def test_ten_times_the_images_are_ten_times_the_links(tmp_path):
+  (tmp_path / 'a.jpg').write_bytes(b'a')
+  paths = memory.photographs(str(tmp_path))
+  memory.make_folder(tmp_path / 'links', paths, 12)
+  links = sorted((tmp_path / 'links/train/class').iterdir())
+  assert len(links) == 12
+  assert {link.read_bytes() for link in links} == {b'a'}
+
+
+@pytest.mark.parametrize('module', ['memory', 'preparation'])
+def test_a_folder_without_photographs_is_one_line(tmp_path, module):
+  done = subprocess.run(
+    [sys.executable, '-m', f'benchmarks.{module}', f'--folder={tmp_path}'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1] == f'--folder={tmp_path} holds no JPEG'
+
+
+def test_figures_are_kept_with_where_they_are_of(tmp_path):
+  report.write(tmp_path / 'figures.json', {'a': [1]})
+  found = json.loads((tmp_path / 'figures.json').read_text())
+  assert found['figures'] == {'a': [1]}
+  assert {'machine', 'cores', 'jax', 'commit', 'command'} <= set(
+    found['environment']
+  )
