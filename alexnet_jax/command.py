@@ -34,5 +34,5 @@ def _raised_here(error: Exception) -> bool:
   frame = error.__traceback__
   while frame.tb_next:
     frame = frame.tb_next
-  spec = frame.tb_frame.f_globals['__spec__']  # Also of what `-m` runs.
+  spec = frame.tb_frame.f_globals.get('__spec__')  # Also of what `-m` runs.
   return spec is not None and spec.name.startswith('alexnet_jax.')

@@ -14,10 +14,8 @@ CACHE_DIR = (
 
 def keep(folder: str) -> None:
   """Has JAX keep what it compiles in `folder`; nowhere if it is empty."""
-  if not folder:
-    return
-  path = pathlib.Path(folder).expanduser()
-  jax.config.update('jax_compilation_cache_dir', str(path))
+  path = str(pathlib.Path(folder).expanduser()) if folder else None
+  jax.config.update('jax_compilation_cache_dir', path)
   # Creating the state is many small programs.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 

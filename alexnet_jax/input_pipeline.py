@@ -318,7 +318,11 @@ class BufferPool:
     try:
       memory = self._free.pop()
     except IndexError:
-      memory = mmap.mmap(-1, int(np.prod(self._shape)))
+      private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+      memory = mmap.mmap(-1, int(np.prod(self._shape)), private)
+      if hasattr(mmap, 'MADV_HUGEPAGE'):  # Linux.
+        with contextlib.suppress(OSError):  # Of a kernel without large pages.
+          memory.madvise(mmap.MADV_HUGEPAGE)
     # NumPy shortens chains of views to their owner, but not past an mmap: any
     # view of this array refers to this array.
     array = np.frombuffer(memory, np.uint8).reshape(self._shape)

@@ -8,18 +8,12 @@ cluster, with --coordinator_address, --num_processes and --process_id.
 Only flags and error messages are here; see train.py.
 """
 
-import os
 import sys
 
-# Large pages for large arrays: on CPU the paper's net trains 1.2 to 1.4 times as
-# fast (experiments/LOG.md). The C library reads it when a process starts.
-if (
-  __name__ == '__main__'
-  and sys.platform == 'linux'
-  and 'GLIBC_TUNABLES' not in os.environ
-):
-  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+from alexnet_jax import large_pages
+
+if __name__ == '__main__':
+  large_pages.restart_with()
 
 from absl import app
 from absl import flags

@@ -227,10 +227,13 @@ def train_and_evaluate(
     progress = opened(
       metrics.Progress(step, table.total_steps, began, silent=not first)
     )
+    ended = lambda: (
+      step >= table.total_steps or plateau.has_ended(optim.plateau_drops)
+    )
     arguments = lambda: step_arguments(
       run, schedule, key, table.epoch(step), plateau.drops
     )
-    if step < table.total_steps:
+    if not ended():
       first_batch = next(batches)
       if step == 0:
         _write_start(writer, run, state, first_batch)
@@ -244,9 +247,7 @@ def train_and_evaluate(
     latest = record.metrics
     guard = PlateauGuard(config, record.stuck_steps)
     result_file = run.workdir / metrics.RESULT_FILE
-    while step < table.total_steps and not plateau.has_ended(
-      optim.plateau_drops
-    ):
+    while not ended():
       if first:
         result_file.unlink(missing_ok=True)  # Of a shorter run.
       rates = schedule.rates(table.epoch(step), plateau.drops)
@@ -263,7 +264,7 @@ def train_and_evaluate(
         _check_finite(latest['eval/loss'], 'eval/loss', step)
         if optim.schedule == 'plateau':
           plateau = plateau.observe(error, optim.plateau_patience)
-        if step == table.total_steps or plateau.has_ended(optim.plateau_drops):
+        if ended():
           latest |= evaluator(state.params, many=True)
         writer.image(step, 'conv1/kernels', _conv1_picture(state))
       # In the files before the checkpoint: a resumed run cuts the files back

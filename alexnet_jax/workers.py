@@ -72,11 +72,11 @@ def write_all(
 @contextlib.contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
   """Processes that begin in it leave Ctrl-C to this one, from their start on."""
-  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
   finally:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(encoded, stop):

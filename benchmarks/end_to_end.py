@@ -36,6 +36,11 @@ import sys
 import tempfile
 import time
 
+from alexnet_jax import large_pages
+
+if __name__ == '__main__':  # As main.py.
+  large_pages.restart_with()
+
 from absl import app
 from absl import flags
 import jax
@@ -136,14 +141,6 @@ def drained(batches: Iterator[input_pipeline.Batch], steps: int) -> Segment:
   return Segment(images / seconds, cpu / images, 0.0)
 
 
-def wait_until_idle() -> None:
-  """Returns when this process hardly works: all buffers are full again."""
-  before = -1.0
-  while time.process_time() - before > 0.02:
-    before = time.process_time()
-    time.sleep(0.1)
-
-
 def measure(
   run: run_lib.Run, steps: int, rounds: int
 ) -> dict[str, list[Segment]]:
@@ -163,22 +160,28 @@ def measure(
     found = {name: [] for name in kinds}
     for number in range(rounds + 1):
       for name in list(kinds)[:: 1 if number % 2 else -1]:
-        wait_until_idle()
+        interleaved.wait_until_idle(time.process_time)
         segment = kinds[name](steps if number else 1)
         if number:
           found[name].append(segment)
   return found
 
 
-def judge(rates: dict[str, list[float]]) -> tuple[float, str]:
+def judge(rates: dict[str, list[float]], shared: bool) -> tuple[float, str]:
   """The figure of `--check`, and a line that says which is the limit.
 
   Args:
     rates: images/s of each round, by name.
+    shared: whether host and device are the same cores.
   """
   over = interleaved.ratio(rates[HOST], rates[SYNTHETIC])['median']
   limit = SYNTHETIC if over >= 1 else HOST
   figure = interleaved.ratio(rates[REAL], rates[limit])['median']
+  if shared:
+    return figure, (
+      'host and device share the cores, which are the limit; alone the host'
+      f' delivers {over:.2f} times what the device alone takes'
+    )
   if over >= 1:
     line = f'the device is the limit: the host alone delivers {over:.2f} times'
     return figure, f'{line} what it takes'
@@ -271,7 +274,8 @@ def main(_) -> None:
   )
   print_table(found)
   report.print_environment()
-  figure, line = judge(images_per_second(found))
+  on_cpu = jax.default_backend() == 'cpu'
+  figure, line = judge(images_per_second(found), on_cpu)
   segments = {
     name: [dataclasses.asdict(segment) for segment in values]
     for name, values in found.items()
@@ -279,7 +283,7 @@ def main(_) -> None:
   report.write(
     FLAGS.output, {'steps': steps, 'segments': segments, 'figure': figure}
   )
-  if jax.default_backend() == 'cpu':
+  if on_cpu:
     print(
       'host and device share the cores: by arithmetic, from the CPU-seconds of'
       f' the host alone, real / synthetic is {sharing(found, processes.number_of_cores()):.3f}'

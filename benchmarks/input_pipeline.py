@@ -30,7 +30,6 @@ with Pillow. Threads that share a core or its caches slow each other down
 whatever the pipeline does, hence as many threads.
 """
 
-from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -92,7 +91,7 @@ class Files:
   """JPEG files as a map-style data set of torch: (pixels, number)."""
 
   def __init__(self, folder: str, decode):
-    self._paths, self._decode = jpeg_files(folder), decode
+    self._paths, self._decode = report.jpeg_files(folder), decode
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -127,14 +126,6 @@ def cpu_seconds(pid: int) -> float:
   return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
 
 
-def wait_until_idle(cpu: Callable[[], float]) -> None:
-  """Returns when `cpu`, in CPU-seconds, hardly grows any more."""
-  before = -1.0
-  while cpu() - before > 0.02:
-    before = cpu()
-    time.sleep(0.1)
-
-
 def drain(settings: Settings) -> int:
   """More batches than any loader buffers: two for each worker, or 2 and one."""
   return 2 * settings.cores + 3
@@ -156,7 +147,7 @@ class Pipeline:
     cpu, wall = self._cpu(), time.perf_counter()
     self._take(self._count)
     taken = self._cpu() - cpu, time.perf_counter() - wall
-    wait_until_idle(self._cpu)
+    interleaved.wait_until_idle(self._cpu)
     return taken
 
   def _take(self, number):
@@ -216,7 +207,7 @@ class TfData:
     self._process.stdin.write(self._line)
     self._process.stdin.flush()
     taken = json.loads(self._process.stdout.readline())
-    wait_until_idle(lambda: cpu_seconds(self._process.pid))
+    interleaved.wait_until_idle(lambda: cpu_seconds(self._process.pid))
     return taken
 
   def close(self) -> None:
@@ -263,7 +254,7 @@ def ours(settings: Settings, stack: contextlib.ExitStack) -> Pipeline:
 
 def decoding(settings: Settings, threads: int, images_each: int) -> Decoding:
   """Of the stored images, each thread into a buffer of `images_each`."""
-  encoded = [path.read_bytes() for path in jpeg_files(settings.files)]
+  encoded = [path.read_bytes() for path in report.jpeg_files(settings.files)]
   shape = (images_each, *simplejpeg.decode_jpeg(encoded[0]).shape)
   buffers = [np.ones(shape, np.uint8) for _ in range(threads)]
   number = settings.batches * settings.batch * threads
@@ -272,7 +263,9 @@ def decoding(settings: Settings, threads: int, images_each: int) -> Decoding:
 
 def decoding_photographs(settings: Settings) -> Decoding:
   """Of full-size photographs, in one thread."""
-  encoded = [path.read_bytes() for path in jpeg_files(settings.photographs)]
+  encoded = [
+    path.read_bytes() for path in report.jpeg_files(settings.photographs)
+  ]
   largest = max(simplejpeg.decode_jpeg(e).size for e in encoded)
   decode = lambda e, buffer: simplejpeg.decode_jpeg(e, buffer=buffer)
   number = settings.batches * settings.batch // 4
@@ -359,12 +352,6 @@ def numbers_of_cores(quick: bool) -> list[int]:
   return [cores] if quick else [*powers, cores]
 
 
-def jpeg_files(folder: str) -> list[pathlib.Path]:
-  """Below a folder, in order."""
-  paths = sorted(pathlib.Path(folder).rglob('*.*'))
-  return [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
-
-
 def write_files(dataset: input_pipeline.Dataset, folder: str) -> None:
   """The first records of a prepared data set as NUMBER_LABEL.jpg.
 
@@ -426,7 +413,7 @@ def define_flags() -> None:
 
 def check_flags() -> input_pipeline.Dataset:
   """The data set; ends with one line if a flag is wrong."""
-  if FLAGS.photographs is not None and not jpeg_files(FLAGS.photographs):
+  if FLAGS.photographs is not None and not report.jpeg_files(FLAGS.photographs):
     sys.exit(f'--photographs={FLAGS.photographs} holds no JPEG')
   if FLAGS.tf_python is not None:
     if shutil.which(FLAGS.tf_python) is None:

@@ -28,6 +28,14 @@ def seconds(
   return taken
 
 
+def wait_until_idle(cpu: Callable[[], float]) -> None:
+  """Returns when `cpu`, in CPU-seconds, hardly grows any more."""
+  before = -1.0
+  while cpu() - before > 0.02:
+    before = cpu()
+    time.sleep(0.1)
+
+
 def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
   """Median and range of the ratios of pairs of one round."""
   pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]

@@ -1,11 +1,12 @@
 r"""Host memory of the input pipeline, over ten times more data.
 
-    python -m benchmarks.memory --folder=DIR [--number=2000] [--check]
+    python -m benchmarks.memory --folder=DIR [--number=4000] [--check]
 
 DIR holds photographs, which are taken in turn: `number` of them, and ten times
 as many, are prepared at 256 pixels. A process of its own then reads one epoch of
 each in batches of 128 and says what its memory was at most. `--check` asks for
-at most a tenth more with the larger set.
+at most 100 bytes more for every further image: the order of an epoch takes 8, two
+are kept.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
 from benchmarks import report
 
-BAR = 1.1
+BAR = 100  # Bytes for every further image.
 BATCH = 128
 
 
@@ -36,8 +37,7 @@ def make_folder(root: pathlib.Path, paths: list[pathlib.Path], number: int):
 
 def photographs(folder: str) -> list[pathlib.Path]:
   """The JPEGs below a folder; ends the command where there are none."""
-  paths = sorted(pathlib.Path(folder).resolve().rglob('*.*'))
-  paths = [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
+  paths = report.jpeg_files(folder)
   if not paths:
     sys.exit(f'--folder={folder} holds no JPEG')
   return paths
@@ -72,24 +72,24 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """The flags of the command."""
   flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
-  flags.DEFINE_bool('quick', False, 'A tenth of the images.')
+  flags.DEFINE_bool('quick', False, 'A quarter of the images.')
   flags.DEFINE_bool('check', False, f'Fail above {BAR}.')
-  flags.DEFINE_integer('number', 2000, 'Images of the smaller set.')
+  flags.DEFINE_integer('number', 4000, 'Images of the smaller set.', BATCH)
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
 
 
 def main(_) -> None:
   paths = photographs(FLAGS.folder)
-  number = FLAGS.number // 10 if FLAGS.quick else FLAGS.number
+  number = FLAGS.number // 4 if FLAGS.quick else FLAGS.number
   peaks = {n: peak_bytes(paths, n) for n in (number, 10 * number)}
   for n, peak in peaks.items():
     print(f'{n:8} images: at most {peak / 2**20:.0f} MiB')
-  ratio = peaks[10 * number] / peaks[number]
+  grown = (peaks[10 * number] - peaks[number]) / (9 * number)
   print('seed of the order: 0')
   report.print_environment()
-  report.write(FLAGS.output, {'peak_bytes': peaks, 'ratio': ratio})
-  print(f'ten times the images / these {ratio:.3f}, bar {BAR}')
-  if FLAGS.check and ratio > BAR:
+  report.write(FLAGS.output, {'peak_bytes': peaks, 'bytes_per_image': grown})
+  print(f'{grown:.0f} bytes for every further image, bar {BAR}')
+  if FLAGS.check and grown > BAR:
     sys.exit(1)
 
 

@@ -2,16 +2,19 @@ r"""What preparing a data set costs beside decoding, scaling and encoding.
 
     python -m benchmarks.preparation --folder=DIR [--quick] [--check]
 
-DIR holds photographs, which are taken in turn. Each round encodes some in this
-process, from memory (`images.encode`: decode, scale, encode), and prepares two
-data sets of the same images, a small and a large one, with one process per core.
+DIR holds photographs, which are taken in turn. Each round encodes some in a
+process for each core, from memory (`images.encode`: decode, scale, encode), and
+prepares two data sets of the same images, a small and a large one, with as many.
 Compared are images per CPU-second of all processes; what the large one has more
 than the small one is the rate without start-up, of which `--check` asks for 0.8
 of encoding alone. The size of the prepared ImageNet is estimated from the
 photographs.
 """
 
+import concurrent.futures
+import functools
 import itertools
+import multiprocessing
 import pathlib
 import resource
 import statistics
@@ -42,12 +45,33 @@ def cpu_seconds() -> float:
   return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def encoding_alone(contents: list[bytes], number: int) -> float:
-  """Images per CPU-second, in this thread: as many a second on a free core."""
+class Alone:
+  """Encodes photographs from memory, a process for each core."""
+
+  def __init__(self, paths: list[pathlib.Path]):
+    self._cores = processes.number_of_cores()
+    self._pool = concurrent.futures.ProcessPoolExecutor(
+      self._cores, multiprocessing.get_context('spawn')
+    )
+    self._paths = paths
+    self(self._cores * 20)  # Starts all; caches, and lazy imports.
+
+  def __call__(self, number: int) -> float:
+    """Images per CPU-second, all cores at work."""
+    each = number // self._cores
+    task = functools.partial(_encode, self._paths)
+    return self._cores * each / sum(self._pool.map(task, [each] * self._cores))
+
+  def close(self) -> None:
+    self._pool.shutdown()
+
+
+def _encode(paths, number):
+  contents = [path.read_bytes() for path in paths]
   began = time.process_time()
   for content in itertools.islice(itertools.cycle(contents), number):
     images.encode(content, 256, 95)
-  return number / (time.process_time() - began)
+  return time.process_time() - began
 
 
 def preparation(paths: list[pathlib.Path], number: int) -> tuple[float, float]:
@@ -76,15 +100,15 @@ def define_flags() -> None:
 def main(_) -> None:
   paths = memory.photographs(FLAGS.folder)
   number, rounds = FLAGS.number, FLAGS.rounds
-  if number <= 2 * prepare.ALONE - 1:
+  if number < 2 * prepare.ALONE:
     sys.exit(f'--number={number} must be at least {2 * prepare.ALONE}')
   if FLAGS.quick:
     number, rounds = 2 * prepare.ALONE, 1
   contents = [path.read_bytes() for path in paths[:1000]]
-  encoding_alone(contents, min(100, number))  # Caches, and lazy imports.
+  encoding_alone = Alone(paths[:1000])
   alone, prepared = [], []
   for _ in range(rounds):
-    alone.append(encoding_alone(contents, number // 10))
+    alone.append(encoding_alone(number // 4))
     few = prepare.ALONE + 1
     (few_cpu, few_wall), (cpu, wall) = (
       preparation(paths, n) for n in (few, number)
@@ -96,6 +120,7 @@ def main(_) -> None:
         'per_second': (number - few) / (wall - few_wall),
       }
     )
+  encoding_alone.close()
   ratios = [
     p['per_cpu_second'] / a for a, p in zip(alone, prepared, strict=True)
   ]
@@ -144,6 +169,7 @@ def main(_) -> None:
       f'by arithmetic, ImageNet on {number_of_cores} cores:'
       f' {total / rate / number_of_cores / 3600:.2f} h'
     )
+  print('seed of the order: 0')
   report.print_environment()
   report.write(
     FLAGS.output,

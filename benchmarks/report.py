@@ -46,6 +46,12 @@ def print_environment() -> None:
   print(', '.join(f'{key} {value}' for key, value in environment().items()))
 
 
+def jpeg_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
+  """Below a folder, in order."""
+  paths = sorted(pathlib.Path(folder).resolve().rglob('*.*'))
+  return [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
+
+
 def write(path: str | None, figures: object) -> None:
   """Writes figures and environment as JSON; nothing where `path` is None."""
   if path is not None:

@@ -90,6 +90,8 @@ class Variant:
   ):
     """`bfloat16` is PyTorch's autocast: the weights stay float32."""
     self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA.
+    torch.backends.cudnn.benchmark = True  # XLA picks its algorithms, too.
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
     net = AlexNet(stock_norm=not compiled)

@@ -16,7 +16,11 @@ Two ratios of whole train steps (augmentation, net, update), taken in turn:
 import os
 import sys
 
-if __name__ == '__main__':  # Before JAX starts: two devices where it is a CPU.
+from alexnet_jax import large_pages
+
+if __name__ == '__main__':
+  large_pages.restart_with()
+  # Before JAX starts: two devices where it is a CPU.
   os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=2'

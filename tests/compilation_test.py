@@ -23,7 +23,7 @@ print(seen.count('/jax/compilation_cache/cache_hits'))
 """
 
 
-def hits(folder):
+def hits(folder, **variables):
   """Programs that a process of its own has found compiled."""
   environment = os.environ.copy()
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
@@ -32,7 +32,7 @@ def hits(folder):
     capture_output=True,
     text=True,
     check=True,
-    env=environment,
+    env=environment | variables,
   )
   return int(done.stdout)
 
@@ -43,6 +43,7 @@ def test_what_one_command_compiles_the_next_one_finds(tmp_path):
   assert any(folder.iterdir())
   assert hits(str(folder)) >= 1
   assert hits('') == 0
+  assert hits('', JAX_COMPILATION_CACHE_DIR=str(folder)) == 0
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path):

@@ -15,6 +15,7 @@ from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import prepare
 from benchmarks import input_pipeline as benchmark
+from benchmarks import report
 
 NUM, SIZE = 12, 112  # Above images.PNG_SIZE: stored as JPEG.
 
@@ -74,7 +75,7 @@ def test_the_files_are_the_stored_images(data_dir, files):
     for image, label in zip(batch['image'], batch['label'], strict=True)
   )
   found = []
-  for path in benchmark.jpeg_files(files):
+  for path in report.jpeg_files(files):
     pixels = np.empty((SIZE, SIZE, 3), np.uint8)
     images.decode(path.read_bytes(), pixels)
     found.append((int(path.stem.partition('_')[2]), pixels.tobytes()))
@@ -92,7 +93,7 @@ def test_ours_and_decoding_alone_are_measured(data_dir, files, monkeypatch):
   others = dict.fromkeys((benchmark.PILLOW, benchmark.TF_DATA), 'a reason')
   monkeypatch.setattr(benchmark, 'skipped', lambda _: others)
   rates = benchmark.measure(settings_of(data_dir, files))
-  assert rates.keys() == {benchmark.OURS, benchmark.ALONE}
+  assert rates.keys() == {benchmark.OURS, benchmark.ALONE, benchmark.ONE_THREAD}
   assert {len(values) for values in rates.values()} == {2}
   assert (
     min(r for values in rates.values() for pair in values for r in pair) > 0
@@ -146,7 +147,7 @@ def test_a_photograph_is_scaled_and_its_centre_cut_out():
 
 
 def test_both_decoders_of_the_data_loader_give_the_stored_pixels(files):
-  (path, *_) = benchmark.jpeg_files(files)
+  (path, *_) = report.jpeg_files(files)
   expected = np.asarray(Image.open(path))
   for decode in (benchmark.with_pillow, benchmark.with_simplejpeg):
     pixels, number = benchmark.Files(files, decode)[0]

@@ -52,6 +52,7 @@ ORDER = [
   'files',
   'command',
   'compilation',
+  'large_pages',
   'processes',
 ]
 

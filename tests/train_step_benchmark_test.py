@@ -31,11 +31,13 @@ def test_operations_are_those_of_section_3_5_by_hand():
   assert layers.train_flops() == pytest.approx(4.1356e9, rel=1e-5)
 
 
+@pytest.mark.slow  # It compiles the parts of the full net.
 def test_the_parts_have_all_operations_of_a_step(monkeypatch):
   seen = []
 
   def run(function, arguments, rounds):
-    seen.append(jax.eval_shape(function, *arguments))
+    if arguments:  # The update keeps its own.
+      seen.append(jax.eval_shape(function, *arguments))
     return 0.5 * len(seen)
 
   monkeypatch.setattr(layers, '_median', run)
@@ -66,9 +68,10 @@ def test_both_norms_of_pytorch_are_one():
   )
 
 
-def test_a_process_times_its_own_work(monkeypatch):
+@pytest.mark.slow  # It compiles the full net.
+def test_a_process_times_its_own_work():
   process = train_step.Process(train_step.OURS, 1, 'float32', train=False)
-  assert process() == 0.0  # It only compiles.
+  assert process() < 0.01  # It only compiles, which does not count.
   seconds = process()
   assert 0 < seconds < 60
   assert 10e6 < process.close() < 100e9  # Bytes.
@@ -86,10 +89,11 @@ def test_peak_memory_grows_by_what_is_touched():
   assert 200e6 < report.peak_bytes() - before < 400e6 or before > 1e9
 
 
-def test_a_save_returns_before_it_is_written():
-  state = {'w': jax.numpy.ones((1000, 1000))}
-  found = saving.one_save(state)
-  assert 0 < found[saving.BLOCKED] < found[saving.WHOLE]
+def test_a_save_is_timed_with_the_change_after_it():
+  found, state = saving.one_save({'w': jax.numpy.ones((1000, 1000))})
+  assert state['w'][0, 0] == 1 + 3  # One before, one without, one after.
+  assert found[saving.WHOLE] > found[saving.BLOCKED] + found[saving.AFTER]
+  assert min(found.values()) > 0
 
 
 def test_ten_times_the_images_are_ten_times_the_links(tmp_path):
