@@ -283,8 +283,11 @@ def test_a_killed_worker_is_one_error_and_the_rest_is_kept(
 
 
 _PREPARE = """
+import signal
 import sys
 from absl import app
+# Shells start what is in the background deaf to Ctrl-C, perhaps these tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from alexnet_jax import prepare
 prepare.ALONE, prepare.SHARD_EXAMPLES = 0, 10
 prepare.define_flags()
