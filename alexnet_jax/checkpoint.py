@@ -96,7 +96,10 @@ class Checkpoints:
   def save(
     self, step: int, state: PyTree, record: dict, error: float | None
   ) -> None:
-    """Starts saving; returns once the state has been copied off the device.
+    """Starts saving; returns once the host has the state.
+
+    Where the device is the host nothing is copied here: a step that is given
+    the state does it (benchmarks/saving.py).
 
     Args:
       step: training steps done.

@@ -66,7 +66,7 @@ class Files(Sequence):
 
   def __getitem__(self, i: int) -> Example:
     path = self._root / self._names[i]
-    name = printable(self._names[i])
+    name = _printable(self._names[i])
     read = functools.partial(_read_file, path, name, int(self.labels[i]))
     return Example(name, read)
 
@@ -86,11 +86,6 @@ class Part(Sequence):
     return self._examples[int(self._numbers[i])]
 
 
-def printable(name: str) -> str:
-  """A file name as UTF-8 can hold it; Linux takes any bytes."""
-  return name.encode(errors='backslashreplace').decode()
-
-
 def digest(splits: Mapping[str, Sequence[Example]]) -> str:
   """A digest of the names and `labels` of the examples by split, in order."""
   result = hashlib.sha256()
@@ -98,6 +93,11 @@ def digest(splits: Mapping[str, Sequence[Example]]) -> str:
     for example, label in zip(examples, examples.labels, strict=True):
       result.update(f'{split}\0{example.name}\0{label}\n'.encode())
   return result.hexdigest()
+
+
+def _printable(name):
+  """A file name as UTF-8 can hold it; Linux takes any bytes."""
+  return name.encode(errors='backslashreplace').decode()
 
 
 def _read_file(path, name, label):

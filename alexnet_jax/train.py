@@ -3,7 +3,7 @@
 The loop is the documentation of the project: read `train_and_evaluate`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -215,7 +215,7 @@ def train_and_evaluate(
     step, plateau = int(metrics.fetch(state.step)), record.plateau
     batches = opened(
       input_pipeline.prefetch_to_device(
-        _host_batches(run, step), run.place_batch
+        host_batches(run, step), run.place_batch
       )
     )
     tags = (*metrics.TRAIN_TAGS, *evaluate.tags(config.augment.flip))
@@ -392,7 +392,10 @@ def _check_finite(value, tag, step):
     )
 
 
-def _host_batches(run, step):
+def host_batches(
+  run: run_lib.Run, step: int
+) -> Generator[input_pipeline.Batch]:
+  """This process's rows of the batches after `step` steps; endless."""
   return input_pipeline.train_batches(
     run.dataset,
     run.config.input.train_split,

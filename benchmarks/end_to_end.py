@@ -63,19 +63,6 @@ REAL, SYNTHETIC, HOST = 'real', 'synthetic', 'host alone'
 DRAIN = 6
 
 
-def host_batches(run: run_lib.Run) -> Iterator[input_pipeline.Batch]:
-  """Those of training from its first step; to be closed."""
-  inputs = run.config.input
-  return input_pipeline.train_batches(
-    run.dataset,
-    inputs.train_split,
-    batch_size=inputs.batch_size,
-    seed=run.config.seed,
-    start_step=0,
-    rows=run.local_rows(inputs.batch_size),
-  )
-
-
 class Loop:
   """The train loop, which goes on with its state on any batches."""
 
@@ -148,9 +135,11 @@ def measure(
   with contextlib.ExitStack() as stack:
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
     placed = opened(
-      input_pipeline.prefetch_to_device(host_batches(run), run.place_batch)
+      input_pipeline.prefetch_to_device(
+        train.host_batches(run, 0), run.place_batch
+      )
     )
-    alone, batch = opened(host_batches(run)), next(placed)
+    alone, batch = opened(train.host_batches(run, 0)), next(placed)
     loop, same = Loop(run, batch), itertools.repeat(batch)
     kinds = {
       REAL: lambda steps: trained(loop, placed, steps),

@@ -108,15 +108,14 @@ def short(value: float) -> str:
 
 def train_step(figures):
   """PyTorch's seconds over ours by batch; our layers, forward and backward."""
-  found = figures if 'batches' not in figures else {'': figures}
   ratios, layers = {}, []
-  for dtype, of_dtype in found.items():
+  for dtype, of_dtype in figures.items():
     if not isinstance(of_dtype, dict) or 'batches' not in of_dtype:
       continue
     layers = layers or of_dtype.get('layers', [])
     for batch, result in of_dtype['batches'].items():
       group = {n: of_ratio(r) for n, r in result['ratios'].items()}
-      ratios[' '.join([dtype, f'batch {batch}']).strip()] = group
+      ratios[f'{dtype} batch {batch}'] = group
   rows = sum(map(len, ratios.values()))
   panels = 2 if layers else 1
   figure, axes = create_figure(

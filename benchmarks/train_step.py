@@ -6,11 +6,11 @@ Steps in turn, each library in a process of its own, on as many threads: ours
 (crops, reflections, colour noise, net, update; `train.make_train_step`) and
 PyTorch's (net and update alone, on images that are ready), eager and compiled,
 each with and without channels last. All have large pages, as main.py has (an
-empty GLIBC_TUNABLES before the command: none has). Both nets have two groups, the response norm of section
-3.3, dropout and 60,965,224 parameters; that they are the same is shown by their
-logits for the same weights and images. `--check` asks for at least the images a
-second of PyTorch's best, round by round. On a GPU --dtypes=float32,bfloat16
-(TF32 in both, autocast) and larger batches pay.
+empty GLIBC_TUNABLES before the command: none has). Both nets have two groups,
+the response norm of section 3.3, dropout and 60,965,224 parameters; that they
+are the same is shown by their logits for the same weights and images. `--check`
+asks for at least the images a second of PyTorch's best, round by round. On a GPU
+--dtypes=float32,bfloat16 (TF32 in both, autocast) and larger batches pay.
 
 Utilisation: 4.1356 GFLOP for every image of a step (forward, gradients of
 weights and inputs but conv1's; 2 for a multiplication with its addition; taps on

@@ -86,20 +86,14 @@ def losses(config, steps: int):
   """Yields the training loss of every step."""
   with tempfile.TemporaryDirectory() as unused:
     run = run_lib.open_run(config, unused)
-  inputs = config.input
   step = train.train_step_of(run)
   schedule = train.rate_schedule(config.optimizer)
   key = towers.place(jax.random.key(config.seed), run.mesh)
   arguments = train.step_arguments(run, schedule, key, epoch=0.0)
   state = run_lib.create_train_state(run)
-  host_batches = input_pipeline.train_batches(
-    run.dataset,
-    inputs.train_split,
-    batch_size=inputs.batch_size,
-    seed=config.seed,
-    start_step=0,
+  batches = input_pipeline.prefetch_to_device(
+    train.host_batches(run, 0), run.place_batch
   )
-  batches = input_pipeline.prefetch_to_device(host_batches, run.place_batch)
   with contextlib.closing(batches):
     for _ in range(steps):
       state, sums = step(state, next(batches), *arguments)
