@@ -17,6 +17,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from alexnet_jax import pooling
 from alexnet_jax import towers
 
 CONVS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6')
@@ -320,7 +321,7 @@ class AlexNet(nn.Module):
       if features:
         x = self._conv(name, features, x)
       if name in POOLED:  # Section 3.4.
-        x = nn.max_pool(x, (self.pool_size,) * 2, (2, 2))
+        x = pooling.max_pool(x, self.pool_size)
     for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
       if features:
         x = ACTIVATIONS[self.activation](self._dense(name, features, x))

@@ -14,6 +14,7 @@ from alexnet_jax import augment
 from alexnet_jax import compilation
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import pooling
 
 GROUPS = {'conv2': 2, 'conv4': 2, 'conv5': 2}
 
@@ -82,7 +83,7 @@ def _parts(batch: int, dtype: str) -> Iterator[tuple[str, Callable, tuple]]:
     return name, lambda p, x: nn.relu(module.apply({'params': p}, x))
 
   norm = lambda _, x: model.local_response_norm(x, 2)
-  pool = lambda _, x: nn.max_pool(x, (3, 3), (2, 2))
+  pool = lambda _, x: pooling.max_pool(x, 3)
   key, rows = jax.random.key(0), jnp.arange(batch)
   drop = lambda _, x: model.dropout(x, key, 0.5, rows, x.shape[1], 2)
   chain = [

@@ -38,6 +38,7 @@ from alexnet_jax import augment
 from alexnet_jax import compilation
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import pooling
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from alexnet_jax import train
@@ -87,7 +88,7 @@ class PlainNet(nn.Module):
     def dense(name, x):
       return x @ params[name]['kernel'] + params[name]['bias'][None]
 
-    pool = lambda x: nn.max_pool(x, (3, 3), (2, 2))
+    pool = lambda x: pooling.max_pool(x, 3)
     # 224 pixels give 55 places; the last window hangs over by three.
     x = pool(norm(conv('conv1', images, 4, [(0, 3)] * 2, 1)))
     x = pool(norm(conv('conv2', x, 1, [(2, 2)] * 2, 2)))

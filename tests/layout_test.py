@@ -47,6 +47,7 @@ ORDER = [
   'metrics',
   'augment',
   'model',
+  'pooling',
   'optimizer',
   'towers',
   'files',

@@ -1,0 +1,75 @@
+"""`pooling.max_pool` against loops over windows and pixels, in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import pooling
+
+
+def _loops(x, size, g):
+  """Maxima, and the gradient that the first maximum of each window gets."""
+  batch, height, width, features = x.shape
+  rows, columns = (height - size) // 2 + 1, (width - size) // 2 + 1
+  maxima = np.empty((batch, rows, columns, features), x.dtype)
+  gradient = np.zeros(x.shape, np.float64)
+  for n, i, j, f in np.ndindex(maxima.shape):
+    window = x[n, 2 * i : 2 * i + size, 2 * j : 2 * j + size, f]
+    row, column = np.unravel_index(window.argmax(), window.shape)
+    maxima[n, i, j, f] = window[row, column]
+    gradient[n, 2 * i + row, 2 * j + column, f] += g[n, i, j, f]
+  return maxima, gradient
+
+
+def _value_and_gradient(x, size, g):
+  out, pull = jax.vjp(lambda x: pooling.max_pool(x, size), x)
+  return out, pull(g)[0]
+
+
+# With 3 pixels and even sides, or 2 and odd ones, the last row is in no window.
+@pytest.mark.parametrize('size', [2, 3])
+@pytest.mark.parametrize('height, width', [(3, 3), (7, 7), (8, 9), (4, 6)])
+def test_maxima_and_their_gradient(size, height, width):
+  rng = np.random.default_rng(0)
+  # Few values, so that most windows have several equal maxima.
+  x = rng.integers(-2, 3, (2, height, width, 5)).astype(np.float32)
+  out = (height - size) // 2 + 1, (width - size) // 2 + 1
+  # Whole numbers: sums are exact in any order.
+  g = rng.integers(-9, 10, (2, *out, 5)).astype(np.float32)
+  for run in (
+    _value_and_gradient,
+    jax.jit(_value_and_gradient, static_argnums=1),
+  ):
+    maxima, gradient = run(jnp.asarray(x), size, jnp.asarray(g))
+    expected = _loops(x, size, g)
+    np.testing.assert_array_equal(maxima, expected[0])
+    np.testing.assert_array_equal(gradient, expected[1])
+
+
+def test_all_equal_gives_the_first():
+  x = jnp.zeros((1, 5, 5, 1))
+  _, gradient = _value_and_gradient(x, 3, jnp.ones((1, 2, 2, 1)))
+  rows, columns = np.nonzero(gradient[0, ..., 0])
+  assert list(zip(rows, columns, strict=True)) == [
+    (0, 0),
+    (0, 2),
+    (2, 0),
+    (2, 2),
+  ]
+
+
+def test_bfloat16_keeps_its_type_and_places():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(1, 7, 7, 4)).astype(jnp.bfloat16)
+  g = rng.integers(1, 5, (1, 3, 3, 4)).astype(jnp.bfloat16)
+  maxima, gradient = _value_and_gradient(jnp.asarray(x), 3, jnp.asarray(g))
+  assert maxima.dtype == gradient.dtype == jnp.bfloat16
+  expected = _loops(x, 3, g)
+  np.testing.assert_array_equal(maxima, expected[0])
+  np.testing.assert_array_equal(np.float64(gradient), expected[1])
+
+
+def test_no_number_stays_visible():
+  x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(jnp.nan)
+  assert jnp.isnan(pooling.max_pool(x, 3)).all()
