@@ -1,6 +1,6 @@
-"""What main and evaluate share as commands: a user's mistake is one line, not a traceback."""
+"""What the commands share: a user's mistake is one line, not a traceback."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import logging
 import sys
@@ -27,6 +27,25 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
     sys.exit(f'{type(error).__name__}: {error}')
   except KeyboardInterrupt:
     sys.exit(f'interrupted; {interrupted}')
+
+
+@contextlib.contextmanager
+def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
+  """Ends the process with one line where the file of --config, or a key, is wrong."""
+  try:
+    yield
+  except Exception as error:  # Of the config file: anything.
+    message = error
+    while message.args and isinstance(message.args[0], Exception):
+      message = message.args[0]  # ml_collections nests them.
+    if isinstance(message, KeyError):
+      message = message.args[0]  # Its str is a repr.
+    given = [arg for arg in argv if arg.startswith('--config=')]
+    if '--config' in argv[:-1]:
+      given = [argv[argv.index('--config') + 1]]
+    where = ' in ' + ' '.join(given) if given else ''
+    line = ' '.join(str(message).split())
+    sys.exit(f'wrong config key or value{where}: {line}')
 
 
 def _raised_here(error: Exception) -> bool:

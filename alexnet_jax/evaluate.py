@@ -138,13 +138,15 @@ def evaluate(
       log_probs, labels, mask = metrics.fetch(wanted)
       rows.append((log_probs[mask], labels[mask]))
 
-  for batch in batches:
-    outputs = eval_step(params, batch, mean_image, offsets)
-    if pending is not None:  # Of the batch before, while this one runs.
+  # As in training, any transfer that is not asked for is an error.
+  with jax.transfer_guard('disallow'):
+    for batch in batches:
+      outputs = eval_step(params, batch, mean_image, offsets)
+      if pending is not None:  # Of the batch before, while this one runs.
+        finish(*pending)
+      pending = (batch, *outputs)
+    if pending is not None:
       finish(*pending)
-    pending = (batch, *outputs)
-  if pending is not None:
-    finish(*pending)
   if totals.count != num_examples:
     raise RuntimeError(
       f'evaluated {totals.count} examples, the split has {num_examples}'

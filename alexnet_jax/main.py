@@ -52,21 +52,9 @@ flags.mark_flag_as_required('config')
 
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with one line in place of a traceback for a wrong config."""
-  try:
+  with command.one_line_config_errors(argv):
     rest = app.parse_flags_with_usage(argv)
     _ = CONFIG.value.seed  # The file's own errors may wait for the first use.
-  except Exception as error:  # Of the config file: anything.
-    message = error
-    while message.args and isinstance(message.args[0], Exception):
-      message = message.args[0]  # ml_collections nests them.
-    if isinstance(message, KeyError):
-      message = message.args[0]  # Its str is a repr.
-    words = dict(zip(argv, [*argv[1:], ''], strict=True))
-    given = [arg for arg in argv if arg.startswith('--config=')]
-    sys.exit(
-      f'wrong config key or value in {" ".join(given) or words.get("--config", "")}:'
-      f' {" ".join(str(message).split())}'
-    )
   if len(rest) > 1:
     sys.exit(f'{rest[1]} is not a flag; flags have the form --name=value')
   return rest

@@ -229,18 +229,9 @@ def define_flags() -> None:
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
 
 
-@contextlib.contextmanager
-def one_line_for_wrong_configs() -> Iterator[None]:
-  """Ends the process with a line where the config file, or a key, is wrong."""
-  try:
-    yield
-  except Exception as error:  # Of the file: anything.
-    sys.exit(f'wrong config file, key or value: {" ".join(str(error).split())}')
-
-
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser."""
-  with one_line_for_wrong_configs():
+  with command.one_line_config_errors(argv):
     rest = app.parse_flags_with_usage(argv)
     _ = FLAGS.config.seed  # The file's own errors may wait for the first use.
   return rest
@@ -284,6 +275,8 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  with one_line_for_wrong_configs():  # The default's keys are read here.
+  with command.one_line_config_errors(
+    sys.argv
+  ):  # The default's keys are read here.
     define_flags()
   app.run(main, flags_parser=parse_flags)

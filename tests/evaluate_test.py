@@ -201,6 +201,19 @@ def test_another_number_of_examples_is_an_error(table, num_examples):
     run(table, images, labels, many=False, num_examples=num_examples)
 
 
+def test_a_transfer_that_nobody_asked_for_is_an_error(table):
+  with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
+    evaluate.evaluate(
+      evaluate.make_eval_step(Lookup(), None, CROP),
+      towers.place({'table': table}, None),
+      padded_batches(plain_images([1]), np.zeros(1, np.int32), 8),
+      jax.device_put(np.zeros((IMAGE, IMAGE, 3), np.float32)),
+      jax.device_put(augment.view_offsets(IMAGE, CROP, many=False, flip=True)),
+      num_examples=1,
+      prefix='p',
+    )
+
+
 def test_no_batches_is_an_error_not_a_division_by_zero(table):
   none = np.zeros((0, IMAGE, IMAGE, 3), np.uint8)
   with pytest.raises(RuntimeError, match='evaluated 0 examples'):
