@@ -32,7 +32,6 @@ if __name__ == '__main__':
     + ' --xla_force_host_platform_device_count=8'
   )
 
-from absl import app
 from absl import flags
 import jax
 import jax.numpy as jnp
@@ -351,4 +350,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  report.run(main)

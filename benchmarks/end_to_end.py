@@ -279,4 +279,4 @@ if __name__ == '__main__':
     sys.argv
   ):  # The default's keys are read here.
     define_flags()
-  app.run(main, flags_parser=parse_flags)
+  report.run(main, flags_parser=parse_flags)

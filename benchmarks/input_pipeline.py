@@ -47,7 +47,6 @@ import tempfile
 import time
 import warnings
 
-from absl import app
 from absl import flags
 from absl import logging as absl_logging
 import numpy as np
@@ -427,7 +426,6 @@ def check_flags() -> input_pipeline.Dataset:
 
 
 def main(_) -> None:
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
   dataset = check_flags()
   batches, rounds = (4, 1) if FLAGS.quick else (FLAGS.batches, FLAGS.rounds)
   found = {}
@@ -483,4 +481,4 @@ def judge(found: dict[int, dict]) -> tuple[str, bool]:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  report.run(main)

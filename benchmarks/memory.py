@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app
 from absl import flags
 
 from alexnet_jax import input_pipeline
@@ -98,4 +97,4 @@ if __name__ == '__main__':
     _read_epoch(sys.argv[2])
     sys.exit()
   define_flags()
-  app.run(main)
+  report.run(main)

@@ -1,5 +1,6 @@
 """What every benchmark reports beside its figures: machine, versions, commit."""
 
+from collections.abc import Callable
 import json
 import os
 import pathlib
@@ -8,11 +9,23 @@ import re
 import resource
 import sys
 
+from absl import app
+from absl import logging
 import flax
 import jax
 import jaxlib
 
 from alexnet_jax import metrics
+
+
+def run(main: Callable, **kwargs) -> None:
+  """`absl.app.run`, with nothing below errors of what the libraries say."""
+
+  def quiet(argv):
+    logging.set_verbosity(logging.ERROR)
+    main(argv)
+
+  app.run(quiet, **kwargs)
 
 
 def environment() -> dict[str, object]:

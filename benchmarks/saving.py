@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 
-from absl import app
 from absl import flags
 import jax
 from jaxtyping import PyTree
@@ -101,4 +100,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  report.run(main)

@@ -35,7 +35,6 @@ if __name__ == '__main__':  # Before JAX starts: two devices, to compile for.
     + ' --xla_backend_optimization_level=0'  # What is compiled here never runs.
   )
 
-from absl import app
 from absl import flags
 import jax
 import numpy as np
@@ -448,4 +447,4 @@ def print_paper(rows: list[dict], given: dict) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  report.run(main)

@@ -32,7 +32,6 @@ import tempfile
 import threading
 import time
 
-from absl import app
 from absl import flags
 import jax
 import numpy as np
@@ -239,4 +238,4 @@ def shown(values: Sequence[float]) -> str:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  report.run(main)

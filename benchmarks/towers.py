@@ -26,7 +26,6 @@ if __name__ == '__main__':
     + ' --xla_force_host_platform_device_count=2'
   )
 
-from absl import app
 from absl import flags
 import flax.linen as nn
 import jax
@@ -257,4 +256,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  report.run(main)
