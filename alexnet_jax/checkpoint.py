@@ -98,8 +98,8 @@ class Checkpoints:
   ) -> None:
     """Starts saving; returns once the host has the state.
 
-    Where the device is the host nothing is copied here: a step that is given
-    the state does it (benchmarks/saving.py).
+    Where the device is the host nothing is copied here: the step to which the
+    state is donated makes the copy (benchmarks/saving.py).
 
     Args:
       step: training steps done.

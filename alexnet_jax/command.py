@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import logging
 import sys
+import traceback
 
 from absl import logging as absl_logging
 
@@ -38,14 +39,18 @@ def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
     message = error
     while message.args and isinstance(message.args[0], Exception):
       message = message.args[0]  # ml_collections nests them.
-    if isinstance(message, KeyError):
-      message = message.args[0]  # Its str is a repr.
+    text = str(message)
+    if isinstance(message, KeyError) and message.args:
+      text = message.args[0]  # Its str is a repr.
     given = [arg for arg in argv if arg.startswith('--config=')]
     if '--config' in argv[:-1]:
       given = [argv[argv.index('--config') + 1]]
     where = ' in ' + ' '.join(given) if given else ''
-    line = ' '.join(str(message).split())
-    sys.exit(f'wrong config key or value{where}: {line}')
+    frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
+    inside = [f for f in frames if given and given[-1].endswith(f.filename)]
+    if inside:
+      text = f'line {inside[-1].lineno}: {type(message).__name__}: {text}'
+    sys.exit(f'wrong config key or value{where}: {" ".join(text.split())}')
 
 
 def _raised_here(error: Exception) -> bool:

@@ -16,7 +16,7 @@ def keep(folder: str) -> None:
   """Has JAX keep what it compiles in `folder`; nowhere if it is empty."""
   path = str(pathlib.Path(folder).expanduser()) if folder else None
   jax.config.update('jax_compilation_cache_dir', path)
-  # Creating the state is many small programs.
+  # JAX's own limit, a second, leaves out most programs of a small net.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 

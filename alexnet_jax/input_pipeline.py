@@ -3,9 +3,9 @@
 The element of the Grain data set is a *batch*: element t holds the numbers of
 the examples of global batch t, a function of (seed, t) alone, so resuming at
 step t is starting at element t. Loading it reads and decodes the records in
-threads, straight into a reused buffer. Training's batches are
-endless: the last batch of an epoch is filled from the next epoch's order.
-Evaluation's batches hold every example once, the tail padded and masked.
+threads, straight into a reused buffer. Training's batches are endless: the last
+batch of an epoch is filled from the next epoch's order. Evaluation's batches hold
+every example once, the tail padded and masked.
 """
 
 import collections

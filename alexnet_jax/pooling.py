@@ -2,7 +2,7 @@
 
 XLA's own gradient scatters: on CPU one number at a time, a seventh of the train
 step. Here every pixel gathers from the up to four windows that it lies in, a
-vector of maps at a time.
+vector of maps at a time. It has not been measured on GPU and TPU.
 """
 
 import functools
@@ -20,7 +20,9 @@ def max_pool(
   """Maxima of windows of `size` (2 or 3) pixels a side, two pixels apart.
 
   Whole windows alone: `(height - size) // 2 + 1` of them. The gradient goes to
-  the first of equal maxima, row by row, as in XLA and PyTorch.
+  the first of equal maxima, row by row, as in XLA and PyTorch; where a window
+  holds a NaN, which is then its maximum, to some pixel of the window. It has a
+  gradient in reverse mode alone.
   """
   return nn.max_pool(x, (size, size), (2, 2))
 
@@ -52,9 +54,8 @@ def _backward(size, x, g):
   # Pixel (2i + p, 2j + q) is in windows i and i - 1, j and j - 1. Those before
   # the first and after the last have the gradient 0.
   edges = (1, rows - g.shape[1]), (1, columns - g.shape[2])
-  places, g = (
-    jnp.pad(a, ((0, 0), *edges, (0, 0))) for a in (_places(x, size), g)
-  )
+  places = jnp.pad(_places(x, size), ((0, 0), *edges, (0, 0)))
+  g = jnp.pad(g, ((0, 0), *edges, (0, 0)))
 
   def pixels(p, q):
     total = 0

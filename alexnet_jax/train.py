@@ -241,7 +241,8 @@ def train_and_evaluate(
       # a step of other shapes or shardings is an error, not one more program.
       lowered = train_step.lower(state, first_batch, *arguments())
       train_step = lowered.compile()
-      batches = itertools.chain([first_batch], batches)
+      # The iterator of a list that has ended lets go of the list.
+      batches = itertools.chain(iter([first_batch]), batches)
       del first_batch
 
     latest = record.metrics

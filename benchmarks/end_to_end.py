@@ -230,7 +230,7 @@ def define_flags() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser."""
+  """absl's parser, with one line in place of a traceback for a wrong config."""
   with command.one_line_config_errors(argv):
     rest = app.parse_flags_with_usage(argv)
     _ = FLAGS.config.seed  # The file's own errors may wait for the first use.
@@ -275,8 +275,7 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  with command.one_line_config_errors(
-    sys.argv
-  ):  # The default's keys are read here.
+  # The keys of the default are read here.
+  with command.one_line_config_errors(sys.argv):
     define_flags()
   report.run(main, flags_parser=parse_flags)

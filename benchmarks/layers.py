@@ -51,8 +51,10 @@ def train_flops() -> int:
   return 2 * (3 * sum(counts.values()) - counts['conv1'])
 
 
-def _parts(batch: int, dtype: str) -> Iterator[tuple[str, Callable, tuple]]:
-  """(name, function, its arguments) of every part of a step, in order."""
+def _parts(
+  batch: int, dtype: str, jit: Callable
+) -> Iterator[tuple[str, Callable, Callable, tuple]]:
+  """Every part of a step, in order: name, function, jitted, its arguments."""
   net = model.AlexNet(dtype=dtype)
   images = jnp.zeros((batch, 224, 224, 3), dtype)
   params = net.init(jax.random.key(0), images[:1])['params']
@@ -67,25 +69,27 @@ def _parts(batch: int, dtype: str) -> Iterator[tuple[str, Callable, tuple]]:
         init_bias=0.0,
         rounded=name != 'fc8',
       )
-      apply = lambda p, x: nn.relu(module.apply({'params': p}, x))
-      return name, apply
-    first = name == 'conv1'
-    side = params[name]['kernel'].shape[0]
-    module = model.TowerConv(
-      features=features,
-      kernel_size=side,
-      stride=4 if first else 1,
-      padding=(0, 3) if first else (side // 2,) * 2,
-      groups=GROUPS.get(name, 1),
-      init_std=0.0,
-      init_bias=0.0,
-    )
-    return name, lambda p, x: nn.relu(module.apply({'params': p}, x))
+    else:
+      first = name == 'conv1'
+      side = params[name]['kernel'].shape[0]
+      module = model.TowerConv(
+        features=features,
+        kernel_size=side,
+        stride=4 if first else 1,
+        padding=(0, 3) if first else (side // 2,) * 2,
+        groups=GROUPS.get(name, 1),
+        init_std=0.0,
+        init_bias=0.0,
+      )
+    activate = (lambda x: x) if name == 'fc8' else nn.relu
+    return name, lambda p, x: activate(module.apply({'params': p}, x))
 
   norm = lambda _, x: model.local_response_norm(x, 2)
   pool = lambda _, x: pooling.max_pool(x, 3)
-  key, rows = jax.random.key(0), jnp.arange(batch)
-  drop = lambda _, x: model.dropout(x, key, 0.5, rows, x.shape[1], 2)
+  rows = jnp.arange(batch)
+  # From a constant XLA would draw beforehand.
+  key = lambda p: jax.random.key(jnp.int32(p['seed']))
+  drop = lambda p, x: model.dropout(x, key(p), 0.5, rows, x.shape[1], 2)
   chain = [
     layer('conv1'),
     ('norm1', norm),
@@ -104,16 +108,20 @@ def _parts(batch: int, dtype: str) -> Iterator[tuple[str, Callable, tuple]]:
   noise = np.random.default_rng(0)
   x = jnp.asarray(noise.normal(0, 64, images.shape), dtype)
   for name, function in chain:
-    own = params.get(name, {})
-    yield name, function, (own, x)
-    x = jax.jit(function)(own, x)
+    own = params.get(name, {'seed': jnp.zeros(())})
+    forward = jit(function)
+    yield name, function, forward, (own, x)
+    x = forward(own, x)
 
 
 def _augmentation(batch):
-  stored = jnp.zeros((batch, 256, 256, 3), jnp.uint8)
+  """The function, and all that it reads: XLA computes constants beforehand."""
+  rng = np.random.default_rng(0)
+  stored = rng.integers(0, 256, (batch, 256, 256, 3), np.uint8)
+  mean_image = rng.uniform(0, 255, (256, 256, 3)).astype(np.float32)
+  rest = (jnp.arange(batch), mean_image, np.eye(3, dtype=np.float32), 0.1)
   views = functools.partial(augment.random_views, crop_size=224, flip=True)
-  rest = (jnp.zeros((256, 256, 3)), jnp.eye(3), 0.1)
-  return lambda key: views(key, stored, jnp.arange(batch), *rest)
+  return views, jax.device_put((jax.random.key(0), stored, *rest))
 
 
 class _Update:
@@ -152,9 +160,8 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
   counts, rows = macs(), []
   options = compilation.network_options()
   jit = functools.partial(jax.jit, compiler_options=options)
-  for name, function, arguments in _parts(batch, dtype):
+  for name, function, forward, arguments in _parts(batch, dtype, jit):
     first = name == 'conv1'  # Its input needs no gradient.
-    forward = jit(function)
     out = forward(*arguments)
 
     def both(p, x, g, function=function, first=first):
@@ -175,9 +182,9 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
         'gflop': flops / 1e9,
       }
     )
-  views, key = jit(_augmentation(batch)), jax.random.key(0)
+  views, arguments = _augmentation(batch)
   for name, taken in (
-    ('augmentation', _median(views, (key,), rounds)),
+    ('augmentation', _median(jit(views), arguments, rounds)),
     ('update', _median(_Update(options), (), rounds)),
   ):
     rows.append(

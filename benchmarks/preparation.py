@@ -92,7 +92,7 @@ def define_flags() -> None:
   flags.DEFINE_bool('quick', False, 'One short round, with start-up.')
   flags.DEFINE_bool('check', False, f'Fail below {BAR} of encoding alone.')
   flags.DEFINE_integer('number', 15_000, 'Images of a preparation.')
-  flags.DEFINE_integer('rounds', 3, 'Of both, in turn.')
+  flags.DEFINE_integer('rounds', 3, 'Of both, in turn.', 1)
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
 
 

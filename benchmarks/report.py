@@ -1,6 +1,8 @@
 """What every benchmark reports beside its figures: machine, versions, commit."""
 
 from collections.abc import Callable
+import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -11,17 +13,31 @@ import sys
 
 from absl import app
 from absl import logging
-import flax
 import jax
-import jaxlib
 
 from alexnet_jax import metrics
+from alexnet_jax import processes
+
+# Whose versions a figure may depend on, where they are installed.
+LIBRARIES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'numpy',
+  'grain',
+  'array-record',
+  'simplejpeg',
+  'pillow',
+  'torch',
+)
 
 
 def run(main: Callable, **kwargs) -> None:
-  """`absl.app.run`, with nothing below errors of what the libraries say."""
+  """`absl.app.run`, without what the libraries log below errors."""
 
   def quiet(argv):
+    if len(argv) > 1:
+      sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
     logging.set_verbosity(logging.ERROR)
     main(argv)
 
@@ -32,12 +48,11 @@ def environment() -> dict[str, object]:
   """Where and with what a benchmark runs."""
   return {
     'machine': _processor(),
-    'cores': os.cpu_count(),
+    'cores': processes.number_of_cores(),
     'devices': sorted({device.device_kind for device in jax.devices()}),
     'python': platform.python_version(),
-    'jax': jax.__version__,
-    'jaxlib': jaxlib.__version__,
-    'flax': flax.__version__,
+    **_versions(),
+    'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', ''),
     'commit': metrics.current_commit(),
     'command': ' '.join(['python -m', _module(), *map(_public, sys.argv[1:])]),
   }
@@ -70,6 +85,14 @@ def write(path: str | None, figures: object) -> None:
   if path is not None:
     content = {'environment': environment(), 'figures': figures}
     pathlib.Path(path).write_text(json.dumps(content, indent=1) + '\n')
+
+
+def _versions():
+  found = {}
+  for name in LIBRARIES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def _processor():

@@ -37,6 +37,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import optimizer
+from alexnet_jax import processes
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from alexnet_jax import train
@@ -222,7 +223,7 @@ def main(_) -> None:
   report.write(FLAGS.output, {'bar': BAR, 'starts': starts, 'parts': of_parts})
   figure = statistics.median(one['seconds'] for one in starts[FRESH])
   print(
-    f'command to first step, {FRESH}: {figure:.1f} s on {os.cpu_count()} cores,'
+    f'command to first step, {FRESH}: {figure:.1f} s on {processes.number_of_cores()} cores,'
     f' bar {BAR:g} s'
   )
   if FLAGS.check and figure >= BAR:

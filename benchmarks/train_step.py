@@ -10,7 +10,8 @@ empty GLIBC_TUNABLES before the command: none has). Both nets have two groups,
 the response norm of section 3.3, dropout and 60,965,224 parameters; that they
 are the same is shown by their logits for the same weights and images. `--check`
 asks for at least the images a second of PyTorch's best, round by round. On a GPU
---dtypes=float32,bfloat16 (TF32 in both, autocast) and larger batches pay.
+give larger batches, and --dtypes=float32,bfloat16: float32 products are then made
+in TF32 in both libraries, bfloat16 is autocast in PyTorch.
 
 Utilisation: 4.1356 GFLOP for every image of a step (forward, gradients of
 weights and inputs but conv1's; 2 for a multiplication with its addition; taps on
@@ -20,6 +21,7 @@ process, with PyTorch or without it (JAX is imported in all, 0.2 GiB); on a GPU
 what the library has allocated there.
 """
 
+from collections.abc import Callable
 import importlib.util
 import json
 import os
@@ -52,7 +54,7 @@ from benchmarks import report
 from benchmarks import towers
 from configs import paper
 
-TURN = 2  # Steps of a variant in a round.
+TURN = 2, 0.5  # Steps and seconds of a variant in a round, at least.
 BAR = 1.0  # Images a second of ours over those of PyTorch's best.
 OURS, EAGER = 'ours', 'PyTorch eager'
 TORCH = {
@@ -120,10 +122,13 @@ def matmul_flops(dtype: str) -> float:
   """Operations a second of a product of two 4096 x 4096 matrices."""
   x = jax.random.normal(jax.random.key(0), (4096, 4096), dtype)
   product = jax.jit(jnp.matmul)
-  taken = interleaved.seconds(
-    {'product': lambda: jax.block_until_ready(product(x, x))}, 3
+  # A GPU takes less time for one than it takes to ask for it.
+  number = 1 if jax.default_backend() == 'cpu' else 50
+  products = lambda: jax.block_until_ready(
+    [product(x, x) for _ in range(number)]
   )
-  return 2 * 4096**3 / min(taken['product'])
+  taken = interleaved.seconds({'products': products}, 3)
+  return number * 2 * 4096**3 / min(taken['products'])
 
 
 class Process:
@@ -146,7 +151,7 @@ class Process:
     self._read()
 
   def __call__(self) -> float:
-    """Mean seconds of `TURN` times the work, after one that does not count."""
+    """Mean seconds of the work, over a turn; one before does not count."""
     print('go', file=self._process.stdin, flush=True)
     seconds, self._peak = self._read()
     return seconds
@@ -173,11 +178,18 @@ def work_alone(name: str, batch: int, dtype: str, train: bool) -> None:
   print('seconds, bytes', 0, 0, flush=True)
   for number, _ in enumerate(sys.stdin):
     variant()
-    began = time.perf_counter()
-    for _ in range(TURN if number else 0):  # At first it only compiles.
-      variant()
-    seconds = (time.perf_counter() - began) / TURN
+    seconds = mean_seconds(variant) if number else 0.0  # At first it compiles.
     print('seconds, bytes', seconds, _peak_bytes(name), flush=True)
+
+
+def mean_seconds(work: Callable[[], object]) -> float:
+  """Of a turn."""
+  steps, began = 0, time.perf_counter()
+  least, duration = TURN
+  while steps < least or time.perf_counter() - began < duration:
+    work()
+    steps += 1
+  return (time.perf_counter() - began) / steps
 
 
 def _peak_bytes(name):
@@ -222,8 +234,18 @@ def define_flags() -> None:
   flags.DEFINE_bool('check', False, f'Fail below {BAR} of the best.')
   flags.DEFINE_list('batches', ['32', '128'], 'Images of a step.')
   flags.DEFINE_list('dtypes', ['float32'], 'Of the activations.')
-  flags.DEFINE_integer('rounds', 7, f'Of all; in each {TURN} steps are timed.')
+  flags.DEFINE_integer('rounds', 7, 'Of all, in turn.', 1)
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
+  flags.register_validator(
+    'batches',
+    lambda batches: all(b.isdigit() and int(b) for b in batches),
+    'takes whole numbers above 0, with commas',
+  )
+  flags.register_validator(
+    'dtypes',
+    lambda dtypes: set(dtypes) <= {'float32', 'bfloat16'},
+    'takes float32 and bfloat16, with a comma',
+  )
 
 
 def main(_) -> None:
@@ -234,7 +256,6 @@ def main(_) -> None:
   if FLAGS.quick:
     batches, rounds, names = batches[:1], 2, [OURS, EAGER]
   figures = {'rounds': rounds, 'logits_difference': logits_difference()}
-  worst = float('inf')
   for dtype in FLAGS.dtypes:
     limit = matmul_flops(dtype)
     found = figures[dtype] = {'matmul_flops': limit, 'batches': {}}
@@ -242,8 +263,6 @@ def main(_) -> None:
       result = compare(names, batch, dtype, rounds)
       found['batches'][batch] = result
       _print(f'train step, {dtype}, batch {batch}', result, batch, limit)
-      best = min(ratio['median'] for ratio in result['ratios'].values())
-      worst = min(worst, best)
     if FLAGS.quick:
       continue
     found['inference'] = {}
@@ -257,12 +276,23 @@ def main(_) -> None:
     'logits of both nets for the same weights and images differ by'
     f' {figures["logits_difference"]:.1e} of their standard deviation'
   )
-  print('seeds: weights, images and draws 0')
+  print('seeds: weights and images 0, draws 1; for inference images 1')
   report.print_environment()
   report.write(FLAGS.output, figures)
-  print(f'ours / best of PyTorch (images a second) {worst:.3f}, bar {BAR}')
-  if FLAGS.check and worst < BAR:
+  figure = least_ratio(
+    [r for d in FLAGS.dtypes for r in figures[d]['batches'].values()]
+  )
+  against = ' or '.join(names[1:]) if FLAGS.quick else "PyTorch's best"
+  print(f'ours / {against} (images a second) {figure:.3f}, bar {BAR}')
+  if FLAGS.check and figure < BAR:
     sys.exit(1)
+
+
+def least_ratio(results: list[dict]) -> float:
+  """Ours over the best of PyTorch's, where that is least, of `compare`s."""
+  return min(
+    ratio['median'] for result in results for ratio in result['ratios'].values()
+  )
 
 
 def _print(title, result, batch, limit):

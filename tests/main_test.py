@@ -166,6 +166,23 @@ def test_an_unusable_config_file_is_named_in_one_line(
   assert message.count('\n') == 0
 
 
+@pytest.mark.parametrize(
+  'line, words',
+  [
+    ('assert 0', 'line 2: AssertionError:'),
+    ('1 / 0', 'line 2: ZeroDivisionError: division by zero'),
+    ('raise KeyError', 'line 2: KeyError:'),
+  ],
+)
+def test_an_error_in_a_config_file_has_its_line(fail, tmp_path, line, words):
+  file = tmp_path / 'mine.py'
+  file.write_text(f'def get_config():\n  {line}\n')
+  message = fail(f'--workdir={tmp_path}/run', f'--config={file}')
+  assert str(file) in message
+  assert words in message
+  assert message.count('\n') == 0
+
+
 def test_several_broken_rules_are_reported_at_once(fail, tmp_path):
   message = fail(
     QUICKSTART,

@@ -264,6 +264,23 @@ def test_what_is_fetched_is_numpys_whole_array(spec):
   np.testing.assert_array_equal(found['on_host'], values[0], strict=True)
 
 
+def test_parts_of_other_processes_may_be_fetched_where_transfers_are_guarded(
+  monkeypatch,
+):
+  class Part:
+    is_fully_addressable = is_fully_replicated = False
+
+  def gather(part, tiled):
+    # On CPU, where a read needs no transfer, the guard would not notice it.
+    assert tiled
+    return jax.config.jax_transfer_guard_device_to_host
+
+  monkeypatch.setattr(metrics.jax, 'Array', Part)
+  monkeypatch.setattr(metrics.multihost_utils, 'process_allgather', gather)
+  with jax.transfer_guard('disallow'):
+    assert metrics._whole(Part()) == 'allow'
+
+
 def test_image_grid_puts_images_in_rows_with_white_lines_between():
   grays = np.array([10, 20.6, 300, -5, 40], np.float32)  # Rounded and clipped.
   images = np.ones((5, 2, 3, 3), np.float32) * grays[:, None, None, None]

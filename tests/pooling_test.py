@@ -1,5 +1,6 @@
 """`pooling.max_pool` against loops over windows and pixels, in NumPy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +71,34 @@ def test_bfloat16_keeps_its_type_and_places():
   np.testing.assert_array_equal(np.float64(gradient), expected[1])
 
 
-def test_no_number_stays_visible():
+def test_nan_stays_visible():
   x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(jnp.nan)
-  assert jnp.isnan(pooling.max_pool(x, 3)).all()
+  maxima, gradient = _value_and_gradient(x, 3, jnp.ones((1, 1, 1, 1)))
+  assert jnp.isnan(maxima).all()
+  assert gradient.sum() == 1  # Somewhere in the window.
+
+
+def test_minus_infinity_is_a_maximum_like_others():
+  x = jnp.full((1, 3, 3, 1), -jnp.inf)
+  maxima, gradient = _value_and_gradient(x, 3, jnp.ones((1, 1, 1, 1)))
+  assert maxima[0, 0, 0, 0] == -jnp.inf
+  assert gradient[0, 0, 0, 0] == gradient.sum() == 1
+
+
+@pytest.mark.parametrize('size', [2, 3])
+@pytest.mark.parametrize('side', [8, 9])
+def test_equal_maxima_have_the_gradient_of_xla_and_pytorch(size, side):
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(0)
+  x = rng.integers(-2, 3, (2, side, side, 5)).astype(np.float32)
+  count = (side - size) // 2 + 1
+  g = rng.integers(-9, 10, (2, count, count, 5)).astype(np.float32)
+  _, gradient = _value_and_gradient(jnp.asarray(x), size, jnp.asarray(g))
+  _, pull = jax.vjp(
+    lambda x: nn.max_pool(x, (size, size), (2, 2)), jnp.asarray(x)
+  )
+  np.testing.assert_array_equal(gradient, pull(jnp.asarray(g))[0])
+  channels_first = lambda a: torch.tensor(a).permute(0, 3, 1, 2)
+  leaf = channels_first(x).requires_grad_()
+  torch.nn.functional.max_pool2d(leaf, size, 2).backward(channels_first(g))
+  np.testing.assert_array_equal(gradient, leaf.grad.permute(0, 2, 3, 1))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -75,6 +76,44 @@ def test_a_process_times_its_own_work():
   seconds = process()
   assert 0 < seconds < 60
   assert 10e6 < process.close() < 100e9  # Bytes.
+
+
+def test_a_turn_has_its_steps_and_its_seconds(monkeypatch):
+  steps = []
+  monkeypatch.setattr(train_step, 'TURN', (3, 0.0))
+  assert 0 < train_step.mean_seconds(lambda: steps.append(1)) < 0.1
+  assert len(steps) == 3
+  monkeypatch.setattr(train_step, 'TURN', (1, 0.05))
+  seconds = train_step.mean_seconds(lambda: steps.append(time.sleep(0.02)))
+  assert len(steps) >= 3 + 2
+  assert seconds >= 0.02
+
+
+def test_the_bar_is_held_against_the_best_where_ours_does_worst():
+  result = lambda *medians: {
+    'ratios': {str(m): {'median': m, 'least': 0.0} for m in medians}
+  }
+  results = [result(1.2, 1.1, 1.4), result(1.05, 1.3)]
+  assert train_step.least_ratio(results) == 1.05
+
+
+@pytest.mark.parametrize(
+  'flag, words',
+  [
+    ('--batches=32,x', 'takes whole numbers above 0'),
+    ('quick', 'quick is not a flag'),
+  ],
+)
+def test_a_wrong_flag_ends_the_command_at_once(flag, words):
+  done = subprocess.run(
+    [sys.executable, '-m', 'benchmarks.train_step', flag],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert words in done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 def test_seconds_of_its_own_count_instead_of_the_wall():

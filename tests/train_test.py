@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import types
+import weakref
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,7 @@ from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import files
+from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import model
 from alexnet_jax import optimizer
@@ -484,6 +486,27 @@ def test_a_transfer_that_nobody_asked_for_is_an_error(fake_types):
   arguments = (train_step, 0, iter([0]), (np.float32(1),), 0, 1, Counter())
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
     train.run_steps(*arguments)
+
+
+def test_the_first_batch_is_let_go(config, tmp_path, monkeypatch):
+  images, alive = [], []
+  prefetch, run_steps = input_pipeline.prefetch_to_device, train.run_steps
+
+  def spy(*args):
+    for batch in prefetch(*args):
+      images.append(weakref.ref(batch['image']))
+      yield batch
+
+  def steps(*args):
+    result = run_steps(*args)
+    alive.append(images[0]() is not None)
+    return result
+
+  monkeypatch.setattr(input_pipeline, 'prefetch_to_device', spy)
+  monkeypatch.setattr(train, 'run_steps', steps)
+  train.train_and_evaluate(config, tmp_path)
+  assert len(alive) > 2
+  assert not any(alive)
 
 
 def test_a_run_stopped_by_an_exception_and_resumed_equals_the_uninterrupted(

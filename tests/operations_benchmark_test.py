@@ -1,0 +1,40 @@
+"""The benchmark of the operations in a step: what it reads from a trace."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import operations
+
+
+def test_the_operations_of_a_traced_program_and_their_sources(tmp_path):
+  def program(x):
+    with jax.named_scope('conv7'):
+      x = jnp.sort(jnp.sin(x) @ x)
+    return x
+
+  compiled = jax.jit(program).lower(jnp.ones((300, 300))).compile()
+  x = jax.block_until_ready(compiled(jnp.ones((300, 300))))
+  with jax.profiler.trace(str(tmp_path)):
+    began = time.perf_counter()
+    jax.block_until_ready(compiled(x))
+    whole = time.perf_counter() - began
+  found = operations.seconds_by_operation(str(tmp_path))
+  sources = operations.sources(compiled.as_text())
+  assert list(found.values()) == sorted(found.values(), reverse=True)
+  assert all(0 < seconds < whole for seconds in found.values())
+  named = {operations.layer(sources.get(name, '')) for name in found}
+  assert 'conv7' in named
+  assert any('sort' in name for name in found)
+
+
+def test_the_layer_of_a_source():
+  step = 'jit(train_step)/'
+  assert (
+    operations.layer(step + 'jvp(AlexNet)/AlexNet._conv/conv2/split') == 'conv2'
+  )
+  backward = step + 'transpose(jvp(AlexNet))/AlexNet._dense/fc6/dot_general'
+  assert operations.layer(backward) == 'fc6 backward'
+  assert operations.layer(step + 'jvp(AlexNet)/reduce_window_max') == ''
+  assert operations.layer('') == ''
