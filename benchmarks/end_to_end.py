@@ -224,7 +224,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer('steps', 100, 'Of a segment.', lower_bound=2)
   flags.DEFINE_integer('rounds', 7, 'Of all, in turn.', lower_bound=1)
-  flags.DEFINE_bool('quick', False, 'Few short rounds.')
+  flags.DEFINE_bool('quick', False, 'Few short rounds, for small nets.')
   flags.DEFINE_bool('check', False, f'Fail below {BAR}.')
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
 

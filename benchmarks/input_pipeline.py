@@ -18,7 +18,7 @@ Images per CPU-second (of all threads and processes) and per second, of
 
 Every number of cores (1, 2, 4, ..., all) is a fresh process that is confined to
 them. There all run in turn, the others idle. Each first gives up what it has
-buffered, untimed, and is then timed over many batches: the steady state. Ratios
+buffered, and as many batches as it is then timed over: the steady state. Ratios
 are of one round. All files are in the page cache.
 
 Not measured: a disk, the copy to a device (end_to_end.py), augmentation, which
@@ -126,8 +126,12 @@ def cpu_seconds(pid: int) -> float:
 
 
 def drain(settings: Settings) -> int:
-  """More batches than any loader buffers: two for each worker, or 2 and one."""
-  return 2 * settings.cores + 3
+  """As many batches as are timed, and all that any loader buffers.
+
+  After a pause the first batches are slower: the system may have taken memory
+  from what was idle. Buffered are two batches for each worker, or two and one.
+  """
+  return settings.batches * settings.cores + 2 * settings.cores + 3
 
 
 class Pipeline:
@@ -168,7 +172,7 @@ class Decoding:
   def __call__(self) -> tuple[float, float]:
     """CPU-seconds and seconds."""
     with concurrent.futures.ThreadPoolExecutor(len(self._buffers)) as threads:
-      self._run(threads, 8 * len(self._buffers))  # Caches; starts the threads.
+      self._run(threads, self.images)  # As the others: see `drain`.
       cpu, wall = time.process_time(), time.perf_counter()
       self._run(threads, self.images)
       return time.process_time() - cpu, time.perf_counter() - wall

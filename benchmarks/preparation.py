@@ -130,8 +130,9 @@ def main(_) -> None:
     p['per_second'] / (a * cores) for a, p in zip(alone, prepared, strict=True)
   )
   median = lambda key: statistics.median(p[key] for p in prepared)
-  kib = {
-    who: resource.getrusage(which).ru_maxrss
+  unit = 1 if sys.platform == 'darwin' else 1024  # Bytes, of ru_maxrss.
+  peaks = {
+    who: unit * resource.getrusage(which).ru_maxrss
     for who, which in (
       ('this process', resource.RUSAGE_SELF),
       ('a worker', resource.RUSAGE_CHILDREN),
@@ -156,8 +157,8 @@ def main(_) -> None:
     f'with start-up       {median("with_startup_per_cpu_second"):8.1f} images /'
     f' CPU-second'
   )
-  for who, peak in kib.items():
-    print(f'peak memory of {who}: {peak / 2**20:.2f} GiB')
+  for who, peak in peaks.items():
+    print(f'peak memory of {who}: {peak / 2**30:.2f} GiB')
   for quality, size in sizes.items():
     print(
       f'quality {quality}: {size / 1e3:.1f} kB an image, ImageNet (1.33 million)'
@@ -177,7 +178,7 @@ def main(_) -> None:
       'encoding_alone': alone,
       'preparation': prepared,
       'ratios': ratios,
-      'peak_kib': kib,
+      'peak_bytes': peaks,
       'bytes_by_quality': sizes,
     },
   )

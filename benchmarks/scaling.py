@@ -343,7 +343,10 @@ ASSUMED = {
   'network_gbytes': (50.0, f'GB/s into a device from other hosts, {DGX}'),
   'devices_per_host': (8, DGX),
   'cores_per_host': (112, f'{DGX}; all of them decode'),
-  'decode_rate': (1600.0, 'images per second and core, 256x256: assumed'),
+  'decode_rate': (
+    1600.0,
+    'images per second and core, 256x256: assumed; see README, Speed',
+  ),
   'images_per_device': (256, 'of a step: assumed; the paper has 128 in all'),
   'activation_bytes': (2, 'bfloat16'),
 }
