@@ -7,7 +7,7 @@ import sys
 def restart_with() -> None:
   """Starts this program again with large pages, if it can and has none.
 
-  On CPU a train step of the paper's net otherwise takes 1.2 to 1.4 times as long
+  On CPU a train step of the paper's net otherwise takes 1.1 to 1.2 times as long
   (experiments/LOG.md): its arrays are made anew in every step, and the kernel
   gives out their memory in pieces of 4 KiB. The C library reads the variable
   GLIBC_TUNABLES when a process begins; where it is set, even to nothing, it is
