@@ -313,6 +313,7 @@ def test_only_the_first_process_writes_and_logs(two):
 # Four processes go on where one has been, with another layout
 
 
+@pytest.mark.slow  # Each of four compiles, on what may be two cores.
 def test_four_processes_continue_the_run_of_one(one, config_file, tmp_path):
   workdir = shutil.copytree(one, tmp_path / 'four')
   shutil.rmtree(workdir / 'checkpoints/18')
