@@ -61,7 +61,7 @@ def _read_epoch(data_dir):
   print(report.peak_bytes())
 
 
-def peak_bytes(paths: list[pathlib.Path], number: int) -> int:
+def peak_bytes(paths: list[pathlib.Path], number: int, processes: int) -> int:
   """Of processes that read one epoch of `number` images, the median."""
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
@@ -69,7 +69,7 @@ def peak_bytes(paths: list[pathlib.Path], number: int) -> int:
     prepare.prepare(f'folder:{root}/photographs', 'set', root)
     command = [sys.executable, '-m', 'benchmarks.memory', '--epoch', folder]
     peaks = []
-    for _ in range(PROCESSES):
+    for _ in range(processes):
       done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
       peaks.append(int(done.stdout.split()[-1]))
   return statistics.median(peaks)
@@ -81,7 +81,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """The flags of the command."""
   flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
-  flags.DEFINE_bool('quick', False, 'A quarter of the images.')
+  flags.DEFINE_bool(
+    'quick', False, 'A quarter of the images, read once: within a MiB.'
+  )
   flags.DEFINE_bool('check', False, f'Fail above {BAR}.')
   flags.DEFINE_integer('number', 4000, 'Images of the smaller set.', BATCH)
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
@@ -90,7 +92,8 @@ def define_flags() -> None:
 def main(_) -> None:
   paths = photographs(FLAGS.folder)
   number = FLAGS.number // 4 if FLAGS.quick else FLAGS.number
-  peaks = {n: peak_bytes(paths, n) for n in (number, 10 * number)}
+  processes = 1 if FLAGS.quick else PROCESSES
+  peaks = {n: peak_bytes(paths, n, processes) for n in (number, 10 * number)}
   for n, peak in peaks.items():
     print(f'{n:8} images: at most {peak / 2**20:.0f} MiB')
   grown = (peaks[10 * number] - peaks[number]) / (9 * number)
