@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import csv
 import os
 import pathlib
-import struct
 import subprocess
 import time
 
@@ -18,9 +17,6 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
-from tensorboardX import event_file_writer
-from tensorboardX import proto
-from tensorboardX import summary
 import tqdm
 
 from alexnet_jax import files
@@ -104,8 +100,9 @@ class MetricsWriter:
 
   def __init__(self, workdir: pathlib.Path, tags: Sequence[str], step: int):
     """Opens the files to continue behind `step`; 0 starts anew."""
+    from alexnet_jax import events  # Slow to import; see there.
+
     self._columns = ('step', 'epoch', *tags)
-    _rewind_events(workdir, step)
     rows = _rewound_rows(workdir / CSV_FILE, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
     self._csv_file = open(temporary, 'w', newline='')
@@ -114,9 +111,7 @@ class MetricsWriter:
     self._csv.writerows(rows)
     self._csv_file.flush()
     os.replace(temporary, workdir / CSV_FILE)  # The open file goes along.
-    self._events = event_file_writer.EventsWriter(
-      str(workdir / 'events'), f'.{time.time_ns()}'
-    )
+    self._events = events.EventWriter(workdir, step)
 
   def scalars(
     self, step: int, epoch: float, values: Mapping[str, float]
@@ -124,34 +119,19 @@ class MetricsWriter:
     """One row of metrics.csv, one point per tag."""
     self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
     self._csv_file.flush()
-    for tag, value in values.items():
-      self._event(summary.scalar(tag, value), step)
-    self._events.flush()
+    self._events.scalars(step, values)
 
   def image(self, step: int, tag: str, image: np.ndarray) -> None:
     """One picture, uint8 [height, width, 3]."""
-    self._event(summary.image(tag, image, dataformats='HWC'), step)
-    self._events.flush()
+    self._events.image(step, tag, image)
 
   def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
     """The config by dotted key, for TensorBoard's HPARAMS tab."""
-    plain = {
-      k: v if isinstance(v, bool | int | float) else str(v)
-      for k, v in values.items()
-    }
-    for part in summary.hparams(plain, {metric: 0.0}):
-      self._event(part, 0)
-    self._events.flush()
+    self._events.hyperparameters(values, metric)
 
   def close(self) -> None:
     self._csv_file.close()
     self._events.close()
-
-  def _event(self, value, step):
-    event = proto.event_pb2.Event(
-      summary=value, step=step, wall_time=time.time()
-    )
-    self._events.write_event(event)
 
 
 class NullWriter:
@@ -181,35 +161,6 @@ def _rewound_rows(path: pathlib.Path, step: int) -> list[dict[str, str]]:
   whole = text[: text.rfind('\n') + 1]  # A kill may leave half a line.
   rows = csv.DictReader(whole.splitlines())
   return [row for row in rows if int(row['step']) <= step]
-
-
-def _rewind_events(workdir: pathlib.Path, step: int) -> None:
-  """Removes what the event files hold beyond `step`, and broken tails."""
-  for path in workdir.glob('events.out.tfevents.*'):
-    if step == 0:
-      path.unlink()
-      continue
-    content = path.read_bytes()
-    kept = b''.join(
-      record for record, event in _records(content) if event.step <= step
-    )
-    if kept != content:
-      temporary = workdir / 'rewound.tmp'  # A name TensorBoard passes over.
-      temporary.write_bytes(kept)
-      os.replace(temporary, path)
-
-
-def _records(content: bytes):
-  """(framed bytes, event) of an event file: length, crc, data, crc."""
-  start = 0
-  while start + 12 <= len(content):
-    (length,) = struct.unpack_from('<Q', content, start)
-    end = start + 12 + length + 4
-    if end > len(content):
-      return
-    event = proto.event_pb2.Event.FromString(content[start + 12 : end - 4])
-    yield content[start:end], event
-    start = end
 
 
 class Progress:

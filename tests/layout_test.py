@@ -45,6 +45,7 @@ ORDER = [
   'timetable',
   'checkpoint',
   'metrics',
+  'events',
   'augment',
   'model',
   'pooling',
@@ -72,7 +73,7 @@ WALLS = {
   'orbax': ['checkpoint'],
   'simplejpeg': ['images'],
   'sklearn': ['sources'],
-  'tensorboardX': ['metrics'],
+  'tensorboardX': ['events'],
   'tensorflow': [],
   'tensorflow_datasets': [
     'imagenet',
@@ -243,10 +244,12 @@ class Wall:
       raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
 
 sys.meta_path.insert(0, Wall)
-for module in {MODULES}:
+for module in {[module for module in MODULES if module != 'events']}:
   importlib.import_module('alexnet_jax.' + module)
+# Over a second each, for the digits and for event files alone.
+assert not {{'sklearn', 'torch'}} & sys.modules.keys()
+importlib.import_module('alexnet_jax.events')
 assert 'tensorflow' not in sys.modules
-assert 'sklearn' not in sys.modules, 'over a second, for the digits alone'
 """
   done = subprocess.run(
     [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True

@@ -1,0 +1,72 @@
+"""Event files as TensorBoard reads them."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+
+from alexnet_jax import events
+
+
+def read_events(workdir):
+  guidance = {'scalars': 0, 'images': 0}  # 0: keep all.
+  found = event_accumulator.EventAccumulator(str(workdir), guidance)
+  return found.Reload()
+
+
+def scalar_points(workdir, tag):
+  return [(e.step, e.value) for e in read_events(workdir).Scalars(tag)]
+
+
+def write_run(workdir, start, stop):
+  """Steps after `start` to `stop`, with a/x = step / 8: exact in float32."""
+  writer = events.EventWriter(workdir, start)
+  for step in range(start + 1, stop + 1):
+    writer.scalars(step, {'a/x': step / 8})
+  writer.close()
+
+
+@pytest.mark.parametrize('cut', [1, 10, 30])
+def test_a_truncated_event_record_is_dropped(tmp_path, cut):
+  write_run(tmp_path, 0, 3)
+  (path,) = tmp_path.glob('*tfevents*')
+  path.write_bytes(path.read_bytes()[:-cut])
+  write_run(tmp_path, 5, 6)
+  (tmp_path / 'whole').mkdir()
+  write_run(tmp_path / 'whole', 0, 2)
+  (whole,) = (tmp_path / 'whole').glob('*tfevents*')
+  assert path.stat().st_size == whole.stat().st_size  # No tail is left.
+  steps = [step for step, _ in scalar_points(tmp_path, 'a/x')]
+  assert steps == [1, 2, 6]
+
+
+def test_hyperparameters_are_what_the_hparams_plugin_reads(tmp_path):
+  values = {'a.rate': 0.5, 'a.steps': 3, 'a.flip': True, 'a.widths': [4, 8]}
+  writer = events.EventWriter(tmp_path, 0)
+  writer.hyperparameters(values, 'a/x')
+  writer.close()
+  found = read_events(tmp_path).summary_metadata
+  start = hparams_metadata.parse_session_start_info_plugin_data(
+    found[hparams_metadata.SESSION_START_INFO_TAG].plugin_data.content
+  )
+  read = {k: getattr(v, v.WhichOneof('kind')) for k, v in start.hparams.items()}
+  assert read == values | {'a.widths': '[4, 8]'}
+  experiment = hparams_metadata.parse_experiment_plugin_data(
+    found[hparams_metadata.EXPERIMENT_TAG].plugin_data.content
+  )
+  assert [m.name.tag for m in experiment.metric_infos] == ['a/x']
+
+
+def test_a_picture_comes_back_pixel_by_pixel(tmp_path):
+  picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+  writer = events.EventWriter(tmp_path, 0)
+  writer.image(3, 'a/picture', picture)
+  writer.close()
+  (image,) = read_events(tmp_path).Images('a/picture')
+  assert (image.step, image.height, image.width) == (3, 5, 7)
+  np.testing.assert_array_equal(
+    np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), picture
+  )
