@@ -106,11 +106,10 @@ def logits_difference() -> float:
   net = model.AlexNet(**paper.get_config().model)
   images = np.random.default_rng(0).normal(0, 64, (2, 224, 224, 3))
   images = images.astype(np.float32)
-  params = net.init(jax.random.key(0), jnp.asarray(images))['params']
+  params = jax.jit(net.init)(jax.random.key(0), images)['params']
   # At test the paper's net multiplies by a half what PyTorch's has doubled.
-  ours = net.clone(inverted_dropout=True).apply(
-    {'params': params}, jnp.asarray(images)
-  )
+  net = net.clone(inverted_dropout=True)
+  ours = jax.jit(net.apply)({'params': params}, images)
   other = torch_alexnet.AlexNet().eval()
   torch_alexnet.load(other, params)
   with torch.inference_mode():

@@ -314,7 +314,8 @@ def test_training_overfits_eight_images():
     'mask': jnp.ones(8, bool),
   }
   fixed = run_lib.Statistics(jnp.full((67, 67, 3), 127.5), jnp.zeros((3, 3)))
-  params = net.init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
+  init = jax.jit(net.init)
+  params = init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
   sgd = optimizer.paper_sgd({}, 0.0, 0.0)
   state = run_lib.TrainState(jnp.int32(0), params, sgd.init(params))
   rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(0.003))
