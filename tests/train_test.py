@@ -1088,7 +1088,9 @@ def spy_on_labels(patch):
   def spied(run, batch):
     placed = place_batch(run, batch)
     found = placed['label']
-    labels.append((len(found.sharding.device_set), np.asarray(found).tolist()))
+    labels.append(
+      (len(found.sharding.device_set), jax.device_get(found).tolist())
+    )
     return placed
 
   patch.setattr(run_lib.Run, 'place_batch', spied)
