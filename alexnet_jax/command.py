@@ -9,6 +9,12 @@ import traceback
 from absl import logging as absl_logging
 
 
+def quiet_libraries() -> None:
+  """Libraries log errors alone; JAX warns, too: of a GPU that it cannot use."""
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  logging.getLogger('jax').setLevel(logging.WARNING)
+
+
 @contextlib.contextmanager
 def one_line_errors(interrupted: str) -> Iterator[None]:
   """Ends the process with one line for errors that this package raises.
@@ -18,7 +24,7 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
   Args:
     interrupted: what to say after Ctrl-C.
   """
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
+  quiet_libraries()
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   try:
     yield

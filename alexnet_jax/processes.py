@@ -45,8 +45,9 @@ def start(
   """Joins the processes of this run, before JAX is used for anything else.
 
   Where JAX knows the cluster (TPU pods, Slurm, GKE, Open MPI) no argument is
-  needed; `num_processes` 1 keeps this process alone even there. Ends the process
-  where the others do not come within `START_SECONDS`.
+  needed; `num_processes` 1 keeps this process alone even there. A task of Slurm
+  that is alone on its host takes all its GPUs, else each its own. Ends the
+  process where the others do not come within `START_SECONDS`.
 
   Args:
     coordinator_address: 'host:port' of process 0, the same for all.
@@ -81,6 +82,7 @@ def start(
         process_id,
         # Else Slurm's variables would choose the devices in spite of the flags.
         cluster_detection_method='deactivate' if coordinator_address else None,
+        local_device_ids=None if coordinator_address else _slurm_devices(),
         # After the timer, whose error is clearer.
         initialization_timeout=2 * START_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -108,6 +110,21 @@ def start(
   log.info(
     '%d processes with %d devices.', jax.process_count(), jax.device_count()
   )
+
+
+def _slurm_devices():
+  """Numbers of the GPUs of this task of Slurm; None where JAX's are right.
+
+  JAX gives task i of a host the GPU i, wherever Slurm gives each task one of its
+  own, which it then sees as number 0, and where one task is to have them all.
+  """
+  given = os.environ.get
+  visible = given('CUDA_VISIBLE_DEVICES')
+  if not visible or not given('SLURM_LOCALID') or given('JAX_LOCAL_DEVICE_IDS'):
+    return None
+  number = visible.count(',') + 1
+  alone = given('SLURM_NTASKS') == given('SLURM_STEP_NUM_NODES')
+  return list(range(number)) if alone or number == 1 else None
 
 
 def _check_flags(given):

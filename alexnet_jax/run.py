@@ -121,6 +121,9 @@ def open_run(
     jax.devices(),
     config.model.num_towers,
   )
+  log.info(
+    'Devices: %d x %s.', jax.device_count(), jax.devices()[0].device_kind
+  )
   directions = augment.color_directions(
     dataset.rgb_covariance, config.augment.color_square_root
   )

@@ -280,11 +280,12 @@ def vary_as(x: Array, other: Array) -> Array:
 def add_bias(
   x: Float[Array, '... features'], bias: Float[Array, 'features']
 ) -> Float[Array, '... features']:
-  """`x + bias`, with the gradient of the bias taken as a matrix product.
+  """`x + bias`; on CPU the gradient of the bias is taken as a matrix product.
 
   As a plain sum, XLA on CPU fuses the whole backward chain of the layer into
-  that reduction; the product with ones stops it (12% of the train step). `x`
-  may be of less precision than the bias and its gradient.
+  that reduction; the product with ones stops it (12% of the train step). On
+  GPUs and TPUs it is the sum: the product would only move more memory. `x` may
+  be of less precision than the bias and its gradient.
   """
   # Inside shard_map a custom gradient must vary over the axes its primal does.
   return _add_bias(x, vary_as(bias, x))
@@ -300,13 +301,13 @@ def _add_bias_fwd(x, bias):
 
 
 def _add_bias_bwd(_, g):
+  dtype = jnp.promote_types(g.dtype, jnp.float32)
+  if jax.default_backend() != 'cpu':
+    return g, g.astype(dtype).sum(tuple(range(g.ndim - 1)))
   flat = g.reshape(-1, g.shape[-1])
   ones = jnp.ones((8, flat.shape[0]), g.dtype)  # 8 rows: one vector register.
   sums = jnp.matmul(
-    ones,
-    flat,
-    precision=lax.Precision.HIGHEST,
-    preferred_element_type=jnp.promote_types(g.dtype, jnp.float32),
+    ones, flat, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
   )
   return g, sums[0]
 

@@ -6,6 +6,8 @@ r"""The host half alone against decoding alone and against other loaders.
 Images per CPU-second (of all threads and processes) and per second, of
 
 * `train_batches` of the prepared data set NAME;
+* the same where decoding takes no time: what the threads of one process, which
+  share Python's lock, hand out at most;
 * decoding alone: `images.decode` of its records, in memory, into the warm buffer
   of a batch, with a thread for each core; and with one thread into that of a
   single image, which stays in the processor's cache;
@@ -45,6 +47,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 import warnings
 
 from absl import flags
@@ -60,6 +63,7 @@ from benchmarks import interleaved
 from benchmarks import report
 
 OURS, ALONE = 'ours', 'decoding alone, a thread per core'
+UNDECODED = 'ours, nothing decoded'
 ONE_THREAD = 'decoding alone, one thread, one image'
 TF_DATA, PILLOW = 'tf.data', 'DataLoader, Pillow'
 FASTEST = 'DataLoader, simplejpeg'
@@ -161,6 +165,14 @@ class Pipeline:
     return time.process_time() + sum(map(cpu_seconds, self._workers))
 
 
+class Undecoded(Pipeline):
+  """A pipeline whose images keep the pixels that were there before."""
+
+  def __call__(self) -> tuple[float, float]:
+    with mock.patch.object(images, 'decode', lambda *_: None):
+      return super().__call__()
+
+
 class Decoding:
   """Decodes images from memory, again and again into the same buffers."""
 
@@ -243,7 +255,9 @@ def data_loader(settings: Settings, folder: str, decode) -> Pipeline:
   return Pipeline(settings, batches, [worker.pid for worker in workers])
 
 
-def ours(settings: Settings, stack: contextlib.ExitStack) -> Pipeline:
+def ours(
+  settings: Settings, stack: contextlib.ExitStack, kind: type = Pipeline
+) -> Pipeline:
   """The batches of training, closed by `stack`."""
   batches = input_pipeline.train_batches(
     input_pipeline.open_dataset(settings.data_dir, settings.dataset),
@@ -252,7 +266,7 @@ def ours(settings: Settings, stack: contextlib.ExitStack) -> Pipeline:
     seed=SEED,
     start_step=0,
   )
-  return Pipeline(settings, stack.enter_context(contextlib.closing(batches)))
+  return kind(settings, stack.enter_context(contextlib.closing(batches)))
 
 
 def decoding(settings: Settings, threads: int, images_each: int) -> Decoding:
@@ -290,6 +304,7 @@ def contestants(settings: Settings, stack: contextlib.ExitStack) -> dict:
   if TF_DATA not in without:
     found[TF_DATA] = stack.enter_context(contextlib.closing(TfData(settings)))
   found[OURS] = ours(settings, stack)
+  found[UNDECODED] = ours(settings, stack, Undecoded)
   each = -(-settings.batch // settings.cores)
   found[ALONE] = decoding(settings, settings.cores, each)
   found[ONE_THREAD] = decoding(settings, 1, 1)

@@ -17,6 +17,7 @@ of every layer on its own.
 
 import collections
 import contextlib
+import os
 import pathlib
 import re
 import sys
@@ -30,6 +31,10 @@ from alexnet_jax import large_pages
 
 if __name__ == '__main__':
   large_pages.restart_with()
+  # Inside the command buffers of a GPU, operations lose their names.
+  os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_enable_command_buffer='
+  )
 
 from benchmarks import report
 from benchmarks import towers
@@ -48,6 +53,8 @@ def seconds_by_operation(folder: str) -> dict[str, float]:
     for line in plane.lines:
       for event in line.events:
         name = dict(event.stats).get('hlo_op')
+        if name is None and line.name == 'XLA Ops':  # TPU: '%name = ...'.
+          name = event.name.partition(' ')[0].removeprefix('%')
         if name is not None:
           found[name] += event.duration_ns / 1e9
   return dict(found.most_common())
@@ -100,6 +107,11 @@ def main(_) -> None:
         step()
       whole = (time.perf_counter() - began) / steps
     found = seconds_by_operation(folder)
+  if not found:
+    sys.exit(
+      'the trace names no operation of the program; look at it in TensorBoard:'
+      ' --trace_dir=DIR'
+    )
   rows = [
     {'name': name, 'seconds': seconds / steps, 'source': program.get(name, '')}
     for name, seconds in found.items()

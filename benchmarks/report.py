@@ -12,9 +12,9 @@ import resource
 import sys
 
 from absl import app
-from absl import logging
 import jax
 
+from alexnet_jax import command
 from alexnet_jax import metrics
 from alexnet_jax import processes
 
@@ -33,12 +33,12 @@ LIBRARIES = (
 
 
 def run(main: Callable, **kwargs) -> None:
-  """`absl.app.run`, without what the libraries log below errors."""
+  """`absl.app.run`, with `command.quiet_libraries`."""
 
   def quiet(argv):
     if len(argv) > 1:
       sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
-    logging.set_verbosity(logging.ERROR)
+    command.quiet_libraries()
     main(argv)
 
   app.run(quiet, **kwargs)

@@ -312,8 +312,12 @@ def on_paper(layout: str, devices: int, given: dict) -> dict[str, float]:
   )
   # Two towers are neighbours; the rings of the data axis pass every host.
   outside = given['network_gbytes' if hosts > 1 else 'link_gbytes']
+  hosts_rate = hosts * min(
+    given['cores_per_host'] * given['decode_rate'],
+    given['processes_per_host'] * given['process_rate'],
+  )
   seconds = {
-    'decoding': batch / hosts / given['cores_per_host'] / given['decode_rate'],
+    'decoding': batch / hosts_rate,
     'arithmetic': given['images_per_device']
     * layers.train_flops()
     / (given['peak_tflops'] * 1e12 * given['utilisation']),
@@ -347,6 +351,12 @@ ASSUMED = {
     1600.0,
     'images per second and core, 256x256: assumed; see README, Speed',
   ),
+  'process_rate': (
+    22000.0,
+    'images per second that the threads of one process hand out at most;'
+    ' with 112 threads on two cores: see experiments/LOG.md',
+  ),
+  'processes_per_host': (1, 'one for all devices of a host'),
   'images_per_device': (256, 'of a step: assumed; the paper has 128 in all'),
   'activation_bytes': (2, 'bfloat16'),
 }

@@ -85,10 +85,14 @@ class Variant:
     *,
     train: bool = True,
     compiled: bool = False,
+    cuda_graphs: bool = False,
     channels_last: bool = False,
     bfloat16: bool = False,
   ):
-    """`bfloat16` is PyTorch's autocast: the weights stay float32."""
+    """`bfloat16` is PyTorch's autocast: the weights stay float32.
+
+    `cuda_graphs` asks for them where it is `compiled`.
+    """
     self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA.
     torch.backends.cudnn.benchmark = True  # XLA picks its algorithms, too.
@@ -103,17 +107,19 @@ class Variant:
       net.parameters(), RATE, MOMENTUM, weight_decay=DECAY, fused=True
     )
     self._train, self._bfloat16 = train, bfloat16
-    self._net = torch.compile(net) if compiled else net
+    mode = 'reduce-overhead' if cuda_graphs else 'default'
+    self._net = torch.compile(net, mode=mode) if compiled else net
 
-  def __call__(self) -> None:
-    """Does the work once, and waits until it is done."""
-    if self._train:
-      self._optimizer.zero_grad()
-      F.cross_entropy(self._logits(), self._labels).backward()
-      self._optimizer.step()
-    else:
-      with torch.inference_mode():
-        self._logits()
+  def __call__(self, steps: int = 1) -> None:
+    """Does the work, and waits until it is done."""
+    for _ in range(steps):
+      if self._train:
+        self._optimizer.zero_grad()
+        F.cross_entropy(self._logits(), self._labels).backward()
+        self._optimizer.step()
+      else:
+        with torch.inference_mode():
+          self._logits()
     if self._device == 'cuda':
       torch.cuda.synchronize()
 

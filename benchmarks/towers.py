@@ -191,11 +191,12 @@ class Variant:
     self._step = lowered.compile()
     return self._step.as_text()
 
-  def __call__(self) -> None:
-    """Takes one step, and waits until its state is there."""
-    self._state, sums = self._step(self._state, self._batch, *self._rest)
+  def __call__(self, steps: int = 1) -> None:
+    """Takes steps, and waits until the last state is there."""
+    for _ in range(steps):
+      self._state, sums = self._step(self._state, self._batch, *self._rest)
+      self._sums.append(sums)
     jax.block_until_ready(self._state)
-    self._sums.append(sums)
 
   @property
   def losses(self) -> list[float]:

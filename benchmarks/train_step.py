@@ -63,6 +63,14 @@ TORCH = {
   'PyTorch compiled': {'compiled': True},
   'PyTorch compiled, channels last': {'compiled': True, 'channels_last': True},
 }
+# On a GPU alone: what XLA does by itself.
+CUDA_GRAPHS = {
+  'PyTorch compiled, channels last, CUDA graphs': {
+    'compiled': True,
+    'cuda_graphs': True,
+    'channels_last': True,
+  }
+}
 
 
 class Inference:
@@ -79,8 +87,10 @@ class Inference:
     self._call = jax.jit(logits, compiler_options=options)
     self._arguments = params, images
 
-  def __call__(self) -> None:
-    jax.block_until_ready(self._call(*self._arguments))
+  def __call__(self, steps: int = 1) -> None:
+    for _ in range(steps):
+      out = self._call(*self._arguments)
+    jax.block_until_ready(out)
 
 
 def make_variant(name: str, batch: int, dtype: str, train: bool = True):
@@ -93,7 +103,10 @@ def make_variant(name: str, batch: int, dtype: str, train: bool = True):
   from benchmarks import torch_alexnet  # PyTorch is optional.
 
   return torch_alexnet.Variant(
-    batch, train=train, bfloat16=dtype == 'bfloat16', **TORCH[name]
+    batch,
+    train=train,
+    bfloat16=dtype == 'bfloat16',
+    **(TORCH | CUDA_GRAPHS)[name],
   )
 
 
@@ -109,7 +122,8 @@ def logits_difference() -> float:
   params = jax.jit(net.init)(jax.random.key(0), images)['params']
   # At test the paper's net multiplies by a half what PyTorch's has doubled.
   net = net.clone(inverted_dropout=True)
-  ours = jax.jit(net.apply)({'params': params}, images)
+  with jax.default_matmul_precision('highest'):  # No TF32, as PyTorch on CPU.
+    ours = jax.jit(net.apply)({'params': params}, images)
   other = torch_alexnet.AlexNet().eval()
   torch_alexnet.load(other, params)
   with torch.inference_mode():
@@ -121,8 +135,7 @@ def matmul_flops(dtype: str) -> float:
   """Operations a second of a product of two 4096 x 4096 matrices."""
   x = jax.random.normal(jax.random.key(0), (4096, 4096), dtype)
   product = jax.jit(jnp.matmul)
-  # A GPU takes less time for one than it takes to ask for it.
-  number = 1 if jax.default_backend() == 'cpu' else 50
+  number = layers.calls_at_once()
   products = lambda: jax.block_until_ready(
     [product(x, x) for _ in range(number)]
   )
@@ -140,7 +153,10 @@ class Process:
 
   def __init__(self, name: str, batch: int, dtype: str, train: bool):
     """Starts the process; returns when all but the first call is done."""
-    arguments = json.dumps([name, batch, dtype, train])
+    # A run asks for the next step before the last is done; of a net at test the
+    # latency is wanted.
+    at_once = layers.calls_at_once() if train else 1
+    arguments = json.dumps([name, batch, dtype, train, at_once])
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.train_step', '--alone', arguments],
       stdin=subprocess.PIPE,
@@ -167,7 +183,9 @@ class Process:
     sys.exit('a process has ended without its steps; its error is above')
 
 
-def work_alone(name: str, batch: int, dtype: str, train: bool) -> None:
+def work_alone(
+  name: str, batch: int, dtype: str, train: bool, at_once: int
+) -> None:
   """What a `Process` runs."""
   if name != OURS:
     import torch
@@ -177,17 +195,18 @@ def work_alone(name: str, batch: int, dtype: str, train: bool) -> None:
   print('seconds, bytes', 0, 0, flush=True)
   for number, _ in enumerate(sys.stdin):
     variant()
-    seconds = mean_seconds(variant) if number else 0.0  # At first it compiles.
+    # At first it compiles.
+    seconds = mean_seconds(variant, at_once) if number else 0.0
     print('seconds, bytes', seconds, _peak_bytes(name), flush=True)
 
 
-def mean_seconds(work: Callable[[], object]) -> float:
-  """Of a turn."""
+def mean_seconds(work: Callable[[int], object], at_once: int = 1) -> float:
+  """Of a step in a turn; `work` takes a number of steps, and waits for them."""
   steps, began = 0, time.perf_counter()
   least, duration = TURN
   while steps < least or time.perf_counter() - began < duration:
-    work()
-    steps += 1
+    work(at_once)
+    steps += at_once
   return (time.perf_counter() - began) / steps
 
 
@@ -250,8 +269,14 @@ def define_flags() -> None:
 def main(_) -> None:
   if importlib.util.find_spec('torch') is None:
     sys.exit('PyTorch is what this compares with: pip install torch')
+  if jax.default_backend() == 'tpu':
+    sys.exit(
+      'PyTorch is timed on CPUs and GPUs alone; see benchmarks.operations'
+    )
   batches, rounds = [int(batch) for batch in FLAGS.batches], FLAGS.rounds
   names = [OURS, *TORCH]
+  if jax.default_backend() == 'gpu':
+    names += CUDA_GRAPHS
   if FLAGS.quick:
     batches, rounds, names = batches[:1], 2, [OURS, EAGER]
   figures = {'rounds': rounds, 'logits_difference': logits_difference()}

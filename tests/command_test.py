@@ -1,5 +1,8 @@
 """What the commands share: lines for wrong configs (see main_test for more)."""
 
+import logging
+
+from absl import logging as absl_logging
 import pytest
 
 from alexnet_jax import command
@@ -25,3 +28,20 @@ def test_the_line_names_the_file_that_was_given(argv, where):
 def test_without_an_error_it_does_nothing():
   with command.one_line_config_errors(['main']):
     pass
+
+
+def test_libraries_log_errors_alone_and_jax_warnings():
+  names = ('alexnet_jax.run', 'jax._src.xla_bridge', 'orbax')
+  loggers = [logging.getLogger(name) for name in (*names, 'absl')]
+  levels = [logging.getLogger(n).level for n in ('alexnet_jax', 'jax', None)]
+  verbosity = absl_logging.get_verbosity()
+  try:
+    logging.getLogger().setLevel(logging.ERROR)  # As absl.app.run leaves it.
+    with command.one_line_errors('again'):
+      found = [logger.getEffectiveLevel() for logger in loggers]
+  finally:
+    absl_logging.set_verbosity(verbosity)
+    for name, level in zip(('alexnet_jax', 'jax', None), levels, strict=True):
+      logging.getLogger(name).setLevel(level)
+  error = logging.ERROR
+  assert found == [logging.INFO, logging.WARNING, error, error]

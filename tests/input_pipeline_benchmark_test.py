@@ -1,5 +1,6 @@
 """The benchmark of the host half: what it counts, compares and refuses."""
 
+import contextlib
 import io
 import itertools
 import os
@@ -93,11 +94,29 @@ def test_ours_and_decoding_alone_are_measured(data_dir, files, monkeypatch):
   others = dict.fromkeys((benchmark.PILLOW, benchmark.TF_DATA), 'a reason')
   monkeypatch.setattr(benchmark, 'skipped', lambda _: others)
   rates = benchmark.measure(settings_of(data_dir, files))
-  assert rates.keys() == {benchmark.OURS, benchmark.ALONE, benchmark.ONE_THREAD}
+  assert rates.keys() == {
+    benchmark.OURS,
+    benchmark.UNDECODED,
+    benchmark.ALONE,
+    benchmark.ONE_THREAD,
+  }
   assert {len(values) for values in rates.values()} == {2}
   assert (
     min(r for values in rates.values() for pair in values for r in pair) > 0
   )
+
+
+@pytest.mark.parametrize('kind', [benchmark.Pipeline, benchmark.Undecoded])
+def test_only_the_undecoded_pipeline_decodes_nothing(
+  data_dir, monkeypatch, kind
+):
+  decoded, decode = [], images.decode
+  monkeypatch.setattr(
+    images, 'decode', lambda *args: decoded.append(decode(*args))
+  )
+  with contextlib.ExitStack() as stack:
+    benchmark.ours(settings_of(data_dir, ''), stack, kind)()
+  assert bool(decoded) == (kind is benchmark.Pipeline)
 
 
 def test_a_segment_gives_up_what_is_buffered_before_it_counts():

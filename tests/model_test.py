@@ -620,7 +620,9 @@ def test_towers_hear_of_each_other_through_links_alone(links):
   assert [tower.any() for tower in moved] == [links, True]
 
 
-def test_gradients_of_add_bias():
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_gradients_of_add_bias(monkeypatch, backend):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   rng = np.random.default_rng(0)
   g = rng.normal(loc=0.1, size=(4, 9, 7, 5)).astype(np.float32)
   x, bias = jnp.zeros(g.shape), jnp.arange(5.0)
@@ -631,6 +633,13 @@ def test_gradients_of_add_bias():
   # Sums of 252 float32 of size one.
   np.testing.assert_allclose(
     bias_gradient, g.astype(np.float64).sum((0, 1, 2)), atol=1e-4
+  )
+  _, pullback = jax.vjp(towers.add_bias, x.astype(jnp.bfloat16), bias)
+  halves = jnp.asarray(g, jnp.bfloat16)
+  bias_gradient = pullback(halves)[1]
+  assert bias_gradient.dtype == jnp.float32
+  np.testing.assert_allclose(
+    bias_gradient, np.float64(halves).sum((0, 1, 2)), atol=1e-4
   )
 
 

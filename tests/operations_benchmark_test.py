@@ -1,6 +1,8 @@
 """The benchmark of the operations in a step: what it reads from a trace."""
 
+import pathlib
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,24 @@ def test_the_operations_of_a_traced_program_and_their_sources(tmp_path):
   named = {operations.layer(sources.get(name, '')) for name in found}
   assert 'conv7' in named
   assert any('sort' in name for name in found)
+
+
+def test_the_operations_of_a_tpu_are_named_by_their_events(monkeypatch):
+  # As the profiler of a TPU is described; none was at hand.
+  event = lambda name, **stats: types.SimpleNamespace(
+    name=name, stats=stats.items(), duration_ns=2e9
+  )
+  line = lambda name, *events: types.SimpleNamespace(name=name, events=events)
+  plane = types.SimpleNamespace(
+    lines=[
+      line('XLA Ops', *2 * [event('%fusion.3 = f32[8] fusion(%x)', size=1)]),
+      line('Steps', event('7')),
+    ]
+  )
+  found = types.SimpleNamespace(planes=[plane])
+  monkeypatch.setattr(jax.profiler.ProfileData, 'from_file', lambda _: found)
+  monkeypatch.setattr(pathlib.Path, 'rglob', lambda *_: ['a.xplane.pb'])
+  assert operations.seconds_by_operation('folder') == {'fusion.3': 4.0}
 
 
 def test_the_layer_of_a_source():

@@ -256,6 +256,44 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
   )
 
 
+# What JAX is told where it would choose other GPUs
+
+
+@pytest.mark.parametrize(
+  ('visible', 'tasks', 'hosts', 'others', 'expected'),
+  [
+    ('0,1,2,3', '1', '1', {}, [0, 1, 2, 3]),  # srun -n1 --gpus=4
+    ('0,1,2,3', '2', '2', {}, [0, 1, 2, 3]),  # One task a host.
+    ('0', '4', '1', {}, [0]),  # --gpus-per-task=1
+    ('0,1,2,3', '4', '1', {}, None),  # Task 3 takes GPU 3, as JAX has it.
+    ('0,1', '1', '1', {'JAX_LOCAL_DEVICE_IDS': '1'}, None),
+    ('', '1', '1', {}, None),
+  ],
+)
+def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
+  monkeypatch, visible, tasks, hosts, others, expected
+):
+  asked = []
+
+  def initialize(*args, local_device_ids, **_):
+    asked.append(local_device_ids)
+    raise ValueError('coordinator_address should be defined.')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  environment = {
+    'CUDA_VISIBLE_DEVICES': visible,
+    'SLURM_LOCALID': '3',
+    'SLURM_NTASKS': tasks,
+    'SLURM_STEP_NUM_NODES': hosts,
+  }
+  for name, value in (environment | others).items():
+    monkeypatch.setenv(name, value)
+  processes.start(None, None, None)
+  monkeypatch.delenv('SLURM_LOCALID')  # Outside Slurm JAX's choice is right.
+  processes.start(None, None, None)
+  assert asked == [expected, None]
+
+
 # Two processes train, one dies, they go on, the other dies, they go on
 
 

@@ -121,6 +121,8 @@ GIVEN = {
   'devices_per_host': 8,
   'cores_per_host': 2,
   'decode_rate': 5.0,
+  'process_rate': 20.0,
+  'processes_per_host': 1,
   'images_per_device': 4,
   'activation_bytes': 4,
 }
@@ -150,6 +152,14 @@ def test_bytes_come_after_arithmetic_and_hosts_beside_both():
   slow = scaling.on_paper('data', 8, GIVEN | {'decode_rate': 1.0})
   assert slow['limit'] == 'hosts'
   assert slow['images_per_second'] == pytest.approx(2.0)
+
+
+def test_a_host_decodes_no_more_than_its_processes_hand_out():
+  slow = GIVEN | {'process_rate': 1.5}
+  assert scaling.on_paper('data', 8, slow)['images_per_second'] == 1.5
+  slow['processes_per_host'] = 2
+  found = scaling.on_paper('data', 16, slow)  # Two hosts.
+  assert found['images_per_second'] == pytest.approx(6.0)
 
 
 def test_hosts_talk_over_the_network_and_towers_over_the_link():
