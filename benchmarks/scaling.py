@@ -270,14 +270,14 @@ def compiled_bytes(batch: int) -> dict[str, tuple[float, float]]:
   for layout in towers.LAYOUTS:
     mesh = towers.create_mesh(layout, 'auto', jax.devices()[:2])
     net = model.AlexNet(**settings, **towers.sharing(layout, mesh))
-    text, _ = communication.compile_step(
+    compiled, _ = communication.compile_step(
       net,
       mesh,
       batch_size=batch,
       image_size=config.input.image_size,
       crop_size=crop_size,
     )
-    program = communication.collectives(text, mesh)
+    program = communication.collectives(compiled.as_text(), mesh)
     ours = received_bytes(
       sizes,
       net.num_classes,

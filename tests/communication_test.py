@@ -40,8 +40,9 @@ def compiled(layout, number):
   """(collectives, bytes to sum, net) of a narrow net's step."""
   mesh = create_mesh(layout, number=number)
   net = narrow_net(layout, mesh)
-  text, gradient_bytes = communication.compile_step(net, mesh, **SIZES)
-  return communication.collectives(text, mesh), gradient_bytes, net
+  program, gradient_bytes = communication.compile_step(net, mesh, **SIZES)
+  found = communication.collectives(program.as_text(), mesh)
+  return found, gradient_bytes, net
 
 
 def problems(layout, extra=(), without=None):
@@ -137,8 +138,8 @@ def test_two_towers_talk_where_the_papers_gpus_do():
 
 
 def test_one_device_talks_to_nobody():
-  text, _ = communication.compile_step(narrow_net(), None, **SIZES)
-  assert communication.collectives(text, None) == []
+  program, _ = communication.compile_step(narrow_net(), None, **SIZES)
+  assert communication.collectives(program.as_text(), None) == []
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,10 @@ def test_formulas_agree_with_a_compiled_program():
   layout, shape = 'one_weird_trick', (4, 1)
   mesh = towers.create_mesh(layout, 'auto', jax.devices()[:4])
   net = model.AlexNet(**settings, **towers.sharing(layout, mesh))
-  text, _ = communication.compile_step(
+  compiled, _ = communication.compile_step(
     net, mesh, batch_size=8, image_size=72, crop_size=67
   )
-  program = communication.collectives(text, mesh)
+  program = communication.collectives(compiled.as_text(), mesh)
   sizes = scaling.layer_sizes(settings, 67)
   found = scaling.received_bytes(sizes, 10, layout, shape, 8)
   more = sum(c.received_bytes for c in program) - sum(found.values())

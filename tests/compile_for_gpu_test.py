@@ -1,0 +1,34 @@
+"""What the experiment reads from a compiled program's text."""
+
+from experiments import compile_for_gpu
+
+PROGRAM = """HloModule jit_step
+
+%inside (p: f32[8]) -> f32[8] {
+  ROOT %add.9 = f32[8]{0} add(%p, %p)
+}
+
+ENTRY %main (x: f32[2,3], y: bf16[4]) -> (f32[2,3], bf16[4]) {
+  %x = f32[2,3]{1,0} parameter(0)
+  %y = bf16[4]{0} parameter(1)
+  %conv.1 = (f32[2,3]{1,0}, u8[5]{0}) custom-call(%x, %y), custom_call_target="cudnn", metadata={op_name="step/conv1"}
+  %start = f32[3]{0} all-gather-start(%y)
+  %done = f32[3]{0} all-gather-done(%start)
+  %get = f32[2,3]{1,0} get-tuple-element(%conv.1), index=0
+  %fused = pred[]{} fusion(%get), kind=kLoop, calls=%inside
+  ROOT %out = (f32[2,3]{1,0}, bf16[4]{0}) tuple(%get, %y)
+}
+"""
+
+
+def test_size_adds_the_parts_of_a_tuple():
+  assert compile_for_gpu.size('f32[2,3]{1,0}') == 24
+  assert compile_for_gpu.size('(bf16[4]{0}, pred[]{}, u32[2]{0})') == 8 + 1 + 8
+
+
+def test_kernels_are_those_of_the_entry_with_what_they_read_and_write():
+  assert compile_for_gpu.kernels(PROGRAM) == [
+    (24 + 5 + 24 + 8, 'cudnn', 'step/conv1'),
+    (1 + 24, 'fusion', ''),
+    (12 + 8, 'all-gather-start', ''),
+  ]
