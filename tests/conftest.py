@@ -29,6 +29,14 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
 
 
+# A file is one process's; what takes longest must not begin last.
+FIRST = ('train_test.py', 'processes_test.py', 'towers_test.py')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
   """Folder of prepared data sets; holds 'digits' at 76 pixels after first use."""
