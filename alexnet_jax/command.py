@@ -10,7 +10,7 @@ from absl import logging as absl_logging
 
 
 def quiet_libraries() -> None:
-  """Libraries log errors alone; JAX warns, too: of a GPU that it cannot use."""
+  """Libraries log errors only; JAX also warnings, as of an unused GPU."""
   absl_logging.set_verbosity(absl_logging.ERROR)
   logging.getLogger('jax').setLevel(logging.WARNING)
 

@@ -1,7 +1,7 @@
 """TensorBoard's event files of a work directory.
 
-A module of its own since tensorboardX takes PyTorch along where that is
-installed, a second or more: only who writes events should wait for it.
+A module of its own since tensorboardX imports PyTorch where that is installed,
+which takes over a second: only processes that write events should pay for it.
 """
 
 from collections.abc import Mapping

@@ -102,6 +102,7 @@ class MetricsWriter:
     """Opens the files to continue behind `step`; 0 starts anew."""
     from alexnet_jax import events  # Slow to import; see there.
 
+    self._events = events.EventWriter(workdir, step)
     self._columns = ('step', 'epoch', *tags)
     rows = _rewound_rows(workdir / CSV_FILE, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
@@ -111,7 +112,6 @@ class MetricsWriter:
     self._csv.writerows(rows)
     self._csv_file.flush()
     os.replace(temporary, workdir / CSV_FILE)  # The open file goes along.
-    self._events = events.EventWriter(workdir, step)
 
   def scalars(
     self, step: int, epoch: float, values: Mapping[str, float]

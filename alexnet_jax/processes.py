@@ -45,9 +45,10 @@ def start(
   """Joins the processes of this run, before JAX is used for anything else.
 
   Where JAX knows the cluster (TPU pods, Slurm, GKE, Open MPI) no argument is
-  needed; `num_processes` 1 keeps this process alone even there. A task of Slurm
-  that is alone on its host takes all its GPUs, else each its own. Ends the
-  process where the others do not come within `START_SECONDS`.
+  needed; `num_processes` 1 keeps this process alone even there. Under Slurm a
+  task takes the GPUs in CUDA_VISIBLE_DEVICES that are its own: all where it is
+  alone on its host. Ends the process where the others do not come within
+  `START_SECONDS`.
 
   Args:
     coordinator_address: 'host:port' of process 0, the same for all.
@@ -115,16 +116,19 @@ def start(
 def _slurm_devices():
   """Numbers of the GPUs of this task of Slurm; None where JAX's are right.
 
-  JAX gives task i of a host the GPU i, wherever Slurm gives each task one of its
-  own, which it then sees as number 0, and where one task is to have them all.
+  JAX gives task i of a host the GPU i: wrong where the task sees only GPUs of its
+  own, the first of which is then number 0, and where it is alone.
   """
   given = os.environ.get
-  visible = given('CUDA_VISIBLE_DEVICES')
-  if not visible or not given('SLURM_LOCALID') or given('JAX_LOCAL_DEVICE_IDS'):
+  visible, tasks = given('CUDA_VISIBLE_DEVICES'), given('SLURM_NTASKS')
+  if not (visible and tasks and given('SLURM_LOCALID')):
     return None
+  if given('JAX_LOCAL_DEVICE_IDS') or given('OMPI_MCA_orte_hnp_uri'):
+    return None  # A user's choice; Open MPI, which JAX looks for before Slurm.
   number = visible.count(',') + 1
-  alone = given('SLURM_NTASKS') == given('SLURM_STEP_NUM_NODES')
-  return list(range(number)) if alone or number == 1 else None
+  alone = tasks == given('SLURM_STEP_NUM_NODES')
+  own = number == 1 or number < int(given('SLURM_GPUS_ON_NODE', number))
+  return list(range(number)) if alone or own else None
 
 
 def _check_flags(given):

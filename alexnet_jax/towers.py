@@ -283,9 +283,10 @@ def add_bias(
   """`x + bias`; on CPU the gradient of the bias is taken as a matrix product.
 
   As a plain sum, XLA on CPU fuses the whole backward chain of the layer into
-  that reduction; the product with ones stops it (12% of the train step). On
-  GPUs and TPUs it is the sum: the product would only move more memory. `x` may
-  be of less precision than the bias and its gradient.
+  that reduction; the product with ones stops it (12% of the train step).
+  Elsewhere it is the sum: compiled for an A100, the step with the product moves
+  14% more memory (experiments/LOG.md). `x` may be of less precision than the
+  bias and its gradient.
   """
   # Inside shard_map a custom gradient must vary over the axes its primal does.
   return _add_bias(x, vary_as(bias, x))

@@ -51,14 +51,15 @@ from unittest import mock
 import warnings
 
 from absl import flags
-from absl import logging as absl_logging
 import numpy as np
 from PIL import Image
 import simplejpeg
 import tensorflow_datasets as tfds
 
+from alexnet_jax import command
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
+from alexnet_jax import processes
 from benchmarks import interleaved
 from benchmarks import report
 
@@ -88,6 +89,7 @@ class Settings:
   batch: int
   batches: int  # Of a segment, for each core.
   rounds: int
+  threads: int | None = None  # Of ours, if not one for each core.
 
 
 class Files:
@@ -334,9 +336,11 @@ def missing(module: str, python: str | None = None) -> bool:
 
 def measure(settings: Settings) -> dict[str, list[tuple[float, float]]]:
   """Images per CPU-second and per second of each round, by name."""
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Of the libraries.
+  command.quiet_libraries()
   with contextlib.ExitStack() as stack:
-    found = contestants(settings, stack)
+    number = settings.threads or settings.cores
+    with mock.patch.object(processes, 'number_of_cores', lambda: number):
+      found = contestants(settings, stack)
     rates = {name: [] for name in found}
     for number in range(settings.rounds + 1):
       for name in list(found)[:: 1 if number % 2 else -1]:
@@ -427,6 +431,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('batch', 128, 'Images.', 1)
   flags.DEFINE_integer('batches', 24, 'Timed in a round, for each core.', 1)
   flags.DEFINE_integer('rounds', 7, 'Of all, after one untimed.', 1)
+  flags.DEFINE_integer('threads', None, 'Of ours; else one for each core.', 1)
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
 
 
@@ -466,6 +471,7 @@ def main(_) -> None:
           batch=FLAGS.batch,
           batches=batches,
           rounds=rounds,
+          threads=FLAGS.threads,
         )
       )
       print_table(found[cores], cores)

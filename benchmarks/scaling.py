@@ -12,8 +12,8 @@ devices compute is not measured.
 
 On paper: images per second and hours for 90 epochs of ImageNet with 1, 8 and 64
 accelerators. The seconds of a step are the larger of what the hosts need to
-decode its images, and of arithmetic plus bytes received over bandwidth, one
-after the other. Every number that goes into it is a flag, and printed. Bytes are
+decode its images and their processes to hand them out, and of arithmetic plus
+bytes received over bandwidth, one after the other. Every number that goes into it is a flag, and printed. Bytes are
 those of ring algorithms, by the formulas below; `--check` compares them with
 the compiled programs for two devices.
 """
@@ -317,7 +317,7 @@ def on_paper(layout: str, devices: int, given: dict) -> dict[str, float]:
     given['processes_per_host'] * given['process_rate'],
   )
   seconds = {
-    'decoding': batch / hosts_rate,
+    'reading': batch / hosts_rate,
     'arithmetic': given['images_per_device']
     * layers.train_flops()
     / (given['peak_tflops'] * 1e12 * given['utilisation']),
@@ -325,14 +325,14 @@ def on_paper(layout: str, devices: int, given: dict) -> dict[str, float]:
     + received['data'] / outside / 1e9,
   }
   on_devices = seconds['arithmetic'] + seconds['between devices']
-  rate = batch / max(seconds['decoding'], on_devices)
+  rate = batch / max(seconds['reading'], on_devices)
   return {
     'layout': layout,
     'devices': devices,
     'mesh': 'x'.join(map(str, shape)),
     'received_bytes': sum(received.values()),
     'seconds': seconds,
-    'limit': 'hosts' if seconds['decoding'] > on_devices else 'devices',
+    'limit': 'hosts' if seconds['reading'] > on_devices else 'devices',
     'images_per_second': rate,
     'hours': EPOCHS * IMAGENET / rate / 3600,
   }
@@ -444,7 +444,7 @@ def print_paper(rows: list[dict], given: dict) -> None:
     ' but for the gradient of the pixels; a multiply-add is two'
   )
   print(
-    '| accelerators | layout, data x tower | MB received | ms: decoding |'
+    '| accelerators | layout, data x tower | MB received | ms: reading |'
     ' arithmetic | between devices | limit | images/s | hours, 90 epochs |'
   )
   print('|' + '---|' * 9)

@@ -5,7 +5,9 @@ r"""The train step against PyTorch's on the same net, and where its time goes.
 Steps in turn, each library in a process of its own, on as many threads: ours
 (crops, reflections, colour noise, net, update; `train.make_train_step`) and
 PyTorch's (net and update alone, on images that are ready), eager and compiled,
-each with and without channels last. All have large pages, as main.py has (an
+each with and without channels last; on a GPU also with CUDA graphs, which XLA uses
+unasked. There 50 steps share one wait, as in a run, and at test, where latency
+counts, each has its own. All have large pages, as main.py has (an
 empty GLIBC_TUNABLES before the command: none has). Both nets have two groups,
 the response norm of section 3.3, dropout and 60,965,224 parameters; that they
 are the same is shown by their logits for the same weights and images. `--check`
@@ -54,7 +56,7 @@ from benchmarks import report
 from benchmarks import towers
 from configs import paper
 
-TURN = 2, 0.5  # Steps and seconds of a variant in a round, at least.
+TURN = 2, 0.5  # Steps and seconds of a variant's turn in a round, at least.
 BAR = 1.0  # Images a second of ours over those of PyTorch's best.
 OURS, EAGER = 'ours', 'PyTorch eager'
 TORCH = {
@@ -63,7 +65,7 @@ TORCH = {
   'PyTorch compiled': {'compiled': True},
   'PyTorch compiled, channels last': {'compiled': True, 'channels_last': True},
 }
-# On a GPU alone: what XLA does by itself.
+# On a GPU.
 CUDA_GRAPHS = {
   'PyTorch compiled, channels last, CUDA graphs': {
     'compiled': True,

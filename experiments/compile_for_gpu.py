@@ -23,7 +23,7 @@ from unittest import mock
 
 from absl import flags
 import jax
-from jax._src import xla_bridge
+from jax._src import xla_bridge  # As of JAX 0.10: nothing public does it.
 from jax.experimental import topologies
 
 from alexnet_jax import model
@@ -35,6 +35,7 @@ from configs import paper
 # What moves no data; nor does '...-done', which waits for what does.
 FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+BYTES |= {'f16': 2, 's64': 8, 'u64': 8}
 
 
 def gpus(plugin: str, target: str, number: int) -> list[jax.Device]:
@@ -55,7 +56,7 @@ def gpus(plugin: str, target: str, number: int) -> list[jax.Device]:
 
 def size(shape: str) -> int:
   """Bytes of a shape, or of a tuple of shapes, in the text of a program."""
-  found = re.findall(rf'\b({"|".join(BYTES)})\[([\d,]*)\]', shape)
+  found = re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', shape)
   return sum(
     BYTES[dtype] * math.prod(int(n) for n in sides.split(',') if n)
     for dtype, sides in found

@@ -1,5 +1,8 @@
 """What the experiment reads from a compiled program's text."""
 
+import subprocess
+import sys
+
 from experiments import compile_for_gpu
 
 PROGRAM = """HloModule jit_step
@@ -32,3 +35,14 @@ def test_kernels_are_those_of_the_entry_with_what_they_read_and_write():
     (1 + 24, 'fusion', ''),
     (12 + 8, 'all-gather-start', ''),
   ]
+
+
+def test_a_missing_file_is_one_line():
+  flags = ['--target=no.txtpb', '--plugin=no.so']
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.compile_for_gpu', *flags],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr == '--target=no.txtpb is no file\n'

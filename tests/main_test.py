@@ -66,7 +66,8 @@ def fail(monkeypatch, capsys, tmp_path, no_compilation):
   verbosity = absl_logging.get_verbosity()
   yield run
   absl_logging.set_verbosity(verbosity)
-  logging.getLogger('alexnet_jax').setLevel(logging.NOTSET)
+  for name in ('alexnet_jax', 'jax'):
+    logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def run_command(*flags):

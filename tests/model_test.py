@@ -634,6 +634,9 @@ def test_gradients_of_add_bias(monkeypatch, backend):
   np.testing.assert_allclose(
     bias_gradient, g.astype(np.float64).sum((0, 1, 2)), atol=1e-4
   )
+  assert ('dot_general' in str(jax.make_jaxpr(pullback)(g))) == (
+    backend == 'cpu'
+  )
   _, pullback = jax.vjp(towers.add_bias, x.astype(jnp.bfloat16), bias)
   halves = jnp.asarray(g, jnp.bfloat16)
   bias_gradient = pullback(halves)[1]

@@ -265,8 +265,13 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
     ('0,1,2,3', '1', '1', {}, [0, 1, 2, 3]),  # srun -n1 --gpus=4
     ('0,1,2,3', '2', '2', {}, [0, 1, 2, 3]),  # One task a host.
     ('0', '4', '1', {}, [0]),  # --gpus-per-task=1
-    ('0,1,2,3', '4', '1', {}, None),  # Task 3 takes GPU 3, as JAX has it.
+    ('0,1', '4', '1', {'SLURM_GPUS_ON_NODE': '8'}, [0, 1]),  # ... =2
+    # All see all: task i takes GPU i, as JAX has it.
+    ('0,1,2,3', '4', '1', {'SLURM_GPUS_ON_NODE': '4'}, None),
+    ('0,1,2,3', '4', '1', {}, None),
     ('0,1', '1', '1', {'JAX_LOCAL_DEVICE_IDS': '1'}, None),
+    ('0,1', '1', '1', {'OMPI_MCA_orte_hnp_uri': '1.0'}, None),
+    ('0,1', '', '', {}, None),  # sbatch without -n.
     ('', '1', '1', {}, None),
   ],
 )
@@ -282,7 +287,7 @@ def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   environment = {
     'CUDA_VISIBLE_DEVICES': visible,
-    'SLURM_LOCALID': '3',
+    'SLURM_LOCALID': '0',
     'SLURM_NTASKS': tasks,
     'SLURM_STEP_NUM_NODES': hosts,
   }
@@ -337,8 +342,9 @@ def test_only_the_first_process_writes_and_logs(two):
   first, second = two.last
   assert 'step 18/18' in first.out
   assert '2 processes with 2 devices' in first.err
+  assert 'Devices: 2 x cpu.' in first.err
   for text in (second.out, second.err, two.dead[0][1].out):
-    assert not re.search('step|epoch|processes with|Restored', text)
+    assert not re.search('step|epoch|processes with|Devices|Restored', text)
   # One for each of the three runs, all of which process 0 began.
   assert len(list(two.workdir.glob('events.out.tfevents.*'))) == 3
   events = event_accumulator.EventAccumulator(str(two.workdir)).Reload()

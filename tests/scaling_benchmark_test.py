@@ -137,7 +137,7 @@ def test_operations_are_those_of_training():
 def test_one_device_on_paper_is_arithmetic_alone():
   found = scaling.on_paper('data', 1, GIVEN)
   assert found['seconds'] == pytest.approx(
-    {'decoding': 0.4, 'arithmetic': 4.0, 'between devices': 0.0}
+    {'reading': 0.4, 'arithmetic': 4.0, 'between devices': 0.0}
   )
   assert found['limit'] == 'devices'
   assert found['images_per_second'] == pytest.approx(1.0)
@@ -167,7 +167,7 @@ def test_hosts_talk_over_the_network_and_towers_over_the_link():
   bytes_ = scaling.received_bytes(sizes(), 1000, 'towers', (8, 2), 64)
   expected = bytes_['tower'] / 1e9 + bytes_['data'] / 1e8
   assert found['seconds']['between devices'] == pytest.approx(expected)
-  assert found['seconds']['decoding'] == pytest.approx(64 / 2 / 10)
+  assert found['seconds']['reading'] == pytest.approx(64 / 2 / 10)
   assert found['mesh'] == '8x2'
 
 

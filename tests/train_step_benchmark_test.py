@@ -53,6 +53,15 @@ def test_the_parts_have_all_operations_of_a_step(monkeypatch):
   assert seen[1][0].shape == (2, 55, 55, 96)  # Beside the gradients.
 
 
+def test_many_calls_share_one_wait(monkeypatch):
+  calls = []
+  monkeypatch.setattr(layers, 'calls_at_once', lambda: 4)
+  slow = lambda x: calls.append(x) or time.sleep(0.01)
+  seconds = layers._median(slow, (1,), rounds=3)
+  assert calls == [1] * (1 + 3 * 4)
+  assert 0.01 <= seconds < 0.03
+
+
 def test_both_nets_are_one():
   torch_alexnet = pytest.importorskip('benchmarks.torch_alexnet')
   net = torch_alexnet.AlexNet()
