@@ -352,9 +352,9 @@ ASSUMED = {
     'images per second and core, 256x256: assumed; see README, Speed',
   ),
   'process_rate': (
-    22000.0,
-    'images per second that the threads of one process hand out at most;'
-    ' with 112 threads on two cores: see experiments/LOG.md',
+    20000.0,
+    'images per second that the threads of one process hand out at most:'
+    ' assumed; see experiments/LOG.md',
   ),
   'processes_per_host': (1, 'one for all devices of a host'),
   'images_per_device': (256, 'of a step: assumed; the paper has 128 in all'),
