@@ -61,7 +61,8 @@ def write(
   """
   if shard.path.exists():
     return read_sums(shard)
-  pixel_sum = np.zeros((shard.size, shard.size, 3), np.int64)
+  # Below 2 ** 32 for sixteen million images.
+  pixel_sum = np.zeros((shard.size, shard.size, 3), np.uint32)
   product_sum = np.zeros((3, 3), np.int64)
   num_bytes, count, skipped = 0, 0, []
   # Another process may still be at it, whose parent has been killed.
@@ -112,9 +113,9 @@ def _is_of_the_machine(error):
 
 
 def _products(pixels):
-  """Sums of R, G, B times R, G, B; twice as fast as a matrix product."""
-  planes = np.ascontiguousarray(pixels.reshape(-1, 3).T).astype(np.float64)
-  return [[int(a @ b) for b in planes] for a in planes]  # Exact below 2 ** 53.
+  """Sums of R, G, B times R, G, B, exact; row by row, too little for threads."""
+  planes = np.moveaxis(pixels, -1, 0).astype(np.float64, order='C')
+  return np.vecdot(planes[:, None], planes).sum(-1).astype(np.int64)
 
 
 def _record(values):

@@ -14,8 +14,6 @@ import pathlib
 import signal
 import threading
 
-import threadpoolctl
-
 from alexnet_jax import shards
 
 
@@ -83,7 +81,6 @@ def _start(encoded, stop):
   global _encoded, _stop
   _encoded, _stop = encoded, stop
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  threadpoolctl.threadpool_limits(1)  # The cores have work already.
 
 
 def _write(shard, may_skip):

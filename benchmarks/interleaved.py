@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 import statistics
 import time
 
+TURN = 2, 0.5  # Steps and seconds of a variant's turn in a round, at least.
+
 
 def seconds(
   variants: Mapping[str, Callable[[], object]], rounds: int
@@ -26,6 +28,16 @@ def seconds(
       wall = time.perf_counter() - began
       taken[name].append(own if isinstance(own, float) else wall)
   return taken
+
+
+def mean_seconds(work: Callable[[int], object], at_once: int = 1) -> float:
+  """Of a step in a turn; `work` takes a number of steps, and waits for them."""
+  steps, began = 0, time.perf_counter()
+  least, duration = TURN
+  while steps < least or time.perf_counter() - began < duration:
+    work(at_once)
+    steps += at_once
+  return (time.perf_counter() - began) / steps
 
 
 def wait_until_idle(cpu: Callable[[], float]) -> None:

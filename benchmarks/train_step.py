@@ -23,7 +23,6 @@ process, with PyTorch or without it (JAX is imported in all, 0.2 GiB); on a GPU
 what the library has allocated there.
 """
 
-from collections.abc import Callable
 import importlib.util
 import json
 import os
@@ -56,7 +55,6 @@ from benchmarks import report
 from benchmarks import towers
 from configs import paper
 
-TURN = 2, 0.5  # Steps and seconds of a variant's turn in a round, at least.
 BAR = 1.0  # Images a second of ours over those of PyTorch's best.
 OURS, EAGER = 'ours', 'PyTorch eager'
 TORCH = {
@@ -198,18 +196,8 @@ def work_alone(
   for number, _ in enumerate(sys.stdin):
     variant()
     # At first it compiles.
-    seconds = mean_seconds(variant, at_once) if number else 0.0
+    seconds = interleaved.mean_seconds(variant, at_once) if number else 0.0
     print('seconds, bytes', seconds, _peak_bytes(name), flush=True)
-
-
-def mean_seconds(work: Callable[[int], object], at_once: int = 1) -> float:
-  """Of a step in a turn; `work` takes a number of steps, and waits for them."""
-  steps, began = 0, time.perf_counter()
-  least, duration = TURN
-  while steps < least or time.perf_counter() - began < duration:
-    work(at_once)
-    steps += at_once
-  return (time.perf_counter() - began) / steps
 
 
 def _peak_bytes(name):

@@ -89,15 +89,15 @@ def test_a_process_times_its_own_work():
 
 def test_a_turn_has_its_steps_and_its_seconds(monkeypatch):
   steps = []
-  monkeypatch.setattr(train_step, 'TURN', (3, 0.0))
-  assert 0 < train_step.mean_seconds(steps.append) < 0.1
+  monkeypatch.setattr(interleaved, 'TURN', (3, 0.0))
+  assert 0 < interleaved.mean_seconds(steps.append) < 0.1
   assert steps == [1, 1, 1]
   steps.clear()
-  assert train_step.mean_seconds(lambda n: time.sleep(0.01 * n), 5) < 0.02
-  train_step.mean_seconds(steps.append, at_once=2)
+  assert interleaved.mean_seconds(lambda n: time.sleep(0.01 * n), 5) < 0.02
+  interleaved.mean_seconds(steps.append, at_once=2)
   assert steps == [2, 2]
-  monkeypatch.setattr(train_step, 'TURN', (1, 0.05))
-  seconds = train_step.mean_seconds(
+  monkeypatch.setattr(interleaved, 'TURN', (1, 0.05))
+  seconds = interleaved.mean_seconds(
     lambda number: steps.append(time.sleep(0.02))
   )
   assert len(steps) >= 3 + 2
