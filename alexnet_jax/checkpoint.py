@@ -16,7 +16,7 @@ import jax
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
-from alexnet_jax import processes
+from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Checkpoints:
         shutil.rmtree(broken)  # A save that a kill cut short.
       for file in (workdir / FOLDER).glob('*/metrics/metrics'):
         _drop_unreadable_error(file)
-    processes.wait('checkpoints')
+    processes.barrier('checkpoints')
     options = ocp.CheckpointManagerOptions(
       create=not read_only,
       read_only=read_only,
@@ -116,7 +116,7 @@ class Checkpoints:
       force=True,
     )
 
-  def read_record(self, step: int) -> dict:
+  def read_metadata(self, step: int) -> dict:
     """The record of one checkpoint, without its state."""
     return self._read(
       step, 'record', ocp.JsonCheckpointHandler, ocp.args.JsonRestore()
@@ -159,7 +159,7 @@ class Checkpoints:
       return reader.restore(folder, args=args)
 
   def restore_latest(
-    self, template: PyTree, check_record: Callable[[dict], None]
+    self, template: PyTree, check_metadata: Callable[[dict], None]
   ) -> tuple[PyTree, dict] | None:
     """State and record of the newest readable checkpoint; None without any.
 
@@ -168,7 +168,7 @@ class Checkpoints:
 
     Args:
       template: as for `restore`.
-      check_record: is called with the record before the state is read.
+      check_metadata: is called with the record before the state is read.
 
     Raises:
       ValueError: if there are checkpoints, and none can be read.
@@ -178,12 +178,12 @@ class Checkpoints:
     for step in reversed(steps):
       error = None
       try:
-        record = self.read_record(step)
-        check_record(record)
+        record = self.read_metadata(step)
+        check_metadata(record)
         state = self.restore(template, step)
       except DamagedError as found:
         error = found
-      if not processes.any_of(error is not None):
+      if not processes.any_process(error is not None):
         self._put_aside(damaged)
         return state, record
       damaged[step] = error or DamagedError('another process cannot read it')
@@ -203,7 +203,7 @@ class Checkpoints:
       shutil.rmtree(aside, ignore_errors=True)
       folder.rename(aside)
     if damaged:
-      processes.wait('damaged checkpoints')
+      processes.barrier('damaged checkpoints')
       self._manager.reload()
 
   def close(self) -> None:

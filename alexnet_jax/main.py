@@ -1,32 +1,39 @@
-r"""Trains or evaluates AlexNet.
+r"""Trains AlexNet, or evaluates a training.
 
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
+    python -m alexnet_jax.main --mode=evaluate --workdir=DIR
 
-On several hosts the same command runs once on each: where JAX does not know the
-cluster, with --coordinator_address, --num_processes and --process_id.
+On several hosts run the same command once on each; if JAX cannot detect the
+cluster, add --coordinator_address, --num_processes and --process_id.
 
-Only flags and error messages are here; see train.py.
+This module has only flags and error messages; see train.py and evaluate.py.
 """
 
 import sys
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
 
 from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import command
-from alexnet_jax import compilation
+from alexnet_jax import digits
 from alexnet_jax import evaluate
-from alexnet_jax import processes
 from alexnet_jax import train
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import command
+from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import processes
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File with the configuration, see configs/.', lock_config=True
+  'config',
+  None,
+  'File of the configuration, see configs/. --mode=evaluate can do without: it'
+  ' reads config.json in --workdir.',
+  lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of checkpoints, metrics and results.', required=True
@@ -35,45 +42,69 @@ MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
 )
 CACHE_DIR = flags.DEFINE_string('compilation_cache_dir', *compilation.CACHE_DIR)
-CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint', 'best', ['best', 'latest'], 'Which to evaluate.'
-)
 COORDINATOR = flags.DEFINE_string(
-  'coordinator_address', None, 'host:port of process 0, with many processes.'
+  'coordinator_address', None, 'host:port of process 0, for several processes.'
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'Processes of the run; 1 to stay alone on a cluster.'
+  'num_processes',
+  None,
+  'Number of processes of the run; 1 runs a single process even on a cluster.',
 )
 PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Of this process, from 0.'
+  'process_id', None, 'Index of this process, starting at 0.'
 )
-flags.mark_flag_as_required('config')
+EVALUATION = evaluate.define_evaluation_flags(views='both')
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with one line in place of a traceback for a wrong config."""
+  """absl's parser, with one line instead of a traceback for a wrong config."""
   with command.one_line_config_errors(argv):
     rest = app.parse_flags_with_usage(argv)
-    _ = CONFIG.value.seed  # The file's own errors may wait for the first use.
+    if CONFIG.value is not None:
+      _ = CONFIG.value.seed  # The file is not read before its first use.
   if len(rest) > 1:
     sys.exit(f'{rest[1]} is not a flag; flags have the form --name=value')
   return rest
 
 
+def _check_flags() -> None:
+  """Raises ValueError for flags that do not go with --mode."""
+  if MODE.value == 'evaluate':
+    return
+  if CONFIG.value is None:
+    raise ValueError(
+      '--mode=train needs --config=FILE; configs/quickstart.py trains in a minute'
+    )
+  ways_out = {
+    'split': '--config.input.eval_split',
+    'data_dir': '--config.input.data_dir',
+  }
+  for flag in EVALUATION:
+    if flag.present:
+      instead = ways_out.get(flag.name)
+      raise ValueError(
+        f'--{flag.name} belongs to --mode=evaluate; '
+        + (f'with --mode=train use {instead}' if instead else 'leave it out')
+      )
+
+
 def main(_) -> None:
-  again = 'the same command continues at its checkpoint'
-  with processes.end_together(), command.one_line_errors(again):
-    compilation.keep(CACHE_DIR.value)
-    processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  resume_hint = 'the same command continues from its checkpoint'
+  with processes.abort_all_on_error(), command.one_line_errors(resume_hint):
+    _check_flags()
+    compilation.enable_compilation_cache(CACHE_DIR.value)
+    processes.initialize(
+      COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    )
     processes.check_same(
-      {'--mode': MODE.value, '--checkpoint': CHECKPOINT.value}
+      {f'--{flag.name}': str(flag.value) for flag in (MODE, *EVALUATION)}
     )
     if MODE.value == 'train':
+      workdir_lib.check_workdir(WORKDIR.value, CONFIG.value)
+      digits.prepare_if_missing(CONFIG.value)
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:
-      evaluate.evaluate_checkpoint(
-        CONFIG.value, WORKDIR.value, CHECKPOINT.value
-      )
+      evaluate.evaluate_with_flags([WORKDIR.value], EVALUATION, CONFIG.value)
 
 
 if __name__ == '__main__':

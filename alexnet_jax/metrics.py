@@ -1,26 +1,27 @@
 """Metrics: sums on the device, means on the host, csv, TensorBoard, progress.
 
-On the device a metric is a sum over the examples that the mask keeps, beside
-their count; on the host sums are added in double precision and divided once,
-so a mean is over examples, however they were batched.
+On the device a metric is a sum over the examples of the mask, beside their
+count; on the host sums are added in double precision and divided once, so a
+mean is over examples, however they were batched.
+
+To add a metric, add its tag to `TRAIN_TAGS` or its name to `EVAL_METRICS`, and
+compute it: as a sum in `batch_sums`, or as a value in `train.run_steps`.
 """
 
 from collections.abc import Mapping, Sequence
 import csv
 import os
 import pathlib
-import subprocess
 import time
 
-import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import tqdm
 
-from alexnet_jax import files
+from alexnet_jax.runtime import processes
 
+# Every tag of a row of training, in the order of the columns.
 TRAIN_TAGS = (
   'train/loss',
   'train/top1_error',
@@ -28,8 +29,27 @@ TRAIN_TAGS = (
   'train/images_per_second',
   'train/input_wait_fraction',
 )
+# What evaluation reports, under the prefix of its views.
+EVAL_METRICS = ('loss', 'top1_error', 'top5_error')
 CSV_FILE = 'metrics.csv'
-RESULT_FILE = 'result.json'
+
+
+def many_view_prefix(flip: bool) -> str:
+  """Prefix of the tags of many views: ten, or five without reflections."""
+  return 'eval_ten_view' if flip else 'eval_five_view'
+
+
+def eval_tags(flip: bool) -> list[str]:
+  """Every tag of evaluation, in the order of the columns."""
+  prefixes = ('eval', many_view_prefix(flip))
+  return [f'{prefix}/{name}' for prefix in prefixes for name in EVAL_METRICS]
+
+
+def cross_entropy(
+  log_probs: Float[Array, 'batch classes'], labels: Int[Array, 'batch']
+) -> Float[Array, 'batch']:
+  """Negative log-probability of each example's label, in nats."""
+  return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
 
 
 def batch_sums(
@@ -39,36 +59,19 @@ def batch_sums(
 ) -> dict[str, Float[Array, '']]:
   """Sums over the examples of the mask: loss (nats), errors, and their count.
 
-  An example is an error of top-k unless fewer than k classes are at least as
-  likely as its label: ties count against the net, and so does NaN.
+  An example is a top-k error unless fewer than k classes are at least as likely
+  as its label: ties count as errors, and so does NaN.
   """
-  of_label = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
-  place = (log_probs >= of_label).sum(1)  # 1 is the best; 0 if NaN.
-  error = lambda k: jnp.where(mask, (place < 1) | (place > k), False)
+  losses = cross_entropy(log_probs, labels)
+  # 1 for the most likely class; 0 for NaN.
+  rank = (log_probs >= -losses[:, None]).sum(1)
+  error = lambda k: jnp.where(mask, (rank < 1) | (rank > k), False)
   return {
-    'loss': jnp.where(mask, -of_label[:, 0], 0).sum(),
+    'loss': jnp.where(mask, losses, 0).sum(),
     'top1_error': error(1).sum(dtype=jnp.float32),
     'top5_error': error(5).sum(dtype=jnp.float32),
     'count': mask.sum(dtype=jnp.float32),
   }
-
-
-def fetch(tree: PyTree) -> PyTree:
-  """The one way from the device to the host; waits until it is computed.
-
-  With many processes all must call it: each gets the whole arrays.
-  """
-  return jax.device_get(jax.tree.map(_whole, tree))
-
-
-def _whole(x):
-  if isinstance(x, jax.Array) and not (
-    x.is_fully_addressable or x.is_fully_replicated
-  ):
-    # The guard does not know that this read is asked for.
-    with jax.transfer_guard('allow'):
-      return multihost_utils.process_allgather(x, tiled=True)
-  return x
 
 
 class Totals:
@@ -86,100 +89,135 @@ class Totals:
   def count(self) -> int:
     return int(self.sums.get('count', 0))
 
-  def means(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
-    """Means over all examples added, under the tags `prefix/name`."""
-    return {f'{prefix}/{name}': self.sums[name] / self.count for name in names}
+  def means(self, names: Sequence[str]) -> dict[str, float]:
+    """Means over all examples added, by name.
+
+    Raises:
+      KeyError: if a name has no sum.
+    """
+    if missing := [name for name in names if name not in self.sums]:
+      raise KeyError(
+        f'{", ".join(missing)}: listed in metrics.py, but not computed'
+      )
+    return {name: self.sums[name] / self.count for name in names}
+
+
+def check_tags(
+  values: Mapping[str, float], expected: Sequence[str], optional: Sequence[str]
+) -> None:
+  """Raises KeyError, with the tags, if a row lacks some or has unknown ones.
+
+  Args:
+    values: of one row.
+    expected: tags that the row must have.
+    optional: tags that it may have.
+  """
+  missing = [tag for tag in expected if tag not in values]
+  unknown = sorted(values.keys() - {*expected, *optional})
+  problems = []
+  if missing:
+    problems.append(f'{", ".join(missing)}: listed there, but not computed')
+  if unknown:
+    problems.append(f'{", ".join(unknown)}: computed, but not listed there')
+  if problems:
+    raise KeyError('the tags in metrics.py: ' + '; '.join(problems))
 
 
 class MetricsWriter:
   """metrics.csv and TensorBoard's event file of one work directory.
 
-  What earlier runs wrote beyond `step` is removed first, so that a continued
-  run shows every step once. Writes are in the file when a method returns.
+  Only process 0 writes. It first removes what earlier runs wrote after `step`, so that a continued run
+  has every step once. Writes are in the file when a method returns.
   """
 
-  def __init__(self, workdir: pathlib.Path, tags: Sequence[str], step: int):
-    """Opens the files to continue behind `step`; 0 starts anew."""
+  def __init__(
+    self, workdir: pathlib.Path, eval_tags: Sequence[str], step: int
+  ):
+    """Opens the files to continue after `step`, or anew for 0.
+
+    Args:
+      workdir: folder of the files.
+      eval_tags: tags of evaluation that a row may have beside `TRAIN_TAGS`.
+      step: training steps done.
+    """
+    self._eval_tags, self._enabled = eval_tags, processes.is_first()
+    if not self._enabled:
+      return
     from alexnet_jax import events  # Slow to import; see there.
 
     self._events = events.EventWriter(workdir, step)
-    self._columns = ('step', 'epoch', *tags)
-    rows = _rewound_rows(workdir / CSV_FILE, step)
+    columns = ('step', 'epoch', *TRAIN_TAGS, *self._eval_tags)
+    rows = _rows_until(workdir / CSV_FILE, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
     self._csv_file = open(temporary, 'w', newline='')
-    self._csv = csv.DictWriter(self._csv_file, self._columns)
+    self._csv = csv.DictWriter(self._csv_file, columns)
     self._csv.writeheader()
     self._csv.writerows(rows)
     self._csv_file.flush()
-    os.replace(temporary, workdir / CSV_FILE)  # The open file goes along.
+    os.replace(temporary, workdir / CSV_FILE)  # The file stays open.
 
   def scalars(
     self, step: int, epoch: float, values: Mapping[str, float]
   ) -> None:
-    """One row of metrics.csv, one point per tag."""
-    self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
-    self._csv_file.flush()
-    self._events.scalars(step, values)
+    """Writes one row of metrics.csv, and one point per tag.
+
+    Raises:
+      KeyError: if a tag of `TRAIN_TAGS` is missing, or one is unknown.
+    """
+    check_tags(values, TRAIN_TAGS, self._eval_tags)
+    if self._enabled:
+      self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
+      self._csv_file.flush()
+      self._events.scalars(step, values)
 
   def image(self, step: int, tag: str, image: np.ndarray) -> None:
-    """One picture, uint8 [height, width, 3]."""
-    self._events.image(step, tag, image)
+    """Writes one picture, uint8 [height, width, 3]."""
+    if self._enabled:
+      self._events.image(step, tag, image)
 
   def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
-    """The config by dotted key, for TensorBoard's HPARAMS tab."""
-    self._events.hyperparameters(values, metric)
+    """Writes the config by dotted key, for TensorBoard's HPARAMS tab."""
+    if self._enabled:
+      self._events.hyperparameters(values, metric)
 
   def close(self) -> None:
-    self._csv_file.close()
-    self._events.close()
+    if self._enabled:
+      self._csv_file.close()
+      self._events.close()
 
 
-class NullWriter:
-  """A `MetricsWriter` that writes nothing: of all processes but the first."""
-
-  def scalars(
-    self, step: int, epoch: float, values: Mapping[str, float]
-  ) -> None:
-    pass
-
-  def image(self, step: int, tag: str, image: np.ndarray) -> None:
-    pass
-
-  def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
-    pass
-
-  def close(self) -> None:
-    pass
-
-
-def _rewound_rows(path: pathlib.Path, step: int) -> list[dict[str, str]]:
-  """The whole rows of a csv file up to `step`."""
+def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
+  """The complete rows of a csv file up to `step`."""
   if step == 0 or not path.exists():
     return []
   with open(path, newline='') as file:
     text = file.read()
-  whole = text[: text.rfind('\n') + 1]  # A kill may leave half a line.
-  rows = csv.DictReader(whole.splitlines())
+  complete = text[: text.rfind('\n') + 1]  # A kill may leave half a line.
+  rows = csv.DictReader(complete.splitlines())
   return [row for row in rows if int(row['step']) <= step]
 
 
 class Progress:
   """A bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
-  def __init__(self, step: int, total: int, began: float, silent: bool = False):
-    """Begins at `step` of `total`; `began` is the start of the command."""
-    self._total, self._began, self._silent = total, began, silent
+  def __init__(self, step: int, total: int, began: float):
+    """Starts at `step` of `total`; `began` is the start of the command."""
+    self._total, self._began = total, began
+    self._enabled = processes.is_first()
     self._first = step
     self._first_done = None
     self._bar = tqdm.tqdm(
-      initial=step, total=total, unit='step', disable=silent or None
+      initial=step,
+      total=total,
+      unit='step',
+      disable=None if self._enabled else True,  # None: if not on a terminal.
     )
 
   def update(self) -> None:
-    """One more step is done."""
+    """Counts one more finished step."""
     if self._first_done is None:
       self._first_done = time.time()
-      self._say(
+      self._print(
         f'first step done {self._first_done - self._began:.1f} s after the start'
       )
     self._bar.update()
@@ -194,14 +232,14 @@ class Progress:
     if self._bar.disable or evaluated:
       parts = [f'step {step}/{self._total}', f'epoch {epoch:.2f}']
       parts += [f'{tag} {_shown(tag, value)}' for tag, value in values.items()]
-      self._say('  '.join([*parts, f'remaining {remaining}']))
+      self._print('  '.join([*parts, f'remaining {remaining}']))
     self._bar.set_postfix_str(f'loss {values["train/loss"]:.3f}')
 
   def close(self) -> None:
     self._bar.close()
 
-  def _say(self, line: str) -> None:
-    if self._silent:
+  def _print(self, line: str) -> None:
+    if not self._enabled:
       return
     if self._bar.disable:
       print(line, flush=True)
@@ -213,72 +251,3 @@ def _shown(tag: str, value: float) -> str:
   if tag.endswith(('error', 'fraction')):
     return f'{value:.2%}'
   return f'{value:.4g}'
-
-
-def image_grid(
-  images: Float[np.ndarray, 'images height width 3'], columns: int
-) -> np.ndarray:
-  """One uint8 picture of many images of 0..255, with white lines between."""
-  count, height, width, _ = images.shape
-  rows = -(-count // columns)
-  grid = np.full((rows, columns, height + 1, width + 1, 3), 255, np.uint8)
-  flat = grid.reshape(rows * columns, height + 1, width + 1, 3)
-  flat[:count, :height, :width] = np.clip(np.round(images), 0, 255)
-  picture = grid.transpose(0, 2, 1, 3, 4)
-  return picture.reshape(rows * (height + 1), columns * (width + 1), 3)
-
-
-def kernel_grid(
-  kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
-) -> np.ndarray:
-  """conv1's kernels as in Figure 3: tower 0 above tower 1.
-
-  Each kernel is scaled to its own range; `zoom` is the side of a weight in
-  pixels.
-  """
-  images = kernels.transpose(3, 0, 1, 2)
-  low = images.min((1, 2, 3), keepdims=True)
-  high = images.max((1, 2, 3), keepdims=True)
-  images = 255 * (images - low) / np.maximum(high - low, 1e-12)
-  images = images.repeat(zoom, 1).repeat(zoom, 2)
-  half = len(images) // 2
-  columns = min(half, 16)
-  upper, lower = (
-    image_grid(part, columns) for part in (images[:half], images[half:])
-  )
-  return np.concatenate([upper, np.full_like(upper[:zoom], 255), lower])
-
-
-def write_result(
-  workdir: pathlib.Path,
-  step: int,
-  epoch: float,
-  wall_seconds: float,
-  commit: str,
-  values: Mapping[str, float],
-) -> None:
-  """result.json: how far the run went, on what, and its last metrics."""
-  devices = [device.device_kind for device in jax.devices()]
-  files.write_json(
-    workdir / RESULT_FILE,
-    {
-      'step': step,
-      'epoch': epoch,
-      'wall_seconds': round(wall_seconds, 1),
-      'commit': commit,
-      'devices': devices,
-      **values,
-    },
-  )
-
-
-def current_commit() -> str:
-  """The commit of this code, with '+' where files differ; '' outside git."""
-  command = 'git describe --always --dirty=+ --abbrev=40 --exclude=*'.split()
-  try:
-    found = subprocess.run(
-      command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True
-    )
-  except OSError:
-    return ''
-  return found.stdout.strip()

@@ -5,7 +5,7 @@ ReLU on all but the last, local response normalisation and overlapping max
 pooling, two towers that meet at conv3, fc6 and fc7. 60,965,224 parameters at
 224 x 224 pixels and 1,000 classes. Widths, classes and geometry are arguments,
 so that small nets are the same code; so is every point in which the original
-source differs from the text (Deviations S2 to S4, S11: table in README.md).
+source differs from the text (Deviations S2 to S4, S11: docs/deviations.md).
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,19 @@ import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
+from alexnet_jax import layers
 from alexnet_jax import pooling
 from alexnet_jax import towers
 
 CONVS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6')
-# Layers that a max pooling follows (section 3.5), present or left out.
+# Layers that a max pooling follows (section 3.5), even if they are left out.
 POOLED = ('conv1', 'conv2', 'conv5')
 # Layers that read the maps of both towers: section 3.5; conv6 in run 146 of
-# the original source. fc8 feeds the one softmax, so it does even without links.
-MEETING = ('conv3', 'conv6', 'fc6', 'fc7', 'fc8')
+# the original source. fc8 does so even without links: there is one softmax.
+READ_BOTH_TOWERS = ('conv3', 'conv6', 'fc6', 'fc7', 'fc8')
 # Hidden layers whose biases start at one, which gives their ReLUs positive
 # inputs in the early stages of learning; the others start at zero. Section 5;
 # conv6 in run 146 of the original source.
@@ -40,14 +42,15 @@ def feature_map_sizes(
   conv1_padding: int,
   pool_size: int = 3,
 ) -> dict[str, int]:
-  """Height (= width) in pixels of the maps; below 1 where nothing is left.
+  """Height (= width) of the maps in pixels; below 1 if nothing is left.
 
-  conv1 covers its whole input: where the stride does not divide, the last
-  window hangs over the right and bottom edge (the original source's rule,
+  conv1 covers its whole input: if the stride does not divide it, the last
+  window extends beyond the right and bottom edges (the original source's rule,
   which gives the paper's 55 from 224 pixels, and 55 from 227 as well). The
-  other convolutions keep the size. Each pooling has stride 2 and takes whole
-  windows alone, (n - pool_size) // 2 + 1, so that pools of 3 and of 2 pixels
-  give outputs of equal size at 224 pixels, as section 3.4 has it.
+  other convolutions keep the size. Each pooling has stride 2 and takes only
+  whole windows, (n - pool_size) // 2 + 1, so pools of 3 and of 2 pixels give
+  outputs of equal size at 224 pixels, as in section 3.4. (The source rounds up:
+  docs/deviations.md.)
   """
   covered = crop_size + 2 * conv1_padding - conv1_kernel
   sizes = {
@@ -62,195 +65,39 @@ def feature_map_sizes(
   return sizes
 
 
-def local_response_norm(
-  x: Float[Array, 'batch height width features'],
-  groups: int,
-  size: int = 5,
-  k: float = 2.0,
-  alpha: float = 1e-4,
-) -> Float[Array, 'batch height width features']:
-  """`x / (k + alpha * sum of squares of `size` adjacent maps) ** 0.75`.
-
-  Section 3.3, with its constants; the sum is not divided by `size`. The
-  window ends at the edge of each of the `groups` equal groups of maps: the
-  norm never looks into the other tower.
-  """
-  grouped = x.reshape(*x.shape[:-1], groups, -1)
-  out = _normalize(grouped, (1,) * (grouped.ndim - 1) + (size,), k, alpha)
-  return out.reshape(x.shape)
-
-
-def within_map_norm(
-  x: Float[Array, 'batch height width features'],
-  size: int = 5,
-  alpha: float = 1e-3 / 25,
-) -> Float[Array, 'batch height width features']:
-  """`x / (1 + alpha * sum of squares of a window of its map) ** 0.75`.
-
-  Deviation S3, with the constants of run 145 of the original source: the
-  window is `size` x `size` pixels around each, of the same map.
-  """
-  return _normalize(x, (1, size, size, 1), 1.0, alpha)
-
-
-def _normalize(x, window, k, alpha):
-  # bfloat16 has 8 bits for k plus a sum of squares.
-  dtype, x = x.dtype, _at_least_float32(x)
-  squares = lax.reduce_window(
-    jnp.square(x),
-    0.0,
-    lax.add,
-    window,
-    (1,) * x.ndim,
-    [(size // 2, (size - 1) // 2) for size in window],
-  )
-  # s ** -0.75 without a logarithm: twice as fast in forward and backward.
-  root = lax.rsqrt(k + alpha * squares)
-  return (x * (root * lax.sqrt(root))).astype(dtype)
-
-
-def _at_least_float32(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def dropout(
-  x: Float[Array, 'batch features'],
-  key: Key[Array, ''],
-  rate: float,
-  rows: Int[Array, 'batch'],
-  features: int,
-  num_towers: int,
-  first_unit: int | Int[Array, ''] = 0,
-) -> Float[Array, 'batch features']:
-  """Sets each unit to zero with probability `rate`, without rescaling.
-
-  Section 4.2. A unit's fate depends on the key, its example's row in the
-  global batch, its tower and its place there, so it is the same on every mesh.
-
-  Args:
-    x: units `first_unit`, `first_unit` + 1, ... of the layer.
-    key: of this step and layer.
-    rate: in [0, 1).
-    rows: the row of the global batch that each example is.
-    features: units of the layer, `[tower 0 | tower 1]`.
-    num_towers: of the network.
-    first_unit: of those in `x`.
-  """
-  all_towers = jnp.arange(num_towers)
-
-  def keep(row):
-    row_key = jax.random.fold_in(key, row)
-    draw = lambda tower: jax.random.bernoulli(
-      jax.random.fold_in(row_key, tower), 1 - rate, (features // num_towers,)
-    )
-    units = jax.vmap(draw)(all_towers).reshape(-1)
-    return lax.dynamic_slice(units, (first_unit,), x.shape[1:])
-
-  return jnp.where(jax.vmap(keep)(rows), x, 0)
-
-
-class TowerConv(nn.Module):
-  """Convolution and bias of one layer, on the towers of this device."""
-
-  features: int
-  kernel_size: int
-  stride: int
-  padding: tuple[int, int]
-  groups: int
-  init_std: float
-  init_bias: float
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'batch height width in_features']
-  ) -> Float[Array, 'batch out_height out_width features']:
-    shape = (
-      *(self.kernel_size,) * 2,
-      x.shape[-1] // self.groups,
-      self.features,
-    )
-    kernel, bias = _kernel_and_bias(self, shape)
-    x = towers.grouped_conv(
-      x, kernel, self.stride, (self.padding, self.padding), self.groups
-    )
-    return towers.add_bias(x, bias)
-
-
-class TowerDense(nn.Module):
-  """Fully connected layer, on the towers of this device.
-
-  Each of the `groups` equal groups of outputs reads all units of one group of
-  input maps, flattened. The outputs have the dtype of `x`, where they are not
-  `rounded` at least float32.
-  """
-
-  features: int
-  groups: int
-  init_std: float
-  init_bias: float
-  rounded: bool
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'batch *size in_features']
-  ) -> Float[Array, 'batch features']:
-    parts = [
-      part.reshape(len(part), -1) for part in jnp.split(x, self.groups, axis=-1)
-    ]
-    shape = (parts[0].shape[1], self.features)
-    kernel, bias = (towers.vary_as(p, x) for p in _kernel_and_bias(self, shape))
-    kernels = jnp.split(kernel.astype(x.dtype), self.groups, axis=-1)
-    dtype = None if self.rounded else jnp.promote_types(x.dtype, jnp.float32)
-    outputs = [
-      jnp.matmul(part, k, preferred_element_type=dtype)
-      for part, k in zip(parts, kernels, strict=True)
-    ]
-    # Added in float32, so that its gradient is summed in float32.
-    outputs = jnp.concatenate(outputs, axis=-1)
-    return (_at_least_float32(outputs) + bias[None]).astype(outputs.dtype)
-
-
-def _kernel_and_bias(layer, shape):
-  normal = nn.initializers.normal(layer.init_std)
-  constant = nn.initializers.constant(layer.init_bias)
-  return (
-    layer.param('kernel', normal, shape),
-    layer.param('bias', constant, shape[-1:]),
-  )
-
-
 class AlexNet(nn.Module):
   """The network of Figure 2, and with other arguments its relatives.
 
   Attributes:
     num_classes: outputs of fc8.
-    conv_features: kernels of conv1 ... conv5, all towers together, and of a
-      sixth layer over the last pooling where there is one (section 6). 0 leaves
-      the layer out, and with it its norm (section 7); its pooling stays.
-    fc_features: units of fc6 and fc7, all towers together; 0 as above.
+    conv_features: kernels of conv1 ... conv5, all towers together, and of an
+      optional sixth layer over the last pooling (section 6). 0 leaves the layer
+      and its norm out (section 7), but not its pooling.
+    fc_features: units of fc6 and fc7, all towers together; 0 leaves one out.
     conv1_kernel: side of conv1's kernels in pixels.
     conv1_stride: stride of conv1 in pixels.
     conv1_padding: zeros on every side of the crop, in pixels.
     pool_size: side of the windows of max pooling, 3 or 2; their stride is 2.
     num_towers: 2, or 1: every layer reads all maps of the one before.
-    tower_links: whether the towers meet before the softmax, in `MEETING`.
+    tower_links: whether the layers `READ_BOTH_TOWERS` do so; without links only
+      fc8 does.
     activation: of the hidden layers, a key of `ACTIVATIONS`.
     lrn_layers: layers that a local response norm follows.
     lrn_k: constant of the norm.
     lrn_alpha: factor of the norm's sum of squares, which is not divided by 5.
       Deviation S2: the source divides, as Caffe does: 2e-5.
-    lrn_across_towers: let the norm's window cross the middle of the maps, as
-      Caffe's does; with `tower_devices` 1 alone.
+    lrn_across_towers: let the norm's window cross the boundary of the towers,
+      as Caffe's does; needs `tower_devices` 1.
     lrn_before_activation: layers whose norms come before their activation, not
       after it. Deviation S3: conv1 in the source. (The source also pools before
-      the activation; since both are monotone, that changes nothing.)
+      the activation; both are monotone, so that changes nothing.)
     within_map_norm_layers: layers with a `within_map_norm` after the local
       response norm. Deviation S3: conv2 in the source.
     init_std: standard deviation of the initial weights (section 5).
     conv345_init_std: the same for conv3, conv4, conv5 and conv6. Deviation S4:
       0.03 in the source.
-    fc67_init_std: the same for fc6 and fc7; Caffe has 0.005.
-    init_bias: initial bias of the layers `BIAS_ONE`; Caffe has 0.1.
+    fc67_init_std: the same for fc6 and fc7; 0.005 in Caffe.
+    init_bias: initial bias of the layers `BIAS_ONE`; 0.1 in Caffe.
     dropout_rate: share of fc6's and fc7's units that a training step drops.
     inverted_dropout: divide what is kept by `1 - dropout_rate` in training,
       instead of multiplying by it at test. Deviation S11: Caffe and others do.
@@ -260,7 +107,7 @@ class AlexNet(nn.Module):
       the layout 'towers'.
     fc_devices: devices that share fc6, fc7 and fc8: 1, or all in the layout
       'one_weird_trick'. Where one of these is not 1, call the network inside
-      `towers.shard`. Parameters are created with 1 and serve all layouts.
+      `mesh_lib.shard_map`. Parameters are created with 1 and serve all layouts.
   """
 
   num_classes: int = 1000
@@ -290,15 +137,25 @@ class AlexNet(nn.Module):
   fc_devices: int = 1
 
   @property
-  def data_split(self) -> tuple[str, ...]:
-    """Layers whose units are split over the mesh axis 'data'.
+  def layers_sharded_over_data(self) -> tuple[str, ...]:
+    """Layers whose units are sharded over the mesh axis 'data'.
 
-    The classes of fc8 may not divide; then every device has all of them.
+    fc8 is not one of them if its classes do not divide by the devices.
     """
     if self.fc_devices == 1:
       return ()
-    whole = self.num_classes % self.fc_devices
-    return ('fc6', 'fc7') if whole else ('fc6', 'fc7', 'fc8')
+    rest = self.num_classes % self.fc_devices
+    return ('fc6', 'fc7') if rest else ('fc6', 'fc7', 'fc8')
+
+  def activation_spec(self, name: str) -> P:
+    """Spec of an activation that `__call__` captures, on the mesh."""
+    layer = name.partition('/')[0]
+    if layer != 'fc8' and layer in self.layers_sharded_over_data:
+      return P(None, 'data')
+    if layer == 'fc8' or self.tower_devices == 1:
+      return P('data')
+    axes = (None, None) if layer.startswith('conv') else ()
+    return P('data', *axes, 'tower')
 
   @nn.compact
   def __call__(
@@ -306,120 +163,147 @@ class AlexNet(nn.Module):
     images: Float[Array, 'batch size size 3'],
     *,
     train: bool = False,
-    rows: Int[Array, 'batch'] | None = None,
+    batch_indices: Int[Array, 'batch'] | None = None,
+    capture: dict[str, Array] | None = None,
   ) -> Float[Array, 'batch classes']:
     """Logits of a batch of mean-subtracted RGB crops (scale of 0..255).
 
     Args:
       images: the crops.
-      train: drop units, drawn from the rng stream 'dropout'.
-      rows: rows of the global batch that these images are; default 0, 1, ...
+      train: drop units; needs the rng stream 'dropout'.
+      batch_indices: index of each image in the global batch; default 0, 1, ...
+      capture: gets the activations by name. 'conv1' is after activation, norms
+        and pooling, 'fc6' before dropout and its factor at test time,
+        'conv1/linear' and 'fc6/linear' before the activation; and so on for the
+        other layers. 'fc8' are the logits. On a mesh they are sharded as
+        `activation_spec` says.
     """
-    rows = jnp.arange(images.shape[0]) if rows is None else rows
+    if batch_indices is None:
+      batch_indices = jnp.arange(images.shape[0])
+    captured = {} if capture is None else capture
+    activate = ACTIVATIONS[self.activation]
     x = images.astype(self.dtype)
     for name, features in zip(CONVS, self.conv_features, strict=False):
       if features:
-        x = self._conv(name, features, x)
+        x, groups = self._inputs(name, x)
+        x = captured[f'{name}/linear'] = self._conv(name, features, groups, x)
+        if name in self.lrn_before_activation:
+          x = activate(self._norms(name, x))
+        else:
+          x = self._norms(name, activate(x))
       if name in POOLED:  # Section 3.4.
         x = pooling.max_pool(x, self.pool_size)
+      captured[name] = x
     for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
       if features:
-        x = ACTIVATIONS[self.activation](self._dense(name, features, x))
-        x = self._drop(x, features, train, rows)
-    # Rounded to the 8 bits of bfloat16 they would tie, and a tie is an error.
-    logits = self._dense('fc8', self.num_classes, x)
-    with jax.named_scope('logits'):
-      if self.tower_devices > 1:
-        return towers.gather(logits, 'tower', axis=1, to='invarying')
-      if 'fc8' in self.data_split:
-        return towers.send_rows_home(logits)
+        x, groups = self._inputs(name, x)
+        x = captured[f'{name}/linear'] = self._dense(name, features, groups, x)
+        x = captured[name] = activate(x)
+        x = self._drop(x, features, train, batch_indices)
+    x, groups = self._inputs('fc8', x)
+    # Rounded to the 8 bits of bfloat16 logits would tie, and a tie is an error.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x = self._dense('fc8', self.num_classes, groups, x, dtype)
+    logits = captured['fc8'] = self._all_classes(x)
     return logits
 
-  def _read(self, name, x):
-    """What a layer reads, and in how many groups: here the GPUs talk."""
-    if name not in MEETING or not (self.tower_links or name == 'fc8'):
+  def _inputs(self, name, x):
+    """What a layer reads of `x`, and the number of its groups.
+
+    All communication between devices in the forward pass is here, except that
+    of the logits.
+    """
+    if name not in READ_BOTH_TOWERS or not (self.tower_links or name == 'fc8'):
       return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
     with jax.named_scope(name):
       if self.tower_devices > 1:
         x = towers.gather(x, 'tower', axis=x.ndim - 1)
       elif self.fc_devices > 1 and name.startswith('fc'):
-        whole = x.ndim == 4  # Maps: all features of this device's rows.
-        if name in self.data_split:
-          x = towers.gather(x, 'data', axis=0 if whole else 1)
-        elif not whole:
-          x = towers.send_rows_home(x)
+        are_maps = x.ndim == 4  # All features of this device's examples.
+        if name in self.layers_sharded_over_data:
+          x = towers.gather(x, 'data', axis=0 if are_maps else 1)
+        elif not are_maps:
+          x = towers.all_to_all_batch(x)
     return x, 1
 
-  def _conv(self, name, features, x):
+  def _conv(self, name, features, groups, x):
     kernel_size, stride = {
       'conv1': (self.conv1_kernel, self.conv1_stride),
       'conv2': (5, 1),
     }.get(name, (3, 1))
-    padding = (kernel_size // 2,) * 2
+    padding = (kernel_size // 2, kernel_size // 2)
     if name == 'conv1':
-      padding = self._conv1_padding(x)
-    x, groups = self._read(name, x)
-    deep = CONVS.index(name) >= CONVS.index('conv3')
-    x = TowerConv(
+      padding = self._conv1_padding(x.shape[1])
+    is_late = CONVS.index(name) >= CONVS.index('conv3')
+    return layers.TowerConv(
       features=features // self.tower_devices,
       kernel_size=kernel_size,
       stride=stride,
       padding=padding,
       groups=groups,
-      init_std=self.conv345_init_std if deep else self.init_std,
+      init_std=self.conv345_init_std if is_late else self.init_std,
       init_bias=self.init_bias if name in BIAS_ONE else 0.0,
       name=name,
     )(x)
-    activate = ACTIVATIONS[self.activation]
-    if name in self.lrn_before_activation:
-      return activate(self._norms(name, x))
-    return self._norms(name, activate(x))
+
+  def _conv1_padding(self, size):
+    kernel, stride, pad = (
+      self.conv1_kernel,
+      self.conv1_stride,
+      self.conv1_padding,
+    )
+    out = feature_map_sizes(size, kernel, stride, pad)['conv1']
+    return pad, (out - 1) * stride + kernel - size - pad
 
   def _norms(self, name, x):
     if name in self.lrn_layers:
       groups = self.num_towers // self.tower_devices
       groups = 1 if self.lrn_across_towers else groups
-      x = local_response_norm(x, groups, k=self.lrn_k, alpha=self.lrn_alpha)
+      x = layers.local_response_norm(
+        x, groups, k=self.lrn_k, alpha=self.lrn_alpha
+      )
     if name in self.within_map_norm_layers:
-      x = within_map_norm(x)
+      x = layers.within_map_norm(x)
     return x
 
-  def _dense(self, name, features, x):
-    x, groups = self._read(name, x)
-    devices = self.fc_devices if name in self.data_split else self.tower_devices
-    return TowerDense(
+  def _dense(self, name, features, groups, x, output_dtype=None):
+    is_sharded = name in self.layers_sharded_over_data
+    devices = self.fc_devices if is_sharded else self.tower_devices
+    return layers.TowerDense(
       features=features // devices,
       groups=groups,
       init_std=self.init_std if name == 'fc8' else self.fc67_init_std,
       init_bias=self.init_bias if name in BIAS_ONE else 0.0,
-      rounded=name != 'fc8',
+      output_dtype=output_dtype,
       name=name,
     )(x)
 
-  def _drop(self, x, features, train, rows):
+  def _drop(self, x, features, train, batch_indices):
     keep_rate = 1 - self.dropout_rate
     if not train:
       return x if self.inverted_dropout else x * keep_rate
     first_unit = 0
     if self.tower_devices > 1:
       first_unit = lax.axis_index('tower') * x.shape[1]
-    elif self.fc_devices > 1:  # Some units of all examples.
+    elif self.fc_devices > 1:  # `x` has some units of all examples.
       first_unit = lax.axis_index('data') * x.shape[1]
-      rows = jnp.arange(len(x))
-    x = dropout(
+      batch_indices = jnp.arange(len(x))
+    x = layers.dropout(
       x,
       self.make_rng('dropout'),
       self.dropout_rate,
-      rows,
+      batch_indices,
       features,
       self.num_towers,
       first_unit,
     )
     return x / keep_rate if self.inverted_dropout else x
 
-  def _conv1_padding(self, images: Float[Array, 'batch size size 3']):
-    size, pad = images.shape[1], self.conv1_padding
-    geometry = (self.conv1_kernel, self.conv1_stride, pad)
-    out = feature_map_sizes(size, *geometry)['conv1']
-    hang = (out - 1) * self.conv1_stride + self.conv1_kernel - (size + 2 * pad)
-    return pad, pad + hang
+  def _all_classes(self, logits):
+    """The logits of all classes, for this device's examples."""
+    with jax.named_scope('logits'):
+      if self.tower_devices > 1:
+        return towers.gather(logits, 'tower', axis=1, to='invarying')
+      if 'fc8' in self.layers_sharded_over_data:
+        return towers.all_to_all_batch(logits)
+    return logits

@@ -3,21 +3,20 @@
     v <- 0.9 v - 0.0005 rate w - rate <dL/dw>;    w <- w + v
 
 The rate is inside v, so lowering it does not shrink what v has accumulated.
-The usual `optax.sgd` and torch order scales v by the rate after the momentum:
-the same at a constant rate, another trajectory after every drop.
+`optax.sgd` and PyTorch scale v by the rate after the momentum: the same at a
+constant rate, another trajectory after every drop.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
-SCHEDULES = ('steps', 'plateau')
-
-# Rates by kind of parameter; a rate of 0 freezes.
+# Learning rates by kind of parameter, `RATE_KEYS`; a rate of 0 freezes it.
 Rates = Mapping[str, float | Float[Array, '']]
 RATE_KEYS = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
 
@@ -28,12 +27,13 @@ def paper_sgd(
   """The update above; its state is v, whatever the rates of the step.
 
   Args:
-    rates: by `RATE_KEYS`. Where one is 0 neither w nor v changes: as in the
-      original source, which skips the update (Deviation S6 freezes conv1 so).
+    rates: by `RATE_KEYS`. If one is 0 neither w nor v changes, as in the
+      original source, which skips the update (Deviation S6: it freezes conv1).
+      Initialisation does not use them.
     momentum: 0.9 in section 5.
     weight_decay: 0.0005 in section 5.
-    decay_biases: let weight decay act on biases as well, as the text has it.
-      Deviation S5: not so in the original source.
+    decay_biases: apply weight decay to biases as well, as in the text.
+      Deviation S5: the original source does not.
   """
 
   def update(grads, state, params):
@@ -58,29 +58,34 @@ def _kind(path):
 
 
 def drops_at(epoch: float, drop_epochs: Sequence[float]) -> int:
-  """Schedule 'steps': how many of `drop_epochs` lie at or before `epoch`."""
+  """Number of `drop_epochs` at or before `epoch`."""
   return sum(epoch >= drop for drop in drop_epochs)
 
 
 @dataclasses.dataclass(frozen=True)
 class RateSchedule:
-  """The rates of every epoch.
+  """The learning rates at every point of a training.
 
   Attributes:
-    learning_rate: at the start.
-    drop_factor: what a drop divides by.
-    drop_epochs: of the schedule 'steps', ascending; () with 'plateau'.
+    schedule: how the rate of the weights changes, a key of `SCHEDULES`.
+    learning_rate: rate of the weights at the start.
+    epochs: length of the training, for the schedule 'cosine'.
+    drop_factor: divisor of the rate at a drop.
+    drop_epochs: epochs of the drops of the schedule 'steps', ascending; () with
+      the others.
     bias_rate_factor: rate of the biases at the start, in units of
       `learning_rate`. Deviation S5: 2 in the original source.
-    drop_bias_rate: let the rate of the biases drop with that of the weights.
-      Deviation S5: the original source lowers the weights' alone.
+    drop_bias_rate: let the rate of the biases follow that of the weights.
+      Deviation S5: the original source lowers only that of the weights.
     conv1_drop_epochs: further drops of the rate of conv1's weights.
       Deviation S6.
-    conv1_freeze_epoch: from here on conv1 does not change; 0 for never.
+    conv1_freeze_epoch: epoch after which conv1 does not change; 0 for never.
       Deviation S6.
   """
 
+  schedule: str
   learning_rate: float
+  epochs: float
   drop_factor: float
   drop_epochs: Sequence[float] = ()
   bias_rate_factor: float = 1.0
@@ -90,11 +95,11 @@ class RateSchedule:
 
   @property
   def change_epochs(self) -> tuple[float, ...]:
-    """Epochs at which some rate changes, in no order."""
+    """Epochs at which some rate jumps, in no particular order."""
     return (
       *self.drop_epochs,
       *self.conv1_drop_epochs,
-      self.conv1_freeze_epoch,  # 0 for never: no change, as nothing is before.
+      self.conv1_freeze_epoch,  # No step begins before 0, which is never.
     )
 
   def rates(self, epoch: float, plateau_drops: int) -> dict[str, float]:
@@ -104,21 +109,41 @@ class RateSchedule:
       epoch: passes through the training set before the step.
       plateau_drops: drops of the schedule 'plateau' so far.
     """
-    drops = plateau_drops + drops_at(epoch, self.drop_epochs)
-    conv1_drops = drops_at(epoch, self.conv1_drop_epochs)
-    frozen = 0 < self.conv1_freeze_epoch <= epoch
-    weights = self.learning_rate / self.drop_factor**drops
+    weights = SCHEDULES[self.schedule](self, epoch, plateau_drops)
     biases = self.bias_rate_factor * (
       weights if self.drop_bias_rate else self.learning_rate
     )
-    conv1 = weights / self.drop_factor**conv1_drops
+    conv1_drops = drops_at(epoch, self.conv1_drop_epochs)
+    frozen = 0 < self.conv1_freeze_epoch <= epoch
     values = (
       weights,
       biases,
-      0.0 if frozen else conv1,
+      0.0 if frozen else weights / self.drop_factor**conv1_drops,
       0.0 if frozen else biases,
     )
     return dict(zip(RATE_KEYS, values, strict=True))
+
+
+def _steps(schedule: RateSchedule, epoch: float, plateau_drops: int) -> float:
+  del plateau_drops
+  drops = drops_at(epoch, schedule.drop_epochs)
+  return schedule.learning_rate / schedule.drop_factor**drops
+
+
+def _plateau(schedule: RateSchedule, epoch: float, plateau_drops: int) -> float:
+  del epoch
+  return schedule.learning_rate / schedule.drop_factor**plateau_drops
+
+
+def _cosine(schedule: RateSchedule, epoch: float, plateau_drops: int) -> float:
+  """Ours: half a cosine from the rate at the start to 0 at the end."""
+  del plateau_drops
+  progress = min(epoch / schedule.epochs, 1.0)
+  return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# Rate of the weights, from (schedule, epoch, plateau drops so far).
+SCHEDULES = {'steps': _steps, 'plateau': _plateau, 'cosine': _cosine}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +156,8 @@ class Plateau:
 
   Attributes:
     best_error: lowest validation error at the current rate, a fraction.
-    stalled: evaluations since then.
-    drops: how often the rate has been divided.
+    stalled: evaluations since that error.
+    drops: number of drops so far.
   """
 
   best_error: float = float('inf')
@@ -144,7 +169,8 @@ class Plateau:
 
     Args:
       error: validation error, a fraction.
-      patience: evaluations without a new lowest error that make a plateau.
+      patience: number of evaluations without a new lowest error that counts as
+        a plateau.
     """
     if error < self.best_error:
       return dataclasses.replace(self, best_error=error, stalled=0)
@@ -153,5 +179,5 @@ class Plateau:
     return Plateau(drops=self.drops + 1)
 
   def has_ended(self, max_drops: int) -> bool:
-    """Whether the rate would have to drop once more than it may."""
+    """Whether the rate has dropped more than `max_drops` times."""
     return self.drops > max_drops

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 
 FOLDER = 'predictions'
-NAMES = ('loss', 'top1_error', 'top5_error')
 # Examples whose errors are counted at once.
 CHUNK = 4096
 
@@ -38,15 +38,15 @@ class Predictions:
   made_from: Mapping[str, str]
 
   def errors(self) -> dict[str, float]:
-    """Mean loss, top-1 and top-5 error (fractions), by `NAMES`."""
+    """Mean loss, top-1 and top-5 error (fractions), by `metrics.EVAL_METRICS`."""
     totals = metrics.Totals()
     for start in range(0, len(self.labels), CHUNK):
       part = slice(start, start + CHUNK)
       log_probs = jnp.asarray(self.log_probs[part])
       labels = jnp.asarray(self.labels[part])
       every = jnp.ones(labels.shape, bool)
-      totals.add(metrics.fetch(metrics.batch_sums(log_probs, labels, every)))
-    return {name: totals.sums[name] / totals.count for name in NAMES}
+      totals.add(mesh_lib.fetch(metrics.batch_sums(log_probs, labels, every)))
+    return totals.means(metrics.EVAL_METRICS)
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the file, whole or not at all."""

@@ -37,11 +37,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
 from benchmarks import report
 from configs import paper
 
@@ -197,8 +198,10 @@ def expected(net: model.AlexNet) -> collections.Counter:
     both_ways('all-gather', 'reduce-scatter', GATHERS, 'tower')
     both_ways('all-gather', None, ('logits',), 'tower')
   if net.fc_devices > 1:
-    both_ways('all-gather', 'reduce-scatter', net.data_split, 'data')
-    home = 'logits' if 'fc8' in net.data_split else 'fc8'
+    both_ways(
+      'all-gather', 'reduce-scatter', net.layers_sharded_over_data, 'data'
+    )
+    home = 'logits' if 'fc8' in net.layers_sharded_over_data else 'fc8'
     both_ways('all-to-all', 'all-to-all', (home,), 'data')
   return pattern
 
@@ -249,14 +252,16 @@ def compile_step(
   )
 
   def placed(tree, specs):
-    shardings = towers.shardings(mesh, specs)
+    shardings = mesh_lib.shardings(mesh, specs)
     return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
   every = lambda tree, spec: jax.tree.map(lambda _: spec, tree)
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   key = jax.eval_shape(lambda: jax.random.key(0))
   create = functools.partial(
-    run_lib.initial_state, net.clone(tower_devices=1, fc_devices=1), crop_size
+    train_state.initial_state,
+    net.clone(tower_devices=1, fc_devices=1),
+    crop_size,
   )
   state = jax.eval_shape(create, key)
   batch = {
@@ -271,13 +276,17 @@ def compile_step(
     array(),
   )
   lowered = step.lower(
-    placed(state, towers.param_specs(state, mesh, net.data_split)),
-    placed(batch, every(batch, towers.batch_spec())),
-    *placed(rest, every(rest, towers.REPLICATED)),
+    placed(
+      state, mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
+    ),
+    placed(batch, every(batch, mesh_lib.batch_spec())),
+    *placed(rest, every(rest, mesh_lib.REPLICATED)),
   )
   gradient_bytes = 0
   if mesh is not None and mesh.shape['data'] > 1:
-    specs = towers.param_specs(state.params, mesh, net.data_split)
+    specs = mesh_lib.param_specs(
+      state.params, mesh, net.layers_sharded_over_data
+    )
     shared = jax.tree.map(
       lambda x, s: 0 if 'data' in s else 4 * x.size // mesh.shape['tower'],
       state.params,
@@ -304,8 +313,10 @@ def main(_) -> None:
   for layout, per_net, number in MESHES:
     if FLAGS.quick and number != 2:
       continue
-    mesh = towers.create_mesh(layout, per_net, jax.devices()[:number])
-    net = model.AlexNet(**config.model, **towers.sharing(layout, mesh))
+    mesh = mesh_lib.create_mesh(layout, per_net, jax.devices()[:number])
+    net = model.AlexNet(
+      **config.model, **mesh_lib.model_parallel_sizes(layout, mesh)
+    )
     compiled, gradient_bytes = compile_step(
       net,
       mesh,

@@ -36,10 +36,10 @@ import sys
 import tempfile
 import time
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':  # As main.py.
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
 
 from absl import app
 from absl import flags
@@ -47,13 +47,14 @@ import jax
 from jaxtyping import PyTree
 from ml_collections import config_flags
 
-from alexnet_jax import command
 from alexnet_jax import input_pipeline
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
-from alexnet_jax import processes
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax.runtime import command
+from alexnet_jax.runtime import processes
 from benchmarks import interleaved
 from benchmarks import report
 
@@ -68,10 +69,10 @@ class Loop:
 
   def __init__(self, run: run_lib.Run, batch: PyTree):
     """Compiles the step as training does; `batch` is on the device."""
-    key = towers.place(jax.random.key(run.config.seed), run.mesh)
+    key = mesh_lib.place(jax.random.key(run.config.seed), run.mesh)
     schedule = train.rate_schedule(run.config.optimizer)
     self._fixed = train.step_arguments(run, schedule, key, epoch=0.0)
-    self._state, self._done = run_lib.create_train_state(run), 0
+    self._state, self._done = train_state.create_train_state(run), 0
     lowered = train.train_step_of(run).lower(self._state, batch, *self._fixed)
     self._step = lowered.compile()
     self.batch_size = run.config.input.batch_size
@@ -266,7 +267,7 @@ def main(_) -> None:
   if on_cpu:
     print(
       'host and device share the cores: by arithmetic, from the CPU-seconds of'
-      f' the host alone, real / synthetic is {sharing(found, processes.number_of_cores()):.3f}'
+      f' the host alone, real / synthetic is {sharing(found, processes.available_cores()):.3f}'
     )
   print(line)
   print(f'real / the slower of synthetic and host {figure:.3f}, bar {BAR}')

@@ -56,10 +56,11 @@ from PIL import Image
 import simplejpeg
 import tensorflow_datasets as tfds
 
-from alexnet_jax import command
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
-from alexnet_jax import processes
+from alexnet_jax.runtime import command
+from alexnet_jax.runtime import processes
 from benchmarks import interleaved
 from benchmarks import report
 
@@ -262,7 +263,7 @@ def ours(
 ) -> Pipeline:
   """The batches of training, closed by `stack`."""
   batches = input_pipeline.train_batches(
-    input_pipeline.open_dataset(settings.data_dir, settings.dataset),
+    dataset_lib.open_dataset(settings.data_dir, settings.dataset),
     'train',
     batch_size=settings.batch,
     seed=SEED,
@@ -375,7 +376,7 @@ def numbers_of_cores(quick: bool) -> list[int]:
   return [cores] if quick else [*powers, cores]
 
 
-def write_files(dataset: input_pipeline.Dataset, folder: str) -> None:
+def write_files(dataset: dataset_lib.Dataset, folder: str) -> None:
   """The first records of a prepared data set as NUMBER_LABEL.jpg.
 
   Raises:
@@ -422,7 +423,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """The flags of the command."""
-  flags.DEFINE_string('data_dir', input_pipeline.DATA_DIR, 'Of the data sets.')
+  flags.DEFINE_string('data_dir', dataset_lib.DATA_DIR, 'Of the data sets.')
   flags.DEFINE_string('dataset', None, 'Prepared, of JPEG.', required=True)
   flags.DEFINE_string('photographs', None, 'Folder of full-size JPEG files.')
   flags.DEFINE_string('tf_python', None, 'A Python that has TensorFlow.')
@@ -435,7 +436,7 @@ def define_flags() -> None:
   flags.DEFINE_string('output', None, 'File for the figures, JSON.')
 
 
-def check_flags() -> input_pipeline.Dataset:
+def check_flags() -> dataset_lib.Dataset:
   """The data set; ends with one line if a flag is wrong."""
   if FLAGS.photographs is not None and not report.jpeg_files(FLAGS.photographs):
     sys.exit(f'--photographs={FLAGS.photographs} holds no JPEG')
@@ -445,7 +446,7 @@ def check_flags() -> input_pipeline.Dataset:
     if missing('tensorflow', FLAGS.tf_python):
       sys.exit(f'--tf_python={FLAGS.tf_python} has no TensorFlow')
   try:
-    return input_pipeline.open_dataset(FLAGS.data_dir, FLAGS.dataset)
+    return dataset_lib.open_dataset(FLAGS.data_dir, FLAGS.dataset)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(str(error))
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import augment
-from alexnet_jax import compilation
+from alexnet_jax import layers
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import pooling
+from alexnet_jax.runtime import compilation
 
 GROUPS = {'conv2': 2, 'conv4': 2, 'conv5': 2}
 
@@ -62,7 +63,7 @@ def _parts(
   def layer(name):
     features = params[name]['bias'].size
     if name.startswith('fc'):
-      module = model.TowerDense(
+      module = layers.TowerDense(
         features=features,
         groups=1,
         init_std=0.0,
@@ -72,7 +73,7 @@ def _parts(
     else:
       first = name == 'conv1'
       side = params[name]['kernel'].shape[0]
-      module = model.TowerConv(
+      module = layers.TowerConv(
         features=features,
         kernel_size=side,
         stride=4 if first else 1,
@@ -84,12 +85,12 @@ def _parts(
     activate = (lambda x: x) if name == 'fc8' else nn.relu
     return name, lambda p, x: activate(module.apply({'params': p}, x))
 
-  norm = lambda _, x: model.local_response_norm(x, 2)
+  norm = lambda _, x: layers.local_response_norm(x, 2)
   pool = lambda _, x: pooling.max_pool(x, 3)
   rows = jnp.arange(batch)
   # From a constant XLA would draw beforehand.
   key = lambda p: jax.random.key(jnp.int32(p['seed']))
-  drop = lambda p, x: model.dropout(x, key(p), 0.5, rows, x.shape[1], 2)
+  drop = lambda p, x: layers.dropout(x, key(p), 0.5, rows, x.shape[1], 2)
   chain = [
     layer('conv1'),
     ('norm1', norm),

@@ -17,15 +17,16 @@ import subprocess
 import sys
 import tempfile
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
 
 from absl import flags
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import input_pipeline
-from alexnet_jax import prepare
+from alexnet_jax.prepare import prepare
 from benchmarks import report
 
 BAR = 100  # Bytes for every further image.
@@ -50,7 +51,7 @@ def photographs(folder: str) -> list[pathlib.Path]:
 
 
 def _read_epoch(data_dir):
-  dataset = input_pipeline.open_dataset(data_dir, 'set')
+  dataset = dataset_lib.open_dataset(data_dir, 'set')
   steps = dataset.num_examples['train'] // BATCH
   batches = input_pipeline.train_batches(
     dataset, 'train', batch_size=BATCH, seed=0, start_step=0

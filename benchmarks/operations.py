@@ -28,10 +28,10 @@ import time
 from absl import flags
 import jax
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
   # Inside the command buffers of a GPU, operations lose their names.
   os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_enable_command_buffer='

@@ -24,10 +24,10 @@ import time
 
 from absl import flags
 
-from alexnet_jax import imagenet
 from alexnet_jax import images
-from alexnet_jax import prepare
-from alexnet_jax import processes
+from alexnet_jax.prepare import imagenet
+from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import processes
 from benchmarks import memory
 from benchmarks import report
 
@@ -48,7 +48,7 @@ class Alone:
   """Encodes photographs from memory, a process for each core."""
 
   def __init__(self, paths: list[pathlib.Path]):
-    self._cores = processes.number_of_cores()
+    self._cores = processes.available_cores()
     self._pool = concurrent.futures.ProcessPoolExecutor(
       self._cores, multiprocessing.get_context('spawn')
     )
@@ -125,7 +125,7 @@ def main(_) -> None:
     p['per_cpu_second'] / a for a, p in zip(alone, prepared, strict=True)
   ]
   ratio = statistics.median(ratios)
-  cores = processes.number_of_cores()
+  cores = processes.available_cores()
   wall = statistics.median(
     p['per_second'] / (a * cores) for a, p in zip(alone, prepared, strict=True)
   )

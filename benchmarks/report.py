@@ -14,9 +14,9 @@ import sys
 from absl import app
 import jax
 
-from alexnet_jax import command
-from alexnet_jax import metrics
-from alexnet_jax import processes
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import command
+from alexnet_jax.runtime import processes
 
 # Whose versions a figure may depend on, where they are installed.
 LIBRARIES = (
@@ -48,12 +48,12 @@ def environment() -> dict[str, object]:
   """Where and with what a benchmark runs."""
   return {
     'machine': _processor(),
-    'cores': processes.number_of_cores(),
+    'cores': processes.available_cores(),
     'devices': sorted({device.device_kind for device in jax.devices()}),
     'python': platform.python_version(),
     **_versions(),
     'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', ''),
-    'commit': metrics.current_commit(),
+    'commit': workdir_lib.current_commit(),
     'command': ' '.join(['python -m', _module(), *map(_public, sys.argv[1:])]),
   }
 

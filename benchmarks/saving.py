@@ -19,10 +19,10 @@ import sys
 import tempfile
 import time
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
 
 from absl import flags
 import jax
@@ -31,7 +31,7 @@ import numpy as np
 
 from alexnet_jax import checkpoint
 from alexnet_jax import model
-from alexnet_jax import run as run_lib
+from alexnet_jax import train_state
 from benchmarks import report
 
 COPY, BLOCKED, WHOLE = 'copy to the host', 'save returns', 'save is written'
@@ -81,7 +81,7 @@ def define_flags() -> None:
 
 def main(_) -> None:
   rounds = 2 if FLAGS.quick else FLAGS.rounds
-  create = lambda key: run_lib.initial_state(model.AlexNet(), 224, key)
+  create = lambda key: train_state.initial_state(model.AlexNet(), 224, key)
   state = jax.block_until_ready(jax.jit(create)(jax.random.key(0)))
   taken = []
   for number in range(rounds + 1):

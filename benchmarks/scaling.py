@@ -39,12 +39,13 @@ from absl import flags
 import jax
 import numpy as np
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
-from alexnet_jax import processes
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax.runtime import processes
 from benchmarks import communication
 from benchmarks import interleaved
 from benchmarks import layers
@@ -85,35 +86,37 @@ def take_steps(layout: str, steps: int, *cluster: str | int) -> None:
   Args:
     layout: of the mesh, which has all devices.
     steps: after each line; then this process prints that they are done.
-    *cluster: the arguments of `processes.start`, if there are several.
+    *cluster: the arguments of `processes.initialize`, if there are several.
   """
   if cluster:
-    processes.start(*cluster)
-  mesh = towers.create_mesh(layout, 'auto', jax.devices())
-  net = model.AlexNet(**TINY, **towers.sharing(layout, mesh))
+    processes.initialize(*cluster)
+  mesh = mesh_lib.create_mesh(layout, 'auto', jax.devices())
+  net = model.AlexNet(**TINY, **mesh_lib.model_parallel_sizes(layout, mesh))
   step = train.make_train_step(
     net, mesh, crop_size=CROP, flip=True, momentum=0.9, weight_decay=5e-4
   )
-  create = functools.partial(run_lib.initial_state, model.AlexNet(**TINY), CROP)
+  create = functools.partial(
+    train_state.initial_state, model.AlexNet(**TINY), CROP
+  )
   rng = np.random.default_rng(0)
   state = jax.tree.map(  # Any: compiling the initial one takes seconds.
     lambda x: (0.01 * rng.standard_normal(x.shape)).astype(x.dtype),
     jax.eval_shape(create, jax.random.key(0)),
   )
-  specs = towers.param_specs(state, mesh, net.data_split)
-  state = towers.place(state, mesh, specs)
-  rows = towers.local_rows(BATCH, mesh)
+  specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
+  state = mesh_lib.place(state, mesh, specs)
+  rows = mesh_lib.local_batch_indices(BATCH, mesh)
   batch = {
     'image': rng.integers(0, 256, (BATCH, IMAGE, IMAGE, 3), np.uint8)[rows],
     'label': rng.integers(0, TINY['num_classes'], BATCH, np.int32)[rows],
     'mask': np.ones(BATCH, bool)[rows],
   }
-  batch = towers.place_batch(batch, mesh)
+  batch = mesh_lib.place_batch(batch, mesh)
   mean = np.zeros((IMAGE, IMAGE, 3), np.float32)
   statistics_ = run_lib.Statistics(mean, np.eye(3, dtype=np.float32))
   rates = dict.fromkeys(optimizer.RATE_KEYS, np.float32(0.01))
   rest = (statistics_, jax.random.key(1), rates, np.float32(0.1))
-  rest = towers.place(rest, mesh)
+  rest = mesh_lib.place(rest, mesh)
   for _ in sys.stdin:
     for _ in range(steps):
       state, _ = step(state, batch, *rest)
@@ -164,7 +167,7 @@ def shown(layout: str, devices: int, number: int) -> str:
   """Name of a layout, with its mesh."""
   if devices == 1:
     return 'one device'
-  mesh = 'x'.join(map(str, towers.mesh_shape(layout, 'auto', devices)))
+  mesh = 'x'.join(map(str, mesh_lib.mesh_shape(layout, 'auto', devices)))
   return f'{layout} {mesh}' + f', {number} processes' * (number > 1)
 
 
@@ -205,7 +208,7 @@ def layer_sizes(settings: dict, crop_size: int) -> dict[str, dict[str, int]]:
     settings['pool_size'],
   )
   create = functools.partial(
-    run_lib.initial_state, model.AlexNet(**settings), crop_size
+    train_state.initial_state, model.AlexNet(**settings), crop_size
   )
   params = jax.eval_shape(create, jax.random.key(0)).params
   maps, (fc6, fc7) = settings['conv_features'], settings['fc_features']
@@ -267,9 +270,11 @@ def compiled_bytes(batch: int) -> dict[str, tuple[float, float]]:
   config, found = paper.get_config(), {}
   settings, crop_size = dict(config.model), config.input.crop_size
   sizes = layer_sizes(settings, crop_size)
-  for layout in towers.LAYOUTS:
-    mesh = towers.create_mesh(layout, 'auto', jax.devices()[:2])
-    net = model.AlexNet(**settings, **towers.sharing(layout, mesh))
+  for layout in mesh_lib.LAYOUTS:
+    mesh = mesh_lib.create_mesh(layout, 'auto', jax.devices()[:2])
+    net = model.AlexNet(
+      **settings, **mesh_lib.model_parallel_sizes(layout, mesh)
+    )
     compiled, _ = communication.compile_step(
       net,
       mesh,
@@ -299,7 +304,7 @@ def on_paper(layout: str, devices: int, given: dict) -> dict[str, float]:
   """
   config = paper.get_config()
   sizes = layer_sizes(dict(config.model), config.input.crop_size)
-  shape = towers.mesh_shape(layout, 'auto', devices)
+  shape = mesh_lib.mesh_shape(layout, 'auto', devices)
   batch = devices * given['images_per_device']
   hosts = -(-devices // given['devices_per_host'])
   received = received_bytes(
@@ -388,7 +393,7 @@ def main(_) -> None:
   rows = [
     on_paper(layout, devices, given)
     for devices in (1, 8, 64)
-    for layout in (towers.LAYOUTS if devices > 1 else ('data',))
+    for layout in (mesh_lib.LAYOUTS if devices > 1 else ('data',))
   ]
   print_paper(rows, given)
   compared = compiled_bytes(8 if FLAGS.quick else 256)

@@ -36,11 +36,12 @@ from absl import flags
 import jax
 import numpy as np
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
-from alexnet_jax import processes
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax.runtime import processes
 from benchmarks import report
 from configs import quickstart
 
@@ -125,7 +126,7 @@ def one_round(quick: bool, *flags: str) -> dict[str, dict[str, float]]:
 def compile_step(run: run_lib.Run) -> None:
   """Compiles the train step from shapes alone."""
   inputs = run.config.input
-  rows = towers.shardings(run.mesh, towers.batch_spec())
+  rows = mesh_lib.shardings(run.mesh, mesh_lib.batch_spec())
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(
     (inputs.batch_size, *shape), dtype, sharding=rows
   )
@@ -136,7 +137,7 @@ def compile_step(run: run_lib.Run) -> None:
   }
   scalar = jax.ShapeDtypeStruct((), np.float32)
   train.train_step_of(run).lower(
-    run_lib.state_template(run),
+    train_state.state_template(run),
     batch,
     run.statistics,
     jax.random.key(0),
@@ -160,7 +161,7 @@ def print_parts(folder: str) -> None:
     'preparing and opening the data set',
     lambda: run_lib.open_run(config, f'{folder}/parts'),
   )
-  timed('state: compiled, made', lambda: run_lib.create_train_state(run))
+  timed('state: compiled, made', lambda: train_state.create_train_state(run))
   timed('train step: compiled', lambda: compile_step(run))
   print(json.dumps(seconds))
 
@@ -223,7 +224,7 @@ def main(_) -> None:
   report.write(FLAGS.output, {'bar': BAR, 'starts': starts, 'parts': of_parts})
   figure = statistics.median(one['seconds'] for one in starts[FRESH])
   print(
-    f'command to first step, {FRESH}: {figure:.1f} s on {processes.number_of_cores()} cores,'
+    f'command to first step, {FRESH}: {figure:.1f} s on {processes.available_cores()} cores,'
     f' bar {BAR:g} s'
   )
   if FLAGS.check and figure >= BAR:

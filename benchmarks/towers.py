@@ -18,10 +18,10 @@ import functools
 import os
 import sys
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
   # Before JAX starts: two devices where it is a CPU.
   os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
@@ -36,13 +36,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import augment
-from alexnet_jax import compilation
+from alexnet_jax import layers
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import pooling
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax.runtime import compilation
 from benchmarks import interleaved
 from benchmarks import layers
 from benchmarks import report
@@ -102,7 +105,7 @@ class PlainNet(nn.Module):
     for name in ('fc6', 'fc7'):
       x = nn.relu(dense(name, x))
       key = self.make_rng('dropout')  # The draws of ours: so is the loss.
-      x = model.dropout(x, key, 0.5, rows, x.shape[1], 2)
+      x = layers.dropout(x, key, 0.5, rows, x.shape[1], 2)
     return dense('fc8', x)
 
 
@@ -148,10 +151,12 @@ class Variant:
     self, settings: dict, num_devices: int, batch_size: int, plain: bool = False
   ):
     """Makes the step for a network of `settings` on the first devices."""
-    mesh = towers.create_mesh(
+    mesh = mesh_lib.create_mesh(
       'towers', 'auto', jax.devices()[:num_devices], settings['num_towers']
     )
-    net = model.AlexNet(**settings, **towers.sharing('towers', mesh))
+    net = model.AlexNet(
+      **settings, **mesh_lib.model_parallel_sizes('towers', mesh)
+    )
     if plain:
       options = compilation.network_options()
       self._step = jax.jit(
@@ -166,14 +171,14 @@ class Variant:
         momentum=MOMENTUM,
         weight_decay=DECAY,
       )
-    create = lambda key: run_lib.initial_state(
+    create = lambda key: train_state.initial_state(
       model.AlexNet(**settings), 224, key
     )
     state = jax.jit(create)(jax.random.key(0))
-    self._state = towers.place(state, mesh, towers.param_specs(state, mesh))
+    self._state = mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, 256, 256, 3), np.uint8)
-    self._batch = towers.place_batch(
+    self._batch = mesh_lib.place_batch(
       {
         'image': images,
         'label': rng.integers(0, 1000, batch_size, np.int32),
@@ -186,7 +191,7 @@ class Variant:
     )
     rates = dict.fromkeys(optimizer.RATE_KEYS, np.float32(RATE))
     rest = (statistics, jax.random.key(1), rates, np.float32(COLOR_STD))
-    self._rest = towers.place(rest, mesh)
+    self._rest = mesh_lib.place(rest, mesh)
     self._sums = []
 
   def compile(self) -> str:

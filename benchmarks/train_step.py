@@ -31,10 +31,10 @@ import subprocess
 import sys
 import time
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
   # Before JAX starts: a GPU is for both.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   # The seconds of compiling are those of the first time.
@@ -46,9 +46,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import compilation
 from alexnet_jax import model
-from alexnet_jax import processes
+from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import processes
 from benchmarks import interleaved
 from benchmarks import layers
 from benchmarks import report
@@ -190,7 +190,7 @@ def work_alone(
   if name != OURS:
     import torch
 
-    torch.set_num_threads(processes.number_of_cores())
+    torch.set_num_threads(processes.available_cores())
   variant = make_variant(name, batch, dtype, train)
   print('seconds, bytes', 0, 0, flush=True)
   for number, _ in enumerate(sys.stdin):

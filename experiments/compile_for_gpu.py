@@ -26,8 +26,8 @@ import jax
 from jax._src import xla_bridge  # As of JAX 0.10: nothing public does it.
 from jax.experimental import topologies
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
-from alexnet_jax import towers
 from benchmarks import communication
 from benchmarks import report
 from configs import paper
@@ -96,8 +96,10 @@ def main(_) -> None:
     mock.patch.object(jax, 'local_devices', lambda: devices),
     mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
   ):
-    mesh = towers.create_mesh(FLAGS.layout, 'auto', devices)
-    net = model.AlexNet(**settings, **towers.sharing(FLAGS.layout, mesh))
+    mesh = mesh_lib.create_mesh(FLAGS.layout, 'auto', devices)
+    net = model.AlexNet(
+      **settings, **mesh_lib.model_parallel_sizes(FLAGS.layout, mesh)
+    )
     began = time.perf_counter()
     compiled, _ = communication.compile_step(
       net,
@@ -126,7 +128,7 @@ def main(_) -> None:
 if __name__ == '__main__':
   flags.DEFINE_string('target', None, 'File about the GPU.', required=True)
   flags.DEFINE_string('plugin', None, "JAX's, for CUDA.", required=True)
-  flags.DEFINE_enum('layout', 'towers', towers.LAYOUTS, 'Of the devices.')
+  flags.DEFINE_enum('layout', 'towers', mesh_lib.LAYOUTS, 'Of the devices.')
   flags.DEFINE_integer('devices', 1, 'GPUs of one host.', 1)
   flags.DEFINE_integer('batch', 128, 'Images of a step, over all devices.', 1)
   flags.DEFINE_enum(

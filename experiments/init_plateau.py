@@ -35,11 +35,13 @@ from absl import flags
 import jax
 import numpy as np
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import input_pipeline
-from alexnet_jax import metrics
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax import workdir as workdir_lib
 from configs import imagenette
 
 INITS = {
@@ -48,7 +50,7 @@ INITS = {
   'caffe': {'fc67_init_std': 0.005, 'init_bias': 0.1},
 }
 WINDOW = 10  # steps
-NEAR = train.PlateauGuard.NEAR  # nats
+NEAR = train.ChanceLossWarning.NEAR  # nats
 # What a run is, and what came of it.
 RUN = ('init', 'seed', 'steps', 'dataset', 'size', 'crop_size')
 COLUMNS = (*RUN, 'left_at', 'last_loss', 'seconds', 'commit')
@@ -63,7 +65,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_string('dataset', 'imagenette', 'Name of the prepared data set.')
   flags.DEFINE_string(
-    'data_dir', input_pipeline.DATA_DIR, 'Folder of the prepared data sets.'
+    'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
   )
   flags.DEFINE_integer('size', 112, 'Side of the stored images in pixels.')
   flags.DEFINE_integer('crop_size', 99, 'Side of the crops in pixels.')
@@ -88,16 +90,16 @@ def losses(config, steps: int):
     run = run_lib.open_run(config, unused)
   step = train.train_step_of(run)
   schedule = train.rate_schedule(config.optimizer)
-  key = towers.place(jax.random.key(config.seed), run.mesh)
+  key = mesh_lib.place(jax.random.key(config.seed), run.mesh)
   arguments = train.step_arguments(run, schedule, key, epoch=0.0)
-  state = run_lib.create_train_state(run)
+  state = train_state.create_train_state(run)
   batches = input_pipeline.prefetch_to_device(
     train.host_batches(run, 0), run.place_batch
   )
   with contextlib.closing(batches):
     for _ in range(steps):
       state, sums = step(state, next(batches), *arguments)
-      sums = metrics.fetch(sums)
+      sums = mesh_lib.fetch(sums)
       yield float(sums['loss'] / sums['count'])
 
 
@@ -124,7 +126,7 @@ def run_one(init: str, seed: int) -> dict[str, object]:
     'left_at': '' if left_at is None else left_at,
     'last_loss': f'{mean:.3f}',
     'seconds': f'{time.time() - began:.0f}',
-    'commit': metrics.current_commit(),
+    'commit': workdir_lib.current_commit(),
   }
 
 

@@ -17,10 +17,10 @@ import optax
 import pytest
 
 from alexnet_jax import checkpoint
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
-from alexnet_jax import processes
 from alexnet_jax import run
-from alexnet_jax import towers
+from alexnet_jax.runtime import processes
 
 # Orbax abandons the tasks that read the rest of a damaged checkpoint.
 pytestmark = pytest.mark.filterwarnings(
@@ -41,7 +41,7 @@ def make_state(step, mesh=None):
   params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
   opt_state = optax.TraceState(jax.tree.map(lambda x: x * 2, params))
   state = run.TrainState(jnp.int32(step), params, opt_state)
-  return towers.place(state, mesh, towers.param_specs(state, mesh))
+  return mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
 
 
 def abstract(state):
@@ -331,7 +331,7 @@ def test_reading_alone_writes_nothing(tmp_path):
 def test_a_checkpoint_is_restored_to_the_shardings_of_the_template(
   tmp_path, there_and_back
 ):
-  mesh = towers.create_mesh('towers', '2', jax.devices())
+  mesh = mesh_lib.create_mesh('towers', '2', jax.devices())
   assert dict(mesh.shape) == {'data': 2, 'tower': 2}
   meshes = (mesh, None) if there_and_back else (None, mesh)
   with opened(tmp_path) as checkpoints:

@@ -5,7 +5,7 @@ import logging
 from absl import logging as absl_logging
 import pytest
 
-from alexnet_jax import command
+from alexnet_jax.runtime import command
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import json
 import jax
 import pytest
 
-from alexnet_jax import metrics
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
-from alexnet_jax import towers
+from alexnet_jax import workdir as workdir_lib
 from benchmarks import communication
 from benchmarks import report
 
@@ -24,7 +24,7 @@ SCOPE = 'metadata={op_name="jit(f)/jvp()/AlexNet/AlexNet._conv/conv3/gather"}'
 
 
 def create_mesh(layout='towers', per_net='2', number=4):
-  return towers.create_mesh(layout, per_net, jax.devices()[:number])
+  return mesh_lib.create_mesh(layout, per_net, jax.devices()[:number])
 
 
 def instruction(kind, shape, groups, rest=SCOPE):
@@ -32,7 +32,9 @@ def instruction(kind, shape, groups, rest=SCOPE):
 
 
 def narrow_net(layout='towers', mesh=None, **changes):
-  return model.AlexNet(**NARROW | changes, **towers.sharing(layout, mesh))
+  return model.AlexNet(
+    **NARROW | changes, **mesh_lib.model_parallel_sizes(layout, mesh)
+  )
 
 
 @functools.cache
@@ -276,7 +278,7 @@ def test_report_says_where_and_with_what(monkeypatch, tmp_path, capsys):
   assert content['figures'] == [{'received_bytes': 12}]
   environment = content['environment']
   assert environment['jax'] == jax.__version__
-  assert environment['commit'] == metrics.current_commit()
+  assert environment['commit'] == workdir_lib.current_commit()
   assert environment['command'].startswith('python -m ')
   # Not where the folder lies on this machine.
   assert environment['command'].endswith(' --folder=DIR --check --batch=8')

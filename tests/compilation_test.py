@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import compilation
+from alexnet_jax.runtime import compilation
 
 PROGRAM = """
 import sys
 import jax
-from alexnet_jax import compilation
+from alexnet_jax.runtime import compilation
 seen = []
 jax.monitoring.register_event_listener(lambda name, **_: seen.append(name))
-compilation.keep(sys.argv[1])
+compilation.enable_compilation_cache(sys.argv[1])
 jax.jit(lambda x: 2 * x)(1.0)
 print(seen.count('/jax/compilation_cache/cache_hits'))
 """
@@ -82,6 +82,6 @@ def test_what_runs_once_computes_the_same():
     jax.random.normal(key, (999,)) @ jnp.ones((999, 9))
   )
   usual = jax.jit(draw)(jax.random.key(0))
-  once = jax.jit(draw, compiler_options=compilation.once_options())
+  once = jax.jit(draw, compiler_options=compilation.fast_compile_options())
   # Sums of 999 in another order.
   np.testing.assert_allclose(once(jax.random.key(0)), usual, rtol=1e-5)

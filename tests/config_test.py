@@ -13,6 +13,7 @@ import re
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import workdir as workdir_lib
 from configs import paper
 
 CONFIGS = pathlib.Path(paper.__file__).parent
@@ -863,7 +864,7 @@ def test_flatten_gives_what_json_gives_back():
 
 def test_open_workdir_makes_the_folder_and_records_the_config(tmp_path):
   config = paper.get_config()
-  path = config_lib.open_workdir(tmp_path / 'runs' / 'first', config)
+  path = workdir_lib.open_workdir(tmp_path / 'runs' / 'first', config)
   assert path == tmp_path / 'runs' / 'first'
   assert os.listdir(path) == ['config.json']
   recorded = json.loads((path / 'config.json').read_text())
@@ -874,13 +875,13 @@ def test_open_workdir_takes_a_path_from_where_the_command_runs(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  assert config_lib.open_workdir('run', paper.get_config()) == tmp_path / 'run'
+  assert workdir_lib.open_workdir('run', paper.get_config()) == tmp_path / 'run'
 
 
 def test_open_workdir_refuses_an_empty_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match='--workdir= '):
-    config_lib.open_workdir('', paper.get_config())
+    workdir_lib.open_workdir('', paper.get_config())
   assert os.listdir(tmp_path) == []
 
 
@@ -888,35 +889,35 @@ def test_open_workdir_names_a_path_under_a_regular_file(tmp_path):
   (tmp_path / 'file').write_text('')
   workdir = tmp_path / 'file' / 'run'
   with pytest.raises(ValueError) as error:
-    config_lib.open_workdir(workdir, paper.get_config())
+    workdir_lib.open_workdir(workdir, paper.get_config())
   assert str(error.value).startswith(f'--workdir={workdir} cannot be written (')
   assert str(error.value).endswith('; name a folder that can')
 
 
 def test_open_workdir_keeps_the_record_of_another_config(tmp_path):
-  config_lib.open_workdir(tmp_path, changed(seed=1))
+  workdir_lib.open_workdir(tmp_path, changed(seed=1))
   message = f'^--workdir={tmp_path} was made .*\nconfig.seed: 1 there, 2 here$'
   with pytest.raises(ValueError, match=message):
-    config_lib.open_workdir(tmp_path, changed(seed=2))
+    workdir_lib.open_workdir(tmp_path, changed(seed=2))
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
 
 
 def test_open_workdir_records_what_a_continued_run_may_change(tmp_path):
-  config_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
-  config_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
+  workdir_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
+  workdir_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
   assert json.loads((tmp_path / 'config.json').read_text())['train.epochs'] == 2
 
 
 def test_open_workdir_names_a_damaged_record(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed"')
   with pytest.raises(ValueError) as error:
-    config_lib.open_workdir(tmp_path, paper.get_config())
+    workdir_lib.open_workdir(tmp_path, paper.get_config())
   assert f'{tmp_path}' in str(error.value)
   assert 'config.json' in str(error.value)
 
 
 def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
-  config_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
+  workdir_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
   replace, seen = os.replace, []
 
   def watched(new, old):
@@ -924,7 +925,7 @@ def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
     replace(new, old)
 
   monkeypatch.setattr(os, 'replace', watched)
-  config_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
+  workdir_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
   ((old, new),) = seen
   assert (old['train.epochs'], new['train.epochs']) == (1, 2)
 
@@ -932,8 +933,8 @@ def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
   config = load(name)
-  config_lib.open_workdir(tmp_path, config)
-  found = config_lib.read_config(tmp_path)
+  workdir_lib.open_workdir(tmp_path, config)
+  found = workdir_lib.read_config(tmp_path)
   # With types: a tuple is no list, 90.0 no 90.
   typed = lambda config: {
     section: {k: (type(v), v) for k, v in values.items()}
@@ -948,7 +949,7 @@ def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
 
 def test_no_config_can_be_read_where_no_training_was(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
-    config_lib.read_config(tmp_path)
+    workdir_lib.read_config(tmp_path)
   assert str(error.value) == (
     f'no {tmp_path / "config.json"}; name a --workdir in which --mode=train has'
     ' been run'
@@ -959,8 +960,8 @@ def test_no_config_can_be_read_where_no_training_was(tmp_path):
 def test_a_damaged_record_is_named(text, tmp_path):
   (tmp_path / 'config.json').write_text(text)
   for command in (
-    lambda: config_lib.read_config(tmp_path),
-    lambda: config_lib.check_workdir(tmp_path, paper.get_config()),
+    lambda: workdir_lib.read_config(tmp_path),
+    lambda: workdir_lib.check_workdir(tmp_path, paper.get_config()),
   ):
     with pytest.raises(ValueError) as error:
       command()

@@ -22,9 +22,11 @@ from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
-from alexnet_jax import processes
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
+from alexnet_jax import train_state
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import processes
 from configs import quickstart
 
 CLASSES = 7
@@ -87,14 +89,14 @@ def run(
   num_examples=None,
   rows=None,
 ):
-  put = lambda batch: towers.place(batch, mesh, towers.batch_spec())
+  put = lambda batch: mesh_lib.place(batch, mesh, mesh_lib.batch_spec())
   offsets = augment.view_offsets(IMAGE, CROP, many=many, flip=flip)
   return evaluate.evaluate(
     evaluate.make_eval_step(Lookup(), mesh, CROP),
-    towers.place({'table': table}, mesh),
+    mesh_lib.place({'table': table}, mesh),
     map(put, padded_batches(images, labels, 8)),
-    towers.place(np.zeros((IMAGE, IMAGE, 3), np.float32), mesh),
-    towers.place(offsets, mesh),
+    mesh_lib.place(np.zeros((IMAGE, IMAGE, 3), np.float32), mesh),
+    mesh_lib.place(offsets, mesh),
     num_examples=len(labels) if num_examples is None else num_examples,
     prefix='p',
     rows=rows,
@@ -119,7 +121,7 @@ def test_known_logits_give_the_exact_metrics_of_every_example_once(
   table, devices
 ):
   # 21 examples in batches of 8: the tail is padded, on 4 devices one has none.
-  mesh = towers.create_mesh('data', 'auto', jax.devices()[:devices])
+  mesh = mesh_lib.create_mesh('data', 'auto', jax.devices()[:devices])
   labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
   values = np.arange(21) + 50
   found = run(table, plain_images(values), labels, many=False, mesh=mesh)
@@ -134,7 +136,7 @@ def test_known_logits_give_the_exact_metrics_of_every_example_once(
 
 @pytest.mark.parametrize('devices', [1, 4])
 def test_the_rows_are_the_log_softmax_of_every_example_in_order(table, devices):
-  mesh = towers.create_mesh('data', 'auto', jax.devices()[:devices])
+  mesh = mesh_lib.create_mesh('data', 'auto', jax.devices()[:devices])
   labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
   values, rows = np.arange(21) + 50, []
   run(table, plain_images(values), labels, many=False, mesh=mesh, rows=rows)
@@ -205,7 +207,7 @@ def test_a_transfer_that_nobody_asked_for_is_an_error(table):
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
     evaluate.evaluate(
       evaluate.make_eval_step(Lookup(), None, CROP),
-      towers.place({'table': table}, None),
+      mesh_lib.place({'table': table}, None),
       padded_batches(plain_images([1]), np.zeros(1, np.int32), 8),
       jax.device_put(np.zeros((IMAGE, IMAGE, 3), np.float32)),
       jax.device_put(augment.view_offsets(IMAGE, CROP, many=False, flip=True)),
@@ -282,7 +284,7 @@ def tiny_config(data_dir, seed):
 def make_training(workdir, config):
   """A checkpoint of step 0 whose weights depend on the seed."""
   run = run_lib.open_run(config, workdir)
-  config_lib.open_workdir(workdir, config)
+  workdir_lib.open_workdir(workdir, config)
   save(workdir, 0, drawn_state(run))
 
 
@@ -291,13 +293,15 @@ def drawn_state(run):
   draw = lambda x: jax.device_put(
     rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding
   )
-  return jax.tree.map(draw, run_lib.state_template(run))
+  return jax.tree.map(draw, train_state.state_template(run))
 
 
 def save(workdir, step, state):
-  config = config_lib.read_config(workdir)
+  config = workdir_lib.read_config(workdir)
   fingerprint = run_lib.open_run(config, workdir).dataset.fingerprint
-  record = run_lib.Record(config_lib.flatten(config), fingerprint, metrics={})
+  record = train_state.CheckpointMetadata(
+    config_lib.flatten(config), fingerprint, metrics={}
+  )
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
     checkpoints.save(step, state, dataclasses.asdict(record), error=0.9)
 
@@ -386,7 +390,7 @@ def test_only_the_first_process_writes_and_prints(
   rows = [(np.log(probs), np.arange(300, dtype=np.int32) % 10)]
   fake = lambda params, many, found: found.extend(rows)
   monkeypatch.setattr(evaluate, 'make_evaluator', lambda run: fake)
-  config = config_lib.read_config(tmp_path)
+  config = workdir_lib.read_config(tmp_path)
   results = []
   for first in (False, True):
     monkeypatch.setattr(processes, 'is_first', lambda first=first: first)

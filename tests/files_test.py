@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_jax import files
+from alexnet_jax.runtime import files
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

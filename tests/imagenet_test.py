@@ -10,9 +10,9 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from alexnet_jax import imagenet
-from alexnet_jax import prepare
-from alexnet_jax import sources
+from alexnet_jax.prepare import imagenet
+from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import sources
 
 # Of the development kit: the first three validation images (also the first
 # lines of tfds's own list), and the first and last class.

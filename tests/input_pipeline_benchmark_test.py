@@ -12,9 +12,10 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
-from alexnet_jax import prepare
+from alexnet_jax.prepare import prepare
 from benchmarks import input_pipeline as benchmark
 from benchmarks import report
 
@@ -58,13 +59,13 @@ def settings_of(data_dir, files, **changes):
 
 @pytest.fixture
 def files(data_dir, tmp_path):
-  dataset = input_pipeline.open_dataset(data_dir, 'jpeg')
+  dataset = dataset_lib.open_dataset(data_dir, 'jpeg')
   benchmark.write_files(dataset, tmp_path)
   return tmp_path
 
 
 def test_the_files_are_the_stored_images(data_dir, files):
-  dataset = input_pipeline.open_dataset(data_dir, 'jpeg')
+  dataset = dataset_lib.open_dataset(data_dir, 'jpeg')
   (batch,) = itertools.islice(
     input_pipeline.train_batches(
       dataset, 'train', batch_size=NUM, seed=0, start_step=0
@@ -84,7 +85,7 @@ def test_the_files_are_the_stored_images(data_dir, files):
 
 
 def test_images_that_are_not_jpeg_are_refused(data_dir, tmp_path):
-  dataset = input_pipeline.open_dataset(data_dir, 'png')
+  dataset = dataset_lib.open_dataset(data_dir, 'png')
   with pytest.raises(ValueError, match='not JPEG; .* --size above 96'):
     benchmark.write_files(dataset, tmp_path)
   assert not list(tmp_path.iterdir())

@@ -22,9 +22,10 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
-from alexnet_jax import prepare
+from alexnet_jax.prepare import prepare
 
 NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
 
@@ -36,7 +37,7 @@ def _prepare(folder, name='painted'):
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.new('RGB', (SIZE, SIZE), (i, i, 255 - i)).save(path)
   prepare.prepare(f'folder:{folder / "images"}', name, folder, size=SIZE)
-  return input_pipeline.open_dataset(folder, name)
+  return dataset_lib.open_dataset(folder, name)
 
 
 @pytest.fixture(scope='module')
@@ -255,7 +256,7 @@ def test_open_dataset_reads_the_facts(dataset):
 
 def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
-    input_pipeline.open_dataset(tmp_path, 'flowers')
+    dataset_lib.open_dataset(tmp_path, 'flowers')
   assert str(error.value) == (
     'no prepared data set config.input.dataset=flowers under'
     f' config.input.data_dir={tmp_path}; prepare it: python -m'
@@ -289,16 +290,16 @@ def test_statistics_that_do_not_fit_the_images_are_named(
 ):
   path = tmp_path / dataset.path.parent.name / dataset.path.name
   shutil.copytree(dataset.path, path)
-  file = path / input_pipeline.STATISTICS_FILE
+  file = path / dataset_lib.STATISTICS_FILE
   facts = {k: v for k, v in (FACTS | change).items() if v is not None}
   np.savez(file, **facts)
   with pytest.raises(ValueError, match=f'{file} .*{message}') as error:
-    input_pipeline.open_dataset(tmp_path, path.parent.name)
+    dataset_lib.open_dataset(tmp_path, path.parent.name)
   assert 'prepare it again' in str(error.value)
 
 
 def test_check_dataset_accepts_what_fits(dataset):
-  input_pipeline.check_dataset(
+  dataset_lib.check_dataset(
     dataset,
     image_size=SIZE,
     num_classes=3,
@@ -308,7 +309,7 @@ def test_check_dataset_accepts_what_fits(dataset):
 
 def test_check_dataset_reports_all_mismatches_at_once(dataset):
   with pytest.raises(ValueError) as error:
-    input_pipeline.check_dataset(
+    dataset_lib.check_dataset(
       dataset,
       image_size=256,
       num_classes=1000,

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import pictures
 
 
 def read_rows(workdir):
@@ -212,7 +214,7 @@ def test_what_is_fetched_is_numpys_whole_array(spec):
     mesh = jax.make_mesh((2, 2), ('x', 'y'), (AxisType.Auto,) * 2)
     place = NamedSharding(mesh, PartitionSpec(*spec))
   tree = {'on_device': jax.device_put(values, place), 'on_host': values[0]}
-  found = metrics.fetch(tree)
+  found = mesh_lib.fetch(tree)
   assert {type(x) for x in found.values()} == {np.ndarray}
   np.testing.assert_array_equal(found['on_device'], values, strict=True)
   np.testing.assert_array_equal(found['on_host'], values[0], strict=True)
@@ -238,7 +240,7 @@ def test_parts_of_other_processes_may_be_fetched_where_transfers_are_guarded(
 def test_image_grid_puts_images_in_rows_with_white_lines_between():
   grays = np.array([10, 20.6, 300, -5, 40], np.float32)  # Rounded and clipped.
   images = np.ones((5, 2, 3, 3), np.float32) * grays[:, None, None, None]
-  picture = metrics.image_grid(images, 3)
+  picture = pictures.image_grid(images, 3)
   line = [255]
   row = lambda a, b, c: [a] * 3 + line + [b] * 3 + line + [c] * 3 + line
   white = [255] * 12
@@ -255,7 +257,7 @@ def test_kernel_grid_shows_tower_0_above_tower_1_each_kernel_at_full_range():
   for feature, (y, x) in enumerate(places):
     kernels[..., feature] = -feature
     kernels[y, x, :, feature] = 10**feature
-  picture = metrics.kernel_grid(kernels, zoom=1)[..., 0]
+  picture = pictures.kernel_grid(kernels, zoom=1)[..., 0]
   # Each of the two rows: two kernels with a line right of and below each;
   # a line of `zoom` pixels between the towers.
   expected = [
@@ -273,14 +275,16 @@ def test_kernel_grid_shows_tower_0_above_tower_1_each_kernel_at_full_range():
 def test_kernel_grid_zooms_every_weight_to_a_square_of_its_color():
   kernels = np.zeros((1, 2, 3, 2), np.float32)
   kernels[0, 0] = [[1, 1], [0.5, 0.5], [0, 0]]
-  picture = metrics.kernel_grid(kernels, zoom=2)
+  picture = pictures.kernel_grid(kernels, zoom=2)
   left = [255, 128, 0]  # 127.5 rounds to even.
   np.testing.assert_array_equal(picture[:2, :2], np.full((2, 2, 3), left))
   np.testing.assert_array_equal(picture[:2, 2:4], np.zeros((2, 2, 3)))
 
 
 def test_kernel_grid_of_equal_weights_is_finite():
-  assert metrics.kernel_grid(np.ones((1, 1, 3, 2), np.float32), 1)[0, 0, 0] == 0
+  assert (
+    pictures.kernel_grid(np.ones((1, 1, 3, 2), np.float32), 1)[0, 0, 0] == 0
+  )
 
 
 def test_progress_prints_plain_lines_where_there_is_no_terminal(

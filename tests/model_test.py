@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import compilation
+from alexnet_jax import layers
 from alexnet_jax import model
 from alexnet_jax import towers
+from alexnet_jax.runtime import compilation
 
 # Kernel shapes of the text: a kernel sees the maps of its own tower alone in
 # conv2, conv4 and conv5.
@@ -339,7 +340,7 @@ def test_response_norm_matches_the_formula(groups, constants):
     for j in range(max(first, i - 2), min(first + maps - 1, i + 2) + 1):
       total += x[..., j].astype(np.float64) ** 2
     expected[..., i] = x[..., i] / (k + alpha * total) ** 0.75
-  out = model.local_response_norm(jnp.asarray(x), groups, **constants)
+  out = layers.local_response_norm(jnp.asarray(x), groups, **constants)
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
 
 
@@ -354,7 +355,7 @@ def test_response_norm_matches_torch(torch, constants):
     beta=0.75,
     k=k,
   ).permute(0, 2, 3, 1)
-  out = model.local_response_norm(jnp.asarray(x), 1, **constants)
+  out = layers.local_response_norm(jnp.asarray(x), 1, **constants)
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
 
 
@@ -368,7 +369,7 @@ def test_within_map_norm_matches_the_formula():
     window = squares[:, max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3]
     total = window.sum((1, 2))  # Less at the edges of the map.
     expected[:, i, j] = x[:, i, j] / (1 + 1e-3 / 25 * total) ** 0.75
-  out = model.within_map_norm(jnp.asarray(x))
+  out = layers.within_map_norm(jnp.asarray(x))
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
 
 
@@ -383,7 +384,7 @@ def test_within_map_norm_matches_torch(torch):
     count_include_pad=True,  # Divides by 25 at the edges, too.
   ).permute(0, 2, 3, 1)
   expected = x / (1 + 1e-3 * mean_square.numpy()) ** 0.75
-  out = model.within_map_norm(jnp.asarray(x))
+  out = layers.within_map_norm(jnp.asarray(x))
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
 
 
@@ -391,7 +392,7 @@ def test_response_norm_stays_in_its_tower():
   x = np.full((1, 1, 1, 8), 100.0, np.float32)
   other = x.copy()
   other[..., 4:] = 1.0  # Tower 1.
-  norm = lambda x, groups: model.local_response_norm(jnp.asarray(x), groups)
+  norm = lambda x, groups: layers.local_response_norm(jnp.asarray(x), groups)
   np.testing.assert_array_equal(norm(x, 2)[..., :4], norm(other, 2)[..., :4])
   # Without towers, the window reaches two maps further.
   reached = norm(x, 1)[0, 0, 0] != norm(other, 1)[0, 0, 0]
@@ -651,7 +652,7 @@ def dropout(key, rows, units=range(200), rate=0.5):
   ones = jnp.ones((len(rows), len(units)))
   args = jax.random.key(key), rate, jnp.array(rows), 200, 2, units[0]
   jitted = jax.jit(
-    model.dropout, static_argnums=(2, 4, 5), compiler_options=CHEAP
+    layers.dropout, static_argnums=(2, 4, 5), compiler_options=CHEAP
   )
   return np.asarray(jitted(ones, *args))
 
@@ -815,14 +816,14 @@ def test_norms_of_bfloat16_are_computed_in_float32(place):
   expected = values / 260**0.75
   maps = jnp.asarray(values, jnp.bfloat16).reshape(1, 1, 1, 5)
   # Five maps that all lie in the window of the one in the middle.
-  out = model.local_response_norm(maps, 1, k=0.0, alpha=1.0)
+  out = layers.local_response_norm(maps, 1, k=0.0, alpha=1.0)
   assert out.dtype == jnp.bfloat16
   # Half of the last of 8 bits.
   np.testing.assert_allclose(
     np.float32(out[0, 0, 0, 2]), expected[2], rtol=2**-8
   )
   column = maps.reshape(1, 5, 1, 1)
-  out = model.within_map_norm(column, alpha=1.0)
+  out = layers.within_map_norm(column, alpha=1.0)
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(
     np.float32(out[0, 2, 0, 0]), values[2] / 261**0.75, rtol=2**-8

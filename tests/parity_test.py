@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
 from configs import paper
 from configs import source
 
@@ -138,9 +139,11 @@ def torch_layout(params):
 def jax_training(config, params, batches, mean, plan, num_devices):
   """Losses, final weights and momenta of this project's half."""
   optim, augment = config.optimizer, config.augment
-  mesh = towers.create_mesh('towers', 'auto', jax.devices()[:num_devices])
+  mesh = mesh_lib.create_mesh('towers', 'auto', jax.devices()[:num_devices])
   train_step = train.make_train_step(
-    model.AlexNet(**config.model, **towers.sharing('towers', mesh)),
+    model.AlexNet(
+      **config.model, **mesh_lib.model_parallel_sizes('towers', mesh)
+    ),
     mesh,
     crop_size=config.input.crop_size,
     flip=augment.flip,
@@ -152,18 +155,18 @@ def jax_training(config, params, batches, mean, plan, num_devices):
   )
   schedule = train.rate_schedule(optim)
   v = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
-  state = run_lib.TrainState(jnp.zeros((), jnp.int32), params, v)
-  state = towers.place(state, mesh, towers.param_specs(state, mesh))
+  state = train_state.TrainState(jnp.zeros((), jnp.int32), params, v)
+  state = mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
   # Colour noise along directions of no length: the division by 1.1 stays.
   statistics = run_lib.Statistics(
     np.float32(mean), np.zeros((3, 3), np.float32)
   )
-  statistics, key = towers.place((statistics, jax.random.key(0)), mesh)
+  statistics, key = mesh_lib.place((statistics, jax.random.key(0)), mesh)
   placed = [
-    towers.place(
+    mesh_lib.place(
       {'image': images, 'label': labels, 'mask': labels >= 0},
       mesh,
-      towers.batch_spec(),
+      mesh_lib.batch_spec(),
     )
     for images, labels in batches
   ]
@@ -174,7 +177,7 @@ def jax_training(config, params, batches, mean, plan, num_devices):
       schedule.rates(epoch, drops if optim.schedule == 'plateau' else 0),
       0.0 if ended else augment.color_std,
     )
-    scalars = towers.place(jax.tree.map(mean.dtype.type, scalars), mesh)
+    scalars = mesh_lib.place(jax.tree.map(mean.dtype.type, scalars), mesh)
     state, sums = train_step(state, batch, statistics, key, *scalars)
     losses.append(float(sums['loss'] / sums['count']))
   v = state.opt_state.trace

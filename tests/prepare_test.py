@@ -28,14 +28,14 @@ import psutil
 import pytest
 import tensorflow_datasets as tfds
 
-from alexnet_jax import examples
-from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
-from alexnet_jax import prepare
-from alexnet_jax import shards
-from alexnet_jax import sources
-from alexnet_jax import workers
+from alexnet_jax.prepare import examples
+from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import shards
+from alexnet_jax.prepare import sources
+from alexnet_jax.prepare import workers
+from alexnet_jax.runtime import files
 
 SIZE = 8
 
@@ -91,7 +91,7 @@ def _interrupt(monkeypatch, after):
 def test_statistics_are_those_of_the_training_pixels(tmp_path, small_shards):
   pixels = _write_source(tmp_path / 'images')
   path = _prepare(f'folder:{tmp_path / "images"}', tmp_path)
-  with np.load(path / input_pipeline.STATISTICS_FILE) as statistics:
+  with np.load(path / dataset_lib.STATISTICS_FILE) as statistics:
     # Stored as float32: 24 bits.
     np.testing.assert_allclose(
       statistics['mean_image'], pixels.astype(float).mean(0), rtol=2**-23
@@ -104,7 +104,7 @@ def test_statistics_are_those_of_the_training_pixels(tmp_path, small_shards):
 
 def test_examples_are_stored_shuffled_with_their_labels(tmp_path, source):
   _prepare(source, tmp_path)
-  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
   batches = input_pipeline.eval_batches(dataset, 'train', batch_size=10)
   labels = next(batches)['label'].tolist()
   batches.close()
@@ -249,7 +249,7 @@ def test_an_odd_image_is_stored_right_or_skipped_and_listed(
   (tmp_path / 'images/val/class1' / name).write_bytes(content())
   path = _prepare(source, tmp_path, max_bad=1)
   skipped = json.loads((path / 'preparation.json').read_text())['skipped']
-  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
   if colour is None:
     assert [line.split(':')[0] for line in skipped] == [f'val/class1/{name}']
     assert dataset.num_examples['validation'] == 3
@@ -288,7 +288,8 @@ import sys
 from absl import app
 # Shells start what is in the background deaf to Ctrl-C, perhaps these tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from alexnet_jax import prepare
+from alexnet_jax.prepare import prepare
+from alexnet_jax import dataset as dataset_lib
 prepare.ALONE, prepare.SHARD_EXAMPLES = 0, 10
 prepare.define_flags()
 app.run(prepare.main, sys.argv)
@@ -401,7 +402,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(
   assert caplog.messages[2] == (
     f'{path}: 10 train + 3 validation examples, 2 unreadable images skipped.'
   )
-  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
   assert dataset.num_examples == {'train': 10, 'validation': 3}
 
 
@@ -419,7 +420,7 @@ def test_too_many_unreadable_images_fail_and_a_larger_max_bad_continues(
   assert first == 'more than --max_bad=1 unreadable images:'
   assert len(bad) == 2 and all(b.startswith('train/class0/bad') for b in bad)
   assert last.startswith('With a larger --max_bad the same command continues')
-  assert not input_pipeline.dataset_path(tmp_path / 'again', 'set').exists()
+  assert not dataset_lib.dataset_path(tmp_path / 'again', 'set').exists()
   continued = _prepare(source, tmp_path / 'again', max_bad=4)
   at_once = _prepare(source, tmp_path / 'once', max_bad=4)
   assert _tree(continued) == _tree(at_once)
@@ -433,7 +434,7 @@ def test_a_shard_may_lose_all_its_images(tmp_path, source, small_shards):
   good = tmp_path / 'images/train/class1/01.png'
   (tmp_path / 'images/val/class1/good.png').write_bytes(good.read_bytes())
   _prepare(source, tmp_path, max_bad=6)
-  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
   (batch,) = input_pipeline.eval_batches(dataset, 'validation', batch_size=2)
   assert batch['mask'].tolist() == [True, False]
   assert batch['label'][0] == 1
@@ -451,7 +452,7 @@ def test_an_interrupted_preparation_continues_to_the_same_bytes(
   tmp_path, source, small_shards, monkeypatch
 ):
   uninterrupted = _prepare(source, tmp_path / 'once')
-  out = input_pipeline.dataset_path(tmp_path / 'again', 'set')
+  out = dataset_lib.dataset_path(tmp_path / 'again', 'set')
   with monkeypatch.context() as patch:
     _interrupt(patch, after=7)
     with pytest.raises(KeyboardInterrupt):
@@ -471,7 +472,7 @@ def test_an_interrupted_preparation_continues_to_the_same_bytes(
 def test_nothing_appears_under_the_final_name_before_the_end(
   tmp_path, source, small_shards, monkeypatch
 ):
-  out = input_pipeline.dataset_path(tmp_path, 'set')
+  out = dataset_lib.dataset_path(tmp_path, 'set')
   seen = []
 
   def watch(module, name):
@@ -601,7 +602,7 @@ def test_the_fingerprint_tells_data_sets_apart(tmp_path, source, options):
   fingerprints = set()
   for folder, arguments in (('a', {}), ('b', options)):
     _prepare(source, tmp_path / folder, **arguments)
-    dataset = input_pipeline.open_dataset(tmp_path / folder, 'set')
+    dataset = dataset_lib.open_dataset(tmp_path / folder, 'set')
     fingerprints.add(dataset.fingerprint)
   assert len(fingerprints) == (2 if options else 1)
 
@@ -761,7 +762,7 @@ def test_skipped_images_and_classes_tell_data_sets_apart(tmp_path, source):
   fingerprints = []
   for folder in ('a', 'skipped', 'class'):
     _prepare(source, tmp_path / folder)
-    dataset = input_pipeline.open_dataset(tmp_path / folder, 'set')
+    dataset = dataset_lib.open_dataset(tmp_path / folder, 'set')
     fingerprints.append(dataset.fingerprint)
     if folder == 'a':
       (tmp_path / 'images/val/class0/10.png').write_text('no image')
@@ -867,7 +868,7 @@ def test_other_pixels_under_the_same_names_tell_data_sets_apart(
   fingerprints = set()
   for folder in ('a', 'b'):
     _prepare(source, tmp_path / folder)
-    dataset = input_pipeline.open_dataset(tmp_path / folder, 'set')
+    dataset = dataset_lib.open_dataset(tmp_path / folder, 'set')
     fingerprints.add(dataset.fingerprint)
     path = tmp_path / 'images/train/class0/00.png'
     Image.new('RGB', (SIZE, SIZE)).save(path)
@@ -894,7 +895,7 @@ def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, source):
   path = _prepare(source, tmp_path, max_bad=1)
   (line,) = json.loads((path / 'preparation.json').read_text())['skipped']
   assert line.startswith(r'val/class0/bad\udce9.png: ')
-  dataset = input_pipeline.open_dataset(tmp_path, 'set')
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
   assert dataset.num_examples['validation'] == 3
 
 

@@ -32,15 +32,18 @@ from tensorboard.backend.event_processing import event_accumulator
 import tensorflow_datasets as tfds
 
 from alexnet_jax import checkpoint
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import evaluate
-from alexnet_jax import files
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import main
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
-from alexnet_jax import processes
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
+from alexnet_jax import train_state
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
+from alexnet_jax.runtime import processes
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 # Few layers: every process compiles for itself. The last save is evaluated.
@@ -189,7 +192,9 @@ def saved_state(workdir, config):
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
     step = checkpoints.step_of('latest')
-    return metrics.fetch(checkpoints.restore(run_lib.state_template(run), step))
+    return mesh_lib.fetch(
+      checkpoints.restore(train_state.state_template(run), step)
+    )
 
 
 def assert_same_state(workdir, expected, config):
@@ -293,9 +298,9 @@ def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
   }
   for name, value in (environment | others).items():
     monkeypatch.setenv(name, value)
-  processes.start(None, None, None)
+  processes.initialize(None, None, None)
   monkeypatch.delenv('SLURM_LOCALID')  # Outside Slurm JAX's choice is right.
-  processes.start(None, None, None)
+  processes.initialize(None, None, None)
   assert asked == [expected, None]
 
 
@@ -468,7 +473,7 @@ def test_a_workdir_that_one_process_does_not_see_is_named(beside):
 
 
 def stored_labels(data_dir):
-  folder = input_pipeline.dataset_path(data_dir, 'digits')
+  folder = dataset_lib.dataset_path(data_dir, 'digits')
   stored = tfds.builder_from_directory(folder).as_data_source('test')
   return [int(example['label']) for example in stored]
 
@@ -532,8 +537,8 @@ def _beside(address, index, config_file, folder):
   """Reports to a file what the functions of the package do."""
   folder, report = pathlib.Path(folder), {}
   processes.HEARTBEAT_SECONDS = HEARTBEAT
-  with processes.end_together():
-    processes.start(address, 2, index)
+  with processes.abort_all_on_error():
+    processes.initialize(address, 2, index)
     config = load(config_file)
 
     def error_of(function, *args):
@@ -547,13 +552,14 @@ def _beside(address, index, config_file, folder):
       return ''
 
     report['any'] = [
-      processes.any_of(value) for value in (index == 0, index == 1, False, True)
+      processes.any_process(value)
+      for value in (index == 0, index == 1, False, True)
     ]
     came = time.monotonic()
     if index == 1:
       time.sleep(1)
       came = time.monotonic()
-    processes.wait('for the second')
+    processes.barrier('for the second')
     report['wait'] = [came, time.monotonic()]
     same, other = {'the first value': 'a'}, {'the second value': str(index)}
     report['agree'] = error_of(processes.check_same, same)
@@ -565,15 +571,15 @@ def _beside(address, index, config_file, folder):
       run_lib.open_run, config, folder / f'none{index}'
     )
     private = dataclasses.replace(run, workdir=folder / f'private{index}')
-    report['unseen'] = error_of(run_lib.owned_workdir, private)
-    open_dataset = input_pipeline.open_dataset
-    input_pipeline.open_dataset = lambda *args: dataclasses.replace(
+    report['unseen'] = error_of(workdir_lib.owned_workdir, private)
+    open_dataset = dataset_lib.open_dataset
+    dataset_lib.open_dataset = lambda *args: dataclasses.replace(
       open_dataset(*args), fingerprint=str(index)
     )
     report['dataset'] = error_of(run_lib.open_run, config, workdir)
-    input_pipeline.open_dataset = open_dataset
+    dataset_lib.open_dataset = open_dataset
     # A device of each process: a tower on each.
-    pair = towers.create_mesh('towers', '2', jax.devices()[::2])
+    pair = mesh_lib.create_mesh('towers', '2', jax.devices()[::2])
     pair = dataclasses.replace(run, mesh=pair)
     report['towers'] = _read_all(pair)
     config.mesh.layout = 'data'
@@ -583,7 +589,7 @@ def _beside(address, index, config_file, folder):
       halves.place_batch({'label': np.array(labels)})
       for labels in report['halves']['labels'][:1]
     )
-    report['placed'] = metrics.fetch(batch)['label'].tolist()
+    report['placed'] = mesh_lib.fetch(batch)['label'].tolist()
     config.mesh.layout = 'towers'
     config.train.log_every_steps = 1 + index
     report['config'] = error_of(run_lib.open_run, config, workdir)
@@ -596,15 +602,15 @@ def _beside(address, index, config_file, folder):
       checkpoint.Checkpoints(folder / 'damaged')
     ) as checkpoints:
       state, _ = checkpoints.restore_latest(
-        run_lib.state_template(pair), lambda record: None
+        train_state.state_template(pair), lambda record: None
       )
-    report['restored'] = int(metrics.fetch(state.step))
+    report['restored'] = int(mesh_lib.fetch(state.step))
     report['reported_at'] = time.monotonic()
     (folder / f'{index}.json').write_text(json.dumps(report))
-    processes.wait('reports')
+    processes.barrier('reports')
     if index == 1:
       os.kill(os.getpid(), signal.SIGSTOP)
-    processes.wait('for one that does not come')
+    processes.barrier('for one that does not come')
 
 
 def _read_all(run):

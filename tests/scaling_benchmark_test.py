@@ -5,8 +5,8 @@ import re
 import jax
 import pytest
 
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
-from alexnet_jax import towers
 from benchmarks import communication
 from benchmarks import layers
 from benchmarks import scaling
@@ -100,8 +100,8 @@ def test_formulas_agree_with_a_compiled_program():
     'fc_features': (8, 8),
   }
   layout, shape = 'one_weird_trick', (4, 1)
-  mesh = towers.create_mesh(layout, 'auto', jax.devices()[:4])
-  net = model.AlexNet(**settings, **towers.sharing(layout, mesh))
+  mesh = mesh_lib.create_mesh(layout, 'auto', jax.devices()[:4])
+  net = model.AlexNet(**settings, **mesh_lib.model_parallel_sizes(layout, mesh))
   compiled, _ = communication.compile_step(
     net, mesh, batch_size=8, image_size=72, crop_size=67
   )

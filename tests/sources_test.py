@@ -7,8 +7,8 @@ from PIL import Image
 import pytest
 import sklearn.datasets
 
-from alexnet_jax import examples
-from alexnet_jax import sources
+from alexnet_jax.prepare import examples
+from alexnet_jax.prepare import sources
 
 
 def _touch(root, *names):

@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax import sources
-from alexnet_jax import tfds_sets
+from alexnet_jax.prepare import sources
+from alexnet_jax.prepare import tfds_sets
 
 FEATURES = {
   'image': tfds.features.Image(shape=(None, None, 3)),

@@ -20,11 +20,12 @@ import pytest
 
 from alexnet_jax import augment
 from alexnet_jax import evaluate
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
 
 # Layout, devices that share a network (where it matters), number of devices.
 # The names of the layouts 'towers' and 'data' are data x tower.
@@ -69,7 +70,7 @@ meshes = pytest.mark.parametrize('mesh', [m for m in MESHES if m != 'single'])
 
 def create_mesh(name):
   layout, per_net, number = MESHES[name]
-  return towers.create_mesh(layout, per_net, jax.devices()[:number])
+  return mesh_lib.create_mesh(layout, per_net, jax.devices()[:number])
 
 
 def create_net(mesh_name='single', **changes):
@@ -81,13 +82,17 @@ def create_net(mesh_name='single', **changes):
     'conv1_kernel': 3,
     'conv1_stride': 2,
   }
-  sharing = towers.sharing(MESHES[mesh_name][0], create_mesh(mesh_name))
+  sharing = mesh_lib.model_parallel_sizes(
+    MESHES[mesh_name][0], create_mesh(mesh_name)
+  )
   return model.AlexNet(**settings | sharing | changes)
 
 
 def state_shapes(**changes):
   """The train state as shapes."""
-  create = functools.partial(run_lib.initial_state, create_net(**changes), CROP)
+  create = functools.partial(
+    train_state.initial_state, create_net(**changes), CROP
+  )
   return jax.eval_shape(create, jax.random.key(0))
 
 
@@ -132,7 +137,7 @@ def prepare(mesh_name, dtype):
   # difference of 1e-4 in all weights then makes one of 1.5e-4 after the steps
   # (at ten times the rate it makes one of 1), so rounding stays rounding.
   state.params['fc8']['kernel'] /= 30
-  specs = towers.param_specs(state, mesh, net.data_split)
+  specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
   rng = np.random.default_rng(2)
   statistics = run_lib.Statistics(
     mean_image=rng.uniform(100, 150, (IMAGE, IMAGE, 3)).astype(np.float32),
@@ -142,9 +147,9 @@ def prepare(mesh_name, dtype):
   train_step = train.make_train_step(
     net, mesh, crop_size=CROP, flip=True, momentum=0.9, weight_decay=0.0005
   )
-  batch = towers.place_batch(host_batch(), mesh)
-  args = (batch, *towers.place(rest, mesh))
-  return train_step, towers.place(state, mesh, specs), args
+  batch = mesh_lib.place_batch(host_batch(), mesh)
+  args = (batch, *mesh_lib.place(rest, mesh))
+  return train_step, mesh_lib.place(state, mesh, specs), args
 
 
 def compute(mesh_name, dtype):
@@ -167,7 +172,7 @@ def compute(mesh_name, dtype):
   batch, statistics, key, _, color_std = args
   if dtype == 'float32':
     offsets = augment.view_offsets(IMAGE, CROP, many=True, flip=True)
-    offsets = towers.place(offsets, mesh)
+    offsets = mesh_lib.place(offsets, mesh)
     eval_step = evaluate.make_eval_step(create_net(mesh_name), mesh, CROP)
     result['evaluation'], result['log_probs'] = jax.device_get(
       eval_step(state.params, batch, statistics.mean_image, offsets)
@@ -176,7 +181,7 @@ def compute(mesh_name, dtype):
   state = state.replace(
     opt_state=jax.tree.map(lambda v: 0 * v, state.opt_state)
   )
-  fast = towers.place(rates(0.01, 0.01), mesh)
+  fast = mesh_lib.place(rates(0.01, 0.01), mesh)
   state, _ = compiled(state, batch, statistics, key, fast, color_std)
   result['gradients'] = jax.tree.map(
     lambda v, w: -v / 0.01 - 0.0005 * w,
@@ -239,7 +244,7 @@ def relative_computed(name, mesh_name):
   labels = rng.integers(0, 10, BATCH)
 
   def local_loss(params, images, labels):
-    rows = towers.global_rows(labels.size, mesh)
+    rows = mesh_lib.global_batch_indices(labels.size, mesh)
     rngs = {'dropout': jax.random.key(0)}
     logits = net.apply(
       {'params': params}, images, train=True, rows=rows, rngs=rngs
@@ -248,15 +253,15 @@ def relative_computed(name, mesh_name):
     loss = -chosen.sum() / BATCH
     return loss if mesh is None else jax.lax.psum(loss, 'data'), logits
 
-  specs = towers.param_specs(params, mesh, net.data_split)
-  rows = towers.batch_spec()
-  loss = towers.shard(
-    local_loss, mesh, (specs, rows, rows), (towers.REPLICATED, rows)
+  specs = mesh_lib.param_specs(params, mesh, net.layers_sharded_over_data)
+  rows = mesh_lib.batch_spec()
+  loss = mesh_lib.shard_map(
+    local_loss, mesh, (specs, rows, rows), (mesh_lib.REPLICATED, rows)
   )
   return jax.device_get(
     jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)(
-      towers.place(params, mesh, specs),
-      *towers.place((images, labels), mesh, rows),
+      mesh_lib.place(params, mesh, specs),
+      *mesh_lib.place((images, labels), mesh, rows),
     )
   )
 
@@ -283,17 +288,17 @@ def relative_computed(name, mesh_name):
   ],
 )
 def test_mesh_shape(layout, devices_per_net, num_devices, shape):
-  assert towers.mesh_shape(layout, devices_per_net, num_devices) == shape
+  assert mesh_lib.mesh_shape(layout, devices_per_net, num_devices) == shape
 
 
-layouts = pytest.mark.parametrize('layout', towers.LAYOUTS)
+layouts = pytest.mark.parametrize('layout', mesh_lib.LAYOUTS)
 
 
 @layouts
 @pytest.mark.parametrize('devices_per_net', ['auto', '1', 1])
 @pytest.mark.parametrize('num_devices', [1, 3, 4])
 def test_one_tower_stays_on_one_device(layout, devices_per_net, num_devices):
-  shape = towers.mesh_shape(layout, devices_per_net, num_devices, 1)
+  shape = mesh_lib.mesh_shape(layout, devices_per_net, num_devices, 1)
   assert shape == (num_devices, 1)
 
 
@@ -304,11 +309,11 @@ def test_one_tower_cannot_spread_over_two_devices(devices_per_net):
     " config.model.num_towers=1; use config.mesh.towers=1 or 'auto'"
   )
   with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
-    towers.mesh_shape('towers', devices_per_net, 4, 1)
+    mesh_lib.mesh_shape('towers', devices_per_net, 4, 1)
 
 
 def test_mesh_of_one_tower_has_every_device_for_data():
-  mesh = towers.create_mesh('towers', 'auto', jax.devices()[:4], 1)
+  mesh = mesh_lib.create_mesh('towers', 'auto', jax.devices()[:4], 1)
   assert mesh.shape == {'data': 4, 'tower': 1}
 
 
@@ -344,7 +349,7 @@ class Tpu:
 def test_every_slice_of_tpus_has_its_pairs(kind, sides):
   places = np.ndindex(sides[::-1])
   devices = [Tpu(i, place[::-1], kind) for i, place in enumerate(places)]
-  mesh = towers.create_mesh('towers', 'auto', devices)
+  mesh = mesh_lib.create_mesh('towers', 'auto', devices)
   assert mesh.shape == {'data': len(devices) // 2, 'tower': 2}
   assert {d.id for d in mesh.devices.flat} == set(range(len(devices)))
 
@@ -360,12 +365,12 @@ def test_two_towers_need_an_even_number_of_devices(
     f"{num_devices}; use config.mesh.towers=1 or 'auto'"
   )
   with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
-    towers.mesh_shape('towers', devices_per_net, num_devices)
+    mesh_lib.mesh_shape('towers', devices_per_net, num_devices)
 
 
 @layouts
 def test_one_device_has_no_mesh(layout):
-  assert towers.create_mesh(layout, 'auto', jax.devices()[:1]) is None
+  assert mesh_lib.create_mesh(layout, 'auto', jax.devices()[:1]) is None
 
 
 def test_mesh_holds_every_device_once():
@@ -386,7 +391,7 @@ def test_mesh_holds_every_device_once():
   ],
 )
 def test_network_knows_how_devices_share_it(mesh, tower_devices, fc_devices):
-  assert towers.sharing(MESHES[mesh][0], create_mesh(mesh)) == {
+  assert mesh_lib.model_parallel_sizes(MESHES[mesh][0], create_mesh(mesh)) == {
     'tower_devices': tower_devices,
     'fc_devices': fc_devices,
   }
@@ -394,13 +399,13 @@ def test_network_knows_how_devices_share_it(mesh, tower_devices, fc_devices):
 
 def test_one_device_shares_with_nobody():
   alone = {'tower_devices': 1, 'fc_devices': 1}
-  assert towers.sharing('one_weird_trick', None) == alone
+  assert mesh_lib.model_parallel_sizes('one_weird_trick', None) == alone
 
 
 @pytest.mark.parametrize('mesh', ['1x2', '2x2'])
 def test_every_leaf_is_split_on_its_last_axis(mesh):
   state = state_shapes()
-  specs = towers.param_specs(state, create_mesh(mesh))
+  specs = mesh_lib.param_specs(state, create_mesh(mesh))
   layer = lambda conv: {
     'kernel': P(None, None, None, 'tower') if conv else P(None, 'tower'),
     'bias': P('tower'),
@@ -425,7 +430,9 @@ def test_one_weird_trick_splits_the_layers_of_many_weights(
 ):
   net = create_net(mesh, num_classes=classes)
   state = state_shapes(num_classes=classes)
-  specs = towers.param_specs(state, create_mesh(mesh), net.data_split)
+  specs = mesh_lib.param_specs(
+    state, create_mesh(mesh), net.layers_sharded_over_data
+  )
   whole = {'kernel': P(), 'bias': P()}
   parts = {'kernel': P(None, 'data'), 'bias': P('data')}
   params = {f'conv{i}': whole for i in range(1, 6)}
@@ -437,7 +444,7 @@ def test_one_weird_trick_splits_the_layers_of_many_weights(
 
 @pytest.mark.parametrize('mesh', ['single', '2x1'])
 def test_no_leaf_is_split_where_a_device_holds_both_towers(mesh):
-  specs = towers.param_specs(state_shapes(), create_mesh(mesh))
+  specs = mesh_lib.param_specs(state_shapes(), create_mesh(mesh))
   leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
   assert len(leaves) == 33  # 8 kernels, 8 biases, v of each, and the step.
   assert set(leaves) == {P()}
@@ -451,8 +458,10 @@ def test_each_device_holds_its_tower_and_its_rows():
   mesh = create_mesh('2x2')
   kernel, rows = np.arange(6.0).reshape(1, 6), np.arange(4)
   tree = {'kernel': kernel}
-  placed = towers.place(tree, mesh, towers.param_specs(tree, mesh))['kernel']
-  placed_rows = towers.place_batch({'label': rows}, mesh)['label']
+  placed = mesh_lib.place(tree, mesh, mesh_lib.param_specs(tree, mesh))[
+    'kernel'
+  ]
+  placed_rows = mesh_lib.place_batch({'label': rows}, mesh)['label']
   for data, tower in np.ndindex(2, 2):
     device = mesh.devices[data, tower]
     part = kernel[:, 3 * tower : 3 * tower + 3].tolist()
@@ -464,9 +473,9 @@ def test_each_device_holds_its_units_and_its_rows():
   mesh = create_mesh('trick 4')
   kernel, rows = np.arange(8.0).reshape(1, 8), np.arange(8)
   tree = {'conv1': {'kernel': kernel}, 'fc6': {'kernel': kernel}}
-  specs = towers.param_specs(tree, mesh, ('fc6', 'fc7'))
-  placed = towers.place(tree, mesh, specs)
-  placed_rows = towers.place_batch({'label': rows}, mesh)['label']
+  specs = mesh_lib.param_specs(tree, mesh, ('fc6', 'fc7'))
+  placed = mesh_lib.place(tree, mesh, specs)
+  placed_rows = mesh_lib.place_batch({'label': rows}, mesh)['label']
   for i, device in enumerate(mesh.devices[:, 0]):
     mine = [2 * i, 2 * i + 1]
     assert shards(placed['conv1']['kernel'])[device] == kernel.tolist()
@@ -476,7 +485,7 @@ def test_each_device_holds_its_units_and_its_rows():
 
 @pytest.mark.parametrize('mesh', ['single', '2x1', '2x2', 'trick 4'])
 def test_one_process_reads_every_row(mesh):
-  rows = towers.local_rows(8, create_mesh(mesh))
+  rows = mesh_lib.local_batch_indices(8, create_mesh(mesh))
   assert rows.tolist() == list(range(8))
 
 

@@ -35,15 +35,17 @@ from tensorboard.backend.event_processing import event_accumulator
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
-from alexnet_jax import files
 from alexnet_jax import input_pipeline
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import model
 from alexnet_jax import optimizer
-from alexnet_jax import prepare
 from alexnet_jax import run as run_lib
-from alexnet_jax import towers
 from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import files
 from experiments import init_plateau
 
 # 1,497 digits in batches of 16: 93.6 steps to an epoch, 24 steps in all.
@@ -95,7 +97,7 @@ def uninterrupted(config_file, tmp_path_factory):
   """A whole run: its workdir, what it returned, and what it did when.
 
   `compiled` has the number of finished steps at every compilation, `reads` the
-  functions that had metrics.fetch read from the device, `others` the places
+  functions that had mesh_lib.fetch read from the device, `others` the places
   that read from it in any other way, saves left out.
   """
   workdir = tmp_path_factory.mktemp('uninterrupted')
@@ -109,7 +111,7 @@ def uninterrupted(config_file, tmp_path_factory):
 def watch(patch, seen):
   """Notes compilations and reads from the device, see `uninterrupted`."""
   done, allowed = [], []
-  update, fetch = metrics.Progress.update, metrics.fetch
+  update, fetch = metrics.Progress.update, mesh_lib.fetch
   save, value = checkpoint.Checkpoints.save, array.ArrayImpl._value
 
   def note_compilation(event, _, **unused):
@@ -205,7 +207,7 @@ def saved_state(workdir, config):
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
     step = max(checkpoints.steps())
-    state = checkpoints.restore(run_lib.state_template(run), step)
+    state = checkpoints.restore(train_state.state_template(run), step)
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(k): np.asarray(v).tobytes() for k, v in leaves}
 
@@ -274,7 +276,7 @@ def test_metrics_are_fetched_once_per_step_and_one_step_late(
   fake_types, monkeypatch
 ):
   trace = []
-  fetch = metrics.fetch
+  fetch = mesh_lib.fetch
   monkeypatch.setattr(
     metrics, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
   )
@@ -317,7 +319,7 @@ def test_training_overfits_eight_images():
   init = jax.jit(net.init)
   params = init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
   sgd = optimizer.paper_sgd({}, 0.0, 0.0)
-  state = run_lib.TrainState(jnp.int32(0), params, sgd.init(params))
+  state = train_state.TrainState(jnp.int32(0), params, sgd.init(params))
   rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(0.003))
   settings = (jax.random.key(1), rates, jnp.float32(0))
   losses = []
@@ -361,7 +363,7 @@ def test_one_step_with_the_sources_switches_worked_by_hand():
   batch = {'image': images, 'label': labels, 'mask': np.ones(6, bool)}
   rates = {'kernel': 1e-3, 'bias': 0.2, 'conv1/kernel': 9.0, 'conv1/bias': 9.0}
   state, sums = step(
-    run_lib.TrainState(jnp.int32(0), params, opt_state),
+    train_state.TrainState(jnp.int32(0), params, opt_state),
     jax.tree.map(jnp.asarray, batch),
     # No directions: of the noise only the division by 1.25 is left.
     run_lib.Statistics(jnp.float32(mean_image), jnp.zeros((3, 3))),
@@ -601,7 +603,7 @@ def test_other_images_of_the_same_name_are_refused(uninterrupted, config):
   run = dataclasses.replace(run, dataset=other)
   with contextlib.closing(checkpoint.Checkpoints(run.workdir)) as checkpoints:
     with pytest.raises(ValueError, match='made with other images than'):
-      run_lib.create_or_restore(run, checkpoints)
+      train_state.create_or_restore(run, checkpoints)
 
 
 def test_a_second_command_on_a_workdir_is_refused(uninterrupted, config):
@@ -819,7 +821,7 @@ def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
   config, caplog, rows, warned_after
 ):
   config.train.plateau_warning_steps = 10
-  guard, warnings = train.PlateauGuard(config, 0), []
+  guard, warnings = train.ChanceLossWarning(config, 0), []
   for loss, steps in rows:
     guard.observe(loss, steps)
     warnings.append(len(caplog.records))
@@ -830,7 +832,7 @@ def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
 @pytest.mark.parametrize(('before', 'warned'), [(5, 0), (6, 1), (10, 0)])
 def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
   config.train.plateau_warning_steps = 10
-  guard = train.PlateauGuard(config, before)
+  guard = train.ChanceLossWarning(config, before)
   guard.observe(2.3, 4)
   assert len(caplog.records) == warned  # At 10: the run before has warned.
   assert guard.stuck_steps == before + 4
@@ -839,7 +841,7 @@ def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
 def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
   config.model.num_classes = 1000
   config.train.plateau_warning_steps = 10
-  guard = train.PlateauGuard(config, 0)
+  guard = train.ChanceLossWarning(config, 0)
   guard.observe(2.3026, 10)
   assert not caplog.records
   guard.observe(6.9078, 10)
@@ -849,7 +851,7 @@ def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
 def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
   config, config_file, tmp_path, monkeypatch, caplog
 ):
-  create_train_state = run_lib.create_train_state
+  create_train_state = train_state.create_train_state
 
   def create_small(run):
     """The weights of the other runs, a tenth: another init compiles anew."""
@@ -894,15 +896,15 @@ def three_classes(data_dir, tmp_path_factory):
 
 def save_pretrained(config, workdir):
   """A work directory with a checkpoint of step 7; its random parameters."""
-  config_lib.open_workdir(workdir, config)
+  workdir_lib.open_workdir(workdir, config)
   run = run_lib.open_run(config, workdir)
   rng = np.random.default_rng(7)
   state = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(x.dtype),
-    run_lib.state_template(run),
+    train_state.state_template(run),
   )
-  state = towers.place(state.replace(step=np.int32(7)), run.mesh)
-  record = run_lib.Record(
+  state = mesh_lib.place(state.replace(step=np.int32(7)), run.mesh)
+  record = train_state.CheckpointMetadata(
     config_lib.flatten(config), run.dataset.fingerprint, metrics={}
   )
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
@@ -947,7 +949,7 @@ def test_all_layers_but_the_classifier_begin_as_pretrained(
 def create_state(config, workdir):
   run = run_lib.open_run(config, workdir)
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-    return run_lib.create_or_restore(run, checkpoints)[0]
+    return train_state.create_or_restore(run, checkpoints)[0]
 
 
 def test_fine_tuning_needs_its_pretraining_only_to_begin(

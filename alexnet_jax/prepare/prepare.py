@@ -26,23 +26,20 @@ import logging
 import os
 import pathlib
 import re
-import sys
 import zipfile
 
-from absl import app
-from absl import flags
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from alexnet_jax import examples as examples_lib
-from alexnet_jax import files
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
-from alexnet_jax import input_pipeline
-from alexnet_jax import processes
-from alexnet_jax import shards
-from alexnet_jax import sources
-from alexnet_jax import workers as workers_lib
+from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import shards
+from alexnet_jax.prepare import sources
+from alexnet_jax.prepare import workers as workers_lib
+from alexnet_jax.runtime import files
+from alexnet_jax.runtime import processes
 
 log = logging.getLogger('alexnet_jax.prepare')  # Also when it is __main__.
 
@@ -88,7 +85,7 @@ def prepare(
       that worked on a shard has died.
   """
   _check_arguments(name, size, quality, max_bad, workers)
-  out = input_pipeline.dataset_path(data_dir, name)
+  out = dataset_lib.dataset_path(data_dir, name)
   spec = sources.absolute(spec)
   asked = {'source': spec, 'size': size, 'jpeg_quality': quality, 'seed': seed}
   work = out.with_name(f'{out.name}.incomplete')
@@ -115,7 +112,7 @@ def prepare(
     }
     _begin(work, plan, source.index)
     if not (work / RECORD_FILE).exists():
-      number = workers or processes.number_of_cores()
+      number = workers or processes.available_cores()
       _write(work, name, source, plan, max_bad, number)
     # Also what kills have left of shards.
     for pattern in ('*.sums.npz', '*.tmp', INDEX_FILE, PLAN_FILE):
@@ -313,7 +310,7 @@ def _describe(work, name, source, plan, splits, skipped):
   made = [plan[key] for key in ('sha256', 'size', 'jpeg_quality', 'seed')]
   facts = json.dumps([*made, skipped, source.class_names]).encode()
   np.savez(
-    work / input_pipeline.STATISTICS_FILE,
+    work / dataset_lib.STATISTICS_FILE,
     mean_image=mean_image,
     fingerprint=hashlib.sha256(facts + mean_image.tobytes()).hexdigest()[:16],
     rgb_covariance=train.product_sum / num_pixels
@@ -337,7 +334,7 @@ def _describe(work, name, source, plan, splits, skipped):
     data_dir=work,
     features=_features(source.class_names, plan['size']),
     split_infos=split_infos,
-    version=input_pipeline.VERSION,
+    version=dataset_lib.VERSION,
     filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
     check_data=False,
     description=source.description,
@@ -348,52 +345,3 @@ def _describe(work, name, source, plan, splits, skipped):
   files.write_json(
     work / RECORD_FILE, {**plan, 'stored': stored, 'skipped': skipped}
   )
-
-
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-  """The flags of the command; run.py imports this module without them."""
-  flags.DEFINE_string(
-    'source', None, f'Where the images are: {sources.FORMS}.', required=True
-  )
-  flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
-  flags.DEFINE_string(
-    'data_dir', input_pipeline.DATA_DIR, 'Folder of the prepared data sets.'
-  )
-  flags.DEFINE_integer('size', 256, 'Side of the stored images in pixels.')
-  flags.DEFINE_integer(
-    'quality', 95, 'JPEG quality of the stored images, 1 to 100.'
-  )
-  flags.DEFINE_integer(
-    'max_bad', 10, 'Unreadable images to skip before failing.'
-  )
-  flags.DEFINE_integer('seed', 0, 'Of the order in which examples are stored.')
-  flags.DEFINE_integer(
-    'workers', 0, 'Processes that decode and encode; 0: one per core.'
-  )
-
-
-def main(_) -> None:
-  logging.getLogger('alexnet_jax').setLevel(logging.INFO)
-  try:
-    prepare(
-      FLAGS.source,
-      FLAGS.name,
-      FLAGS.data_dir,
-      size=FLAGS.size,
-      quality=FLAGS.quality,
-      max_bad=FLAGS.max_bad,
-      seed=FLAGS.seed,
-      workers=FLAGS.workers,
-    )
-  except (ValueError, OSError, RuntimeError, MemoryError) as error:
-    sys.exit(f'{type(error).__name__}: {error}')
-  except KeyboardInterrupt:
-    sys.exit('interrupted; the same command continues')
-
-
-if __name__ == '__main__':
-  define_flags()
-  app.run(main)

@@ -12,7 +12,7 @@ CACHE_DIR = (
 )
 
 
-def keep(folder: str) -> None:
+def enable_compilation_cache(folder: str) -> None:
   """Has JAX keep what it compiles in `folder`; nowhere if it is empty."""
   path = str(pathlib.Path(folder).expanduser()) if folder else None
   jax.config.update('jax_compilation_cache_dir', path)
@@ -37,7 +37,7 @@ def network_options() -> dict[str, str]:
   return options
 
 
-def once_options() -> dict[str, int]:
+def fast_compile_options() -> dict[str, int]:
   """Options for `jax.jit` of a program that runs once or twice.
 
   On CPU it compiles in about half the time; sums may differ in their last bits.

@@ -27,17 +27,17 @@ START_SECONDS = 300  # For all processes to come together; as JAX's own.
 # A process that gave no sign of life for so long has died, and ends the others.
 HEARTBEAT_SECONDS = 30
 
-_joined = False  # By this process, in `start`.
+_joined = False  # By this process, in `initialize`.
 
 
-def number_of_cores() -> int:
+def available_cores() -> int:
   """That this process may use: on a cluster perhaps not all of its host."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
-def start(
+def initialize(
   coordinator_address: str | None,
   num_processes: int | None,
   process_id: int | None,
@@ -182,7 +182,7 @@ def _give_up(where, num_processes):
 
 
 @contextlib.contextmanager
-def end_together() -> Iterator[None]:
+def abort_all_on_error() -> Iterator[None]:
   """Ends this process at once on any error, and thereby the others.
 
   Otherwise it would wait for the others at its exit, while they wait for it in
@@ -191,7 +191,7 @@ def end_together() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    if not _joined or is_alone():
+    if not _joined or is_single_process():
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()
@@ -213,20 +213,20 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def is_alone() -> bool:
+def is_single_process() -> bool:
   """Whether this is the only process of the run."""
   return jax.process_count() == 1
 
 
-def wait(name: str) -> None:
+def barrier(name: str) -> None:
   """Returns when all processes have come to this place of the program."""
-  if not is_alone():
+  if not is_single_process():
     multihost_utils.sync_global_devices(name)
 
 
-def any_of(value: bool) -> bool:
+def any_process(value: bool) -> bool:
   """Whether `value` is true in any process; all get the same answer."""
-  if is_alone():
+  if is_single_process():
     return value
   return bool(multihost_utils.process_allgather(np.array(value)).any())
 
@@ -237,7 +237,7 @@ def check_same(values: Mapping[str, str]) -> None:
   Args:
     values: by the name that the user knows them by.
   """
-  if is_alone():
+  if is_single_process():
     return
   digests = [
     np.frombuffer(hashlib.sha256(v.encode()).digest()[:8], np.uint32)

@@ -4,7 +4,7 @@ import os
 import sys
 
 
-def restart_with() -> None:
+def reexec_with_huge_pages() -> None:
   """Starts this program again with large pages, if it can and has none.
 
   On CPU a train step of the paper's net otherwise takes 1.1 to 1.2 times as long

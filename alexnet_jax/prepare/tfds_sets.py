@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax import examples as examples_lib
+from alexnet_jax.prepare import examples as examples_lib
 
 log = logging.getLogger(__name__)
 

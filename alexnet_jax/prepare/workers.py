@@ -14,7 +14,7 @@ import pathlib
 import signal
 import threading
 
-from alexnet_jax import shards
+from alexnet_jax.prepare import shards
 
 
 def write_all(

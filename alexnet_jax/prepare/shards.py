@@ -14,9 +14,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax import examples as examples_lib
-from alexnet_jax import files
 from alexnet_jax import images
+from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)

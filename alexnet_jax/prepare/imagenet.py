@@ -17,7 +17,7 @@ import tarfile
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax import examples as examples_lib
+from alexnet_jax.prepare import examples as examples_lib
 
 log = logging.getLogger(__name__)
 

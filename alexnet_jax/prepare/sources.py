@@ -8,9 +8,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from alexnet_jax import examples as examples_lib
-from alexnet_jax import imagenet
-from alexnet_jax import tfds_sets
+from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import imagenet
+from alexnet_jax.prepare import tfds_sets
 
 FORMS = "'digits', 'folder:DIR', 'imagenet:DIR' or 'tfds:NAME[:VERSION]'"
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from alexnet_jax import large_pages
+from alexnet_jax.runtime import huge_pages
 
 
 def test_a_program_begins_again_once_with_large_pages(monkeypatch):
@@ -11,8 +11,8 @@ def test_a_program_begins_again_once_with_large_pages(monkeypatch):
   monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
   calls = []
   monkeypatch.setattr(os, 'execv', lambda *args: calls.append(args))
-  large_pages.restart_with()
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()
+  huge_pages.reexec_with_huge_pages()
   assert calls == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
   assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
 
@@ -20,4 +20,4 @@ def test_a_program_begins_again_once_with_large_pages(monkeypatch):
 def test_what_a_user_has_set_is_left_alone(monkeypatch):
   monkeypatch.setenv('GLIBC_TUNABLES', '')
   monkeypatch.setattr(os, 'execv', None)
-  large_pages.restart_with()
+  huge_pages.reexec_with_huge_pages()

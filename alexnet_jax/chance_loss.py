@@ -1,0 +1,48 @@
+"""A warning for the commonest failure of AlexNet: a loss that never moves."""
+
+import logging
+import math
+
+import ml_collections
+
+log = logging.getLogger(__name__)
+
+
+class ChanceLossWarning:
+  """Warns once if the loss stays at ln(classes), the loss of chance.
+
+  There the net gives every class the same probability and learns nothing: an
+  effect of too small initial weights in a deep net.
+  """
+
+  NEAR = 0.02  # nats
+
+  def __init__(self, config: ml_collections.ConfigDict, stuck_steps: int):
+    """Continues after `stuck_steps` steps near ln(classes)."""
+    self._config, self.stuck_steps, self._warned = config, stuck_steps, False
+
+  def observe(self, loss: float, steps: int) -> None:
+    """Records a mean training loss over `steps` further steps."""
+    net, classes = self._config.model, self._config.model.num_classes
+    stuck = abs(loss - math.log(classes)) < self.NEAR
+    before = self.stuck_steps
+    self.stuck_steps = before + steps if stuck else 0
+    limit = self._config.train.plateau_warning_steps
+    if not before < limit <= self.stuck_steps or self._warned:
+      return
+    self._warned = True
+    log.warning(
+      'For %d steps the loss has been within %g of ln(%d) = %.3f: the net gives'
+      ' every class the same probability. The likely cause is initial weights'
+      ' that are too small: in a fresh --workdir set config.model.conv345_init_std'
+      ' (now %g; 0.03 in the source) and, if the net is narrow,'
+      ' config.model.init_std and config.model.fc67_init_std (now %g and %g) to'
+      ' 0.05. See docs/troubleshooting.md, "A loss that stays at ln(classes)".',
+      self.stuck_steps,
+      self.NEAR,
+      classes,
+      math.log(classes),
+      net.conv345_init_std,
+      net.init_std,
+      net.fc67_init_std,
+    )

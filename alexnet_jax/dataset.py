@@ -1,0 +1,148 @@
+"""A prepared data set: its facts, and whether they fit a config.
+
+`python -m alexnet_jax.prepare` writes data sets; `input_pipeline` reads their
+images.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import pathlib
+import zipfile
+
+from jaxtyping import Float
+import numpy as np
+import tensorflow_datasets as tfds
+
+DATA_DIR = '~/alexnet_jax_data'
+VERSION = '1.0.0'  # Version of the layout that preparation writes.
+STATISTICS_FILE = 'statistics.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The facts of a prepared data set, read before any of its images.
+
+  Attributes:
+    path: folder of the data set.
+    class_names: one name per label.
+    num_examples: number of examples by split.
+    image_size: side of the stored images in pixels.
+    mean_image: mean of the training split, [size, size, 3], 0..255.
+    rgb_covariance: covariance of the RGB values of the training split, on the
+      scale of 0..255.
+    fingerprint: digest of the examples, their order and how they were stored.
+  """
+
+  path: pathlib.Path
+  class_names: tuple[str, ...]
+  num_examples: dict[str, int]
+  image_size: int
+  mean_image: Float[np.ndarray, 'size size 3']
+  rgb_covariance: Float[np.ndarray, '3 3']
+  fingerprint: str
+
+
+def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
+  """Folder of the prepared data set `name`, which need not exist."""
+  return pathlib.Path(data_dir).expanduser() / name / VERSION
+
+
+def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
+  """Reads the facts of a prepared data set.
+
+  Raises:
+    FileNotFoundError: if there is no data set of that name.
+    ValueError: if its statistics are damaged, or do not belong to its images.
+  """
+  path = dataset_path(data_dir, name)
+  if not (path / STATISTICS_FILE).exists():
+    kind = 'imagenet' if name == 'imagenet2012' else 'folder'
+    raise FileNotFoundError(
+      f'no prepared data set config.input.dataset={name} under'
+      f' config.input.data_dir={data_dir}; prepare it: python -m'
+      f' alexnet_jax.prepare --source={kind}:DIR --name={name}'
+      f' --size=SIZE --data_dir={data_dir}, SIZE being config.input.image_size'
+    )
+  try:
+    info = tfds.builder_from_directory(path).info
+    image_shape = info.features['image'].shape
+  except Exception as error:  # tfds and what it reads with may raise anything.
+    raise ValueError(
+      f'{path} is damaged ({error}); remove it and prepare it again'
+    ) from error
+  return Dataset(
+    path=path,
+    class_names=tuple(info.features['label'].names),
+    num_examples={s: i.num_examples for s, i in info.splits.items()},
+    image_size=image_shape[0],
+    **_statistics(path / STATISTICS_FILE, image_shape),
+  )
+
+
+def _statistics(file, image_shape):
+  """Mean image, RGB covariance and fingerprint, as `Dataset` has them."""
+  try:
+    with np.load(file) as stored:
+      found = {
+        'mean_image': stored['mean_image'],
+        'rgb_covariance': stored['rgb_covariance'],
+        'fingerprint': str(stored['fingerprint']),
+      }
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(
+      f'{file} is damaged ({error}); remove the data set and prepare it again'
+    ) from error
+  mean, covariance = found['mean_image'], found['rgb_covariance']
+  if mean.shape != image_shape or covariance.shape != (3, 3):
+    raise ValueError(
+      f'{file} has a mean image of shape {mean.shape} and a covariance of shape'
+      f' {covariance.shape}, but the images have shape {image_shape}; remove the'
+      ' data set and prepare it again'
+    )
+  if not (
+    0 <= mean.min() and mean.max() <= 255 and np.isfinite(covariance).all()
+  ):
+    raise ValueError(
+      f'{file} has values that images of 0..255 cannot give; remove the data set'
+      ' and prepare it again'
+    )
+  return found
+
+
+def check_dataset(
+  dataset: Dataset,
+  *,
+  image_size: int,
+  num_classes: int,
+  splits: Mapping[str, str],
+) -> None:
+  """Raises one ValueError that lists every mismatch of config and data set.
+
+  Args:
+    dataset: the prepared data set.
+    image_size: config.input.image_size.
+    num_classes: config.model.num_classes.
+    splits: names of the splits that will be read, by config key.
+  """
+  problems = []
+  if dataset.image_size != image_size:
+    problems.append(
+      f'config.input.image_size={image_size}, but {dataset.path} holds images'
+      f' of {dataset.image_size} pixels; set it, or remove that folder and'
+      f' prepare the data set again with --size={image_size}'
+    )
+  if len(dataset.class_names) != num_classes:
+    problems.append(
+      f'config.model.num_classes={num_classes}, but {dataset.path} has'
+      f' {len(dataset.class_names)} classes; set it to that'
+    )
+  for key, split in splits.items():
+    if not dataset.num_examples.get(split):
+      others = [name for name, n in dataset.num_examples.items() if n]
+      problems.append(
+        f'{key}={split} has no examples in {dataset.path}; use one of its'
+        f' splits {", ".join(others)}'
+      )
+  if problems:
+    raise ValueError('\n'.join(problems))

@@ -1,0 +1,37 @@
+"""The embedded data set: handwritten digits that the commands prepare themselves.
+
+They come with scikit-learn, so the quick start needs no download.
+"""
+
+import jax
+import ml_collections
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import dataset as dataset_lib
+from alexnet_jax.runtime import processes
+
+
+def prepare_if_missing(config: ml_collections.ConfigDict) -> None:
+  """Prepares the digits if the config names them and they are not prepared.
+
+  Raises:
+    ValueError: if the config is wrong, or the data set cannot be written.
+  """
+  inputs = config.input
+  if inputs.dataset != 'digits':
+    return
+  config_lib.check(config, jax.device_count())
+  path = dataset_lib.dataset_path(inputs.data_dir, 'digits')
+  # Process 0 first: other hosts may share the folder, or not.
+  if processes.is_first() and not path.exists():
+    _prepare(inputs.data_dir, inputs.image_size)
+  processes.barrier('digits')
+  if not path.exists():
+    _prepare(inputs.data_dir, inputs.image_size)
+  processes.barrier('digits')
+
+
+def _prepare(data_dir, size):
+  from alexnet_jax.prepare import prepare  # Slow to import, and seldom needed.
+
+  prepare.prepare('digits', 'digits', data_dir, size=size)

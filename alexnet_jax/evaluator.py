@@ -1,0 +1,242 @@
+"""Evaluation of a network: a label-free step, and the errors of a split.
+
+Section 4.1: the softmax outputs of the four corner crops, the centre crop and
+their reflections are averaged. Every example counts exactly once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, PyTree
+
+from alexnet_jax import augment
+from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import metrics
+from alexnet_jax import run as run_lib
+from alexnet_jax.runtime import compilation
+
+
+def mean_log_probs(
+  logits: Float[Array, 'views batch classes'],
+) -> Float[Array, 'batch classes']:
+  """Logarithm of the softmax outputs averaged over the views."""
+  log_probs = jax.nn.log_softmax(logits)
+  return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(logits.shape[0])
+
+
+def predict(
+  net: nn.Module,
+  params: PyTree,
+  images: Array,
+  mean_image: Float[Array, 'size size 3'],
+  offsets: Int[Array, 'views 3'],
+  *,
+  crop_size: int,
+  central_mean: bool = False,
+  layers: Sequence[str] = (),
+) -> tuple[Float[Array, 'batch classes'], dict[str, Array]]:
+  """Log-probabilities and named activations of this device's images.
+
+  Call it inside `mesh.shard_map`.
+
+  Args:
+    net: has the attributes and the call of `model.AlexNet`.
+    params: of the network.
+    images: stored images, uint8 [batch, size, size, 3].
+    mean_image: of the training set, 0..255.
+    offsets: views to average, from `augment.view_offsets`.
+    crop_size: side of the crops in pixels.
+    central_mean: as for `augment.random_views`.
+    layers: names of the activations to return, see `model.AlexNet.__call__`.
+
+  Returns:
+    The logarithms of the softmax outputs averaged over the views, and the
+    activations [views, batch, ...] by name.
+
+  Raises:
+    KeyError: if the network has no such activation.
+  """
+
+  def view(offset):
+    crops = augment.view_at(images, mean_image, offset, crop_size, central_mean)
+    if not layers:
+      return net.apply({'params': params}, crops), {}
+    captured = {}
+    logits = net.apply({'params': params}, crops, capture=captured)
+    return logits, {name: captured[name] for name in layers}
+
+  logits, activations = lax.map(view, offsets)
+  return mean_log_probs(logits), activations
+
+
+def make_predict_step(
+  net: nn.Module,
+  mesh: jax.sharding.Mesh | None,
+  crop_size: int,
+  central_mean: bool = False,
+  layers: Sequence[str] = (),
+) -> Callable[..., tuple[Float[Array, 'batch classes'], dict[str, Array]]]:
+  """The compiled (params, images, mean_image, offsets) -> outputs of `predict`.
+
+  Takes no labels; the other arguments are those of `predict`.
+  """
+
+  def local_step(params, images, mean_image, offsets):
+    return predict(
+      net,
+      params,
+      images,
+      mean_image,
+      offsets,
+      crop_size=crop_size,
+      central_mean=central_mean,
+      layers=layers,
+    )
+
+  activation_specs = {
+    name: P(None, *net.activation_spec(name)) for name in layers
+  }
+  out_specs = (mesh_lib.batch_spec(), activation_specs)
+  return _compiled(local_step, net, mesh, out_specs)
+
+
+def make_eval_step(
+  net: nn.Module,
+  mesh: jax.sharding.Mesh | None,
+  crop_size: int,
+  central_mean: bool = False,
+) -> Callable[..., tuple[dict[str, Array], Float[Array, 'batch classes']]]:
+  """The compiled (params, batch, mean_image, offsets) -> (sums, log_probs).
+
+  The sums of `metrics.batch_sums` are over the whole batch, the log-probabilities
+  of `predict` by example.
+  """
+
+  def local_step(params, batch, mean_image, offsets):
+    log_probs, _ = predict(
+      net,
+      params,
+      batch['image'],
+      mean_image,
+      offsets,
+      crop_size=crop_size,
+      central_mean=central_mean,
+    )
+    sums = metrics.batch_sums(log_probs, batch['label'], batch['mask'])
+    return sums if mesh is None else lax.psum(sums, 'data'), log_probs
+
+  out_specs = (mesh_lib.REPLICATED, mesh_lib.batch_spec())
+  return _compiled(local_step, net, mesh, out_specs)
+
+
+def _compiled(local_step, net, mesh, out_specs):
+  """Compiles a step of (params, batch, mean_image, offsets) over the mesh."""
+
+  def step(params, batch, mean_image, offsets):
+    in_specs = (
+      mesh_lib.param_specs(params, mesh, net.layers_sharded_over_data),
+      mesh_lib.batch_spec(),
+      mesh_lib.REPLICATED,
+      mesh_lib.REPLICATED,
+    )
+    sharded = mesh_lib.shard_map(local_step, mesh, in_specs, out_specs)
+    return sharded(params, batch, mean_image, offsets)
+
+  return jax.jit(step, compiler_options=compilation.network_options())
+
+
+def evaluate(
+  eval_step: Callable,
+  params: PyTree,
+  batches: Iterable[PyTree],
+  mean_image: Float[Array, 'size size 3'],
+  offsets: Int[Array, 'views 3'],
+  *,
+  num_examples: int,
+  prefix: str,
+  predictions: list | None = None,
+) -> dict[str, float]:
+  """Mean loss and top-1 and top-5 error (fractions) under `prefix/...`.
+
+  Args:
+    eval_step: from `make_eval_step`.
+    params: of the network.
+    batches: on the device; every example once.
+    mean_image: of the training set, on the device.
+    offsets: views to average, on the device.
+    num_examples: number of examples that the batches must hold.
+    prefix: of the tags.
+    predictions: gets the log-probabilities [examples, classes] and the labels
+      of every batch, as a pair.
+
+  Raises:
+    RuntimeError: if the batches do not hold `num_examples` examples.
+  """
+  totals = metrics.Totals()
+  pending = None
+
+  def finish(batch, sums, log_probs):
+    totals.add(mesh_lib.fetch(sums))
+    if predictions is not None:
+      log_probs, labels, mask = mesh_lib.fetch(
+        (log_probs, batch['label'], batch['mask'])
+      )
+      predictions.append((log_probs[mask], labels[mask]))
+
+  with jax.transfer_guard('disallow'):  # Implicit transfers raise.
+    for batch in batches:
+      outputs = eval_step(params, batch, mean_image, offsets)
+      if pending is not None:  # Fetched while the next batch runs.
+        finish(*pending)
+      pending = (batch, *outputs)
+    if pending is not None:
+      finish(*pending)
+  if totals.count != num_examples:
+    raise RuntimeError(
+      f'evaluated {totals.count} examples, but the split has {num_examples}'
+    )
+  means = totals.means(metrics.EVAL_METRICS)
+  return {f'{prefix}/{name}': value for name, value in means.items()}
+
+
+class Evaluator:
+  """Evaluates parameters on the evaluation split of a run."""
+
+  def __init__(self, run: run_lib.Run):
+    self._run = run
+    self._eval_step = make_eval_step(
+      run.network,
+      run.mesh,
+      run.config.input.crop_size,
+      run.config.augment.central_mean,
+    )
+
+  def __call__(
+    self, params: PyTree, *, many: bool, predictions: list | None = None
+  ) -> dict[str, float]:
+    """The metrics of one view or of many, by tag.
+
+    Args:
+      params: of the network, on the devices.
+      many: average ten views (five if the config does not flip), not one.
+      predictions: as for `evaluate`.
+    """
+    run, flip = self._run, self._run.config.augment.flip
+    inputs = run.config.input
+    offsets = augment.view_offsets(
+      inputs.image_size, inputs.crop_size, many=many, flip=flip
+    )
+    return evaluate(
+      self._eval_step,
+      params,
+      run.eval_batches(),
+      run.statistics.mean_image,
+      mesh_lib.place(offsets, run.mesh),
+      num_examples=run.dataset.num_examples[inputs.eval_split],
+      prefix=metrics.many_view_prefix(flip) if many else 'eval',
+      predictions=predictions,
+    )

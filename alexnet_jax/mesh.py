@@ -1,0 +1,266 @@
+"""The device mesh ('data', 'tower'): its shape, specs, and placement of arrays.
+
+A single device has no mesh (`None`). On several devices the network runs under
+`jax.shard_map`, each device with its part of the batch, in one of `LAYOUTS`:
+
+* 'towers', the paper's (section 3.5): each device has one tower, half of the
+  output channels of every layer;
+* 'data': each device has all parameters;
+* 'one_weird_trick' (Krizhevsky 2014, arXiv:1404.5997): each device has all
+  parameters of the convolutions, and an equal share of the units of fc6, fc7
+  and fc8.
+
+One parameter tree serves all of them: every layout is a choice of specs.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+
+import jax
+from jax import lax
+from jax.experimental import mesh_utils
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, PyTree
+import numpy as np
+
+REPLICATED = P()
+LAYOUTS = ('towers', 'data', 'one_weird_trick')
+
+
+def mesh_shape(
+  layout: str, towers: str | int, num_devices: int, num_towers: int = 2
+) -> tuple[int, int]:
+  """Sizes of the axes ('data', 'tower') for `num_devices` devices.
+
+  Args:
+    layout: one of `LAYOUTS`; all but 'towers' use every device for 'data'.
+    towers: devices that share one network in the layout 'towers': 1, 2, or
+      'auto', which is 2 if the network has two towers and `num_devices` is
+      even, else 1. Other layouts ignore it.
+    num_devices: available devices.
+    num_towers: towers of the network; 2, one per GPU, in section 3.5.
+
+  Raises:
+    ValueError: if an odd number of devices, or one tower, would be split.
+  """
+  if layout != 'towers':
+    return num_devices, 1
+  if towers == 'auto':
+    tower = 1 if num_devices % num_towers else num_towers
+  else:
+    tower = int(towers)
+  if tower > num_towers:
+    raise ValueError(
+      f'config.mesh.towers={towers} needs a network of two towers, but'
+      f" config.model.num_towers={num_towers}; use config.mesh.towers=1 or 'auto'"
+    )
+  if num_devices % tower:
+    raise ValueError(
+      f'config.mesh.towers={towers} needs an even number of devices, but there'
+      f" are {num_devices}; use config.mesh.towers=1 or 'auto'"
+    )
+  return num_devices // tower, tower
+
+
+def create_mesh(
+  layout: str,
+  towers: str | int,
+  devices: Sequence[jax.Device],
+  num_towers: int = 2,
+) -> Mesh | None:
+  """The mesh ('data', 'tower') over `devices`; None for a single device.
+
+  Takes the arguments of `mesh_shape`, and raises the same errors.
+  """
+  shape = mesh_shape(layout, towers, len(devices), num_towers)
+  if len(devices) == 1:
+    return None
+  return Mesh(
+    # A TPU slice may have no physical axis of size two for the towers.
+    mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    ),
+    ('data', 'tower'),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+  )
+
+
+def tower_devices(mesh: Mesh | None) -> int:
+  """Number of devices that share one network: 1 or 2."""
+  return 1 if mesh is None else mesh.shape['tower']
+
+
+def model_parallel_sizes(layout: str, mesh: Mesh | None) -> dict[str, int]:
+  """`tower_devices` and `fc_devices`, the attributes of `model.AlexNet`."""
+  is_sharded = mesh is not None and layout == 'one_weird_trick'
+  return {
+    'tower_devices': tower_devices(mesh),
+    'fc_devices': mesh.shape['data'] if is_sharded else 1,
+  }
+
+
+def param_specs(
+  tree: PyTree, mesh: Mesh | None, layers_sharded_over_data: Sequence[str] = ()
+) -> PyTree:
+  """Specs of a tree of parameters, or of the train state.
+
+  Args:
+    tree: kernels and biases are found under the names of their layers.
+    mesh: if two devices share a network, the last axis of every leaf is sharded
+      over them.
+    layers_sharded_over_data: layers whose leaves are sharded in the same way
+      over the axis 'data', see `model.AlexNet.layers_sharded_over_data`.
+  """
+
+  def spec(path, x):
+    if (
+      len(path) > 1
+      and getattr(path[-2], 'key', None) in layers_sharded_over_data
+    ):
+      return P(*[None] * (x.ndim - 1), 'data')
+    if tower_devices(mesh) > 1 and x.ndim:
+      return P(*[None] * (x.ndim - 1), 'tower')
+    return P()
+
+  return jax.tree.map_with_path(spec, tree)
+
+
+def batch_spec() -> P:
+  """The spec of a batch, whose examples are split over the axis 'data'."""
+  return P('data')
+
+
+def shardings(mesh: Mesh | None, specs: PyTree) -> PyTree:
+  """The specs as shardings on the mesh, or on the single device."""
+  if mesh is None:
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    make = lambda _: device
+  else:
+    make = lambda spec: NamedSharding(mesh, spec)
+  return jax.tree.map(make, specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def place(
+  tree: PyTree, mesh: Mesh | None, specs: PyTree = REPLICATED
+) -> PyTree:
+  """Puts a tree on the device, or on the mesh with `specs` (a prefix tree).
+
+  With many processes every process passes the whole tree.
+  """
+  if mesh is None or not mesh.is_multi_process:
+    return jax.device_put(tree, shardings(mesh, specs))
+  full = jax.tree.broadcast(specs, tree, is_leaf=lambda x: isinstance(x, P))
+  return jax.tree.map(functools.partial(_put_parts, mesh), tree, full)
+
+
+def _put_parts(mesh, x, spec):
+  # `jax.device_put` would compare the values of all processes every time.
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(
+      _put_parts(mesh, jax.random.key_data(x), spec)
+    )
+  x = np.asarray(x)
+  return _assemble(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+
+def local_batch_indices(
+  batch_size: int, mesh: Mesh | None
+) -> Int[np.ndarray, 'local']:
+  """Indices into the global batch that the devices of this process need."""
+  indices = np.arange(batch_size)
+  if mesh is None:
+    return indices
+  blocks = indices.reshape(mesh.shape['data'], -1)
+  return blocks[_local_blocks(mesh)].reshape(-1)
+
+
+def place_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
+  """The global batch on the devices, from this process's part of it.
+
+  Args:
+    batch: leaves [local, ...], the examples of `local_batch_indices`.
+    mesh: to split the global batch over.
+  """
+  if mesh is None or not mesh.is_multi_process:
+    return place(batch, mesh, batch_spec())
+  sharding, blocks = NamedSharding(mesh, batch_spec()), _local_blocks(mesh)
+
+  def put(x):
+    size = len(x) // len(blocks)
+
+    def block(index):
+      first = np.searchsorted(blocks, (index[0].start or 0) // size) * size
+      return x[first : first + size]
+
+    shape = (size * mesh.shape['data'], *x.shape[1:])
+    return _assemble(shape, sharding, block)
+
+  return jax.tree.map(put, batch)
+
+
+def batch_template(
+  batch_size: int, image_size: int, mesh: Mesh | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes, dtypes and shardings of a global batch on the devices."""
+  sharding = shardings(mesh, batch_spec())
+  struct = lambda dtype, *shape: jax.ShapeDtypeStruct(
+    (batch_size, *shape), dtype, sharding=sharding
+  )
+  return {
+    'image': struct(np.uint8, image_size, image_size, 3),
+    'label': struct(np.int32),
+    'mask': struct(np.bool_),
+  }
+
+
+def _assemble(shape, sharding, block):
+  with jax.transfer_guard('allow'):  # The guard takes this for implicit.
+    return jax.make_array_from_callback(shape, sharding, block)
+
+
+def _local_blocks(mesh):
+  """Positions on the axis 'data' where this process has a device, ascending."""
+  process = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  return np.flatnonzero((process == jax.process_index()).any(axis=1))
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """Copies a tree to the host, once it is computed; nothing else does.
+
+  With many processes all of them must call it; each gets the whole arrays.
+  """
+  return jax.device_get(jax.tree.map(_whole, tree))
+
+
+def _whole(x):
+  if isinstance(x, jax.Array) and not (
+    x.is_fully_addressable or x.is_fully_replicated
+  ):
+    with jax.transfer_guard('allow'):  # The guard takes this for implicit.
+      return multihost_utils.process_allgather(x, tiled=True)
+  return x
+
+
+def shard_map(
+  fn: Callable, mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree
+) -> Callable:
+  """`fn` mapped over the devices of the mesh; `fn` itself without a mesh."""
+  if mesh is None:
+    return fn
+  return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def global_batch_indices(
+  num_local: int, mesh: Mesh | None
+) -> Int[Array, 'batch']:
+  """Indices into the global batch of this device's examples.
+
+  Call it inside `shard_map`.
+  """
+  indices = jnp.arange(num_local)
+  if mesh is None:
+    return indices
+  return indices + lax.axis_index('data') * num_local

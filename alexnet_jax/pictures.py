@@ -1,0 +1,82 @@
+"""Pictures for TensorBoard: grids of images, conv1's kernels, the first inputs."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, PyTree
+import numpy as np
+
+from alexnet_jax import input_pipeline
+from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import run as run_lib
+from alexnet_jax import train_step
+from alexnet_jax.runtime import compilation
+
+
+def conv1(params: PyTree) -> np.ndarray:
+  """The kernels of conv1, see `kernel_grid`."""
+  return kernel_grid(mesh_lib.fetch(params['conv1']['kernel']))
+
+
+def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
+  """The first `number` random views of training, with the mean image kept."""
+  inputs = run.config.input
+  indices = np.arange(min(number, inputs.batch_size))
+  batches = input_pipeline.train_batches(
+    run.dataset,
+    inputs.train_split,
+    batch_size=inputs.batch_size,
+    seed=run.config.seed,
+    start_step=0,
+    batch_indices=indices,
+  )
+  with contextlib.closing(batches):
+    images = next(batches)['image']
+  step_key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
+  random_views = jax.jit(
+    run.random_views, compiler_options=compilation.fast_compile_options()
+  )
+  views = random_views(
+    jax.random.fold_in(step_key, train_step.AUGMENT),
+    jnp.asarray(images),
+    jnp.asarray(indices),
+    jnp.zeros(images.shape[1:]),  # No mean is subtracted: people look at this.
+    jnp.asarray(mesh_lib.fetch(run.statistics.directions)),
+    run.config.augment.color_std,
+  )
+  return image_grid(mesh_lib.fetch(views), columns=8)
+
+
+def image_grid(
+  images: Float[np.ndarray, 'images height width 3'], columns: int
+) -> np.ndarray:
+  """One uint8 picture of many images of 0..255, with white lines between."""
+  count, height, width, _ = images.shape
+  rows = -(-count // columns)
+  grid = np.full((rows, columns, height + 1, width + 1, 3), 255, np.uint8)
+  flat = grid.reshape(rows * columns, height + 1, width + 1, 3)
+  flat[:count, :height, :width] = np.clip(np.round(images), 0, 255)
+  picture = grid.transpose(0, 2, 1, 3, 4)
+  return picture.reshape(rows * (height + 1), columns * (width + 1), 3)
+
+
+def kernel_grid(
+  kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
+) -> np.ndarray:
+  """conv1's kernels as in Figure 3: tower 0 above tower 1.
+
+  Each kernel is scaled to its own range; `zoom` is the side of a weight in
+  pixels.
+  """
+  images = kernels.transpose(3, 0, 1, 2)
+  low = images.min((1, 2, 3), keepdims=True)
+  high = images.max((1, 2, 3), keepdims=True)
+  images = 255 * (images - low) / np.maximum(high - low, 1e-12)
+  images = images.repeat(zoom, 1).repeat(zoom, 2)
+  half = len(images) // 2
+  columns = min(half, 16)
+  upper, lower = (
+    image_grid(part, columns) for part in (images[:half], images[half:])
+  )
+  return np.concatenate([upper, np.full_like(upper[:zoom], 255), lower])

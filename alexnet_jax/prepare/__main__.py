@@ -1,0 +1,61 @@
+r"""Prepares a data set for training, once (section 2 of the paper).
+
+    python -m alexnet_jax.prepare --source=folder:DIR --name=NAME
+
+makes DATA_DIR/NAME/1.0.0, an ordinary tfds data set of ArrayRecord shards; see
+prepare.py beside this file.
+"""
+
+import logging
+import sys
+
+from absl import app
+from absl import flags
+
+from alexnet_jax import dataset
+from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import sources
+
+SOURCE = flags.DEFINE_string(
+  'source', None, f'Where the images are: {sources.FORMS}.', required=True
+)
+NAME = flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
+DATA_DIR = flags.DEFINE_string(
+  'data_dir', dataset.DATA_DIR, 'Folder of the prepared data sets.'
+)
+SIZE = flags.DEFINE_integer('size', 256, 'Side of the stored images in pixels.')
+QUALITY = flags.DEFINE_integer(
+  'quality', 95, 'JPEG quality of the stored images, 1 to 100.'
+)
+MAX_BAD = flags.DEFINE_integer(
+  'max_bad', 10, 'Number of unreadable images to skip before failing.'
+)
+SEED = flags.DEFINE_integer(
+  'seed', 0, 'Seed of the order in which the examples are stored.'
+)
+WORKERS = flags.DEFINE_integer(
+  'workers', 0, 'Number of processes that decode and encode; 0: one per core.'
+)
+
+
+def main(_) -> None:
+  logging.getLogger('alexnet_jax').setLevel(logging.INFO)
+  try:
+    prepare.prepare(
+      SOURCE.value,
+      NAME.value,
+      DATA_DIR.value,
+      size=SIZE.value,
+      quality=QUALITY.value,
+      max_bad=MAX_BAD.value,
+      seed=SEED.value,
+      workers=WORKERS.value,
+    )
+  except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted; the same command continues')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,77 @@
+"""Fine-tuning: a new train state with the parameters of another training."""
+
+import contextlib
+import logging
+import pathlib
+
+import jax
+
+from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
+from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import run as run_lib
+from alexnet_jax import train_state
+from alexnet_jax import workdir as workdir_lib
+
+log = logging.getLogger(__name__)
+
+
+def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
+  """The checkpoints of config.train.init_workdir, if they fit the network.
+
+  Raises:
+    ValueError: if they are of another network, apart from its classes.
+    FileNotFoundError: if there are none.
+  """
+  where = f'config.train.init_workdir={run.config.train.init_workdir}'
+  folder = pathlib.Path(run.config.train.init_workdir).expanduser()
+  for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
+    if not (folder / name).exists():
+      raise FileNotFoundError(
+        f'{where} has no {name}; name the --workdir of a training'
+      )
+  config_lib.check_same_network(
+    run.config, config_lib.flatten(workdir_lib.read_config(folder)), where
+  )
+  checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+  try:
+    checkpoints.step_of('latest')
+  except FileNotFoundError as error:
+    checkpoints.close()
+    raise FileNotFoundError(f'{where}: {error}') from error
+  return checkpoints
+
+
+def create_train_state(run: run_lib.Run) -> train_state.TrainState:
+  """A new state with the latest parameters of config.train.init_workdir.
+
+  The classifier, fc8, is new: its classes may be others (section 6).
+
+  Raises:
+    ValueError: if the checkpoint cannot be read, or is of another network.
+    FileNotFoundError: if there is none.
+  """
+  state = train_state.create_train_state(run)
+  where = f'config.train.init_workdir={run.config.train.init_workdir}'
+  with contextlib.closing(open_pretrained(run)) as checkpoints:
+    step = checkpoints.step_of('latest')
+    try:
+      metadata = checkpoints.read_metadata(step)
+      # Replicated: the other number of classes may not divide by the devices.
+      replicated = mesh_lib.shardings(run.mesh, mesh_lib.REPLICATED)
+      template = jax.tree.map(
+        lambda x: x.update(sharding=replicated),
+        train_state.state_template(
+          run, config_lib.upgrade(metadata['config'])['model.num_classes']
+        ),
+      )
+      params = checkpoints.restore(template, step).params
+    except checkpoint.DamagedError as error:
+      raise ValueError(
+        f'{where}: the checkpoint of step {step} cannot be read ({error});'
+        ' --mode=train there continues from the one before'
+      ) from error
+  log.info('All layers but fc8 start from step %d of %s.', step, where)
+  params |= {'fc8': state.params['fc8']}
+  placed = mesh_lib.place(params, run.mesh, run.param_specs(params))
+  return state.replace(params=placed)

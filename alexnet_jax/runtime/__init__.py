@@ -1,0 +1,1 @@
+"""What any JAX program on one or many hosts needs: nothing here knows AlexNet."""

@@ -1,0 +1,182 @@
+"""The train step: the loss, its gradient, the update; and what each step takes."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+
+import flax.linen as nn
+import jax
+from jax import lax
+from jaxtyping import Array
+import ml_collections
+import numpy as np
+import optax
+
+from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import metrics
+from alexnet_jax import optimizer
+from alexnet_jax import run as run_lib
+from alexnet_jax import timetable
+from alexnet_jax import train_state
+from alexnet_jax.runtime import compilation
+
+# Random streams of a step: what they draw is a function of (seed, step, stream,
+# index in the global batch), on every mesh.
+AUGMENT, DROPOUT = 0, 1
+
+
+def make_train_step(
+  net: nn.Module,
+  mesh: jax.sharding.Mesh | None,
+  random_views: Callable,
+  make_optimizer: Callable,
+) -> Callable[..., tuple[train_state.TrainState, dict[str, Array]]]:
+  """The compiled train step.
+
+  It maps (state, batch, statistics, key, rates, color_std), all on the devices,
+  to the next state and the sums of `metrics.batch_sums`. The state is donated.
+
+  Args:
+    net: has the attributes and the call of `model.AlexNet`.
+    mesh: that the batch and the parameters are sharded over.
+    random_views: `augment.random_views` with its settings.
+    make_optimizer: makes the optimiser from the rates of the step.
+  """
+
+  def loss_fn(params, batch, statistics, key, color_std):
+    """Mean cross-entropy over the global batch, and the sums of the metrics."""
+    indices = mesh_lib.global_batch_indices(batch['label'].size, mesh)
+    images = random_views(
+      jax.random.fold_in(key, AUGMENT),
+      batch['image'],
+      indices,
+      statistics.mean_image,
+      statistics.directions,
+      color_std,
+    )
+    logits = net.apply(
+      {'params': params},
+      images,
+      train=True,
+      batch_indices=indices,
+      rngs={'dropout': jax.random.fold_in(key, DROPOUT)},
+    )
+    log_probs = jax.nn.log_softmax(logits)
+    sums = metrics.batch_sums(log_probs, batch['label'], batch['mask'])
+    sums = sums if mesh is None else lax.psum(sums, 'data')
+    return sums['loss'] / sums['count'], sums
+
+  def train_step(state, batch, statistics, key, rates, color_std):
+    specs = (
+      mesh_lib.param_specs(state.params, mesh, net.layers_sharded_over_data),
+      mesh_lib.batch_spec(),
+      *(mesh_lib.REPLICATED,) * 3,
+    )
+    sharded_loss_fn = mesh_lib.shard_map(
+      loss_fn, mesh, specs, (mesh_lib.REPLICATED, mesh_lib.REPLICATED)
+    )
+    step_key = jax.random.fold_in(key, state.step)
+    grads, sums = jax.grad(sharded_loss_fn, has_aux=True)(
+      state.params, batch, statistics, step_key, color_std
+    )
+    updates, opt_state = make_optimizer(rates).update(
+      grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    return train_state.TrainState(state.step + 1, params, opt_state), sums
+
+  return jax.jit(
+    train_step, donate_argnums=0, compiler_options=compilation.network_options()
+  )
+
+
+def compile_train_step(
+  run: run_lib.Run, state: train_state.TrainState, arguments: tuple
+) -> Callable:
+  """The train step of a run, compiled for its shapes and shardings.
+
+  It is compiled before the first step, so no row of metrics includes these
+  seconds, and a step of other shapes or shardings is an error instead of one
+  more program.
+
+  Args:
+    run: whose step.
+    state: to train.
+    arguments: from `StepArguments`.
+  """
+  train_step = make_train_step(
+    run.network, run.mesh, run.random_views, run.make_optimizer
+  )
+  inputs = run.config.input
+  batch = mesh_lib.batch_template(
+    inputs.batch_size, inputs.image_size, run.mesh
+  )
+  return train_step.lower(state, batch, *arguments).compile()
+
+
+class StepArguments:
+  """What the train step takes beside state and batch, on the devices."""
+
+  def __init__(self, run: run_lib.Run, table: timetable.Timetable):
+    self._run, self._table = run, table
+    self.schedule = rate_schedule(run.config)
+    self._key = mesh_lib.place(jax.random.key(run.config.seed), run.mesh)
+    self._values, self._placed = None, None
+
+  def __call__(self, step: int, plateau_drops: int = 0) -> tuple:
+    """(statistics, key, rates, color_std) of the step after `step` steps.
+
+    Args:
+      step: steps done.
+      plateau_drops: drops of the schedule 'plateau' so far.
+    """
+    values = (
+      self.schedule.rates(self._table.epoch(step), plateau_drops),
+      self._color_std(self._table.epoch(step)),
+    )
+    if values != self._values:
+      scalars = jax.tree.map(np.float32, values)
+      self._placed = mesh_lib.place(scalars, self._run.mesh)
+      self._values = values
+    return (self._run.statistics, self._key, *self._placed)
+
+  def rate(self, step: int, plateau_drops: int) -> float:
+    """Learning rate of the weights of the step after `step` steps."""
+    epoch = self._table.epoch(step)
+    return self.schedule.rates(epoch, plateau_drops)['kernel']
+
+  def of_steps(
+    self, step: int, stop: int, plateau_drops: int
+  ) -> Iterator[tuple]:
+    """Yields the arguments of the steps after `step` up to `stop`."""
+    for done in range(step, stop):
+      yield self(done, plateau_drops)
+
+  def _color_std(self, epoch):
+    augmentation = self._run.config.augment
+    ended = 0 < augmentation.color_end_epoch <= epoch
+    return 0.0 if ended else augmentation.color_std
+
+
+def rate_schedule(config: ml_collections.ConfigDict) -> optimizer.RateSchedule:
+  """The learning rates of config.optimizer over the run."""
+  names = {field.name for field in dataclasses.fields(optimizer.RateSchedule)}
+  settings = {key: config.optimizer[key] for key in names - {'epochs'}}
+  return optimizer.RateSchedule(epochs=config.train.epochs, **settings)
+
+
+def make_timetable(run: run_lib.Run) -> timetable.Timetable:
+  """The timetable of a run's config and data set."""
+  config = run.config
+  changes = (
+    *rate_schedule(config).change_epochs,
+    config.augment.color_end_epoch,  # No step begins before 0, which is never.
+  )
+  return timetable.Timetable(
+    num_examples=run.dataset.num_examples[config.input.train_split],
+    batch_size=config.input.batch_size,
+    epochs=config.train.epochs,
+    log_every_steps=config.train.log_every_steps,
+    eval_every_epochs=config.train.eval_every_epochs,
+    checkpoint_every_steps=config.train.checkpoint_every_steps,
+    change_epochs=changes,
+  )

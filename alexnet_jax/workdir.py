@@ -1,0 +1,174 @@
+"""A work directory: the config and the result of a training, and its lock.
+
+It holds `config.json` and `result.json`, beside the files of other modules:
+`checkpoints/`, `metrics.csv`, TensorBoard's event files, `evaluation.json` and
+`predictions/`.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+
+import jax
+import ml_collections
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.runtime import files
+from alexnet_jax.runtime import processes
+
+CONFIG_FILE = 'config.json'
+RESULT_FILE = 'result.json'
+EVALUATION_FILE = 'evaluation.json'
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The config that a training recorded, in today's keys.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if it is damaged.
+  """
+  file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+  if not file.exists():
+    raise FileNotFoundError(
+      f'no {file}; name a --workdir in which --mode=train has been run'
+    )
+  return config_lib.unflatten(_read_flat(file))
+
+
+def _read_flat(file: pathlib.Path) -> dict[str, object]:
+  try:
+    flat = json.loads(file.read_text())
+    if not isinstance(flat, dict):
+      raise ValueError('no values by key')
+  except ValueError as error:
+    raise ValueError(
+      f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
+    ) from error
+  return config_lib.upgrade(flat)
+
+
+def check_workdir(
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict
+) -> pathlib.Path:
+  """The absolute path of a work directory to train in; writes nothing.
+
+  Raises:
+    ValueError: if it cannot be written, or belongs to another config.
+  """
+  if not os.fspath(workdir):
+    raise ValueError('--workdir= is empty; name a folder')
+  path = pathlib.Path(workdir).expanduser().absolute()
+  check_writable(path, f'--workdir={workdir}')
+  file = path / CONFIG_FILE
+  if file.exists():
+    config_lib.check_unchanged(config, _read_flat(file), str(file))
+  return path
+
+
+def check_writable(path: pathlib.Path, flag: str) -> None:
+  """Raises ValueError, which begins with `flag`, unless `path` can be a folder."""
+  existing = next(p for p in (path, *path.parents) if p.exists())
+  if not (existing.is_dir() and os.access(existing, os.W_OK)):
+    raise ValueError(
+      f'{flag} cannot be written ({existing} is not a writable folder); name a'
+      ' folder that can'
+    )
+
+
+def write_config(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Creates the work directory if need be, and records the config in it.
+
+  Raises:
+    ValueError: as `check_workdir`.
+  """
+  check_workdir(workdir, config)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(workdir / CONFIG_FILE, config_lib.flatten(config))
+  except OSError as error:
+    raise ValueError(
+      f'--workdir={workdir} cannot be written ({error}); name a folder that can'
+    ) from error
+
+
+@contextlib.contextmanager
+def owned_workdir(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> Iterator[None]:
+  """Creates and locks the work directory for this run, and records its config.
+
+  Raises:
+    ValueError: if it cannot be written, another run has locked it, or not all
+      hosts see it.
+  """
+  with contextlib.ExitStack() as stack:
+    if processes.is_first():
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(files.locked(workdir))
+      write_config(workdir, config)
+    processes.barrier('work directory')
+    unseen = not (workdir / CONFIG_FILE).exists()
+    if processes.any_process(unseen):
+      raise ValueError(
+        f'--workdir={workdir} must be on a file system that all hosts share:'
+        ' process 0 has written to it, and another does not see it'
+      )
+    yield
+
+
+def remove_result(workdir: pathlib.Path) -> None:
+  """Removes result.json, if there is one, when training continues."""
+  if processes.is_first():
+    (workdir / RESULT_FILE).unlink(missing_ok=True)
+
+
+def write_result(
+  workdir: pathlib.Path,
+  step: int,
+  epoch: float,
+  wall_seconds: float,
+  commit: str,
+  values: Mapping[str, float],
+) -> None:
+  """Writes result.json, if there is none: how a run ended, and what it cost.
+
+  Args:
+    workdir: folder of the training.
+    step: training steps done.
+    epoch: passes through the training set.
+    wall_seconds: duration of the whole run.
+    commit: from `current_commit`.
+    values: the last metrics, by tag.
+  """
+  if not processes.is_first() or (workdir / RESULT_FILE).exists():
+    return
+  devices = [device.device_kind for device in jax.devices()]
+  files.write_json(
+    workdir / RESULT_FILE,
+    {
+      'step': step,
+      'epoch': epoch,
+      'wall_seconds': round(wall_seconds, 1),
+      'commit': commit,
+      'devices': devices,
+      **values,
+    },
+  )
+
+
+def current_commit() -> str:
+  """The commit of this code, with '+' if files differ; '' outside git."""
+  command = 'git describe --always --dirty=+ --abbrev=40 --exclude=*'.split()
+  try:
+    found = subprocess.run(
+      command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True
+    )
+  except OSError:
+    return ''
+  return found.stdout.strip()
