@@ -126,21 +126,20 @@ def check_tags(
 class MetricsWriter:
   """metrics.csv and TensorBoard's event file of one work directory.
 
-  Only process 0 writes. It first removes what earlier runs wrote after `step`, so that a continued run
-  has every step once. Writes are in the file when a method returns.
+  Only process 0 writes. It first removes what earlier runs wrote after `step`,
+  so that a continued run has every step once. Writes are in the file when a
+  method returns.
   """
 
-  def __init__(
-    self, workdir: pathlib.Path, eval_tags: Sequence[str], step: int
-  ):
+  def __init__(self, workdir: pathlib.Path, flip: bool, step: int):
     """Opens the files to continue after `step`, or anew for 0.
 
     Args:
       workdir: folder of the files.
-      eval_tags: tags of evaluation that a row may have beside `TRAIN_TAGS`.
+      flip: config.augment.flip, which decides the tags of evaluation.
       step: training steps done.
     """
-    self._eval_tags, self._enabled = eval_tags, processes.is_first()
+    self._eval_tags, self._enabled = eval_tags(flip), processes.is_first()
     if not self._enabled:
       return
     from alexnet_jax import events  # Slow to import; see there.

@@ -36,7 +36,7 @@ IMAGE, CROP = 4, 2
 class Lookup(nn.Module):
   """Logits from a table, by the red value of the view's first pixel."""
 
-  data_split = ()
+  layers_sharded_over_data = ()
 
   @nn.compact
   def __call__(self, images):

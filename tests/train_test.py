@@ -333,7 +333,7 @@ def test_training_overfits_eight_images():
 class MeanColour(nn.Module):
   """A softmax over a linear function of an image's mean colour."""
 
-  data_split = ()
+  layers_sharded_over_data = ()
 
   @nn.compact
   def __call__(self, images, *, train, rows):
