@@ -16,7 +16,7 @@ import numpy as np
 def color_directions(
   covariance: Float[np.ndarray, '3 3'], square_root: bool = False
 ) -> Float[np.ndarray, '3 3']:
-  """Columns `p_i * l_i`: what one unit of `a_i` adds to a pixel of 0..255.
+  """Columns `p_i * l_i`: what a unit of `a_i` adds to a pixel of 0..255.
 
   Section 4.1 adds `[p1 p2 p3][a1 l1, a2 l2, a3 l3]^T`, with p and l the
   eigenvectors and eigenvalues of the covariance of the RGB values. The paper
@@ -27,7 +27,7 @@ def color_directions(
   Args:
     covariance: of the training set's RGB values on the scale of 0..255.
     square_root: let l be the square roots of the eigenvalues, the standard
-      deviations along p. Deviation S7: as the original source does.
+      deviations along p. Deviation S7: the original source does so.
   """
   eigenvalues, eigenvectors = np.linalg.eigh(covariance)
   if square_root:
@@ -40,7 +40,7 @@ def color_directions(
 def random_views(
   key: Key[Array, ''],
   images: UInt8[Array, 'batch size size 3'],
-  rows: Int[Array, 'batch'],
+  batch_indices: Int[Array, 'batch'],
   mean_image: Float[Array, 'size size 3'],
   directions: Float[Array, '3 3'],
   color_std: float | Float[Array, ''],
@@ -50,30 +50,30 @@ def random_views(
   color_divide: bool = False,
   central_mean: bool = False,
 ) -> Float[Array, 'batch crop crop 3']:
-  """One random training view of each image, on the scale of 0..255 less mean.
+  """One random training view of each image: 0..255 minus the mean image.
 
-  What an image gets depends on the key and its row in the global batch alone.
+  The view depends only on the key and on the index in the global batch.
 
   Args:
     key: of this step.
     images: stored images, 0..255.
-    rows: the row of the global batch that each image is.
+    batch_indices: index of each image in the global batch.
     mean_image: of the training set, 0..255; subtracted at the crop's place.
     directions: from `color_directions`.
     color_std: standard deviation of the a_i, 0.1 in section 4.1; 0 for none.
-      Drawn once per image and step.
+      They are drawn once per image and step.
     crop_size: side of the crop in pixels; every offset is equally likely.
     flip: reflect each image left to right with probability 1/2.
-    color_divide: divide the view by `1 + color_std` in the end. Deviation S7:
-      as the original source does, to keep the scale of test images.
-    central_mean: subtract the mean image's central crop, wherever the crop is,
-      and not reflected. Deviation S8: as the original source does.
+    color_divide: divide the view by `1 + color_std`. Deviation S7: the original
+      source does so, to keep the scale of test images.
+    central_mean: subtract the central crop of the mean image, wherever the crop
+      is, and not reflected. Deviation S8: the original source does so.
   """
   offsets = images.shape[1] - crop_size + 1
 
-  def view(image, row):
+  def view(image, index):
     crop_key, flip_key, color_key = jax.random.split(
-      jax.random.fold_in(key, row), 3
+      jax.random.fold_in(key, index), 3
     )
     y, x = jax.random.randint(crop_key, (2,), 0, offsets)
     reflected = jax.random.bernoulli(flip_key) if flip else False
@@ -82,19 +82,19 @@ def random_views(
     out += noise[None, None]
     return out / (1 + color_std) if color_divide else out
 
-  return jax.vmap(view)(images, rows)
+  return jax.vmap(view)(images, batch_indices)
 
 
 def view_offsets(
   image_size: int, crop_size: int, *, many: bool, flip: bool
 ) -> Int[np.ndarray, 'views 3']:
-  """Rows (y, x, reflected) of the views that testing averages.
+  """The views (y, x, reflected) that testing averages.
 
   Args:
     image_size: side of the stored images in pixels.
     crop_size: side of the crops in pixels.
-    many: the four corners and the centre (section 4.1), not the centre alone.
-    flip: also the reflection of each, where `many`: ten views, else five.
+    many: the four corners and the centre (section 4.1), not only the centre.
+    flip: with `many`, also the reflection of each: ten views instead of five.
   """
   end = image_size - crop_size
   centre = (end // 2, end // 2)
@@ -113,9 +113,10 @@ def view_at(
   crop_size: int,
   central_mean: bool = False,
 ) -> Float[Array, 'batch crop crop 3']:
-  """The view (y, x, reflected) of every image, less the mean image there.
+  """The view (y, x, reflected) of every image, minus the mean image there.
 
-  With `central_mean` less the mean image's central crop, as `random_views`.
+  With `central_mean` minus the central crop of the mean image, as in
+  `random_views`.
   """
   view = lambda image: _view(image, mean_image, offset, crop_size, central_mean)
   return jax.vmap(view)(images)
