@@ -2,8 +2,8 @@ r"""From the command to its first finished step, on the quick start.
 
     python -m benchmarks.startup [--rounds=3] [--quick] [--check]
 
-Starts `python -m alexnet_jax.main --config=configs/quickstart.py`, as the README
-has it, and ends it once it has printed that its first step is done. Each round
+Starts `python -m alexnet_jax.main --config=configs/quickstart.py`, the README's
+command, and ends it once it has printed that its first step is done. Each round
 runs it three times: as on a fresh machine, where the digits are not prepared and
 nothing is compiled; again with an empty compilation cache; and again with the
 cache of the first time. Seconds are those of the wall from starting the process
@@ -20,8 +20,6 @@ untimed import before has done.
 
 from collections.abc import Sequence
 import contextlib
-import json
-import os
 import pathlib
 import re
 import resource
@@ -34,35 +32,35 @@ import time
 
 from absl import flags
 import jax
-import numpy as np
 
-from alexnet_jax import mesh as mesh_lib
-from alexnet_jax import optimizer
+from alexnet_jax import digits
 from alexnet_jax import run as run_lib
-from alexnet_jax import train
 from alexnet_jax import train_state
-from alexnet_jax.runtime import processes
-from benchmarks import report
+from alexnet_jax import train_step
+from benchmarks import harness
+from benchmarks import plots
 from configs import quickstart
 
 BAR = 20.0  # Seconds, cold, nothing prepared, two cores.
 LIMIT = 600  # Seconds after which a command that says nothing is given up.
 CONFIG = 'configs/quickstart.py'
 ROOT = pathlib.Path(quickstart.__file__).parents[1]
+IMPORTS = [sys.executable, '-c', 'import alexnet_jax.main']
 FRESH, COLD, WARM = (
   'cold, digits not prepared',
   'cold, digits prepared',
   'warm, digits prepared',
 )
 _FIRST_STEP = re.compile(r'first step done ([\d.]+) s after the start')
+FLAGS = flags.FLAGS
 
 
 def first_step(arguments: Sequence[str]) -> dict[str, float]:
   """Runs a command up to its first step, and ends it there.
 
   Returns:
-    Seconds to the line that says so, those that the line itself names, and
-    CPU-seconds of the process.
+    'seconds' to the line that says so, 'said_seconds', those in the line itself,
+    and 'cpu_seconds' of the process.
   """
   before, began = _children_cpu(), time.perf_counter()
   with contextlib.ExitStack() as stack:
@@ -97,25 +95,20 @@ def _children_cpu():
   return usage.ru_utime + usage.ru_stime
 
 
-def quick_start(
-  folder: pathlib.Path, workdir: str, cache: str, *flags: str
-) -> list[str]:
+def quick_start(folder: pathlib.Path, workdir: str, cache: str) -> list[str]:
   """The command, with everything that it writes inside `folder`."""
   return [
     *(sys.executable, '-m', 'alexnet_jax.main', f'--config={CONFIG}'),
     f'--workdir={folder / workdir}',
     f'--config.input.data_dir={folder / "data"}',
     f'--compilation_cache_dir={folder / cache}',
-    *flags,
   ]
 
 
-def one_round(quick: bool, *flags: str) -> dict[str, dict[str, float]]:
-  """The figures of `first_step`, of each way to start; `quick`: without COLD."""
+def one_round(quick: bool) -> dict[str, dict[str, float]]:
+  """The figures of `first_step` by kind of start; `quick` leaves out COLD."""
   with tempfile.TemporaryDirectory() as name:
-    run = lambda *names: first_step(
-      quick_start(pathlib.Path(name), *names, *flags)
-    )
+    run = lambda *names: first_step(quick_start(pathlib.Path(name), *names))
     figures = {FRESH: run('fresh', 'cache')}
     if not quick:
       figures[COLD] = run('cold', 'empty')
@@ -123,121 +116,87 @@ def one_round(quick: bool, *flags: str) -> dict[str, dict[str, float]]:
   return figures
 
 
-def compile_step(run: run_lib.Run) -> None:
-  """Compiles the train step from shapes alone."""
-  inputs = run.config.input
-  rows = mesh_lib.shardings(run.mesh, mesh_lib.batch_spec())
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(
-    (inputs.batch_size, *shape), dtype, sharding=rows
-  )
-  batch = {
-    'image': array(np.uint8, *run.dataset.mean_image.shape),
-    'label': array(np.int32),
-    'mask': array(np.bool_),
-  }
-  scalar = jax.ShapeDtypeStruct((), np.float32)
-  train.train_step_of(run).lower(
-    train_state.state_template(run),
-    batch,
-    run.statistics,
-    jax.random.key(0),
-    dict.fromkeys(optimizer.RATE_KEYS, scalar),
-    scalar,
-  ).compile()
-
-
-def print_parts(folder: str) -> None:
-  """Prints the seconds of each part as JSON; called in a process of its own."""
+def time_parts(folder: str) -> None:
+  """The work of a worker: answers with the seconds of each part of a start."""
+  jax.config.update('jax_enable_compilation_cache', False)
   config, seconds = quickstart.get_config(), {}
   config.input.data_dir = f'{folder}/data'
 
-  def timed(name, part):
+  def timed(name, part, *args):
     began = time.perf_counter()
-    result = jax.block_until_ready(part())
+    result = jax.block_until_ready(part(*args))
     seconds[name] = time.perf_counter() - began
     return result
 
-  run = timed(
-    'preparing and opening the data set',
-    lambda: run_lib.open_run(config, f'{folder}/parts'),
-  )
-  timed('state: compiled, made', lambda: train_state.create_train_state(run))
-  timed('train step: compiled', lambda: compile_step(run))
-  print(json.dumps(seconds))
+  def prepare_and_open():
+    digits.prepare_if_missing(config)
+    return run_lib.open_run(config)
+
+  def compile_step(run):
+    table = train_step.make_timetable(run)
+    arguments = train_step.StepArguments(run, table)(0)
+    state = train_state.state_template(run)
+    train_step.compile_train_step(run, state, arguments)
+
+  run = timed('preparing and opening the data set', prepare_and_open)
+  timed('state: compiled, made', train_state.create_train_state, run)
+  timed('train step: compiled', compile_step, run)
+  harness.answer(seconds)
 
 
 def parts() -> dict[str, float]:
-  """Seconds of each part of a start in a process of its own, cold."""
-  python = lambda code: (
-    subprocess.run(
-      [sys.executable, '-c', code],
-      cwd=ROOT,
-      check=True,
-      stdout=subprocess.PIPE,
-      text=True,
-      env={k: v for k, v in os.environ.items() if 'COMPILATION_CACHE' not in k},
-    ).stdout
-  )
+  """Seconds of each part of a cold start."""
   began = time.perf_counter()
-  python('import alexnet_jax.main')
-  seconds = {'Python and imports': time.perf_counter() - began}
+  subprocess.run(IMPORTS, cwd=ROOT, check=True)
+  imports = time.perf_counter() - began
   with tempfile.TemporaryDirectory() as folder:
-    text = python(
-      f'from benchmarks import startup; startup.print_parts({folder!r})'
-    )
-  return seconds | json.loads(text.splitlines()[-1])
+    worker = harness.Worker(harness.command_line('startup.time_parts', folder))
+    with contextlib.closing(worker):
+      return {'Python and imports': imports, **worker.receive()}
 
 
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-  """The flags of the command."""
-  flags.DEFINE_bool('quick', False, 'One round of two starts: a minute.')
-  flags.DEFINE_bool('check', False, f'Fail from {BAR:g} s on, cold.')
-  flags.DEFINE_integer('rounds', 3, 'Of the three starts, in turn.', 1)
-  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
-
-
-def main(_) -> None:
+def measure() -> harness.Outcome:
   rounds = 1 if FLAGS.quick else FLAGS.rounds
-  subprocess.run(
-    [sys.executable, '-c', 'import alexnet_jax.main'], cwd=ROOT, check=True
-  )
+  subprocess.run(IMPORTS, cwd=ROOT, check=True)
   found = [one_round(FLAGS.quick) for _ in range(rounds)]
   starts = {name: [figures[name] for figures in found] for name in found[0]}
-  of_parts = parts()
-  print(f'{CONFIG}, {rounds} rounds; seconds: median (least to most)')
-  print('| start | to the first step | as the command says | CPU-seconds |')
-  print('|---|---|---|---|')
+  seconds_of_parts = parts()
+  seed = quickstart.get_config().seed
+  print(f'{CONFIG}, seed {seed}, {rounds} rounds; seconds')
+  rows = [('start', 'to the first step', 'as the command says', 'CPU-seconds')]
   for name, figures in starts.items():
-    cells = [
-      shown([one[key] for one in figures])
-      for key in ('seconds', 'said_seconds', 'cpu_seconds')
-    ]
-    print(f'| {name} | {" | ".join(cells)} |')
+    columns = ('seconds', 'said_seconds', 'cpu_seconds')
+    cells = [harness.shown([f[key] for f in figures], '.1f') for key in columns]
+    rows.append((name, *cells))
+  harness.print_table(rows)
   print('\nparts of a cold start, one after another, once:')
-  for name, seconds in of_parts.items():
+  for name, seconds in seconds_of_parts.items():
     print(f'{name:36} {seconds:6.2f} s')
-  print(f'seed {quickstart.get_config().seed}')
-  report.print_environment()
-  report.write(FLAGS.output, {'bar': BAR, 'starts': starts, 'parts': of_parts})
   figure = statistics.median(one['seconds'] for one in starts[FRESH])
-  print(
-    f'command to first step, {FRESH}: {figure:.1f} s on {processes.available_cores()} cores,'
-    f' bar {BAR:g} s'
+  return harness.Outcome(
+    {'bar': BAR, 'starts': starts, 'parts': seconds_of_parts},
+    f'command to first step, {FRESH}: {figure:.1f} s, bar {BAR:g} s',
+    figure < BAR,
   )
-  if FLAGS.check and figure >= BAR:
-    sys.exit(1)
 
 
-def shown(values: Sequence[float]) -> str:
-  """Median, least and most."""
-  return (
-    f'{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})'
-  )
+def panels(figures):
+  """Seconds to the first step, and of the parts of a cold start."""
+  starts = {
+    name: [one['seconds'] for one in found]
+    for name, found in figures['starts'].items()
+  }
+  parts = {name: [seconds] for name, seconds in figures['parts'].items()}
+  return 'Quick start: from the command to the first step', [
+    plots.Panel('seconds', {'': starts}, figures['bar']),
+    plots.Panel('seconds of the parts of a cold start', {'': parts}),
+  ]
 
 
 if __name__ == '__main__':
-  define_flags()
-  report.run(main)
+  harness.run(
+    measure,
+    quick='One round of two starts: a minute.',
+    check=f'Fail from {BAR:g} s on, cold.',
+    rounds=3,
+  )

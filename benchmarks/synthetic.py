@@ -1,0 +1,148 @@
+"""The train step on made-up images, for any network, mesh and size."""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import augment
+from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import model
+from alexnet_jax import optimizer
+from alexnet_jax import run as run_lib
+from alexnet_jax import train_state
+from alexnet_jax import train_step
+from alexnet_jax.runtime import compilation
+from configs import paper
+
+RATE, MOMENTUM, WEIGHT_DECAY, COLOR_STD = 0.01, 0.9, 5e-4, 0.1
+SEEDS = 'seeds: weights and images 0, draws of the step 1'
+
+make_optimizer = functools.partial(
+  optimizer.paper_sgd, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+)
+
+
+def network(
+  layout: str, mesh: jax.sharding.Mesh | None, **changes: object
+) -> model.AlexNet:
+  """The paper's net on a mesh, with other values for some of its settings."""
+  settings = dict(paper.get_config().model) | changes
+  return model.AlexNet(
+    **settings, **mesh_lib.model_parallel_sizes(layout, mesh)
+  )
+
+
+def make_train_step(
+  net: model.AlexNet, mesh: jax.sharding.Mesh | None, crop_size: int
+) -> Callable:
+  """The train step with the paper's augmentation and optimiser."""
+  views = functools.partial(
+    augment.random_views, crop_size=crop_size, flip=True
+  )
+  return train_step.make_train_step(net, mesh, views, make_optimizer)
+
+
+def create_state(
+  net: model.AlexNet, crop_size: int, key: jax.Array
+) -> train_state.TrainState:
+  """The state before the first step, on a single device."""
+  net = net.clone(tower_devices=1, fc_devices=1)
+  return train_state.initial_state(net, make_optimizer, crop_size, key)
+
+
+def create_arguments(image_size: int) -> tuple:
+  """(statistics, key, rates, color_std) of a step, as the train step takes them."""
+  # The mean of uniform random pixels; the noise adds to each colour alone.
+  mean_image = jnp.full((image_size, image_size, 3), 127.5)
+  return (
+    run_lib.Statistics(mean_image, jnp.eye(3)),
+    jax.random.key(1),
+    dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(RATE)),
+    jnp.float32(COLOR_STD),
+  )
+
+
+def compile_step(
+  net: model.AlexNet,
+  mesh: jax.sharding.Mesh | None,
+  *,
+  batch_size: int,
+  image_size: int = 256,
+  crop_size: int = 224,
+) -> jax.stages.Compiled:
+  """The compiled train step. It is compiled from shapes, nothing is computed."""
+  create = functools.partial(create_state, net, crop_size)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = jax.eval_shape(create, key)
+  arguments = jax.eval_shape(lambda: create_arguments(image_size))
+  specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
+  replicated = jax.tree.map(lambda _: mesh_lib.REPLICATED, arguments)
+
+  def placed(tree, specs):
+    shardings = mesh_lib.shardings(mesh, specs)
+    return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
+
+  lowered = make_train_step(net, mesh, crop_size).lower(
+    placed(state, specs),
+    mesh_lib.batch_template(batch_size, image_size, mesh),
+    *placed(arguments, replicated),
+  )
+  return lowered.compile()
+
+
+class TrainStep:
+  """A train step with its state and a batch of random images."""
+
+  def __init__(
+    self,
+    net: model.AlexNet,
+    mesh: jax.sharding.Mesh | None,
+    batch_size: int,
+    *,
+    image_size: int = 256,
+    crop_size: int = 224,
+    make_step: Callable = make_train_step,
+  ):
+    """`make_step` takes the arguments of `make_train_step`."""
+    self._step = make_step(net, mesh, crop_size)
+    create = jax.jit(
+      functools.partial(create_state, net, crop_size),
+      compiler_options=compilation.fast_compile_options(),
+    )
+    state = create(jax.random.key(0))
+    specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
+    self._state = mesh_lib.place(state, mesh, specs)
+    rng = np.random.default_rng(0)
+    shape = (batch_size, image_size, image_size, 3)
+    batch = {
+      'image': rng.integers(0, 256, shape, np.uint8),
+      'label': rng.integers(0, net.num_classes, batch_size, np.int32),
+      'mask': np.ones(batch_size, bool),
+    }
+    local = mesh_lib.local_batch_indices(batch_size, mesh)
+    self._batch = mesh_lib.place_batch(
+      jax.tree.map(lambda x: x[local], batch), mesh
+    )
+    self._arguments = mesh_lib.place(create_arguments(image_size), mesh)
+    self._sums = []
+
+  def compile(self) -> str:
+    """Compiles the step before the first is taken; the text of the program."""
+    lowered = self._step.lower(self._state, self._batch, *self._arguments)
+    self._step = lowered.compile()
+    return self._step.as_text()
+
+  def __call__(self, steps: int = 1) -> None:
+    """Takes steps, and waits until the last state is there."""
+    for _ in range(steps):
+      self._state, sums = self._step(self._state, self._batch, *self._arguments)
+      self._sums.append(sums)
+    jax.block_until_ready(self._state)
+
+  @property
+  def losses(self) -> list[float]:
+    """The mean loss of every step so far."""
+    return [float(sums['loss'] / sums['count']) for sums in self._sums]
