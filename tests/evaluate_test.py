@@ -22,7 +22,9 @@ from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
+from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import metrics
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
@@ -91,8 +93,8 @@ def run(
 ):
   put = lambda batch: mesh_lib.place(batch, mesh, mesh_lib.batch_spec())
   offsets = augment.view_offsets(IMAGE, CROP, many=many, flip=flip)
-  return evaluate.evaluate(
-    evaluate.make_eval_step(Lookup(), mesh, CROP),
+  return evaluator.evaluate(
+    evaluator.make_eval_step(Lookup(), mesh, CROP),
     mesh_lib.place({'table': table}, mesh),
     map(put, padded_batches(images, labels, 8)),
     mesh_lib.place(np.zeros((IMAGE, IMAGE, 3), np.float32), mesh),
@@ -181,7 +183,7 @@ def test_the_mean_image_is_subtracted_before_the_net_sees_a_view(
   mean = np.zeros((IMAGE, IMAGE, 3), np.float32)
   mean[0, 0] = 13  # The upper left corner's first pixel.
   mean[1, 1] = 7  # The centre's.
-  sums, _ = evaluate.make_eval_step(Lookup(), None, CROP, central)(
+  sums, _ = evaluator.make_eval_step(Lookup(), None, CROP, central)(
     {'table': table},
     {
       'image': plain_images([30]),
@@ -205,8 +207,8 @@ def test_another_number_of_examples_is_an_error(table, num_examples):
 
 def test_a_transfer_that_nobody_asked_for_is_an_error(table):
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
-    evaluate.evaluate(
-      evaluate.make_eval_step(Lookup(), None, CROP),
+    evaluator.evaluate(
+      evaluator.make_eval_step(Lookup(), None, CROP),
       mesh_lib.place({'table': table}, None),
       padded_batches(plain_images([1]), np.zeros(1, np.int32), 8),
       jax.device_put(np.zeros((IMAGE, IMAGE, 3), np.float32)),
@@ -225,14 +227,14 @@ def test_no_batches_is_an_error_not_a_division_by_zero(table):
 def test_mean_log_probs_equals_numpy_in_double_precision():
   logits = np.random.default_rng(3).normal(0, 5, (10, 6, 9)).astype(np.float32)
   expected = np.log(softmax(logits).mean(0))
-  found = evaluate.mean_log_probs(jnp.asarray(logits))
+  found = evaluator.mean_log_probs(jnp.asarray(logits))
   # A few float32 roundings of values up to about 20.
   np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_mean_log_probs_stays_finite_where_float32_softmax_is_zero():
   logits = jnp.array([[[0.0, 200.0]], [[0.0, 200.0]]])
-  found = evaluate.mean_log_probs(logits)
+  found = evaluator.mean_log_probs(logits)
   np.testing.assert_allclose(found, [[-200.0, 0.0]])
 
 
@@ -241,14 +243,14 @@ def test_probabilities_are_averaged_not_logits():
   # class 1, the probabilities' mean (0.59 to 0.41) for class 0.
   logits = jnp.array([[[2.0, 0.0]], [[2.0, 0.0]], [[0.0, 10.0]]])
   assert logits.mean(0).argmax() == 1
-  assert evaluate.mean_log_probs(logits).argmax() == 0
+  assert evaluator.mean_log_probs(logits).argmax() == 0
 
 
 @pytest.mark.parametrize(
   ('flip', 'prefix'), [(True, 'eval_ten_view'), (False, 'eval_five_view')]
 )
 def test_tags_name_the_number_of_views(flip, prefix):
-  assert evaluate.tags(flip) == [
+  assert metrics.eval_tags(flip) == [
     'eval/loss',
     'eval/top1_error',
     'eval/top5_error',
@@ -526,7 +528,7 @@ def test_a_run_evaluates_with_its_own_mean_crop(data_dir, tmp_path):
     run = run_lib.open_run(config, tmp_path)
     params = drawn_state(run).params
     for many in (False, True):
-      evaluate.make_evaluator(run)(params, many, found := [])
+      evaluator.make_evaluator(run)(params, many, found := [])
       rows[central, many] = found[0][0]
   np.testing.assert_array_equal(rows[False, False], rows[True, False])
   assert not np.allclose(rows[False, True], rows[True, True])  # Its corners.

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import itertools
+import functools
 import json
 import logging
 import pathlib
@@ -32,6 +32,8 @@ from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from alexnet_jax import augment
+from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
@@ -43,10 +45,10 @@ from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
+from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import files
-from experiments import init_plateau
 
 # 1,497 digits in batches of 16: 93.6 steps to an epoch, 24 steps in all.
 # Evaluations after steps 10, 19 and 24; the rate drops after step 16.
@@ -142,7 +144,7 @@ def watch(patch, seen):
   patch.setattr(
     metrics.Progress, 'update', lambda self: done.append(0) or update(self)
   )
-  patch.setattr(metrics, 'fetch', watched_fetch)
+  patch.setattr(mesh_lib, 'fetch', watched_fetch)
   patch.setattr(
     checkpoint.Checkpoints, 'save', lambda *args: allow(save, *args)
   )
@@ -202,7 +204,7 @@ def spy_on_settings(patch):
 
 def saved_state(workdir, config):
   """The newest checkpoint as bytes by name, and its step."""
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
@@ -246,10 +248,10 @@ def run_fake_steps(losses, step=0, trace=None):
     sums = {k: v * (batch - step) for k, v in sums.items()}
     return state + 1, {k: np.float32(v) * np.ones(()) for k, v in sums.items()}
 
-  stop = step + len(losses)
-  batches = iter(range(step + 1, stop + 2))
+  batches = iter(range(step + 1, step + len(losses) + 2))
   progress = Counter()
-  found = train.run_steps(train_step, step, batches, (), step, stop, progress)
+  inputs = [()] * len(losses)
+  found = train.run_steps(train_step, step, batches, inputs, step, progress)
   return *found, next(batches), progress.steps
 
 
@@ -278,7 +280,7 @@ def test_metrics_are_fetched_once_per_step_and_one_step_late(
   trace = []
   fetch = mesh_lib.fetch
   monkeypatch.setattr(
-    metrics, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
+    mesh_lib, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
   )
   run_fake_steps([1.0, 1.0, 1.0], trace=trace)
   assert trace == ['step 1', 'step 2', 'fetch', 'step 3', 'fetch', 'fetch']
@@ -306,9 +308,11 @@ def test_training_overfits_eight_images():
     fc67_init_std=0.1,
     dropout_rate=0.0,
   )
-  step = train.make_train_step(
-    net, None, crop_size=67, flip=False, momentum=0.9, weight_decay=0.0
+  random_views = functools.partial(
+    augment.random_views, crop_size=67, flip=False
   )
+  sgd = functools.partial(optimizer.paper_sgd, momentum=0.9, weight_decay=0.0)
+  step = train_step_lib.make_train_step(net, None, random_views, sgd)
   rng = np.random.default_rng(0)
   batch = {
     'image': jnp.asarray(rng.integers(0, 256, (8, 67, 67, 3), np.uint8)),
@@ -318,8 +322,7 @@ def test_training_overfits_eight_images():
   fixed = run_lib.Statistics(jnp.full((67, 67, 3), 127.5), jnp.zeros((3, 3)))
   init = jax.jit(net.init)
   params = init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
-  sgd = optimizer.paper_sgd({}, 0.0, 0.0)
-  state = train_state.TrainState(jnp.int32(0), params, sgd.init(params))
+  state = train_state.TrainState(jnp.int32(0), params, sgd({}).init(params))
   rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(0.003))
   settings = (jax.random.key(1), rates, jnp.float32(0))
   losses = []
@@ -336,7 +339,7 @@ class MeanColour(nn.Module):
   layers_sharded_over_data = ()
 
   @nn.compact
-  def __call__(self, images, *, train, rows):
+  def __call__(self, images, *, train, batch_indices):
     return nn.Dense(4, name='fc8')(images.mean((1, 2)))
 
 
@@ -346,16 +349,19 @@ def test_one_step_with_the_sources_switches_worked_by_hand():
   colours = rng.integers(0, 256, (6, 3))
   labels = np.arange(6) % 4
   mean_image = rng.uniform(0, 255, (5, 5, 3))
-  step = train.make_train_step(
+  step = train_step_lib.make_train_step(
     MeanColour(),
     None,
-    crop_size=1,
-    flip=True,
-    color_divide=True,
-    central_mean=True,
-    momentum=0.9,
-    weight_decay=0.5,
-    decay_biases=False,
+    functools.partial(
+      augment.random_views,
+      crop_size=1,
+      flip=True,
+      color_divide=True,
+      central_mean=True,
+    ),
+    functools.partial(
+      optimizer.paper_sgd, momentum=0.9, weight_decay=0.5, decay_biases=False
+    ),
   )
   params = jax.tree.map(jnp.float32, {'fc8': {'kernel': kernel, 'bias': bias}})
   opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
@@ -473,10 +479,11 @@ def test_the_device_is_read_by_fetch_alone_once_a_step(uninterrupted):
   # three with one view, one with five.
   assert reads.pop('finish') == 24 + 4 * 3
   # Where to begin; the norm of the state before every save.
-  assert reads.pop('train_and_evaluate') == 1 + len({6, 10, 12, 18, 19, 24})
+  assert reads.pop('train_and_evaluate') == 1
+  assert reads.pop('_norm') == len({6, 10, 12, 18, 19, 24})
   assert reads.pop('create_or_restore') == 1  # The table of parameters.
-  assert reads.pop('_conv1_picture') == 1 + 3  # Evaluations.
-  assert reads.pop('_write_start') == 3
+  assert reads.pop('conv1') == 1 + 3  # Evaluations.
+  assert reads.pop('first_inputs') == 2
   assert not reads
 
 
@@ -486,7 +493,8 @@ def test_a_transfer_that_nobody_asked_for_is_an_error(fake_types):
   def train_step(state, batch, scale):
     return state, {'loss': double(scale), 'top1_error': 0.0, 'count': 1.0}
 
-  arguments = (train_step, 0, iter([0]), (np.float32(1),), 0, 1, Counter())
+  inputs = [(np.float32(1),)]
+  arguments = (train_step, 0, iter([0]), inputs, 0, Counter())
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
     train.run_steps(*arguments)
 
@@ -598,10 +606,12 @@ def test_a_run_killed_after_its_last_checkpoint_still_writes_its_result(
 
 
 def test_other_images_of_the_same_name_are_refused(uninterrupted, config):
-  run = run_lib.open_run(config, uninterrupted.workdir)
+  run = run_lib.open_run(config)
   other = dataclasses.replace(run.dataset, fingerprint='0f')
   run = dataclasses.replace(run, dataset=other)
-  with contextlib.closing(checkpoint.Checkpoints(run.workdir)) as checkpoints:
+  with contextlib.closing(
+    checkpoint.Checkpoints(uninterrupted.workdir)
+  ) as checkpoints:
     with pytest.raises(ValueError, match='made with other images than'):
       train_state.create_or_restore(run, checkpoints)
 
@@ -616,14 +626,19 @@ def test_a_second_command_on_a_workdir_is_refused(uninterrupted, config):
   assert record.read_bytes() == before
 
 
+def evaluate_checkpoint(config, workdir, which):
+  """What `--mode=evaluate` does with `--config`."""
+  return evaluate.evaluate([workdir], which, 'both', config=config)
+
+
 def test_evaluation_may_look_at_another_split(uninterrupted, config):
   config.input.eval_split = 'train'
-  found = evaluate.evaluate_checkpoint(config, uninterrupted.workdir, 'latest')
+  found = evaluate_checkpoint(config, uninterrupted.workdir, 'latest')
   # Other digits have another mean loss.
   for tag in ('eval/loss', 'eval_five_view/loss'):
     assert found[tag] > 0 and found[tag] != uninterrupted.returned[tag]
   with pytest.raises(
-    ValueError, match="eval_split: 'test' there, 'train' here"
+    ValueError, match="eval_split is 'test' in .*config.json but 'train' here"
   ):
     train.train_and_evaluate(config, uninterrupted.workdir)
 
@@ -634,8 +649,10 @@ def test_evaluating_with_another_net_names_the_key_without_config_json(
   workdir = shutil.copytree(uninterrupted.workdir, tmp_path / 'run')
   (workdir / 'config.json').unlink()
   config.model.fc_features = (8, 8)
-  with pytest.raises(ValueError, match=r'config\.model\.fc_features: \[16, 16'):
-    evaluate.evaluate_checkpoint(config, workdir, 'latest')
+  with pytest.raises(
+    ValueError, match=r'config\.model\.fc_features is \[16, 16\] in the checkpo'
+  ):
+    evaluate_checkpoint(config, workdir, 'latest')
 
 
 @pytest.mark.parametrize('which', ['latest', 'best'])
@@ -643,7 +660,7 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_its_row(
   uninterrupted, config, which, capsys
 ):
   workdir = uninterrupted.workdir
-  found = evaluate.evaluate_checkpoint(config, workdir, which)
+  found = evaluate_checkpoint(config, workdir, which)
   rows = {int(r['step']): r for r in read_rows(workdir)}
   errors = {s: float(rows[s]['eval/top1_error']) for s in (10, 19, 24)}
   file = json.loads((workdir / 'evaluation.json').read_text())
@@ -766,14 +783,16 @@ def test_a_run_goes_through_the_sources_schedule_killed_or_not(
 def test_the_step_gets_the_switches_of_the_config(
   config, tmp_path, monkeypatch
 ):
-  def make_train_step(net, mesh, **kwargs):
-    raise InterruptedRun(kwargs)
+  def make_train_step(net, mesh, random_views, make_optimizer):
+    assert random_views.func is augment.random_views
+    assert make_optimizer.func is optimizer.paper_sgd
+    raise InterruptedRun(random_views.keywords | make_optimizer.keywords)
 
   config.augment.color_divide = config.augment.central_mean = True
   config.augment.flip = True
   config.optimizer.decay_biases = False
   config.optimizer.momentum = 0.8
-  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  monkeypatch.setattr(train_step_lib, 'make_train_step', make_train_step)
   with pytest.raises(InterruptedRun) as stopped:
     train.train_and_evaluate(config, tmp_path / 'run')
   assert stopped.value.args[0] == {
@@ -792,7 +811,7 @@ def test_the_colour_directions_are_those_of_the_config(
   config, tmp_path, square_root
 ):
   config.augment.color_square_root = square_root
-  run = run_lib.open_run(config, tmp_path / 'run')
+  run = run_lib.open_run(config)
   # The digits are grey: one direction, along which the variance is the trace.
   variance = np.trace(run.dataset.rgb_covariance)
   expected = np.sqrt(variance) if square_root else variance / 255
@@ -821,7 +840,7 @@ def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
   config, caplog, rows, warned_after
 ):
   config.train.plateau_warning_steps = 10
-  guard, warnings = train.ChanceLossWarning(config, 0), []
+  guard, warnings = chance_loss.ChanceLossWarning(config, 0), []
   for loss, steps in rows:
     guard.observe(loss, steps)
     warnings.append(len(caplog.records))
@@ -832,7 +851,7 @@ def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
 @pytest.mark.parametrize(('before', 'warned'), [(5, 0), (6, 1), (10, 0)])
 def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
   config.train.plateau_warning_steps = 10
-  guard = train.ChanceLossWarning(config, before)
+  guard = chance_loss.ChanceLossWarning(config, before)
   guard.observe(2.3, 4)
   assert len(caplog.records) == warned  # At 10: the run before has warned.
   assert guard.stuck_steps == before + 4
@@ -841,7 +860,7 @@ def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
 def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
   config.model.num_classes = 1000
   config.train.plateau_warning_steps = 10
-  guard = train.ChanceLossWarning(config, 0)
+  guard = chance_loss.ChanceLossWarning(config, 0)
   guard.observe(2.3026, 10)
   assert not caplog.records
   guard.observe(6.9078, 10)
@@ -861,7 +880,7 @@ def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
     params = jax.tree_util.tree_map_with_path(shrink, state.params)
     return state.replace(params=params)
 
-  monkeypatch.setattr(run_lib, 'create_train_state', create_small)
+  monkeypatch.setattr(train_state, 'create_train_state', create_small)
   config.model.init_std = 0.01
   config.model.conv345_init_std = 0.011
   config.model.fc67_init_std = 0.012
@@ -896,8 +915,8 @@ def three_classes(data_dir, tmp_path_factory):
 
 def save_pretrained(config, workdir):
   """A work directory with a checkpoint of step 7; its random parameters."""
-  workdir_lib.open_workdir(workdir, config)
-  run = run_lib.open_run(config, workdir)
+  workdir_lib.write_config(workdir, config)
+  run = run_lib.open_run(config)
   rng = np.random.default_rng(7)
   state = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(x.dtype),
@@ -947,9 +966,9 @@ def test_all_layers_but_the_classifier_begin_as_pretrained(
 
 
 def create_state(config, workdir):
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-    return train_state.create_or_restore(run, checkpoints)[0]
+    return train._create_or_restore(run, checkpoints)[0]
 
 
 def test_fine_tuning_needs_its_pretraining_only_to_begin(
@@ -1036,41 +1055,14 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
   with pytest.raises(ValueError) as error:
     train.train_and_evaluate(config, tmp_path / 'tuned')
   first, *lines = str(error.value).splitlines()
-  assert first.startswith(f'config.train.init_workdir={uninterrupted.workdir}')
+  where = f'config.train.init_workdir={uninterrupted.workdir}'
+  assert first.startswith(where)
   assert lines == [
-    'config.input.crop_size: 67 there, 75 here',
-    'config.model.fc_features: [16, 16] there, [8, 16] here',
-    'config.model.lrn_alpha: 0.0001 there, 2e-05 here',
+    f'config.input.crop_size is 67 in {where} but 75 here',
+    f'config.model.fc_features is [16, 16] in {where} but [8, 16] here',
+    f'config.model.lrn_alpha is 0.0001 in {where} but 2e-05 here',
   ]
   assert not (tmp_path / 'tuned').exists()
-
-
-# The experiment that trains with the same step
-
-
-def test_the_plateau_experiment_trains_as_the_loop_does(
-  uninterrupted, config, monkeypatch
-):
-  monkeypatch.setattr(init_plateau, 'get_config', lambda init, seed: config)
-  monkeypatch.setattr(
-    init_plateau,
-    'FLAGS',
-    types.SimpleNamespace(steps=16, dataset='', size=0, crop_size=0),
-  )
-  losses, made = [], init_plateau.losses
-  monkeypatch.setattr(
-    init_plateau,
-    'losses',
-    lambda *args: (losses.append(loss) or loss for loss in made(*args)),
-  )
-  row = init_plateau.run_one('text', 0)
-  # The loop's rate drops after step 16. Its rows are sums of float32.
-  rows = {int(r['step']): r for r in read_rows(uninterrupted.workdir)}
-  for first, last in itertools.pairwise([0, 5, 6, 10, 12, 15, 16]):
-    mean = np.mean(losses[first:last])
-    assert mean == pytest.approx(float(rows[last]['train/loss']), rel=1e-6)
-  assert (row['steps'], row['left_at']) == (16, '')
-  assert float(row['last_loss']) == pytest.approx(np.mean(losses[6:]), abs=1e-3)
 
 
 # On other devices
@@ -1085,17 +1077,17 @@ def use_devices(monkeypatch, number):
 
 def spy_on_labels(patch):
   """The labels of every batch from now on, each with its number of devices."""
-  labels, place_batch = [], run_lib.Run.place_batch
+  labels, place_batch = [], mesh_lib.place_batch
 
-  def spied(run, batch):
-    placed = place_batch(run, batch)
+  def spied(batch, mesh):
+    placed = place_batch(batch, mesh)
     found = placed['label']
     labels.append(
       (len(found.sharding.device_set), jax.device_get(found).tolist())
     )
     return placed
 
-  patch.setattr(run_lib.Run, 'place_batch', spied)
+  patch.setattr(mesh_lib, 'place_batch', spied)
   return labels
 
 
