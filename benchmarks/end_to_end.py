@@ -1,96 +1,98 @@
-r"""A real run against the same run on one batch that stays on the device.
+r"""A real run against its two halves; with --saving, what a save costs it.
 
     python -m benchmarks.end_to_end [--config=FILE] [--config.KEY=VALUE ...]
         [--steps=N] [--quick] [--check] [--output=FILE]
+    python -m benchmarks.end_to_end --saving [--quick] [--check]
 
 The train loop's own `train.run_steps`, on the config's net, data set and batch:
 
-* real: host batches through `prefetch_to_device`, as in `train_and_evaluate`;
-* synthetic: one of these batches again and again, on the device: what the device
-  alone can take;
+* real: batches from the host, as in `train_and_evaluate`;
+* synthetic: one of these batches again and again: the device alone;
 * host alone: the same host batches, dropped, nothing put on the device.
 
-They run in turn in one process, the others idle, in segments of --steps steps.
-Before it is timed, each takes a few steps, so that nothing buffered is left: the
-steady state. Images/s of real and synthetic are those that `run_steps` itself
-reports; it fetches the metrics of every step. Ratios are of one round.
-
---check asks for real / the slower of synthetic and host alone of at least 0.95:
-where the host can deliver what the device takes, that is the run against
-synthetic data; where it cannot, the host is the limit, and the run is held
-against the host alone. On a CPU host and device share the cores: what the host
-takes, the device lacks, and real falls below synthetic by that even where nothing
+They run in turn in one process, in segments of --steps steps, after some that
+leave nothing buffered: the steady state of the first epoch. Not measured:
+evaluation, checkpoints, metrics files, compilation. --check asks for real / the
+slower of synthetic and host alone of at least 0.95. On a CPU host and device share
+the cores: real falls below synthetic by what the host takes even where nothing
 waits. A line says by how much, by arithmetic; --check makes no allowance for it.
 
-Not measured: evaluation, checkpoints, metrics files and compilation; the rates
-are those of the first epoch. The digits are prepared if they are not there, any
-other data set must be.
+--saving saves the train state of the paper's net (parameters and v, 488 MB) as the
+train loop does, then changes it by a program that is given it, as a step is. The
+save returns when it has the state on the host; where the device is the host that
+is at once, and the copy is left to the step, which may not overwrite what is still
+to be written. So both are timed, and that program without a save; a training loses
+the save and the difference. Beside them stand a copy of the state alone, and the
+whole save. --check asks that the save returns within the time of 1.5 such copies.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import itertools
+import pathlib
 import statistics
 import sys
 import tempfile
 import time
+import types
 
 from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':  # As main.py.
   huge_pages.reexec_with_huge_pages()
 
-from absl import app
 from absl import flags
 import jax
 from jaxtyping import PyTree
 from ml_collections import config_flags
+import numpy as np
 
+from alexnet_jax import checkpoint
+from alexnet_jax import digits
 from alexnet_jax import input_pipeline
-from alexnet_jax import mesh as mesh_lib
-from alexnet_jax import metrics
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
+from alexnet_jax import train_step
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import processes
-from benchmarks import interleaved
-from benchmarks import report
+from benchmarks import harness
+from benchmarks import plots
+from benchmarks import synthetic
 
 BAR = 0.95
 REAL, SYNTHETIC, HOST = 'real', 'synthetic', 'host alone'
 # Grain holds 2 batches and makes one, the device 2: more than all of these.
 DRAIN = 6
+COPY, BLOCKED, WHOLE = 'copy to the host', 'save returns', 'save is written'
+AFTER, WITHOUT = 'change after a save', 'change without one'
+SAVING_BAR = 1.5  # Seconds until a save returns over those of a copy.
+FLAGS = flags.FLAGS
 
 
 class Loop:
   """The train loop, which goes on with its state on any batches."""
 
-  def __init__(self, run: run_lib.Run, batch: PyTree):
-    """Compiles the step as training does; `batch` is on the device."""
-    key = mesh_lib.place(jax.random.key(run.config.seed), run.mesh)
-    schedule = train.rate_schedule(run.config.optimizer)
-    self._fixed = train.step_arguments(run, schedule, key, epoch=0.0)
-    self._state, self._done = train_state.create_train_state(run), 0
-    lowered = train.train_step_of(run).lower(self._state, batch, *self._fixed)
-    self._step = lowered.compile()
+  def __init__(self, run: run_lib.Run):
+    table = train_step.make_timetable(run)
+    arguments = train_step.StepArguments(run, table)(0)
+    self._arguments, self._done = arguments, 0
+    self._state = train_state.create_train_state(run)
+    self._step = train_step.compile_train_step(run, self._state, arguments)
     self.batch_size = run.config.input.batch_size
 
   def __call__(self, batches: Iterator[PyTree], steps: int) -> dict[str, float]:
-    """Takes so many steps; the metrics of `train.run_steps`."""
-    stop = self._done + steps
-    progress = metrics.Progress(self._done, stop, time.time(), silent=True)
-    with contextlib.closing(progress):
-      self._state, found = train.run_steps(
-        self._step,
-        self._state,
-        batches,
-        self._fixed,
-        self._done,
-        stop,
-        progress,
-      )
+    """Takes so many steps; returns the metrics of `train.run_steps`."""
+    inputs = itertools.repeat(self._arguments, steps)
+    stop, silent = (
+      self._done + steps,
+      types.SimpleNamespace(update=lambda: None),
+    )
+    self._state, found = train.run_steps(
+      self._step, self._state, batches, inputs, self._done, stop, silent
+    )
     self._done = stop
     return found
 
@@ -109,74 +111,72 @@ def trained(loop: Loop, batches: Iterator[PyTree], steps: int) -> Segment:
   loop(batches, DRAIN)
   cpu = time.process_time()
   found = loop(batches, steps)
-  images = steps * loop.batch_size
-  return Segment(
-    found['train/images_per_second'],
-    (time.process_time() - cpu) / images,
-    found['train/input_wait_fraction'],
-  )
+  cpu = (time.process_time() - cpu) / (steps * loop.batch_size)
+  rate, waited = 'train/images_per_second', 'train/input_wait_fraction'
+  return Segment(found[rate], cpu, found[waited])
 
 
 def drained(batches: Iterator[input_pipeline.Batch], steps: int) -> Segment:
   """As many batches, each dropped."""
   for _ in itertools.islice(batches, DRAIN):
     pass
-  images, cpu, began = 0, time.process_time(), time.perf_counter()
-  for batch in itertools.islice(batches, steps):
-    images += len(batch['label'])
-  seconds = time.perf_counter() - began
-  cpu = time.process_time() - cpu
+  cpu, began = time.process_time(), time.perf_counter()
+  images = sum(len(b['label']) for b in itertools.islice(batches, steps))
+  seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
   return Segment(images / seconds, cpu / images, 0.0)
 
 
-def measure(
+def measure_kinds(
   run: run_lib.Run, steps: int, rounds: int
 ) -> dict[str, list[Segment]]:
-  """The segments of each kind, in turn; one round before is not kept."""
+  """The segments of each kind, in turn."""
+  inputs, settings = (
+    run.config.input,
+    {'seed': run.config.seed, 'start_step': 0},
+  )
   with contextlib.ExitStack() as stack:
-    opened = lambda thing: stack.enter_context(contextlib.closing(thing))
-    placed = opened(
-      input_pipeline.prefetch_to_device(
-        train.host_batches(run, 0), run.place_batch
-      )
+    opened = lambda batches: stack.enter_context(contextlib.closing(batches))
+    placed = opened(run.train_batches(0))
+    settings['batch_size'] = inputs.batch_size
+    alone = input_pipeline.train_batches(
+      run.dataset, inputs.train_split, **settings
     )
-    alone, batch = opened(train.host_batches(run, 0)), next(placed)
-    loop, same = Loop(run, batch), itertools.repeat(batch)
+    loop, same, alone = Loop(run), itertools.repeat(next(placed)), opened(alone)
     kinds = {
-      REAL: lambda steps: trained(loop, placed, steps),
-      SYNTHETIC: lambda steps: trained(loop, same, steps),
-      HOST: lambda steps: drained(alone, steps),
+      REAL: functools.partial(trained, loop, placed),
+      SYNTHETIC: functools.partial(trained, loop, same),
+      HOST: functools.partial(drained, alone),
     }
     found = {name: [] for name in kinds}
-    for number in range(rounds + 1):
-      for name in list(kinds)[:: 1 if number % 2 else -1]:
-        interleaved.wait_until_idle(time.process_time)
-        segment = kinds[name](steps if number else 1)
-        if number:
-          found[name].append(segment)
+    for number, name in harness.turns(list(kinds), rounds):
+      harness.wait_until_idle(time.process_time)
+      segment = kinds[name](steps if number else 1)
+      if number:
+        found[name].append(segment)
   return found
 
 
 def judge(rates: dict[str, list[float]], shared: bool) -> tuple[float, str]:
-  """The figure of `--check`, and a line that says which is the limit.
+  """The figure of `--check`, and a line that says which side is the limit.
 
   Args:
     rates: images/s of each round, by name.
     shared: whether host and device are the same cores.
   """
-  over = interleaved.ratio(rates[HOST], rates[SYNTHETIC])['median']
+  over = harness.ratio(rates[HOST], rates[SYNTHETIC])['median']
   limit = SYNTHETIC if over >= 1 else HOST
-  figure = interleaved.ratio(rates[REAL], rates[limit])['median']
   if shared:
-    return figure, (
+    line = (
       'host and device share the cores, which are the limit; alone the host'
-      f' delivers {over:.2f} times what the device alone takes'
     )
-  if over >= 1:
-    line = f'the device is the limit: the host alone delivers {over:.2f} times'
-    return figure, f'{line} what it takes'
-  line = f'the host is the limit: the device alone takes {1 / over:.2f} times'
-  return figure, f'{line} what it delivers'
+    line += f' delivers {over:.2f} times what the device alone takes'
+  elif over >= 1:
+    line = 'the device is the limit: the host alone delivers'
+    line += f' {over:.2f} times what it takes'
+  else:
+    line = 'the host is the limit: the device alone takes'
+    line += f' {1 / over:.2f} times what it delivers'
+  return harness.ratio(rates[REAL], rates[limit])['median'], line
 
 
 def sharing(found: dict[str, list[Segment]], cores: int) -> float:
@@ -185,98 +185,123 @@ def sharing(found: dict[str, list[Segment]], cores: int) -> float:
   The host's CPU-seconds are then added to every image's time on the device.
   """
   host = statistics.median(segment.cpu_seconds for segment in found[HOST])
-  device = 1 / statistics.median(images_per_second(found)[SYNTHETIC])
+  rates = [segment.images_per_second for segment in found[SYNTHETIC]]
+  device = 1 / statistics.median(rates)
   return device / (device + host / cores)
 
 
-def print_table(found: dict[str, list[Segment]]) -> None:
-  """Medians and ranges, and the ratio to synthetic."""
-  rates = images_per_second(found)
-  print(f'{"images/s, median (range)":40} waited  CPU-ms/image  over synthetic')
-  for name, segments in found.items():
-    values = rates[name]
-    shown = f'{statistics.median(values):.1f}'
-    shown += f' ({min(values):.1f} to {max(values):.1f})'
-    waited = statistics.median(segment.waited for segment in segments)
-    cpu = statistics.median(segment.cpu_seconds for segment in segments)
-    over = interleaved.ratio(values, rates[SYNTHETIC])
-    print(
-      f'{name:12}{shown:28} {waited:6.1%} {1e3 * cpu:13.3f}'
-      f'  {over["median"]:.3f}'
-      f' ({over["least"]:.3f} to {over["most"]:.3f})'
-    )
-
-
-def images_per_second(found: dict[str, list[Segment]]):
-  """Of each round, by name."""
-  return {
-    name: [segment.images_per_second for segment in segments]
-    for name, segments in found.items()
-  }
-
-
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-  """The flags of the command."""
-  config_flags.DEFINE_config_file(
-    'config', 'configs/quickstart.py', 'See configs/.', lock_config=True
-  )
-  flags.DEFINE_integer('steps', 100, 'Of a segment.', lower_bound=2)
-  flags.DEFINE_integer('rounds', 7, 'Of all, in turn.', lower_bound=1)
-  flags.DEFINE_bool('quick', False, 'Few short rounds, for small nets.')
-  flags.DEFINE_bool('check', False, f'Fail below {BAR}.')
-  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with one line in place of a traceback for a wrong config."""
-  with command.one_line_config_errors(argv):
-    rest = app.parse_flags_with_usage(argv)
-    _ = FLAGS.config.seed  # The file's own errors may wait for the first use.
-  return rest
-
-
-def main(_) -> None:
-  config = FLAGS.config
-  steps, rounds = FLAGS.steps, FLAGS.rounds
+def measure_run() -> harness.Outcome:
+  """Real, synthetic and host alone."""
+  with command.one_line_config_errors(sys.argv):
+    seed = FLAGS.config.seed  # The file's errors may wait for the first use.
+  config, steps, rounds = FLAGS.config, FLAGS.steps, FLAGS.rounds
   if FLAGS.quick:
     steps, rounds = min(steps, 40), min(rounds, 3)
-  with (
-    command.one_line_errors('nothing is kept'),
-    tempfile.TemporaryDirectory() as workdir,
-  ):
-    run = run_lib.open_run(config, workdir)
-    found = measure(run, steps, rounds)
+  with command.one_line_errors('nothing is kept'):
+    digits.prepare_if_missing(config)
+    found = measure_kinds(run_lib.open_run(config), steps, rounds)
   print(
-    f'{config.input.dataset}, batch {config.input.batch_size}, {rounds} rounds'
-    f' of {steps} steps, seed {config.seed}'
+    f'{config.input.dataset}, batch {config.input.batch_size}, seed {seed},'
   )
-  print_table(found)
-  report.print_environment()
+  print(f'{rounds} rounds of {steps} steps')
+  rates = {n: [one.images_per_second for one in found[n]] for n in found}
+  rows = [('', 'images/s', 'waited', 'CPU-ms/image', 'over synthetic')]
+  for name, segments in found.items():
+    waited = statistics.median(one.waited for one in segments)
+    cpu = statistics.median(one.cpu_seconds for one in segments)
+    over = harness.shown(harness.ratio(rates[name], rates[SYNTHETIC]), '.3f')
+    shown = harness.shown(rates[name], '.1f')
+    rows.append((name, shown, f'{waited:.1%}', f'{1e3 * cpu:.3f}', over))
+  harness.print_table(rows)
   on_cpu = jax.default_backend() == 'cpu'
-  figure, line = judge(images_per_second(found), on_cpu)
-  segments = {
-    name: [dataclasses.asdict(segment) for segment in values]
-    for name, values in found.items()
-  }
-  report.write(
-    FLAGS.output, {'steps': steps, 'segments': segments, 'figure': figure}
-  )
+  figure, line = judge(rates, on_cpu)
   if on_cpu:
+    share = sharing(found, processes.available_cores())
     print(
-      'host and device share the cores: by arithmetic, from the CPU-seconds of'
-      f' the host alone, real / synthetic is {sharing(found, processes.available_cores()):.3f}'
+      'by arithmetic, from the CPU-seconds of the host alone, on these cores'
     )
-  print(line)
-  print(f'real / the slower of synthetic and host {figure:.3f}, bar {BAR}')
-  if FLAGS.check and figure < BAR:
-    sys.exit(1)
+    print(f'real / synthetic is {share:.3f}')
+  segments = {n: list(map(dataclasses.asdict, found[n])) for n in found}
+  line += f'\nreal / the slower of synthetic and host {figure:.3f}, bar {BAR}'
+  figures = {'steps': steps, 'segments': segments, 'figure': figure}
+  return harness.Outcome(figures, line, figure >= BAR)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def change(state: PyTree) -> PyTree:
+  """The state plus one, in the same memory unless a save still needs it."""
+  return jax.tree.map(lambda x: x + 1, state)
+
+
+def one_save(state: PyTree) -> tuple[dict[str, float], PyTree]:
+  """Seconds of a save into a new folder and of what comes after; the state."""
+  seconds = {}
+
+  def timed(name, function, *args):
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    seconds[name] = time.perf_counter() - began
+    return result
+
+  state = jax.block_until_ready(change(state))
+  timed(COPY, lambda: jax.tree.map(np.array, state))
+  state = timed(WITHOUT, change, state)
+  with tempfile.TemporaryDirectory() as folder:
+    checkpoints = checkpoint.Checkpoints(pathlib.Path(folder))
+    began = time.perf_counter()
+    timed(BLOCKED, checkpoints.save, 1, state, {}, None)
+    state = timed(AFTER, change, state)
+    checkpoints.close()
+    seconds[WHOLE] = time.perf_counter() - began
+  return seconds, state
+
+
+def measure_saving() -> harness.Outcome:
+  """Saves of the paper's net."""
+  rounds, taken = 2 if FLAGS.quick else FLAGS.rounds, []
+  net = synthetic.network('towers', None)
+  create = functools.partial(synthetic.create_state, net, 224)
+  _, state = one_save(jax.jit(create)(jax.random.key(0)))
+  for _ in range(rounds):
+    seconds, state = one_save(state)
+    taken.append(seconds)
+  megabytes = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
+  print(f'{megabytes:.0f} MB, {rounds} saves, seed of the state 0; seconds')
+  for name in taken[0]:
+    print(f'{name:20} {harness.shown([one[name] for one in taken], ".3f")}')
+  costs = [one[BLOCKED] + one[AFTER] - one[WITHOUT] for one in taken]
+  lost = statistics.median(costs)
+  print(f'a training loses {lost:.3f} s to a save')
+  waited = statistics.median(one[BLOCKED] / one[COPY] for one in taken)
+  figures = {'megabytes': megabytes, 'saves': taken, 'lost': lost}
+  verdict = f'save returns / copy {waited:.3f}, bar {SAVING_BAR}'
+  return harness.Outcome(figures, verdict, waited <= SAVING_BAR)
+
+
+def measure() -> harness.Outcome:
+  return measure_saving() if FLAGS.saving else measure_run()
+
+
+def panels(figures):
+  """Images/s of the real run, the synthetic one, and the host alone."""
+  rates = {
+    name: [one['images_per_second'] for one in segments]
+    for name, segments in figures['segments'].items()
+  }
+  title = 'A real run against its two halves'
+  return title, [plots.Panel('images/s', {'': rates})]
 
 
 if __name__ == '__main__':
-  # The keys of the default are read here.
-  with command.one_line_config_errors(sys.argv):
-    define_flags()
-  report.run(main, flags_parser=parse_flags)
+  with command.one_line_config_errors(sys.argv):  # It reads the default.
+    config_flags.DEFINE_config_file(
+      'config', 'configs/quickstart.py', 'See configs/.', lock_config=True
+    )
+  harness.run(
+    measure,
+    quick='Few short rounds, for small nets; two saves.',
+    check=f'Fail below {BAR}; with --saving above {SAVING_BAR}.',
+    rounds=7,
+    steps=(100, 'Steps of a segment.'),
+    saving=(False, "Measure saves of the paper's net instead."),
+  )

@@ -8,6 +8,7 @@ A benchmark is a module whose `measure` prints its tables and returns an
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -30,26 +31,18 @@ from alexnet_jax.runtime import processes
 
 FLAGS = flags.FLAGS
 TURN = 2, 0.5  # A turn of a variant has at least so many steps and seconds.
-ANSWER = 'answer '  # Begins the lines that a worker process prints for us.
+ANSWER = 'answer '  # Begins the lines of a worker's stdout that are for us.
 # Libraries whose versions a figure may depend on, if they are installed.
-LIBRARIES = (
-  'jax jaxlib flax numpy grain array-record simplejpeg pillow torch'.split()
-)
+LIBRARIES = 'jax jaxlib flax numpy grain array-record simplejpeg pillow torch'
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a benchmark found.
+  """What a benchmark found."""
 
-  Attributes:
-    figures: for the record, as JSON has them.
-    verdict: the last line: the figure that counts, and its bar if it has one.
-    passed: whether the bar is met.
-  """
-
-  figures: object
-  verdict: str
-  passed: bool = True
+  figures: object  # For the record: anything that JSON can hold.
+  verdict: str  # The last line: the figure that counts, and its bar.
+  passed: bool = True  # Whether the bar is met.
 
 
 def run(
@@ -58,7 +51,7 @@ def run(
   quick: str,
   check: str | None = None,
   rounds: int | None = None,
-  define_flags: Callable[[], None] = lambda: None,
+  **more: tuple[object, str],
 ) -> None:
   """Runs the command of a benchmark.
 
@@ -67,14 +60,18 @@ def run(
     quick: description of the flag --quick.
     check: description of the flag --check; None for a benchmark without a bar.
     rounds: default of the flag --rounds; None for a benchmark without rounds.
-    define_flags: defines the benchmark's other flags.
+    **more: (default, description) of other flags, by name. The default gives
+      the type; a number must be above 0 unless its default is 0, which stands
+      for 'not set'; a type in place of a default makes the flag required.
   """
-  flags.DEFINE_bool('quick', False, quick)
-  flags.DEFINE_string('output', None, 'File to write the figures to, as JSON.')
+  more['quick'] = False, quick
+  more['output'] = '', 'File to write the figures to, as JSON.'
   if check is not None:
-    flags.DEFINE_bool('check', False, check)
+    more['check'] = False, check
   if rounds is not None:
-    flags.DEFINE_integer('rounds', rounds, 'Number of timed rounds.', 1)
+    more['rounds'] = rounds, 'Number of timed rounds.'
+  for name, (default, description) in more.items():
+    define_flag(name, default, description)
 
   def main(argv):
     if len(argv) > 1:
@@ -82,20 +79,27 @@ def run(
     command.quiet_libraries()
     finish(measure(), FLAGS.output, check is not None and FLAGS.check)
 
-  with command.one_line_config_errors(sys.argv):
-    define_flags()  # A flag for a config reads its default.
-  app.run(main, flags_parser=_parse_flags)
+  def parse_flags(argv):
+    with command.one_line_config_errors(argv):
+      return app.parse_flags_with_usage(argv)
+
+  app.run(main, flags_parser=parse_flags)
 
 
-def _parse_flags(argv):
-  with command.one_line_config_errors(argv):
-    return app.parse_flags_with_usage(argv)
+def define_flag(name: str, default: object, description: str) -> None:
+  """Defines a flag, see `run`."""
+  if isinstance(default, type):
+    flags.DEFINE_string(name, None, description, required=True)
+    return
+  integer = functools.partial(flags.DEFINE_integer, lower_bound=bool(default))
+  define = {bool: flags.DEFINE_bool, int: integer, list: flags.DEFINE_list}
+  define.get(type(default), flags.DEFINE_string)(name, default, description)
 
 
-def finish(outcome: Outcome, output: str | None, check: bool) -> None:
+def finish(outcome: Outcome, output: str, check: bool) -> None:
   """Prints and writes an outcome; exits with 1 if `check` and it has failed."""
   print(', '.join(f'{key} {value}' for key, value in environment().items()))
-  if output is not None:
+  if output:
     content = {'environment': environment(), 'figures': outcome.figures}
     pathlib.Path(output).write_text(json.dumps(content, indent=1) + '\n')
   print(outcome.verdict)
@@ -105,52 +109,36 @@ def finish(outcome: Outcome, output: str | None, check: bool) -> None:
 
 def environment() -> dict[str, object]:
   """The machine, the versions and the commit of a benchmark."""
+  versions, machine = {}, platform.processor() or platform.machine()
+  for name in LIBRARIES.split():
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  with contextlib.suppress(OSError):  # Linux alone has it.
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+    if found := re.search(r'model name\s*: *(.*\S)', text):
+      machine = found[1]
+  spec = sys.modules['__main__'].__spec__
+  words = ['python -m', spec.name if spec else sys.argv[0]]
+  # The path of a folder means nothing elsewhere.
+  words += [re.sub('=[/~].*', '=DIR', argument) for argument in sys.argv[1:]]
   return {
-    'machine': _processor(),
+    'machine': machine,
     'cores': processes.available_cores(),
     'devices': sorted({device.device_kind for device in jax.devices()}),
     'python': platform.python_version(),
-    **_versions(),
+    **versions,
     'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', ''),
     'commit': workdir_lib.current_commit(),
-    'command': ' '.join(['python -m', _module(), *map(_public, sys.argv[1:])]),
+    'command': ' '.join(words),
   }
-
-
-def _versions():
-  found = {}
-  for name in LIBRARIES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
-
-
-def _processor():
-  try:
-    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-      if line.startswith('model name'):
-        return line.partition(':')[2].strip()
-  except OSError:
-    pass  # Not Linux.
-  return platform.processor() or platform.machine()
-
-
-def _public(argument):
-  """A flag without the path of its folder, which means nothing elsewhere."""
-  return re.sub('=[/~].*', '=DIR', argument)
-
-
-def _module():
-  spec = sys.modules['__main__'].__spec__
-  return spec.name if spec else sys.argv[0]
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
   """Yields (round, name): every name once in each of rounds 0 ... `rounds`.
 
-  Round 0 is to warm up. The order is reversed in every second round. Ratios of
-  measurements from one round are not affected by how fast the machine is that
-  hour.
+  Round 0 is for warming up. Every second round has the reverse order. A ratio
+  of two measurements of one round does not depend on how fast the machine is
+  that hour.
   """
   for number in range(rounds + 1):
     for name in list(names)[:: 1 if number % 2 else -1]:
@@ -160,12 +148,10 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
 def seconds(
   variants: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, list[float]]:
-  """Seconds of the calls in rounds 1 ... `rounds`, by variant.
+  """Seconds of the calls in rounds 1 ... `rounds` of `turns`, by variant.
 
-  Args:
-    variants: each does the work once and returns when it is done; if it returns
-      a float, those seconds count instead of the wall time of the call.
-    rounds: number of timed rounds, see `turns`.
+  A variant does the work once and returns when it is done. If it returns a
+  float, those seconds count instead of the wall time of the call.
   """
   taken = {name: [] for name in variants}
   for number, name in turns(list(variants), rounds):
@@ -178,12 +164,7 @@ def seconds(
 
 
 def mean_seconds(work: Callable[[int], object], steps_per_call: int) -> float:
-  """Mean seconds of a step over a turn.
-
-  Args:
-    work: takes a number of steps, and returns when they are done.
-    steps_per_call: the number of steps to ask for at a time.
-  """
+  """Mean seconds of a step over a turn; `work` takes a number of steps."""
   steps, began = 0, time.perf_counter()
   least, duration = TURN
   while steps < least or time.perf_counter() - began < duration:
@@ -193,10 +174,7 @@ def mean_seconds(work: Callable[[int], object], steps_per_call: int) -> float:
 
 
 def steps_per_wait() -> int:
-  """How many steps (or calls) are timed by one wait for the device.
-
-  A GPU computes many a layer faster than the host can ask for it.
-  """
+  """How many steps share one wait: a GPU is faster than the host can ask."""
   return 1 if jax.default_backend() == 'cpu' else 50
 
 
@@ -208,20 +186,17 @@ def wait_until_idle(cpu: Callable[[], float]) -> None:
     time.sleep(0.1)
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-  """Median and range of the ratios of measurements from the same round."""
-  pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]
-  return {
-    'median': statistics.median(pairs),
-    'least': min(pairs),
-    'most': max(pairs),
-  }
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+  """Median and range of the ratios of measurements of the same round."""
+  pairs = [a / b for a, b in zip(over, under, strict=True)]
+  median = statistics.median(pairs)
+  return {'median': median, 'least': min(pairs), 'most': max(pairs)}
 
 
 def shown(values: Sequence[float] | Mapping[str, float], spec: str) -> str:
   """'median (least to most)' of some values, or of a `ratio`."""
   if isinstance(values, Mapping):
-    values = list(values.values())  # Their median, least and most are the same.
+    values = list(values.values())  # These three have the same three.
   found = statistics.median(values), min(values), max(values)
   return '{} ({} to {})'.format(*(format(value, spec) for value in found))
 
@@ -229,10 +204,9 @@ def shown(values: Sequence[float] | Mapping[str, float], spec: str) -> str:
 def print_table(rows: Sequence[Sequence[str]]) -> None:
   """Prints a table in Markdown; the first row is its head."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [[f'{cell:{w}}' for cell, w in zip(row, widths)] for row in rows]
-  lines.insert(1, ['-' * width for width in widths])
-  for line in lines:
-    print(f'| {" | ".join(line)} |')
+  for row in (rows[0], ['-' * width for width in widths], *rows[1:]):
+    cells = map(str.ljust, row, widths)
+    print(f'| {" | ".join(cells)} |')
 
 
 class Worker:
@@ -240,13 +214,8 @@ class Worker:
 
   def __init__(self, arguments: Sequence[str], **env: str):
     """Starts the program `arguments` with more environment variables."""
-    self._process = subprocess.Popen(
-      arguments,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=os.environ | env,
-    )
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    self._process = subprocess.Popen(arguments, env=os.environ | env, **pipes)
     self.pid = self._process.pid
 
   def __call__(self, line: str = 'go') -> object:
@@ -266,22 +235,17 @@ class Worker:
     sys.exit('a worker ended without an answer; its error is above')
 
   def close(self) -> None:
-    """Kills the process: one that others wait for would not end by itself."""
+    """Kills the process: one that waits for others would not end by itself."""
     self._process.kill()
     with contextlib.suppress(BrokenPipeError):
       self._process.communicate()
 
 
 def command_line(function: str, *args: object) -> list[str]:
-  """The command line for a `Worker` that calls a function of a benchmark.
-
-  Args:
-    function: such as 'scaling.take_steps'.
-    *args: what JSON can carry.
-  """
+  """The program of a `Worker` that calls 'MODULE.FUNCTION' of benchmarks/."""
+  call = f'{function}(*json.loads({json.dumps(args)!r}))'
   module = function.partition('.')[0]
-  code = f'import json; from benchmarks import {module}; '
-  code += f'{function}(*json.loads({json.dumps(args)!r}))'
+  code = f'import json; from benchmarks import {module}; {call}'
   return [sys.executable, '-c', code]
 
 
@@ -292,12 +256,9 @@ def answer(value: object) -> None:
 
 def peak_bytes() -> int:
   """Peak resident memory of this process so far, as the system counts it."""
-  try:
-    for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-      if line.startswith('VmHWM'):  # ru_maxrss includes the parent's, by exec.
-        return int(line.split()[1]) * 1024
-  except OSError:
-    pass  # Not Linux.
+  with contextlib.suppress(OSError):  # ru_maxrss may be that before an exec.
+    text = pathlib.Path('/proc/self/status').read_text()
+    return int(re.search(r'VmHWM:\s*(\d+)', text)[1]) * 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -3,11 +3,10 @@ r"""Where the time of a whole train step goes: its slowest operations in a trace
     python -m benchmarks.operations [--quick] [--batch=32] [--dtype=float32]
         [--steps=5] [--top=20] [--trace_dir=DIR]
 
-The paper's net under JAX's profiler, after steps that compile and warm up:
-milliseconds of every operation of the compiled program in a step, and the layer
-that it comes from ("backward" if it belongs to a gradient). XLA fuses neighbours
-into one operation, which then has the name of one of them. With --trace_dir the
-trace is kept, for TensorBoard's profile plugin or Perfetto.
+The paper's net under JAX's profiler: milliseconds of every operation of the
+compiled program in a step, and the layer that it comes from ("backward" if it
+belongs to a gradient). XLA fuses neighbours into one operation, which has the name
+of one of them. With --trace_dir the trace is kept, for TensorBoard or Perfetto.
 
 Operations overlap. On CPU, convolutions and large products run in threads that
 the trace does not contain: their rows have the time that it takes to begin them,
@@ -30,9 +29,8 @@ from alexnet_jax.runtime import huge_pages
 if __name__ == '__main__':
   huge_pages.reexec_with_huge_pages()
   # Inside the command buffers of a GPU, operations lose their names.
-  os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_enable_command_buffer='
-  )
+  xla_flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{xla_flags} --xla_gpu_enable_command_buffer='
 
 from absl import flags
 import jax
@@ -44,11 +42,7 @@ FLAGS = flags.FLAGS
 
 
 def seconds_by_operation(folder: str) -> dict[str, float]:
-  """Seconds of every operation in a trace, the slowest first.
-
-  Args:
-    folder: of `jax.profiler.trace`, with a single trace.
-  """
+  """Seconds of every operation, the slowest first, in the trace in a folder."""
   found = collections.Counter()
   (file,) = pathlib.Path(folder).rglob('*.xplane.pb')
   for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
@@ -76,62 +70,57 @@ def layer(source: str) -> str:
   return found[0] + (' backward' if 'transpose(' in source else '')
 
 
-def define_flags() -> None:
-  flags.DEFINE_integer('batch', 32, 'Images of a step.', 1)
-  flags.DEFINE_string('dtype', 'float32', 'Dtype of the activations.')
-  flags.DEFINE_integer('steps', 5, 'Number of traced steps.', 1)
-  flags.DEFINE_integer('top', 20, 'Number of operations to print.', 1)
-  flags.DEFINE_string('trace_dir', None, 'Empty folder to keep the trace in.')
-
-
-def trace(batch: int, dtype: str, steps: int, folder: str):
-  """(seconds of a step, seconds by operation, sources) of traced steps."""
-  net = synthetic.network('towers', None, dtype=dtype)
+def trace(batch: int, steps: int, folder: str) -> tuple[float, list[dict]]:
+  """Seconds of a step, and its operations, from a trace of some steps."""
+  net = synthetic.network('towers', None, dtype=FLAGS.dtype)
   step = synthetic.TrainStep(net, None, batch)
-  program = sources(step.compile())
+  source_of = sources(step.compile())
   step(3)
   with jax.profiler.trace(folder):
     began = time.perf_counter()
     step(steps)
     whole = (time.perf_counter() - began) / steps
-  return whole, seconds_by_operation(folder), program
+  return whole, [
+    {'name': name, 'seconds': s / steps, 'source': source_of.get(name, '')}
+    for name, s in seconds_by_operation(folder).items()
+  ]
 
 
 def measure() -> harness.Outcome:
   batch, steps = (4, 2) if FLAGS.quick else (FLAGS.batch, FLAGS.steps)
   with contextlib.ExitStack() as stack:
     folder = FLAGS.trace_dir
-    if folder is None:
+    if not folder:
       folder = stack.enter_context(tempfile.TemporaryDirectory())
     elif any(pathlib.Path(folder).rglob('*.xplane.pb')):
       sys.exit(f'--trace_dir={folder} has a trace; name an empty folder')
-    whole, found, program = trace(batch, FLAGS.dtype, steps, folder)
-  if not found:
+    whole, operations = trace(batch, steps, folder)
+  if not operations:
     sys.exit(
-      'the trace names no operation of the program; look at it in TensorBoard:'
-      ' --trace_dir=DIR'
+      'the trace names no operation; see it in TensorBoard: --trace_dir=DIR'
     )
-  rows = [
-    {'name': name, 'seconds': seconds / steps, 'source': program.get(name, '')}
-    for name, seconds in found.items()
-  ]
-  for row in rows[: FLAGS.top]:
-    print(
-      f'{1e3 * row["seconds"]:9.1f} ms {row["seconds"] / whole:6.1%}'
-      f'  {layer(row["source"]):16}{row["name"]:36} {row["source"][-60:]}'
-    )
-  rest = whole - sum(row['seconds'] for row in rows)
+  for one in operations[: FLAGS.top]:
+    seconds, source = one['seconds'], one['source']
+    print(f'{1e3 * seconds:9.1f} ms {seconds / whole:6.1%}', end='  ')
+    print(f'{layer(source):16}{one["name"]:36} {source[-60:]}')
+  rest = whole - sum(one['seconds'] for one in operations)
   print(
     f'{1e3 * rest:9.1f} ms {rest / whole:6.1%}  in no operation of the trace'
   )
-  return harness.Outcome(
-    {'step_seconds': whole, 'operations': rows},
-    f'{synthetic.SEEDS}\n{FLAGS.dtype}, batch {batch}, {steps} steps of'
-    f' {1e3 * whole:.0f} ms',
+  verdict = (
+    f'{FLAGS.dtype}, batch {batch}, {steps} steps of {1e3 * whole:.0f} ms'
   )
+  figures = {'step_seconds': whole, 'operations': operations}
+  return harness.Outcome(figures, f'{synthetic.SEEDS}\n{verdict}')
 
 
 if __name__ == '__main__':
   harness.run(
-    measure, quick='Two steps of four images.', define_flags=define_flags
+    measure,
+    quick='Two steps of four images.',
+    batch=(32, 'Images of a step.'),
+    dtype=('float32', 'Dtype of the activations.'),
+    steps=(5, 'Number of traced steps.'),
+    top=(20, 'Number of operations to print.'),
+    trace_dir=('', 'Empty folder to keep the trace in.'),
   )

@@ -4,8 +4,7 @@ r"""Pictures of the recorded figures: one PNG for each record that has panels.
 
 A record NAME.json is drawn by the function `panels` of benchmarks/NAME.py: from
 its figures it makes a title and a list of `Panel`s. Bars are medians, their black
-lines go from the least to the most of the rounds. Nothing is measured here. Needs
-matplotlib.
+lines go from the least to the most of the rounds. Needs matplotlib.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,27 +23,20 @@ from absl import flags
 from PIL import Image
 
 COLORS = ('#1f5a92', '#d98324', '#7a7a7a', '#4f9d69', '#a23b4a', '#8e6bb0')
-BAR_COLOR = '#b00020'
 WIDTH, DPI = 9.0, 110  # Inches, dots per inch.
-LEGEND = {
-  'loc': 'lower left',
-  'bbox_to_anchor': (0, 1),  # Above the axes, clear of the bars.
-  'fontsize': 8,
-  'frameon': False,
-  'borderaxespad': 0.2,
-  'columnspacing': 1.0,
-  'handlelength': 1.2,
-}
+# Above the axes, clear of the bars.
+LEGEND = {'loc': 'lower left', 'bbox_to_anchor': (0, 1), 'borderaxespad': 0.2}
+LEGEND |= {'fontsize': 8, 'frameon': False, 'handlelength': 1.2}
 FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One axes of horizontal bars.
+  """Horizontal bars on axes of their own.
 
   Attributes:
-    label: of the values, with their unit.
-    groups: the values of each bar, by name in the legend (''  for none) and by
+    label: what the values are, with their unit.
+    groups: the values of each bar, by name in the legend ('' for none) and by
       label of the row: those of all rounds, or a median with its range.
     bar: where a line shows what is asked for.
   """
@@ -81,23 +73,23 @@ def draw_panel(axes, panel: Panel) -> None:
   axes.spines[['top', 'right']].set_visible(False)
   axes.tick_params(labelsize=9)
   rows, height = panel.rows, 0.8 / len(panel.groups)
-  largest = max(max(v) for group in panel.groups.values() for v in group.values())
+  largest = max(max(v) for g in panel.groups.values() for v in g.values())
   for number, (name, group) in enumerate(panel.groups.items()):
     color = COLORS[number % len(COLORS)]
     for row, values in group.items():
-      place = rows.index(row) - 0.4 + (number + 0.5) * height
+      y = rows.index(row) - 0.4 + (number + 0.5) * height
       median, most = statistics.median(values), max(values)
-      axes.barh(place, median, 0.9 * height, color=color, label=name)
-      axes.plot([min(values), most], [place] * 2, color='black', linewidth=1)
-      right = most + 0.01 * largest
-      axes.text(right, place, f' {short(median)}', fontsize=8, va='center')
+      axes.barh(y, median, 0.9 * height, color=color, label=name)
+      axes.plot([min(values), most], [y, y], color='black', linewidth=1)
+      x = most + 0.01 * largest
+      axes.text(x, y, f' {short(median)}', fontsize=8, va='center')
   axes.set_yticks(range(len(rows)), [textwrap.fill(row, 24) for row in rows])
   axes.set_ylim(len(rows) - 0.4, -0.6)
   axes.set_xlim(0, 1.15 * max(largest, panel.bar or 0))
   axes.set_xlabel(panel.label, fontsize=9)
   if panel.bar is not None:
-    line = {'color': BAR_COLOR, 'linewidth': 1, 'linestyle': '--'}
-    axes.axvline(panel.bar, label=f'bar {panel.bar:g}', **line)
+    label = f'bar {panel.bar:g}'
+    axes.axvline(panel.bar, label=label, color='#b00020', ls='--', lw=1)
   handles, names = axes.get_legend_handles_labels()
   once = dict(zip(names, handles, strict=True))
   if once:  # Matplotlib passes over a group with the name ''.
@@ -123,24 +115,17 @@ def draw(path: pathlib.Path) -> str:
     content = json.loads(path.read_text())
     where = content['environment']
     figure = draw_figure(*find_panels(path.stem)(content['figures']))
-    note = (
-      f'{where["machine"]}, {where["cores"]} cores,'
-      f' {", ".join(where["devices"])}, jax {where["jax"]}, commit'
-      f' {where["commit"][:9]}'
-    )
+    devices, commit = ', '.join(where['devices']), where['commit'][:9]
+    note = f'{where["machine"]}, {where["cores"]} cores, {devices}, jax'
+    note += f' {where["jax"]}, commit {commit}'
   except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
     return f'{path}: no figures that this can draw ({error!r})'
   figure.supxlabel(note, fontsize=8, color='#555555', x=0.01, ha='left')
-  picture = path.with_suffix('.png')
-  buffer = io.BytesIO()
+  picture, buffer = path.with_suffix('.png'), io.BytesIO()
   figure.savefig(buffer, dpi=DPI)
   # A palette: a third of the bytes.
   Image.open(buffer).convert('RGB').quantize(64).save(picture, optimize=True)
   return str(picture)
-
-
-def define_flags() -> None:
-  flags.DEFINE_string('results', 'benchmarks/results', 'Folder of the records.')
 
 
 def main(_) -> None:
@@ -155,5 +140,5 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  define_flags()
+  flags.DEFINE_string('results', 'benchmarks/results', 'Folder of the records.')
   app.run(main)

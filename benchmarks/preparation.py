@@ -1,17 +1,23 @@
-r"""What preparing a data set costs beside decoding, scaling and encoding.
+r"""What preparing a data set costs, or reading one in host memory.
 
     python -m benchmarks.preparation --folder=DIR [--quick] [--check]
+    python -m benchmarks.preparation --memory --folder=DIR [--quick] [--check]
 
-DIR holds photographs, which are taken in turn. Each round encodes some in a
+DIR holds photographs, which are used in turn. Each round encodes some in a
 process for each core, from memory (`images.encode`: decode, scale, encode), and
-prepares two data sets of the same images, a small and a large one, with as many.
-Compared are images per CPU-second of all processes; what the large one has more
-than the small one is the rate without start-up, of which `--check` asks for 0.8
-of encoding alone. The size of the prepared ImageNet is estimated from the
-photographs.
+prepares two data sets of them, a small and a large one. Compared are images per
+CPU-second of all processes; the difference of the two data sets is the rate
+without start-up, of which `--check` asks for 0.8 of encoding alone. The size of
+the prepared ImageNet is estimated from the photographs.
+
+With --memory, --number images and ten times as many are prepared. Processes of
+their own read one epoch of each in batches of 128; the median of their peak memory
+counts. `--check` then asks for at most 100 bytes for every further image: the order
+of an epoch takes 8, and two are kept.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -22,50 +28,60 @@ import sys
 import tempfile
 import time
 
+from alexnet_jax.runtime import huge_pages
+
+if __name__ == '__main__' and '--memory' in sys.argv:
+  huge_pages.reexec_with_huge_pages()  # As in a run.
+
 from absl import flags
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
+from alexnet_jax import input_pipeline
 from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import processes
-from benchmarks import memory
-from benchmarks import report
+from benchmarks import harness
 
-BAR = 0.8
-QUALITIES = (95, 90)
-
-
-def cpu_seconds() -> float:
-  """Of this process and of those that it has started and that have ended."""
-  usages = [
-    resource.getrusage(who)
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-  ]
-  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+BAR = 0.8  # Of the images per CPU-second of encoding alone.
+MEMORY_BAR = 100  # Bytes for every further image.
+BATCH, READERS = 128, 3  # Peaks vary by a MiB, hence several readers.
+FLAGS = flags.FLAGS
 
 
-class Alone:
-  """Encodes photographs from memory, a process for each core."""
+def make_links(
+  root: pathlib.Path, paths: list[pathlib.Path], number: int
+) -> None:
+  """Makes a source of `number` images, which are links to `paths` in turn."""
+  for part, count in (('train', number), ('val', 1)):
+    (root / part / 'class').mkdir(parents=True)
+    for i, path in zip(range(count), itertools.cycle(paths)):
+      (root / part / 'class' / f'{i:07d}{path.suffix}').symlink_to(path)
 
-  def __init__(self, paths: list[pathlib.Path]):
-    self._cores = processes.available_cores()
-    self._pool = concurrent.futures.ProcessPoolExecutor(
-      self._cores, multiprocessing.get_context('spawn')
-    )
-    self._paths = paths
-    self(self._cores * 20)  # Starts all; caches, and lazy imports.
 
-  def __call__(self, number: int) -> float:
-    """Images per CPU-second, all cores at work."""
-    each = number // self._cores
-    task = functools.partial(_encode, self._paths)
-    return self._cores * each / sum(self._pool.map(task, [each] * self._cores))
+def prepare_links(
+  folder: str, paths: list[pathlib.Path], number: int
+) -> tuple[float, float]:
+  """CPU-seconds and seconds of preparing such a source as `folder`/set."""
+  root = pathlib.Path(folder)
+  make_links(root / 'photographs', paths, number)
+  cpu, wall = _cpu_seconds(), time.perf_counter()
+  prepare.prepare(f'folder:{root}/photographs', 'set', root)
+  return _cpu_seconds() - cpu, time.perf_counter() - wall
 
-  def close(self) -> None:
-    self._pool.shutdown()
+
+def _usages():
+  """Usage of this process, and of those that it started and that have ended."""
+  kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  return [resource.getrusage(kind) for kind in kinds]
+
+
+def _cpu_seconds():
+  return sum(usage.ru_utime + usage.ru_stime for usage in _usages())
 
 
 def _encode(paths, number):
+  """CPU-seconds of encoding."""
   contents = [path.read_bytes() for path in paths]
   began = time.process_time()
   for content in itertools.islice(itertools.cycle(contents), number):
@@ -73,121 +89,155 @@ def _encode(paths, number):
   return time.process_time() - began
 
 
-def preparation(paths: list[pathlib.Path], number: int) -> tuple[float, float]:
-  """CPU-seconds and seconds of a whole preparation."""
+def encoding_alone(pool, paths: list[pathlib.Path], number: int) -> float:
+  """Images per CPU-second from memory, all cores at work."""
+  cores = processes.available_cores()
+  each = [number // cores] * cores
+  return sum(each) / sum(pool.map(functools.partial(_encode, paths), each))
+
+
+def one_preparation(
+  paths: list[pathlib.Path], number: int, few: int
+) -> dict[str, float]:
+  """The rates of preparing `number` images; `few` (or 0) take away start-up."""
+  few_cpu, few_wall = 0.0, 0.0
+  if few:
+    with tempfile.TemporaryDirectory() as folder:
+      few_cpu, few_wall = prepare_links(folder, paths, few)
   with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
-    memory.make_folder(root / 'photographs', paths, number)
-    cpu, wall = cpu_seconds(), time.perf_counter()
-    prepare.prepare(f'folder:{root}/photographs', 'set', root)
-    return cpu_seconds() - cpu, time.perf_counter() - wall
+    cpu, wall = prepare_links(folder, paths, number)
+  return {
+    'with_startup_per_cpu_second': number / cpu,
+    'per_cpu_second': (number - few) / (cpu - few_cpu),
+    'per_second': (number - few) / (wall - few_wall),
+  }
 
 
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-  """The flags of the command."""
-  flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
-  flags.DEFINE_bool('quick', False, 'One short round, with start-up.')
-  flags.DEFINE_bool('check', False, f'Fail below {BAR} of encoding alone.')
-  flags.DEFINE_integer('number', 15_000, 'Images of a preparation.')
-  flags.DEFINE_integer('rounds', 3, 'Of both, in turn.', 1)
-  flags.DEFINE_string('output', None, 'File for the figures, JSON.')
-
-
-def main(_) -> None:
-  paths = memory.photographs(FLAGS.folder)
-  number, rounds = FLAGS.number, FLAGS.rounds
+def measure_speed(paths: list[pathlib.Path]) -> harness.Outcome:
+  number, rounds, few = FLAGS.number or 15_000, FLAGS.rounds, prepare.ALONE + 1
   if number < 2 * prepare.ALONE:
     sys.exit(f'--number={number} must be at least {2 * prepare.ALONE}')
   if FLAGS.quick:
-    number, rounds = 2 * prepare.ALONE, 1
-  contents = [path.read_bytes() for path in paths[:1000]]
-  encoding_alone = Alone(paths[:1000])
-  alone, prepared = [], []
-  for _ in range(rounds):
-    alone.append(encoding_alone(number // 4))
-    few, few_cpu, few_wall = 0, 0.0, 0.0
-    if not FLAGS.quick:
-      few = prepare.ALONE + 1
-      few_cpu, few_wall = preparation(paths, few)
-    cpu, wall = preparation(paths, number)
-    prepared.append(
-      {
-        'with_startup_per_cpu_second': number / cpu,
-        'per_cpu_second': (number - few) / (cpu - few_cpu),
-        'per_second': (number - few) / (wall - few_wall),
-      }
-    )
-  encoding_alone.close()
+    number, rounds, few = 2 * prepare.ALONE, 1, 0
+  alone, prepared, sample = [], [], paths[:1000]
+  cores, spawn = (
+    processes.available_cores(),
+    multiprocessing.get_context('spawn'),
+  )
+  with concurrent.futures.ProcessPoolExecutor(cores, spawn) as pool:
+    encoding_alone(pool, sample, cores * 20)  # Caches and lazy imports.
+    for _ in range(rounds):
+      alone.append(encoding_alone(pool, sample, number // 4))
+      prepared.append(one_preparation(paths, number, few))
   ratios = [
     p['per_cpu_second'] / a for a, p in zip(alone, prepared, strict=True)
   ]
+  unit = 1 if sys.platform == 'darwin' else 1024  # Bytes of ru_maxrss.
+  peaks = [unit * usage.ru_maxrss for usage in _usages()]
+  contents = [path.read_bytes() for path in sample]
+  stored = lambda quality: [
+    len(images.encode(content, 256, quality)[0]) for content in contents
+  ]
+  figures = {
+    'encoding_alone': alone,
+    'preparation': prepared,
+    'ratios': ratios,
+    'peak_bytes': dict(zip(('this process', 'a worker'), peaks, strict=True)),
+    'bytes_by_quality': {q: statistics.mean(stored(q)) for q in (95, 90)},
+  }
+  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, seed 0')
+  print_speed(figures)
   ratio = statistics.median(ratios)
+  verdict = f'preparation / encoding alone {ratio:.3f}, bar {BAR}'
+  return harness.Outcome(figures, verdict, ratio >= BAR)
+
+
+def print_speed(figures: dict) -> None:
+  """The rates, and by arithmetic what they mean for ImageNet."""
+  alone, prepared = figures['encoding_alone'], figures['preparation']
+  rates = {'encoding alone, per CPU-second': alone}
+  for key in prepared[0]:
+    rates[f'preparation, {key.replace("_", " ")}'] = [p[key] for p in prepared]
+  for name, values in rates.items():
+    print(f'images {name}: {harness.shown(values, ".1f")}')
   cores = processes.available_cores()
-  wall = statistics.median(
-    p['per_second'] / (a * cores) for a, p in zip(alone, prepared, strict=True)
-  )
-  median = lambda key: statistics.median(p[key] for p in prepared)
-  unit = 1 if sys.platform == 'darwin' else 1024  # Bytes, of ru_maxrss.
-  peaks = {
-    who: unit * resource.getrusage(which).ru_maxrss
-    for who, which in (
-      ('this process', resource.RUSAGE_SELF),
-      ('a worker', resource.RUSAGE_CHILDREN),
-    )
-  }
-  sizes = {
-    quality: statistics.mean(
-      len(images.encode(content, 256, quality)[0]) for content in contents
-    )
-    for quality in QUALITIES
-  }
-  total = sum(imagenet.NUM_IMAGES.values())
-  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, medians')
+  on_all = [cores * rate for rate in alone]
+  wall = harness.ratio([p['per_second'] for p in prepared], on_all)
   print(
-    f'encoding alone      {statistics.median(alone):8.1f} images / CPU-second'
+    f'per second, over {cores} cores that encode alone: {wall["median"]:.3f}'
   )
-  print(
-    f'preparation         {median("per_cpu_second"):8.1f} images / CPU-second,'
-    f' {median("per_second"):.1f} / second on {cores} cores'
-  )
-  print(
-    f'with start-up       {median("with_startup_per_cpu_second"):8.1f} images /'
-    f' CPU-second'
-  )
-  for who, peak in peaks.items():
+  for who, peak in figures['peak_bytes'].items():
     print(f'peak memory of {who}: {peak / 2**30:.2f} GiB')
-  for quality, size in sizes.items():
-    print(
-      f'quality {quality}: {size / 1e3:.1f} kB an image, ImageNet (1.33 million)'
-      f' {size * total / 1e9:.0f} GB'
-    )
-  rate = median('per_cpu_second')
-  for number_of_cores in (2, 16, 64):
-    print(
-      f'by arithmetic, ImageNet on {number_of_cores} cores:'
-      f' {total / rate / number_of_cores / 3600:.2f} h'
-    )
-  print('seed of the order: 0')
-  report.print_environment()
-  report.write(
-    FLAGS.output,
-    {
-      'encoding_alone': alone,
-      'preparation': prepared,
-      'ratios': ratios,
-      'peak_bytes': peaks,
-      'bytes_by_quality': sizes,
-    },
+  total = sum(imagenet.NUM_IMAGES.values())
+  for quality, size in figures['bytes_by_quality'].items():
+    print(f'quality {quality}: {size / 1e3:.1f} kB an image, ImageNet', end=' ')
+    print(f'(1.33 million) {size * total / 1e9:.0f} GB')
+  hours = (
+    total / statistics.median(p['per_cpu_second'] for p in prepared) / 3600
   )
-  print(f'per second, over {cores} cores that encode alone: {wall:.3f}')
-  print(f'preparation / encoding alone {ratio:.3f}, bar {BAR}')
-  if FLAGS.check and ratio < BAR:
-    sys.exit(1)
+  for number in (2, 16, 64):
+    print(f'by arithmetic, ImageNet on {number} cores: {hours / number:.2f} h')
+
+
+def read_epoch(data_dir: str) -> None:
+  """The work of a worker: reads an epoch, answers with its peak memory."""
+  dataset = dataset_lib.open_dataset(data_dir, 'set')
+  arguments = {'batch_size': BATCH, 'seed': 0, 'start_step': 0}
+  batches = input_pipeline.train_batches(dataset, 'train', **arguments)
+  steps = dataset.num_examples['train'] // BATCH
+  for _ in itertools.islice(batches, steps):
+    pass
+  batches.close()
+  harness.answer(harness.peak_bytes())
+
+
+def measure_memory(paths: list[pathlib.Path]) -> harness.Outcome:
+  number, readers, peaks = FLAGS.number or 4000, READERS, {}
+  if FLAGS.quick:
+    number, readers = number // 4, 1
+  for n in (number, 10 * number):
+    with tempfile.TemporaryDirectory() as folder:
+      prepare_links(folder, paths, n)
+      command, found = (
+        harness.command_line('preparation.read_epoch', folder),
+        [],
+      )
+      for _ in range(readers):
+        with contextlib.closing(harness.Worker(command)) as worker:
+          found.append(worker.receive())
+    peaks[n] = statistics.median(found)
+    print(f'{n:8} images: at most {peaks[n] / 2**20:.0f} MiB')
+  grown = (peaks[10 * number] - peaks[number]) / (9 * number)
+  return harness.Outcome(
+    {'peak_bytes': peaks, 'bytes_per_image': grown},
+    f'{grown:.0f} bytes for every further image, bar {MEMORY_BAR}; seed 0',
+    grown <= MEMORY_BAR,
+  )
+
+
+def photographs(folder: str) -> list[pathlib.Path]:
+  """The JPEG files below --folder; ends the command if there are none."""
+  paths = harness.jpeg_files(folder)
+  if not paths:
+    sys.exit(f'--folder={folder} holds no JPEG')
+  return paths
+
+
+def measure() -> harness.Outcome:
+  paths = photographs(FLAGS.folder)
+  return measure_memory(paths) if FLAGS.memory else measure_speed(paths)
 
 
 if __name__ == '__main__':
-  define_flags()
-  report.run(main)
+  harness.run(
+    measure,
+    quick='One short round, with start-up; with --memory a quarter, read once.',
+    check=f'Fail below {BAR} of encoding alone, or above {MEMORY_BAR} bytes.',
+    rounds=3,
+    folder=(str, 'Folder of photographs.'),
+    number=(
+      0,
+      'Images of the larger data set, by default 15,000; with --memory of the smaller, 4,000.',
+    ),
+    memory=(False, 'Measure the memory of reading instead.'),
+  )

@@ -33,39 +33,29 @@ TINY = {
 }
 IMAGE, CROP, BATCH = 72, 67, 8
 # (layout, devices, processes); on one device all layouts are the same.
-LAYOUTS = (
+QUICK = [
   ('data', 1, 1),
   ('towers', 2, 1),
-  ('towers', 2, 2),
   ('data', 2, 1),
   ('data', 2, 2),
   ('one_weird_trick', 2, 1),
-  ('towers', 4, 1),
-  ('data', 4, 1),
-  ('one_weird_trick', 4, 1),
-  ('towers', 8, 1),
-  ('data', 8, 1),
-  ('one_weird_trick', 8, 1),
-)
-QUICK = LAYOUTS[:2] + LAYOUTS[3:6]
+]
+LAYOUTS = [*QUICK, ('towers', 2, 2)]
+LAYOUTS += [(layout, n, 1) for n in (4, 8) for layout in mesh_lib.LAYOUTS]
 FLAGS = flags.FLAGS
 
 
 def take_steps(layout: str, steps: int, *cluster: str | int) -> None:
   """The work of a worker: takes `steps` steps for every line of stdin.
 
-  Args:
-    layout: of the mesh, which has all devices.
-    steps: number of steps for a line.
-    *cluster: the arguments of `processes.initialize` if there are several.
+  With several workers `cluster` are the arguments of `processes.initialize`.
   """
   if cluster:
     processes.initialize(*cluster)
   mesh = mesh_lib.create_mesh(layout, 'auto', jax.devices())
   net = synthetic.network(layout, mesh, **TINY)
-  step = synthetic.TrainStep(
-    net, mesh, BATCH, image_size=IMAGE, crop_size=CROP
-  )
+  sizes = {'image_size': IMAGE, 'crop_size': CROP}
+  step = synthetic.TrainStep(net, mesh, BATCH, **sizes)
   for _ in sys.stdin:
     for _ in range(steps):
       step()
@@ -81,13 +71,12 @@ class Runner:
       probe.bind(('127.0.0.1', 0))
       address = f'127.0.0.1:{probe.getsockname()[1]}'
     own = f'--xla_force_host_platform_device_count={devices // number}'
+    env = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': own}
     self._workers = []
     for index in range(number):
       cluster = (address, number, index) if number > 1 else ()
-      arguments = harness.command_line(
-        'scaling.take_steps', layout, steps, *cluster
-      )
-      worker = harness.Worker(arguments, JAX_PLATFORMS='cpu', XLA_FLAGS=own)
+      arguments = ('scaling.take_steps', layout, steps, *cluster)
+      worker = harness.Worker(harness.command_line(*arguments), **env)
       self._workers.append(worker)
 
   def __call__(self) -> None:
@@ -113,13 +102,7 @@ def name_of(layout: str, devices: int, number: int) -> str:
 def fixed_costs(
   layouts: Iterable[tuple[str, int, int]], rounds: int, steps: int
 ) -> dict[str, list[float]]:
-  """Seconds of a step in each round, by layout.
-
-  Args:
-    layouts: as `LAYOUTS`, with a single device among them.
-    rounds: number of timed rounds.
-    steps: number of steps of every layout in a round.
-  """
+  """Seconds of a step in each round of `steps` steps, by name of a layout."""
   with contextlib.ExitStack() as stack:
     runners = {}
     for layout in layouts:
@@ -131,31 +114,23 @@ def fixed_costs(
   return {name: [s / steps for s in seconds] for name, seconds in taken.items()}
 
 
-def define_flags() -> None:
-  flags.DEFINE_integer('steps', 20, 'Steps of a layout in a round.', 1)
-
-
 def measure() -> harness.Outcome:
   layouts, rounds, steps = LAYOUTS, FLAGS.rounds, FLAGS.steps
   if FLAGS.quick:
     layouts, rounds, steps = QUICK, 3, 10
   taken = fixed_costs(layouts, rounds, steps)
-  ratios = {
-    name: harness.ratio(seconds, taken['one device'])
-    for name, seconds in taken.items()
-  }
+  one = taken['one device']
+  ratios = {name: harness.ratio(s, one) for name, s in taken.items()}
   print(f'a tiny net, {BATCH} images, {rounds} rounds of {steps} steps')
   rows = [('layout (data x tower)', 'ms of a step', 'over one device')]
-  for name, seconds in taken.items():
-    milliseconds = harness.shown([1e3 * s for s in seconds], '.2f')
-    rows.append((name, milliseconds, harness.shown(ratios[name], '.2f')))
+  for name, ratio in ratios.items():
+    ms = harness.shown([1e3 * s for s in taken[name]], '.2f')
+    rows.append((name, ms, harness.shown(ratio, '.2f')))
   harness.print_table(rows)
+  figures = {'fixed_seconds': taken, 'ratios': ratios}
   most = max(ratios, key=lambda name: ratios[name]['median'])
-  verdict = (
-    f'{synthetic.SEEDS}\nlargest fixed cost: {most},'
-    f' {ratios[most]["median"]:.2f} times a step on one device'
-  )
-  return harness.Outcome({'fixed_seconds': taken, 'ratios': ratios}, verdict)
+  cost = f'{ratios[most]["median"]:.2f} times a step on one device ({most})'
+  return harness.Outcome(figures, f'{synthetic.SEEDS}\nat most {cost}')
 
 
 def panels(figures):
@@ -174,5 +149,5 @@ if __name__ == '__main__':
     measure,
     quick='Up to two devices, few rounds: a minute.',
     rounds=9,
-    define_flags=define_flags,
+    steps=(20, 'Steps of a layout in a round.'),
   )

@@ -6,16 +6,13 @@ Starts `python -m alexnet_jax.main --config=configs/quickstart.py`, the README's
 command, and ends it once it has printed that its first step is done. Each round
 runs it three times: as on a fresh machine, where the digits are not prepared and
 nothing is compiled; again with an empty compilation cache; and again with the
-cache of the first time. Seconds are those of the wall from starting the process
-to reading that line; beside them what the command itself says, which begins only
-after the imports, and the CPU-seconds of the process. `--check` asks for the
-first of the three in under 20 seconds.
+cache of the first time. Wall seconds count, from starting the process to reading
+that line; beside them what the command itself says, which begins only after the
+imports, and its CPU-seconds. `--check` asks for the first start in under 20 s.
 
-Where the time goes: the same parts one after another in a process of their own,
-cold. The command may do some of them at once, so they need not add up to it.
-
-Not measured: installing, and reading Python's packages from the disk, which an
-untimed import before has done.
+The parts of a cold start are timed one after another in a process of their own;
+the command may do some of them at once. Not measured: installing, and reading
+Python's packages from the disk, which an untimed import before has done.
 """
 
 from collections.abc import Sequence
@@ -46,11 +43,9 @@ LIMIT = 600  # Seconds after which a command that says nothing is given up.
 CONFIG = 'configs/quickstart.py'
 ROOT = pathlib.Path(quickstart.__file__).parents[1]
 IMPORTS = [sys.executable, '-c', 'import alexnet_jax.main']
-FRESH, COLD, WARM = (
-  'cold, digits not prepared',
-  'cold, digits prepared',
-  'warm, digits prepared',
-)
+FRESH = 'cold, digits not prepared'
+COLD, WARM = 'cold, digits prepared', 'warm, digits prepared'
+KEYS = ('seconds', 'said_seconds', 'cpu_seconds')
 _FIRST_STEP = re.compile(r'first step done ([\d.]+) s after the start')
 FLAGS = flags.FLAGS
 
@@ -74,20 +69,16 @@ def first_step(arguments: Sequence[str]) -> dict[str, float]:
     timer = threading.Timer(LIMIT, process.kill)
     stack.callback(timer.cancel)
     timer.start()
-    for line in process.stdout:
-      if said := _FIRST_STEP.search(line):
-        seconds = time.perf_counter() - began
-        break
-    else:
+    said = next(filter(None, map(_FIRST_STEP.search, process.stdout)), None)
+    seconds = time.perf_counter() - began
+    if said is None:
       process.wait()
       errors.seek(0)
       lines = errors.read().strip().splitlines() or ['it printed nothing']
       sys.exit(f'the command ended before its first step: {lines[-1]}')
-  return {
-    'seconds': seconds,
-    'said_seconds': float(said[1]),
-    'cpu_seconds': _children_cpu() - before,
-  }
+  cpu_seconds = _children_cpu() - before
+  values = seconds, float(said[1]), cpu_seconds
+  return dict(zip(KEYS, values, strict=True))
 
 
 def _children_cpu():
@@ -148,11 +139,11 @@ def parts() -> dict[str, float]:
   """Seconds of each part of a cold start."""
   began = time.perf_counter()
   subprocess.run(IMPORTS, cwd=ROOT, check=True)
-  imports = time.perf_counter() - began
+  found = {'Python and imports': time.perf_counter() - began}
   with tempfile.TemporaryDirectory() as folder:
     worker = harness.Worker(harness.command_line('startup.time_parts', folder))
     with contextlib.closing(worker):
-      return {'Python and imports': imports, **worker.receive()}
+      return found | worker.receive()
 
 
 def measure() -> harness.Outcome:
@@ -165,8 +156,7 @@ def measure() -> harness.Outcome:
   print(f'{CONFIG}, seed {seed}, {rounds} rounds; seconds')
   rows = [('start', 'to the first step', 'as the command says', 'CPU-seconds')]
   for name, figures in starts.items():
-    columns = ('seconds', 'said_seconds', 'cpu_seconds')
-    cells = [harness.shown([f[key] for f in figures], '.1f') for key in columns]
+    cells = [harness.shown([f[key] for f in figures], '.1f') for key in KEYS]
     rows.append((name, *cells))
   harness.print_table(rows)
   print('\nparts of a cold start, one after another, once:')

@@ -29,19 +29,20 @@ def network(
   layout: str, mesh: jax.sharding.Mesh | None, **changes: object
 ) -> model.AlexNet:
   """The paper's net on a mesh, with other values for some of its settings."""
-  settings = dict(paper.get_config().model) | changes
-  return model.AlexNet(
-    **settings, **mesh_lib.model_parallel_sizes(layout, mesh)
-  )
+  sizes = mesh_lib.model_parallel_sizes(layout, mesh)
+  return model.AlexNet(**dict(paper.get_config().model) | changes, **sizes)
+
+
+def random_views(crop_size: int) -> Callable:
+  """The paper's augmentation, as `train_step.make_train_step` takes it."""
+  return functools.partial(augment.random_views, crop_size=crop_size, flip=True)
 
 
 def make_train_step(
   net: model.AlexNet, mesh: jax.sharding.Mesh | None, crop_size: int
 ) -> Callable:
   """The train step with the paper's augmentation and optimiser."""
-  views = functools.partial(
-    augment.random_views, crop_size=crop_size, flip=True
-  )
+  views = random_views(crop_size)
   return train_step.make_train_step(net, mesh, views, make_optimizer)
 
 
@@ -53,9 +54,20 @@ def create_state(
   return train_state.initial_state(net, make_optimizer, crop_size, key)
 
 
+def create_batch(
+  batch_size: int, image_size: int, num_classes: int
+) -> dict[str, np.ndarray]:
+  """Random images and labels."""
+  rng, shape = np.random.default_rng(0), (batch_size, image_size, image_size, 3)
+  return {
+    'image': rng.integers(0, 256, shape, np.uint8),
+    'label': rng.integers(0, num_classes, batch_size, np.int32),
+    'mask': np.ones(batch_size, bool),
+  }
+
+
 def create_arguments(image_size: int) -> tuple:
-  """(statistics, key, rates, color_std) of a step, as the train step takes them."""
-  # The mean of uniform random pixels; the noise adds to each colour alone.
+  """(statistics, key, rates, color_std), the other arguments of the step."""
   mean_image = jnp.full((image_size, image_size, 3), 127.5)
   return (
     run_lib.Statistics(mean_image, jnp.eye(3)),
@@ -73,7 +85,7 @@ def compile_step(
   image_size: int = 256,
   crop_size: int = 224,
 ) -> jax.stages.Compiled:
-  """The compiled train step. It is compiled from shapes, nothing is computed."""
+  """The train step, compiled from shapes: nothing is computed."""
   create = functools.partial(create_state, net, crop_size)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(create, key)
@@ -85,10 +97,10 @@ def compile_step(
     shardings = mesh_lib.shardings(mesh, specs)
     return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
-  lowered = make_train_step(net, mesh, crop_size).lower(
-    placed(state, specs),
-    mesh_lib.batch_template(batch_size, image_size, mesh),
-    *placed(arguments, replicated),
+  batch = mesh_lib.batch_template(batch_size, image_size, mesh)
+  step = make_train_step(net, mesh, crop_size)
+  lowered = step.lower(
+    placed(state, specs), batch, *placed(arguments, replicated)
   )
   return lowered.compile()
 
@@ -107,27 +119,18 @@ class TrainStep:
     make_step: Callable = make_train_step,
   ):
     """`make_step` takes the arguments of `make_train_step`."""
-    self._step = make_step(net, mesh, crop_size)
-    create = jax.jit(
-      functools.partial(create_state, net, crop_size),
-      compiler_options=compilation.fast_compile_options(),
-    )
-    state = create(jax.random.key(0))
+    self._step, self._sums = make_step(net, mesh, crop_size), []
+    create = functools.partial(create_state, net, crop_size)
+    options = compilation.fast_compile_options()
+    state = jax.jit(create, compiler_options=options)(jax.random.key(0))
     specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
     self._state = mesh_lib.place(state, mesh, specs)
-    rng = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size, 3)
-    batch = {
-      'image': rng.integers(0, 256, shape, np.uint8),
-      'label': rng.integers(0, net.num_classes, batch_size, np.int32),
-      'mask': np.ones(batch_size, bool),
-    }
+    batch = create_batch(batch_size, image_size, net.num_classes)
     local = mesh_lib.local_batch_indices(batch_size, mesh)
     self._batch = mesh_lib.place_batch(
-      jax.tree.map(lambda x: x[local], batch), mesh
+      {name: x[local] for name, x in batch.items()}, mesh
     )
     self._arguments = mesh_lib.place(create_arguments(image_size), mesh)
-    self._sums = []
 
   def compile(self) -> str:
     """Compiles the step before the first is taken; the text of the program."""

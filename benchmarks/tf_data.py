@@ -1,13 +1,12 @@
-r"""tf.data over JPEG files, for benchmarks.input_pipeline, which starts it.
+r"""tf.data over JPEG files, a worker of benchmarks.input_pipeline.
 
     python benchmarks/tf_data.py FOLDER THREADS BATCH
 
 Needs TensorFlow and nothing of this project, for an environment of its own.
-FOLDER holds files NUMBER_LABEL.jpg. A line 'DRAIN COUNT' on stdin has it take
-DRAIN batches and then, timed, COUNT batches; it answers with a line of JSON:
-CPU-seconds of all its threads, and seconds. The decoder is TensorFlow's own with
-its default settings, of which one is a faster and less exact transform
-(INTEGER_FAST) than that of the others.
+FOLDER holds files NUMBER_LABEL.jpg. For a line 'DRAIN COUNT' on stdin it takes
+DRAIN batches and then, timed, COUNT batches; it answers with CPU-seconds of all
+its threads, and seconds. The decoder is TensorFlow's own with its default
+settings, one of which is a faster and less exact transform (INTEGER_FAST).
 """
 
 import itertools
@@ -35,22 +34,17 @@ def batches(folder, threads, batch_size):
   return iter(data.with_options(options))
 
 
-def take(source, number):
-  """Drops so many batches."""
-  for _ in itertools.islice(source, number):
-    pass
-
-
 def main(folder, threads, batch_size):
-  """Answers until stdin ends."""
   source = batches(folder, int(threads), int(batch_size))
   for line in sys.stdin:
     drain, count = map(int, line.split())
-    take(source, drain)
+    for _ in itertools.islice(source, drain):
+      pass
     cpu, wall = time.process_time(), time.perf_counter()
-    take(source, count)
+    for _ in itertools.islice(source, count):
+      pass
     figures = time.process_time() - cpu, time.perf_counter() - wall
-    print(json.dumps(figures), flush=True)
+    print('answer', json.dumps(figures), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,7 @@
 """The same net in PyTorch: what a user of PyTorch would train instead.
 
 Two groups, overlapping pooling, a response norm that stays in its group, the
-paper's rule of update as `torch.optim.SGD` has it. PyTorch's own layers
-throughout; `import torch` is left to those who ask for it.
+paper's update rule as `torch.optim.SGD` has it; PyTorch's own layers throughout.
 """
 
 from collections.abc import Mapping
@@ -12,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
+from benchmarks import synthetic
 
 
 class AlexNet(nn.Module):
   """Logits of float32 images [batch, 3, 224, 224], less their mean."""
 
-  def __init__(self, num_classes: int = 1000, stock_norm: bool = True):
+  def __init__(self, stock_norm: bool = True):
     """With `stock_norm` the norm is PyTorch's; else sums that a compiler fuses."""
     super().__init__()
     self.conv1 = nn.Conv2d(3, 96, 11, 4)
@@ -28,12 +27,11 @@ class AlexNet(nn.Module):
     self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
     self.fc6 = nn.Linear(256 * 6 * 6, 4096)
     self.fc7 = nn.Linear(4096, 4096)
-    self.fc8 = nn.Linear(4096, num_classes)
+    self.fc8 = nn.Linear(4096, 1000)
     self._norm = _stock_norm if stock_norm else _fusible_norm
     for name, layer in self.named_children():
-      deep = name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
       nn.init.normal_(layer.weight, std=0.01)
-      nn.init.constant_(layer.bias, float(deep))
+      nn.init.constant_(layer.bias, 1.0 - (name in ('conv1', 'conv3', 'fc8')))
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     x = F.pad(x, (0, 3, 0, 3))  # conv1's last window hangs over the edge.
@@ -56,8 +54,7 @@ def _fusible_norm(x):
   parts = []
   for half in x.chunk(2, 1):
     padded = F.pad(half.float().square(), (0, 0, 0, 0, 2, 2))
-    maps = half.shape[1]
-    sums = sum(padded[:, i : i + maps] for i in range(5))
+    sums = sum(padded[:, i : i + half.shape[1]] for i in range(5))
     root = torch.rsqrt(2.0 + 1e-4 * sums)
     parts.append(half * (root * root.sqrt()).to(half.dtype))
   return torch.cat(parts, 1)
@@ -84,31 +81,30 @@ class Variant:
     batch_size: int,
     *,
     train: bool = True,
-    compiled: bool = False,
-    cuda_graphs: bool = False,
+    compiled: str | None = None,
     channels_last: bool = False,
     bfloat16: bool = False,
   ):
-    """`bfloat16` is PyTorch's autocast: the weights stay float32.
-
-    `cuda_graphs` asks for them where it is `compiled`.
-    """
+    """`compiled` is a mode of torch.compile; `bfloat16` is autocast."""
     self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA.
     torch.backends.cudnn.benchmark = True  # XLA picks its algorithms, too.
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
-    net = AlexNet(stock_norm=not compiled)
+    net = AlexNet(stock_norm=compiled is None)
     net.train(train).to(self._device, memory_format=layout)
     images = torch.randn(batch_size, 3, 224, 224) * 64
     self._images = images.to(self._device, memory_format=layout)
     self._labels = torch.randint(1000, (batch_size,)).to(self._device)
     self._optimizer = torch.optim.SGD(
-      net.parameters(), RATE, MOMENTUM, weight_decay=DECAY, fused=True
+      net.parameters(),
+      synthetic.RATE,
+      synthetic.MOMENTUM,
+      weight_decay=synthetic.WEIGHT_DECAY,
+      fused=True,
     )
     self._train, self._bfloat16 = train, bfloat16
-    mode = 'reduce-overhead' if cuda_graphs else 'default'
-    self._net = torch.compile(net, mode=mode) if compiled else net
+    self._net = torch.compile(net, mode=compiled) if compiled else net
 
   def __call__(self, steps: int = 1) -> None:
     """Does the work, and waits until it is done."""
@@ -125,5 +121,4 @@ class Variant:
 
   def _logits(self):
     with torch.autocast(self._device, torch.bfloat16, self._bfloat16):
-      logits = self._net(self._images)
-    return logits.float()
+      return self._net(self._images).float()

@@ -23,6 +23,8 @@ without it (JAX is imported in all, 0.2 GiB); on a GPU what the library has
 allocated there.
 """
 
+from collections.abc import Callable
+import functools
 import importlib.util
 import os
 import statistics
@@ -56,55 +58,49 @@ OURS, EAGER = 'ours', 'PyTorch eager'
 TORCH = {
   EAGER: {},
   'PyTorch eager, channels last': {'channels_last': True},
-  'PyTorch compiled': {'compiled': True},
-  'PyTorch compiled, channels last': {'compiled': True, 'channels_last': True},
-}
-# Only on a GPU.
-CUDA_GRAPHS = {
-  'PyTorch compiled, channels last, CUDA graphs': {
-    'compiled': True,
-    'cuda_graphs': True,
+  'PyTorch compiled': {'compiled': 'default'},
+  'PyTorch compiled, channels last': {
+    'compiled': 'default',
     'channels_last': True,
-  }
+  },
+  # Only on a GPU.
+  'PyTorch compiled, channels last, CUDA graphs': {
+    'compiled': 'reduce-overhead',
+    'channels_last': True,
+  },
 }
 FLAGS = flags.FLAGS
 
 
-class Inference:
+def inference(batch: int, dtype: str) -> Callable:
   """Our net at test, on crops that are ready."""
+  net = synthetic.network('towers', None, dtype=dtype)
+  images = 64 * jax.random.normal(jax.random.key(1), (batch, 224, 224, 3))
+  variables = net.init(jax.random.key(0), images[:1])
+  call = jax.jit(net.apply, compiler_options=compilation.network_options())
 
-  def __init__(self, batch_size: int, dtype: str):
-    net = synthetic.network('towers', None, dtype=dtype)
-    shape = (batch_size, 224, 224, 3)
-    images = 64 * jax.random.normal(jax.random.key(1), shape)
-    params = net.init(jax.random.key(0), images[:1])['params']
-    options = compilation.network_options()
-    self._call = jax.jit(net.apply, compiler_options=options)
-    self._arguments = {'params': params}, images
-
-  def __call__(self, steps: int = 1) -> None:
+  def work(steps=1):
     for _ in range(steps):
-      out = self._call(*self._arguments)
+      out = call(variables, images)
     jax.block_until_ready(out)
 
+  return work
 
-def create_variant(name: str, batch: int, dtype: str, train: bool):
+
+def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
   """The work of a variant on a batch; its first call compiles."""
-  if name != OURS:
-    import torch  # PyTorch is optional.
+  if name == OURS and train:
+    net = synthetic.network('towers', None, dtype=dtype)
+    return synthetic.TrainStep(net, None, batch)
+  if name == OURS:
+    return inference(batch, dtype)
+  import torch  # PyTorch is optional.
 
-    from benchmarks import torch_alexnet
+  from benchmarks import torch_alexnet
 
-    torch.set_num_threads(processes.available_cores())
-    settings = (TORCH | CUDA_GRAPHS)[name]
-    is_bfloat16 = dtype == 'bfloat16'
-    return torch_alexnet.Variant(
-      batch, train=train, bfloat16=is_bfloat16, **settings
-    )
-  if not train:
-    return Inference(batch, dtype)
-  net = synthetic.network('towers', None, dtype=dtype)
-  return synthetic.TrainStep(net, None, batch)
+  torch.set_num_threads(processes.available_cores())
+  settings = TORCH[name] | {'bfloat16': dtype == 'bfloat16'}
+  return torch_alexnet.Variant(batch, train=train, **settings)
 
 
 def logits_difference() -> float:
@@ -131,11 +127,8 @@ def matmul_flops(dtype: str) -> float:
   """Operations per second of a product of two 4096 x 4096 matrices."""
   x = jax.random.normal(jax.random.key(0), (4096, 4096), dtype)
   product, number = jax.jit(jnp.matmul), harness.steps_per_wait()
-  products = lambda: jax.block_until_ready(
-    [product(x, x) for _ in range(number)]
-  )
-  taken = harness.seconds({'products': products}, 3)
-  return number * 2 * 4096**3 / min(taken['products'])
+  work = lambda: jax.block_until_ready([product(x, x) for _ in range(number)])
+  return number * 2 * 4096**3 / min(harness.seconds({'': work}, 3)[''])
 
 
 def take_turns(name: str, batch: int, dtype: str, train: bool) -> None:
@@ -162,16 +155,14 @@ def _peak_bytes(name):
     return found['peak_bytes_in_use'] if found else harness.peak_bytes()
   import torch
 
-  if torch.cuda.is_available():
-    return torch.cuda.max_memory_allocated()
-  return harness.peak_bytes()
+  on_gpu = torch.cuda.is_available()
+  return torch.cuda.max_memory_allocated() if on_gpu else harness.peak_bytes()
 
 
 def start_worker(*arguments: object) -> harness.Worker:
   """A worker for `take_turns`, once it is ready."""
-  worker = harness.Worker(
-    harness.command_line('train_step.take_turns', *arguments)
-  )
+  command = harness.command_line('train_step.take_turns', *arguments)
+  worker = harness.Worker(command)
   worker.receive()
   return worker
 
@@ -180,59 +171,45 @@ def compare(
   names: list[str], batch: int, dtype: str, rounds: int, train: bool = True
 ) -> dict[str, object]:
   """Seconds, compile seconds, peak memory and ratios over `OURS`, by variant."""
-  workers, first, peaks = {}, {}, {}
+  workers, compiling, peaks = {}, {}, {}
   for name in names:
     workers[name] = start_worker(name, batch, dtype, train)
     began = time.perf_counter()
     workers[name]()
-    first[name] = time.perf_counter() - began
+    compiling[name] = time.perf_counter() - began
 
   def turn(name):
     seconds, peaks[name] = workers[name]()
     return seconds
 
-  turns = {name: lambda name=name: turn(name) for name in names}
+  turns = {name: functools.partial(turn, name) for name in names}
   taken = harness.seconds(turns, rounds)
-  for worker in workers.values():
+  for name, worker in workers.items():
+    compiling[name] -= statistics.median(taken[name])
     worker.close()
-  return {
-    'seconds': taken,
-    'compile_seconds': {
-      name: first[name] - statistics.median(taken[name]) for name in names
-    },
-    'peak_bytes': peaks,
-    'ratios': {
-      name: harness.ratio(taken[name], taken[OURS]) for name in names[1:]
-    },
-  }
+  ratios = {name: harness.ratio(taken[name], taken[OURS]) for name in names[1:]}
+  found = {'seconds': taken, 'compile_seconds': compiling}
+  return found | {'peak_bytes': peaks, 'ratios': ratios}
 
 
-def define_flags() -> None:
-  flags.DEFINE_list('batches', ['32', '128'], 'Images of a step.')
-  flags.DEFINE_list('dtypes', ['float32'], 'Dtypes of the activations.')
-  flags.register_validator(
-    'batches',
-    lambda batches: all(b.isdigit() and int(b) for b in batches),
-    'takes whole numbers above 0, with commas',
-  )
-  flags.register_validator(
-    'dtypes',
-    lambda dtypes: set(dtypes) <= {'float32', 'bfloat16'},
-    'takes float32 and bfloat16, with a comma',
-  )
-
-
-def measure() -> harness.Outcome:
+def check_flags() -> None:
+  """Ends the command with one line where it cannot run."""
+  if not all(batch.isdigit() and int(batch) for batch in FLAGS.batches):
+    sys.exit('--batches takes whole numbers above 0, with commas')
+  if not set(FLAGS.dtypes) <= {'float32', 'bfloat16'}:
+    sys.exit('--dtypes takes float32 and bfloat16, with a comma')
   if importlib.util.find_spec('torch') is None:
     sys.exit('this compares with PyTorch: pip install torch')
   if jax.default_backend() == 'tpu':
-    sys.exit(
-      'PyTorch is timed on CPUs and GPUs alone; see benchmarks.operations'
-    )
+    sys.exit('PyTorch is timed on CPU and GPU only; see benchmarks.operations')
+
+
+def measure() -> harness.Outcome:
+  check_flags()
   batches, rounds = [int(batch) for batch in FLAGS.batches], FLAGS.rounds
   names = [OURS, *TORCH]
-  if jax.default_backend() == 'gpu':
-    names += CUDA_GRAPHS
+  if jax.default_backend() != 'gpu':
+    names.pop()
   if FLAGS.quick:
     batches, rounds, names = batches[:1], 2, [OURS, EAGER]
   figures = {'rounds': rounds, 'logits_difference': logits_difference()}
@@ -246,7 +223,7 @@ def measure() -> harness.Outcome:
   figure = least_ratio(
     [r for d in FLAGS.dtypes for r in figures[d]['batches'].values()]
   )
-  against = ' or '.join(names[1:]) if FLAGS.quick else "PyTorch's best"
+  against = EAGER if FLAGS.quick else "PyTorch's best"
   verdict = f'ours / {against} (images per second) {figure:.3f}, bar {BAR}'
   return harness.Outcome(figures, verdict, figure >= BAR)
 
@@ -255,27 +232,25 @@ def measure_dtype(
   dtype: str, names: list[str], batches: list[int], rounds: int
 ) -> dict[str, object]:
   """The figures of a dtype: training, and unless --quick inference and layers."""
-  limit = matmul_flops(dtype)
-  found = {'matmul_flops': limit, 'batches': {}}
+  found = {'matmul_flops': matmul_flops(dtype), 'batches': {}}
   for batch in batches:
-    result = compare(names, batch, dtype, rounds)
-    found['batches'][batch] = result
-    _print(f'train step, {dtype}, batch {batch}', result, batch, limit)
+    result = found['batches'][batch] = compare(names, batch, dtype, rounds)
+    title = f'train step, {dtype}, batch {batch}'
+    print_results(title, result, batch, found['matmul_flops'])
   if FLAGS.quick:
     return found
   found['inference'] = {}
   for batch in {1, batches[0]}:
     result = compare(names, batch, dtype, rounds, train=False)
     found['inference'][batch] = result
-    _print(f'inference, {dtype}, batch {batch}', result, batch, None)
+    print_results(f'inference, {dtype}, batch {batch}', result, batch)
   found['layers'] = layer_times.seconds(batches[0], dtype, rounds)
-  print(f'\nevery part alone, {dtype}, batch {batches[0]}')
-  rows = [('part', 'ms forward', 'ms backward', 'GFLOP/s')]
-  for row in found['layers']:
-    forward, backward = row['forward_seconds'], row['backward_seconds']
-    rate = f'{row["gflop"] / (forward + backward):.0f}' if row['gflop'] else ''
-    cells = f'{1e3 * forward:.1f}', f'{1e3 * backward:.1f}', rate
-    rows.append((row['name'], *cells))
+  rows = [(f'{dtype}, batch {batches[0]}', 'ms forward', 'backward', 'GFLOP/s')]
+  for name, forward, backward, gflop in map(dict.values, found['layers']):
+    cells = f'{1e3 * forward:.1f}', f'{1e3 * backward:.1f}'
+    rate = f'{gflop / (forward + backward):.0f}' if gflop else ''
+    rows.append((name, *cells, rate))
+  print('\nevery part alone')
   harness.print_table(rows)
   return found
 
@@ -283,24 +258,23 @@ def measure_dtype(
 def least_ratio(results: list[dict]) -> float:
   """Ours over PyTorch's best, the least of several results of `compare`."""
   return min(
-    ratio['median'] for result in results for ratio in result['ratios'].values()
+    r['median'] for result in results for r in result['ratios'].values()
   )
 
 
-def _print(title, result, batch, limit):
+def print_results(
+  title: str, result: dict, batch: int, limit: float | None = None
+) -> None:
+  """A row for each variant; utilisation is that of `limit`, in operations/s."""
   columns = ('seconds', 'images/s', 'compile s', 'peak GiB', 'utilisation')
   rows = [(title, *columns, 'ours is faster by')]
   for name, seconds in result['seconds'].items():
-    median = statistics.median(seconds)
+    median, ratio = statistics.median(seconds), result['ratios'].get(name)
     flops = layer_times.train_flops() * batch / median
-    cells = [
-      f'{median:.4f}',
-      f'{batch / median:.1f}',
-      f'{result["compile_seconds"][name]:.1f}',
-      f'{result["peak_bytes"][name] / 2**30:.2f}',
-      '' if limit is None else f'{flops / limit:.0%}',
-    ]
-    ratio = result['ratios'].get(name)
+    cells = f'{median:.4f}', f'{batch / median:.1f}'
+    cells += (f'{result["compile_seconds"][name]:.1f}',)
+    cells += (f'{result["peak_bytes"][name] / 2**30:.2f}',)
+    cells += (f'{flops / limit:.0%}' if limit else '',)
     rows.append((name, *cells, harness.shown(ratio, '.2f') if ratio else ''))
   print()
   harness.print_table(rows)
@@ -308,23 +282,21 @@ def _print(title, result, batch, limit):
 
 def panels(figures):
   """PyTorch's seconds over ours by batch; our layers, forward and backward."""
-  ratios, layers = {}, []
-  for dtype, found in figures.items():
-    if not isinstance(found, dict):
-      continue
-    layers = layers or found.get('layers', [])
-    for batch, result in found['batches'].items():
-      ratios[f'{dtype} batch {batch}'] = {
-        name: list(ratio.values()) for name, ratio in result['ratios'].items()
-      }
-  found = [plots.Panel('images/s of ours over PyTorch’s', ratios, 1.0)]
-  if layers:
-    both = {
-      direction: {
-        one['name']: [1e3 * one[f'{direction}_seconds']] for one in layers
-      }
-      for direction in ('forward', 'backward')
+  by_dtype = {d: f for d, f in figures.items() if isinstance(f, dict)}
+  ratios = {
+    f'{dtype} batch {batch}': {
+      name: list(ratio.values()) for name, ratio in result['ratios'].items()
     }
+    for dtype, found in by_dtype.items()
+    for batch, result in found['batches'].items()
+  }
+  found = [plots.Panel('images/s of ours over PyTorch’s', ratios, 1.0)]
+  layers = next((f['layers'] for f in by_dtype.values() if 'layers' in f), [])
+  both = {
+    key: {one['name']: [1e3 * one[f'{key}_seconds']] for one in layers}
+    for key in ('forward', 'backward')
+  }
+  if layers:
     found.append(plots.Panel('ms of each part, compiled alone', both))
   return 'The train step against PyTorch, and its parts', found
 
@@ -335,5 +307,6 @@ if __name__ == '__main__':
     quick='Two rounds of training, one batch, eager.',
     check=f'Fail below {BAR} of the best.',
     rounds=7,
-    define_flags=define_flags,
+    batches=(['32', '128'], 'Images of a step.'),
+    dtypes=(['float32'], 'Dtypes of the activations.'),
   )
