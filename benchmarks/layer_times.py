@@ -10,6 +10,7 @@ import numpy as np
 
 from alexnet_jax import layers
 from alexnet_jax import model
+from alexnet_jax import optimizer
 from alexnet_jax import pooling
 from alexnet_jax import towers
 from alexnet_jax.runtime import compilation
@@ -131,7 +132,7 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
 def _augmentation(batch):
   """The function and its arguments: XLA would compute with constants."""
   stored = synthetic.create_batch(batch, 256, 1)['image']
-  statistics_, key, _, color_std = synthetic.create_arguments(256)
+  statistics_, key, _, color_std = synthetic.create_arguments(stored)
   mean_image, directions = statistics_.mean_image, statistics_.directions
   rest = (jnp.arange(batch), mean_image, directions, color_std)
   return synthetic.random_views(224), jax.device_put((key, stored, *rest))
@@ -140,7 +141,7 @@ def _augmentation(batch):
 def _update(state, jit):
   """A function that updates all parameters in place, as a step does."""
   grads = jax.tree.map(lambda w: 0.5 * w, state.params)
-  _, _, rates, _ = synthetic.create_arguments(1)
+  rates = dict.fromkeys(optimizer.RATE_KEYS, synthetic.RATE)
 
   def update(params, opt_state, rates, grads):
     sgd = synthetic.make_optimizer(rates)

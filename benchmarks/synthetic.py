@@ -66,11 +66,10 @@ def create_batch(
   }
 
 
-def create_arguments(image_size: int) -> tuple:
+def create_arguments(images: jax.Array) -> tuple:
   """(statistics, key, rates, color_std), the other arguments of the step."""
-  mean_image = jnp.full((image_size, image_size, 3), 127.5)
   return (
-    run_lib.Statistics(mean_image, jnp.eye(3)),
+    run_lib.Statistics(jnp.mean(images, 0, jnp.float32), jnp.eye(3)),
     jax.random.key(1),
     dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(RATE)),
     jnp.float32(COLOR_STD),
@@ -89,7 +88,8 @@ def compile_step(
   create = functools.partial(create_state, net, crop_size)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(create, key)
-  arguments = jax.eval_shape(lambda: create_arguments(image_size))
+  batch = mesh_lib.batch_template(batch_size, image_size, mesh)
+  arguments = jax.eval_shape(create_arguments, batch['image'])
   specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
   replicated = jax.tree.map(lambda _: mesh_lib.REPLICATED, arguments)
 
@@ -97,7 +97,6 @@ def compile_step(
     shardings = mesh_lib.shardings(mesh, specs)
     return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
-  batch = mesh_lib.batch_template(batch_size, image_size, mesh)
   step = make_train_step(net, mesh, crop_size)
   lowered = step.lower(
     placed(state, specs), batch, *placed(arguments, replicated)
@@ -130,7 +129,7 @@ class TrainStep:
     self._batch = mesh_lib.place_batch(
       {name: x[local] for name, x in batch.items()}, mesh
     )
-    self._arguments = mesh_lib.place(create_arguments(image_size), mesh)
+    self._arguments = mesh_lib.place(create_arguments(batch['image']), mesh)
 
   def compile(self) -> str:
     """Compiles the step before the first is taken; the text of the program."""

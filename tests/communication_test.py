@@ -1,16 +1,15 @@
-"""The benchmark of collectives: its reader of programs, and what it holds."""
+"""The benchmark of communication: the reader of programs, and its pattern."""
 
 import functools
-import json
 
 import jax
 import pytest
 
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
-from alexnet_jax import workdir as workdir_lib
+from benchmarks import collectives
 from benchmarks import communication
-from benchmarks import report
+from benchmarks import synthetic
 
 NARROW = {
   'num_classes': 10,
@@ -42,16 +41,17 @@ def compiled(layout, number):
   """(collectives, bytes to sum, net) of a narrow net's step."""
   mesh = create_mesh(layout, number=number)
   net = narrow_net(layout, mesh)
-  program, gradient_bytes = communication.compile_step(net, mesh, **SIZES)
-  found = communication.collectives(program.as_text(), mesh)
-  return found, gradient_bytes, net
+  program = synthetic.compile_step(net, mesh, **SIZES)
+  found = collectives.read(program.as_text(), mesh)
+  summed = communication.gradient_bytes(net, mesh, SIZES['crop_size'])
+  return found, summed, net
 
 
 def problems(layout, extra=(), without=None):
   """What is said of a step with other collectives, or without one of them."""
   found, gradient_bytes, net = compiled(layout, 4)
   mesh = create_mesh(layout)
-  more = [communication.collectives(line, mesh) for line in extra]
+  more = [collectives.read(line, mesh) for line in extra]
   found = [c for c in found if c is not without] + sum(more, [])
   return list(communication.problems(found, net, gradient_bytes))
 
@@ -95,7 +95,7 @@ GROUPS = {
 def test_bytes_of_a_collective(devices, kind, shape, operand, received):
   groups, layout, axis = GROUPS[devices]
   line = instruction(kind, shape, groups)
-  (found,) = communication.collectives(line, create_mesh(layout))
+  (found,) = collectives.read(line, create_mesh(layout))
   assert found.kind == kind.removesuffix('-start')
   assert (found.axis, found.group_size) == (axis, devices)
   assert (found.operand_bytes, found.received_bytes) == (operand, received)
@@ -119,7 +119,7 @@ def test_bytes_of_a_collective(devices, kind, shape, operand, received):
 )
 def test_every_print_style_of_groups_names_the_axis(groups, axis, size):
   line = instruction('all-gather', 'f32[4]', groups)
-  (found,) = communication.collectives(line, create_mesh())
+  (found,) = collectives.read(line, create_mesh())
   assert (found.axis, found.group_size) == (axis, size)
   assert (found.layer, found.direction) == ('conv3', 'forward')
 
@@ -140,8 +140,9 @@ def test_two_towers_talk_where_the_papers_gpus_do():
 
 
 def test_one_device_talks_to_nobody():
-  program, _ = communication.compile_step(narrow_net(), None, **SIZES)
-  assert communication.collectives(program.as_text(), None) == []
+  program = synthetic.compile_step(narrow_net(), None, **SIZES)
+  assert collectives.read(program.as_text(), None) == []
+  assert communication.gradient_bytes(narrow_net(), None, 67) == 0
 
 
 @pytest.mark.parametrize(
@@ -267,31 +268,3 @@ def test_gradients_that_are_not_summed_are_a_problem():
       assert said.endswith('bytes beside the gradients')
       return
   raise AssertionError('no gradients are summed')
-
-
-def test_report_says_where_and_with_what(monkeypatch, tmp_path, capsys):
-  flags = ['--folder=/home/me/photographs', '--check', '--batch=8']
-  monkeypatch.setattr('sys.argv', ['anything', *flags])
-  path = tmp_path / 'figures.json'
-  report.write(str(path), [{'received_bytes': 12}])
-  content = json.loads(path.read_text())
-  assert content['figures'] == [{'received_bytes': 12}]
-  environment = content['environment']
-  assert environment['jax'] == jax.__version__
-  assert environment['commit'] == workdir_lib.current_commit()
-  assert environment['command'].startswith('python -m ')
-  # Not where the folder lies on this machine.
-  assert environment['command'].endswith(' --folder=DIR --check --batch=8')
-  assert environment['cores'] > 0
-  assert all(
-    environment[key] for key in ('machine', 'python', 'jaxlib', 'flax')
-  )
-  assert environment['devices'] == ['cpu']
-  report.print_environment()
-  assert f'jax {jax.__version__}, ' in capsys.readouterr().out
-
-
-def test_report_is_not_written_unless_asked_for(monkeypatch, tmp_path):
-  monkeypatch.chdir(tmp_path)
-  report.write(None, [])
-  assert list(tmp_path.iterdir()) == []

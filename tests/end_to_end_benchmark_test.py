@@ -2,9 +2,11 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
+from alexnet_jax import digits
 from alexnet_jax import run as run_lib
 from benchmarks import end_to_end as benchmark
 from configs import quickstart
@@ -13,26 +15,27 @@ STEPS, ROUNDS = 3, 2
 
 
 @pytest.fixture(scope='module')
-def run(data_dir, tmp_path_factory):
+def run(data_dir):
   config = quickstart.get_config()
   config.model.conv_features = (4, 8, 8, 8, 8)
   config.model.fc_features = (16, 16)
   config.input.data_dir = str(data_dir)
   config.input.batch_size = 16
   config.mesh.layout = 'data'
-  return run_lib.open_run(config, tmp_path_factory.mktemp('workdir'))
+  digits.prepare_if_missing(config)
+  return run_lib.open_run(config)
 
 
 def test_all_kinds_are_measured(run, monkeypatch):
   taken = []
   steps = benchmark.train.run_steps
 
-  def count(step, state, batches, fixed, done, stop, progress):
+  def count(step, state, batches, inputs, done, stop, progress):
     taken.append((done, stop, type(batches) is itertools.repeat))
-    return steps(step, state, batches, fixed, done, stop, progress)
+    return steps(step, state, batches, inputs, done, stop, progress)
 
   monkeypatch.setattr(benchmark.train, 'run_steps', count)
-  found = benchmark.measure(run, STEPS, ROUNDS)
+  found = benchmark.measure_kinds(run, STEPS, ROUNDS)
   assert {name: len(segments) for name, segments in found.items()} == {
     'real': ROUNDS,
     'synthetic': ROUNDS,
@@ -87,3 +90,11 @@ def test_what_sharing_the_cores_costs():
     'host alone': [benchmark.Segment(400.0, 0.005, 0.0)],
   }
   assert benchmark.sharing(segments, 2) == pytest.approx(0.8)
+
+
+def test_a_save_is_timed_with_the_change_after_it():
+  found, state = benchmark.one_save({'w': jax.numpy.ones((1000, 1000))})
+  assert state['w'][0, 0] == 1 + 3  # One before, one without, one after.
+  whole, blocked = found[benchmark.WHOLE], found[benchmark.BLOCKED]
+  assert whole > blocked + found[benchmark.AFTER]
+  assert min(found.values()) > 0

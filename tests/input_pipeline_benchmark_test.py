@@ -10,14 +10,16 @@ import types
 import numpy as np
 from PIL import Image
 import pytest
+import simplejpeg
 from sklearn import datasets
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax.prepare import prepare
+from benchmarks import harness
 from benchmarks import input_pipeline as benchmark
-from benchmarks import report
+from benchmarks import loaders
 
 NUM, SIZE = 12, 112  # Above images.PNG_SIZE: stored as JPEG.
 
@@ -47,14 +49,14 @@ def settings_of(data_dir, files, **changes):
     'data_dir': str(data_dir),
     'dataset': 'jpeg',
     'files': str(files),
-    'photographs': None,
-    'tf_python': None,
+    'photographs': '',
+    'tf_python': '',
     'cores': 1,
     'batch': 4,
     'batches': 2,
     'rounds': 2,
   }
-  return benchmark.Settings(**values | changes)
+  return loaders.Settings(**values | changes)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_the_files_are_the_stored_images(data_dir, files):
     for image, label in zip(batch['image'], batch['label'], strict=True)
   )
   found = []
-  for path in report.jpeg_files(files):
+  for path in harness.jpeg_files(files):
     pixels = np.empty((SIZE, SIZE, 3), np.uint8)
     images.decode(path.read_bytes(), pixels)
     found.append((int(path.stem.partition('_')[2]), pixels.tobytes()))
@@ -94,7 +96,7 @@ def test_images_that_are_not_jpeg_are_refused(data_dir, tmp_path):
 def test_ours_and_decoding_alone_are_measured(data_dir, files, monkeypatch):
   others = dict.fromkeys((benchmark.PILLOW, benchmark.TF_DATA), 'a reason')
   monkeypatch.setattr(benchmark, 'skipped', lambda _: others)
-  rates = benchmark.measure(settings_of(data_dir, files))
+  rates = benchmark.rates_of(settings_of(data_dir, files))
   assert rates.keys() == {
     benchmark.OURS,
     benchmark.UNDECODED,
@@ -107,40 +109,51 @@ def test_ours_and_decoding_alone_are_measured(data_dir, files, monkeypatch):
   )
 
 
-@pytest.mark.parametrize('kind', [benchmark.Pipeline, benchmark.Undecoded])
+@pytest.mark.parametrize('decodes', [True, False])
 def test_only_the_undecoded_pipeline_decodes_nothing(
-  data_dir, monkeypatch, kind
+  data_dir, monkeypatch, decodes
 ):
   decoded, decode = [], images.decode
   monkeypatch.setattr(
     images, 'decode', lambda *args: decoded.append(decode(*args))
   )
   with contextlib.ExitStack() as stack:
-    benchmark.ours(settings_of(data_dir, ''), stack, kind)()
-  assert bool(decoded) == (kind is benchmark.Pipeline)
+    contestant = loaders.ours(settings_of(data_dir, ''), stack)
+    (contestant if decodes else loaders.undecoded(contestant))()
+  assert bool(decoded) == decodes
 
 
-def test_a_segment_gives_up_what_is_buffered_before_it_counts():
-  taken = itertools.count()
+def test_a_segment_gives_up_what_is_buffered_before_it_counts(monkeypatch):
+  taken, images_ = itertools.count(), []
   settings = settings_of('', '', cores=2, batch=5, batches=3)
-  pipeline = benchmark.Pipeline(settings, taken)
-  pipeline()
-  assert pipeline.images == 2 * 3 * 5
-  assert next(taken) == benchmark.drain(settings) + 2 * 3
-  # DataLoader holds two batches for each worker, tf.data and Grain two.
-  assert benchmark.drain(settings) > 2 * 3 + 2 * 2 + 2
-
-
-def test_all_threads_decode_their_share():
-  calls = []
-  decoding = benchmark.Decoding(
-    [b'a', b'b', b'c'],
-    10,
-    lambda *call: calls.append(call),
-    [['x'], ['y'], ['z']],
+  timed = loaders.timed
+  monkeypatch.setattr(
+    loaders, 'timed', lambda *args: images_.append(args[3]) or timed(*args)
   )
-  decoding()
-  assert decoding.images == 9
+  loaders.pipeline(settings, taken)()
+  assert images_ == [2 * 3 * 5]
+  assert next(taken) == settings.drain + 2 * 3
+  # DataLoader holds two batches for each worker, tf.data and Grain two.
+  assert settings.drain > 2 * 3 + 2 * 2 + 2
+
+
+def test_rates_are_images_over_both_times(monkeypatch):
+  cpu, wall = iter([1.0, 3.0, 3.0, 3.0, 3.0]), iter([10.0, 15.0])
+  monkeypatch.setattr(loaders.time, 'perf_counter', lambda: next(wall))
+  taken = []
+  found = loaders.timed(taken.append, 7, 4, 20, lambda: next(cpu))
+  assert (found, taken) == ((10.0, 4.0), [7, 4])
+
+
+def test_all_threads_decode_their_share(monkeypatch):
+  calls, images_ = [], []
+  decode = lambda *call: calls.append(call)
+  timed = loaders.timed
+  monkeypatch.setattr(
+    loaders, 'timed', lambda *args: images_.append(args[3]) or timed(*args)
+  )
+  loaders.decoding([b'a', b'b', b'c'], 10, decode, [['x'], ['y'], ['z']])()
+  assert images_ == [9]
   assert len(calls) == 2 * 9
   timed = calls[9:]  # After as many.
   assert sorted(buffer for _, buffer in timed) == sorted('xyz' * 3)
@@ -151,7 +164,7 @@ def test_the_cpu_time_of_a_process_is_that_of_all_its_threads():
   end = time.process_time() + 0.1
   while time.process_time() < end:
     pass
-  found = benchmark.cpu_seconds(os.getpid())
+  found = loaders.cpu_seconds(os.getpid())
   assert found == pytest.approx(time.process_time(), abs=0.05)
 
 
@@ -161,17 +174,17 @@ def test_a_photograph_is_scaled_and_its_centre_cut_out():
   pixels[:, :512, 0] = pixels[:, 512:, 2] = 255
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, 'PNG')
-  found = benchmark.scaled_with_pillow(buffer.getvalue())
+  found = loaders.scaled_with_pillow(buffer.getvalue())
   assert found.shape == (256, 256, 3)
   assert (found[:, :125] == [255, 0, 0]).all()
   assert (found[:, 131:] == [0, 0, 255]).all()
 
 
 def test_both_decoders_of_the_data_loader_give_the_stored_pixels(files):
-  (path, *_) = report.jpeg_files(files)
+  (path, *_) = harness.jpeg_files(files)
   expected = np.asarray(Image.open(path))
-  for decode in (benchmark.with_pillow, benchmark.with_simplejpeg):
-    pixels, number = benchmark.Files(files, decode)[0]
+  for decode in (loaders.with_pillow, simplejpeg.decode_jpeg):
+    pixels, number = loaders.Files(files, decode)[0]
     assert number == 0
     # libjpeg-turbo of two versions may round differently.
     np.testing.assert_allclose(pixels.astype(int), expected, atol=2)
@@ -230,8 +243,8 @@ def test_wrong_flags_are_one_line(data_dir, monkeypatch, flag, value, message):
   given = {
     'data_dir': str(data_dir),
     'dataset': 'jpeg',
-    'photographs': None,
-    'tf_python': None,
+    'photographs': '',
+    'tf_python': '',
   }
   given[flag] = value
   monkeypatch.setattr(benchmark, 'FLAGS', types.SimpleNamespace(**given))

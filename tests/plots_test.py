@@ -1,6 +1,8 @@
 """The pictures of the recorded figures: that they show the figures."""
 
+import importlib.util
 import json
+import pathlib
 
 import pytest
 
@@ -20,7 +22,6 @@ ENVIRONMENT = {
 }
 RATIO = {'median': 1.5, 'least': 1.25, 'most': 2.0}
 LAYER = {'name': 'conv1', 'forward_seconds': 0.25, 'backward_seconds': 0.5}
-ROW = {'layout': 'data', 'devices': 1, 'images_per_second': 3000.0}
 FIGURES = {
   'train_step': {
     'rounds': 3,
@@ -44,12 +45,7 @@ FIGURES = {
     'starts': {'cold': [{'seconds': 13.0}], 'warm': [{'seconds': 5.0}]},
     'parts': {'imports': 2.5},
   },
-  'scaling': {
-    'fixed_seconds': {'one device': [0.003, 0.002, 0.004]},
-    'on_paper_not_measured': {
-      'rows': [ROW, ROW | {'devices': 8, 'images_per_second': 20_000.0}]
-    },
-  },
+  'scaling': {'fixed_seconds': {'one device': [0.003, 0.002, 0.004]}},
   'communication': [
     {'layout': 'data', 'mesh': '1x1', 'received_bytes': 0},
     {'layout': 'data', 'mesh': '2x1', 'received_bytes': 243_860_912},
@@ -61,7 +57,7 @@ LENGTHS = {
   'input_pipeline': [[12.0, 11.0], [22.0, 40.0]],
   'end_to_end': [[8.0]],
   'startup': [[13.0, 5.0], [2.5]],
-  'scaling': [[3.0], [3.0, 20.0]],
+  'scaling': [[3.0]],
   'communication': [[243.860912]],
 }
 
@@ -72,22 +68,36 @@ def write(folder, name, **changes):
   return folder / f'{name}.json'
 
 
-def test_every_known_file_has_its_example():
-  assert FIGURES.keys() == LENGTHS.keys() == plots.KNOWN.keys()
+def figure_of(name):
+  return plots.draw_figure(*plots.find_panels(name)(FIGURES[name]))
+
+
+def test_every_benchmark_with_panels_has_its_example():
+  folder = pathlib.Path(plots.__file__).parent
+  names = {path.stem for path in folder.glob('*.py')} - {'tf_data'}
+  known = {name for name in names if plots.find_panels(name)}
+  assert FIGURES.keys() == LENGTHS.keys() == known
+
+
+def test_every_record_of_these_can_be_drawn():
+  folder = pathlib.Path(plots.__file__).parent / 'results'
+  for name in FIGURES:
+    figures = json.loads((folder / f'{name}.json').read_text())['figures']
+    assert plots.draw_figure(*plots.find_panels(name)(figures)).axes
 
 
 @pytest.mark.parametrize('name', FIGURES)
 def test_bars_are_as_long_as_the_figures(name):
-  axes = plots.KNOWN[name](FIGURES[name]).axes
+  axes = figure_of(name).axes
   lengths = [[bar.get_width() for bar in one.patches] for one in axes]
   assert lengths == [pytest.approx(expected) for expected in LENGTHS[name]]
   assert all(one.get_xlabel() for one in axes)
 
 
 def test_lines_show_the_range_and_the_bar():
-  (left, _) = plots.startup(FIGURES['startup']).axes
+  (left, _) = figure_of('startup').axes
   assert [20.0, 20.0] in [list(line.get_xdata()) for line in left.lines]
-  (left, _) = plots.train_step(FIGURES['train_step']).axes
+  (left, _) = figure_of('train_step').axes
   lines = [list(line.get_xdata()) for line in left.lines]
   assert lines == [[1.25, 2.0], [1.0, 1.0]]
 
@@ -110,7 +120,7 @@ def test_other_figures_are_named_and_passed_over(figures, tmp_path):
 
 def command(folder):
   if 'results' not in plots.FLAGS:
-    plots.define_flags()
+    plots.flags.DEFINE_string('results', None, 'Folder of the records.')
   if not plots.FLAGS.is_parsed():
     plots.FLAGS.mark_as_parsed()
   with flagsaver.flagsaver(results=str(folder)):
@@ -118,14 +128,16 @@ def command(folder):
 
 
 def test_a_folder_without_figures_is_one_line(tmp_path):
-  with pytest.raises(SystemExit, match='^--results=.* holds none of train_st'):
+  with pytest.raises(
+    SystemExit, match='^--results=.* holds no record of a ben'
+  ):
     command(tmp_path / 'nowhere')
 
 
 def test_without_matplotlib_one_line_says_what_to_install(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(plots, 'figure_lib', None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(SystemExit, match='pip install matplotlib$'):
     command(tmp_path)
 

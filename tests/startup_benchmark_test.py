@@ -76,10 +76,6 @@ def test_a_round_has_cold_and_warm_starts_of_one_data_set(monkeypatch):
   assert list(startup.one_round(quick=True)) == [startup.FRESH, startup.WARM]
 
 
-def test_range_has_median_least_and_most():
-  assert startup.shown([3.0, 1.0, 2.0]) == '2.0 (1.0 to 3.0)'
-
-
 def test_config_is_the_quick_starts():
   path = startup.ROOT / startup.CONFIG
   assert path.samefile(quickstart.__file__)
