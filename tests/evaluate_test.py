@@ -22,6 +22,7 @@ from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
+from alexnet_jax import input_pipeline
 from alexnet_jax import processes
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
@@ -294,12 +295,12 @@ def drawn_state(run):
   return jax.tree.map(draw, run_lib.state_template(run))
 
 
-def save(workdir, step, state):
+def save(workdir, step, state, error=0.9):
   config = config_lib.read_config(workdir)
   fingerprint = run_lib.open_run(config, workdir).dataset.fingerprint
   record = run_lib.Record(config_lib.flatten(config), fingerprint, metrics={})
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-    checkpoints.save(step, state, dataclasses.asdict(record), error=0.9)
+    checkpoints.save(step, state, dataclasses.asdict(record), error)
 
 
 def stored(workdir, views='five'):
@@ -469,14 +470,54 @@ def test_another_training_in_the_same_folder_is_predicted_anew(
   assert not np.allclose(*probs)
 
 
-def test_where_the_config_reflects_the_views_are_ten(data_dir, tmp_path):
+@pytest.mark.parametrize(('flip', 'views'), [(False, 'five'), (True, 'ten')])
+def test_the_views_that_are_averaged_are_those_of_the_config(
+  data_dir, tmp_path, flip, views
+):
   config = tiny_config(data_dir, 12)
-  config.augment.flip = True
+  config.augment.flip = flip
   make_training(tmp_path, config)
   evaluate.evaluate_ensemble([str(tmp_path)], 'latest', True)
   assert [f.name for f in (tmp_path / 'predictions').iterdir()] == [
-    'test.ten_view.npz'
+    f'test.{views}_view.npz'
   ]
+  run = run_lib.open_run(config, tmp_path)
+  batches = input_pipeline.eval_batches(run.dataset, 'test', batch_size=3)
+  with contextlib.closing(batches):
+    images = next(batches)['image'] - run.dataset.mean_image
+  places = [(0, 0), (0, 9), (9, 0), (9, 9), (4, 4)]  # 67 of 76 pixels.
+  crops = [images[:, y : y + 67, x : x + 67] for y, x in places]
+  crops += [crop[:, :, ::-1] for crop in crops] if flip else []
+  net = jax.jit(lambda p, x: run.network.apply({'params': p}, x))
+  logits = net(drawn_state(run).params, np.concatenate(crops))
+  probs = softmax(logits).reshape(len(crops), 3, 10)
+  # Float32 through eight layers; without the reflections it is far off.
+  np.testing.assert_allclose(
+    stored(tmp_path, views)[0][:3], probs.mean(0), rtol=1e-4
+  )
+  others = probs[:5] if flip else probs[:4]
+  assert not np.allclose(others.mean(0), probs.mean(0), rtol=1e-2)
+
+
+@pytest.mark.parametrize(('which', 'step'), [('best', 0), ('latest', 1)])
+def test_the_checkpoint_that_is_asked_for_is_evaluated(
+  data_dir, tmp_path, which, step, capsys
+):
+  config = tiny_config(data_dir, 13)
+  make_training(tmp_path, config)
+  config.seed = 14
+  last = drawn_state(run_lib.open_run(config, tmp_path / 'x'))
+  save(tmp_path, 1, last, error=0.95)
+  config.seed = 13
+  found = evaluate.evaluate_checkpoint(config, tmp_path, which)
+  assert f'{which} checkpoint, step {step}:' in capsys.readouterr().out
+  file = json.loads((tmp_path / 'evaluation.json').read_text())
+  assert (file['step'], file['checkpoint']) == (step, which)
+  run = run_lib.open_run(config, tmp_path)
+  params = last.params if step else drawn_state(run).params
+  expected = evaluate.make_evaluator(run)(params, many=False)
+  # float64 and float32 sums.
+  assert found['eval/loss'] == pytest.approx(expected['eval/loss'], rel=1e-6)
 
 
 def command(*flags):
@@ -491,13 +532,20 @@ def command(*flags):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_prints_the_table(trainings):
-  workdirs = f'--workdirs={trainings}/a,{trainings}/b'
+def test_the_command_prints_the_table(trainings, data_dir, tmp_path):
+  for name in 'ab':
+    shutil.copytree(trainings / name, tmp_path / name)
+    config = config_lib.read_config(tmp_path / name)
+    state = drawn_state(run_lib.open_run(config, tmp_path / name))
+    save(tmp_path / name, 1, state, error=0.95)  # Not the best.
+  workdirs = f'--workdirs={tmp_path}/a,{tmp_path}/b'
   status, out, err = command(
     workdirs, '--checkpoint=latest', '--views=one', '--split=train'
   )
   assert status == 0, err
   assert out.startswith('Model') and '\n2 CNNs ' in out and '(train)' in out
+  with np.load(tmp_path / 'b/predictions/train.one_view.npz') as arrays:
+    assert str(arrays['made_from/step']) == '1'
 
 
 @pytest.mark.parametrize(
