@@ -10,6 +10,8 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import io
+import itertools
 import json
 import logging
 import pathlib
@@ -19,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 import weakref
 
@@ -31,12 +34,12 @@ import numpy as np
 from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from alexnet_jax import augment
 from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
-from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
@@ -100,18 +103,22 @@ def uninterrupted(config_file, tmp_path_factory):
 
   `compiled` has the number of finished steps at every compilation, `reads` the
   functions that had mesh_lib.fetch read from the device, `others` the places
-  that read from it in any other way, saves left out.
+  that read from it in any other way, saves left out; `saves` the arguments of
+  every save but for the state, and the last row that was in metrics.csv then;
+  `seconds` what the whole of it took.
   """
   workdir = tmp_path_factory.mktemp('uninterrupted')
-  seen = types.SimpleNamespace(compiled=[], reads=[], others=[])
+  seen = types.SimpleNamespace(compiled=[], reads=[], others=[], saves=[])
+  began = time.monotonic()
   with pytest.MonkeyPatch.context() as patch:
-    watch(patch, seen)
+    watch(patch, seen, workdir)
     returned = train.train_and_evaluate(load(config_file), workdir)
+  seen.seconds = time.monotonic() - began
   return types.SimpleNamespace(workdir=workdir, returned=returned, **vars(seen))
 
 
-def watch(patch, seen):
-  """Notes compilations and reads from the device, see `uninterrupted`."""
+def watch(patch, seen, workdir):
+  """Notes compilations, reads from the device and saves: `uninterrupted`."""
   done, allowed = [], []
   update, fetch = metrics.Progress.update, mesh_lib.fetch
   save, value = checkpoint.Checkpoints.save, array.ArrayImpl._value
@@ -131,6 +138,10 @@ def watch(patch, seen):
     finally:
       allowed.pop()
 
+  def noted_save(self, step, state, record, error):
+    seen.saves.append((step, record, error, read_rows(workdir)[-1]))
+    allow(save, self, step, state, record, error)
+
   def read(self):
     if not allowed and threading.current_thread() is threading.main_thread():
       frame = sys._getframe(1)
@@ -145,9 +156,7 @@ def watch(patch, seen):
     metrics.Progress, 'update', lambda self: done.append(0) or update(self)
   )
   patch.setattr(mesh_lib, 'fetch', watched_fetch)
-  patch.setattr(
-    checkpoint.Checkpoints, 'save', lambda *args: allow(save, *args)
-  )
+  patch.setattr(checkpoint.Checkpoints, 'save', noted_save)
   patch.setattr(array.ArrayImpl, '_value', property(read))
 
 
@@ -180,10 +189,14 @@ def deterministic(rows):
   return [{k: v for k, v in r.items() if k not in TIMINGS} for r in rows]
 
 
-def scalar_steps(workdir, tag):
+def events_of(workdir):
   guidance = {'scalars': 0, 'images': 0}  # 0: keep all.
-  events = event_accumulator.EventAccumulator(str(workdir), guidance).Reload()
-  return [e.step for e in events.Scalars(tag)]
+  events = event_accumulator.EventAccumulator(str(workdir), guidance)
+  return events.Reload()
+
+
+def scalar_steps(workdir, tag):
+  return [e.step for e in events_of(workdir).Scalars(tag)]
 
 
 def spy_on_settings(patch):
@@ -238,8 +251,11 @@ class Counter:
     self.steps += 1
 
 
-def run_fake_steps(losses, step=0, trace=None):
-  """`run_steps` over one step per loss, with 4, 8, 12 ... examples."""
+def run_fake_steps(losses, step=0, trace=None, wait=0.0):
+  """`run_steps` over one step per loss, with 4, 8, 12 ... examples.
+
+  Every batch lets itself be waited for, `wait` seconds.
+  """
   trace = [] if trace is None else trace
 
   def train_step(state, batch, *_):
@@ -248,7 +264,8 @@ def run_fake_steps(losses, step=0, trace=None):
     sums = {k: v * (batch - step) for k, v in sums.items()}
     return state + 1, {k: np.float32(v) * np.ones(()) for k, v in sums.items()}
 
-  batches = iter(range(step + 1, step + len(losses) + 2))
+  stop = step + len(losses)
+  batches = (time.sleep(wait) or i for i in range(step + 1, stop + 2))
   progress = Counter()
   inputs = [()] * len(losses)
   found = train.run_steps(train_step, step, batches, inputs, step, progress)
@@ -272,6 +289,17 @@ def test_a_row_holds_the_means_over_the_examples_of_its_steps(fake_types):
   assert means['train/top1_error'] == 0.25
   assert means['train/images_per_second'] > 0
   assert 0 <= means['train/input_wait_fraction'] <= 1
+
+
+def test_a_row_holds_images_and_waiting_by_the_second(fake_types):
+  began = time.monotonic()
+  _, means, *_ = run_fake_steps([1.0, 1.0, 1.0], wait=0.05)
+  seconds = time.monotonic() - began
+  # 4 + 8 + 12 examples, waited for three times.
+  found = means['train/images_per_second']
+  assert 24 / seconds <= found <= 24 / (3 * 0.05)
+  waiting = means['train/input_wait_fraction']
+  assert 3 * 0.05 / seconds <= waiting <= 1
 
 
 def test_metrics_are_fetched_once_per_step_and_one_step_late(
@@ -422,9 +450,7 @@ def test_rows_are_complete(uninterrupted):
 
 
 def test_pictures_and_points_are_in_tensorboard(uninterrupted):
-  events = event_accumulator.EventAccumulator(
-    str(uninterrupted.workdir), {'images': 0}
-  ).Reload()
+  events = events_of(uninterrupted.workdir)
   images = {
     t: [e.step for e in events.Images(t)] for t in events.Tags()['images']
   }
@@ -442,8 +468,56 @@ def test_result_json_holds_the_last_row_and_how_it_came_about(uninterrupted):
   assert result['step'] == 24
   assert result['epoch'] == 24 * 16 / 1497
   assert result['devices'] == ['cpu'] * 4
-  assert 0 < result['wall_seconds'] < 3600
-  assert isinstance(result['commit'], str)
+  # All of the run, once: of the fixture's clock little lies outside it.
+  slack = 0.05 + 0.1 * uninterrupted.seconds
+  assert uninterrupted.seconds - slack < result['wall_seconds']
+  assert result['wall_seconds'] < uninterrupted.seconds + 0.1  # Is rounded.
+  assert result['commit'].removesuffix('+') == head_of_this_repository()
+
+
+def head_of_this_repository():
+  """Its newest commit, or '' where there is none."""
+  command = ['git', '-C', str(ROOT), 'rev-parse', '--verify', '-q', 'HEAD']
+  found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+  return found.stdout.strip()
+
+
+def test_a_checkpoint_follows_its_row_with_the_error_of_that_row(uninterrupted):
+  saves = uninterrupted.saves
+  assert [step for step, *_ in saves] == [6, 10, 12, 18, 19, 24]
+  for step, record, error, row in saves:
+    # In the file before: a run that goes on from here never lacks it.
+    assert int(row['step']) == step
+    found = {k: v for k, v in row.items() if k not in ('step', 'epoch') and v}
+    assert {k: str(v) for k, v in record['metrics'].items()} == found
+    evaluated = row['eval/top1_error']
+    assert error == (float(evaluated) if evaluated else None)
+
+
+def test_tensorboard_has_the_whole_config(uninterrupted, config):
+  start = events_of(uninterrupted.workdir).summary_metadata[
+    hparams_metadata.SESSION_START_INFO_TAG
+  ]
+  hparams = hparams_metadata.parse_session_start_info_plugin_data(
+    start.plugin_data.content
+  ).hparams
+  assert hparams.keys() == config_lib.flatten(config).keys()
+  assert hparams['optimizer.learning_rate'].number_value == 0.01
+  assert hparams['model.conv_features'].string_value == '[4, 8, 8, 8, 8]'
+
+
+def test_the_picture_of_the_inputs_shows_crops_of_the_first_batch(
+  uninterrupted, config
+):
+  (event, *_) = events_of(uninterrupted.workdir).Images('augmented_inputs')
+  picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+  run = run_lib.open_run(config, uninterrupted.workdir)
+  with contextlib.closing(run.train_batches(0)) as batches:
+    first = np.asarray(next(batches)['image'])[:8]  # One row of pictures.
+  windows = np.lib.stride_tricks.sliding_window_view(first, (67, 67), (1, 2))
+  for i, crops in enumerate(windows):
+    shown = picture[:67, 68 * i : 68 * i + 67].transpose(2, 0, 1)
+    assert (crops == shown).all((2, 3, 4)).any()
 
 
 def test_config_json_holds_every_key_by_its_dotted_name(uninterrupted, config):
@@ -605,6 +679,59 @@ def test_a_run_killed_after_its_last_checkpoint_still_writes_its_result(
   assert again == finished
 
 
+def test_a_run_trained_further_has_the_result_of_all_its_steps(
+  uninterrupted, config, tmp_path, monkeypatch
+):
+  workdir = shutil.copytree(uninterrupted.workdir, tmp_path / 'run')
+  path = workdir / 'result.json'
+  before = json.loads(path.read_text())
+  config.train.epochs = 0.3  # Five more steps.
+  # Once the run goes on, what is there is no result of its any more.
+  train_until(1, config, workdir, monkeypatch)
+  assert not path.exists()
+  began = time.monotonic()
+  returned = train.train_and_evaluate(config, workdir)
+  seconds = time.monotonic() - began
+  after = json.loads(path.read_text())
+  assert (before['step'], after['step']) == (24, 29)
+  assert {tag: after[tag] for tag in returned} == returned
+  # What came between the checkpoint of step 24 and this command is lost.
+  seconds += uninterrupted.saves[-1][1]['wall_seconds']
+  assert after['wall_seconds'] == pytest.approx(seconds, rel=0.1, abs=0.1)
+
+
+def test_a_run_draws_by_its_seed_from_its_split(config, tmp_path, monkeypatch):
+  config.seed = 0
+  weights = lambda state: np.asarray(state.params['conv1']['kernel']).tobytes()
+  of_seed_0 = weights(create_state(config, tmp_path / 'other'))
+  config.seed = 1
+  config.input.train_split = 'test'
+  config.optimizer.learning_rate = 1e-30  # The weights stay as drawn.
+  config.train.epochs = 0.1  # Of 300 digits: two steps.
+  steps, run_steps = [], train.run_steps
+
+  def spied(train_step, *args):
+    def spied_step(state, batch, statistics, key, *rest):
+      labels = jax.device_get(batch['label']).tolist()
+      steps.append((labels, jax.device_get(jax.random.key_data(key)).tolist()))
+      return train_step(state, batch, statistics, key, *rest)
+
+    return run_steps(spied_step, *args)
+
+  monkeypatch.setattr(train, 'run_steps', spied)
+  train.train_and_evaluate(config, tmp_path / 'run')
+  run = run_lib.open_run(config)
+  drawn = input_pipeline.train_batches(
+    run.dataset, 'test', batch_size=16, seed=1, start_step=0
+  )
+  with contextlib.closing(drawn):
+    labels = [batch['label'].tolist() for batch in itertools.islice(drawn, 2)]
+  key = jax.random.key_data(jax.random.key(1)).tolist()
+  assert steps == [(labels[0], key), (labels[1], key)]
+  found = saved_state(tmp_path / 'run', config)
+  assert found[".params['conv1']['kernel']"] != of_seed_0
+
+
 def test_other_images_of_the_same_name_are_refused(uninterrupted, config):
   run = run_lib.open_run(config)
   other = dataclasses.replace(run.dataset, fingerprint='0f')
@@ -693,24 +820,28 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path):
 def test_the_plateau_schedule_survives_a_stop_and_ends_the_run_early(
   config, tmp_path, monkeypatch
 ):
-  # So low a rate that the error never falls: evaluations set the best error,
-  # drop the rate, set the best error at the new rate, end the run.
+  # So low a rate that the error never falls. Of three evaluations the first
+  # sets the best error, the third drops the rate; three more end the run.
   config.optimizer.learning_rate = 1e-12
   config.optimizer.schedule = 'plateau'
   config.optimizer.drop_epochs = ()
-  config.optimizer.plateau_patience = 1
+  config.optimizer.plateau_patience = 2
   config.optimizer.plateau_drops = 1
-  config.train.eval_every_epochs = 0.05  # After steps 5, 10, 15 and 19.
-  train_until(19, config, tmp_path, monkeypatch)
+  config.train.epochs = 0.4
+  config.train.eval_every_epochs = 0.05  # After 5, 10, 15, 19, 24, 29 steps.
+  # At the checkpoint of step 12 one evaluation has been in vain, at that of
+  # step 19 the rate has dropped.
+  train_until(14, config, tmp_path, monkeypatch)
+  train_until(22 - 12, config, tmp_path, monkeypatch)
   train.train_and_evaluate(config, tmp_path)
   rows = read_rows(tmp_path)
   rates = {int(r['step']): float(r['train/learning_rate']) for r in rows}
   assert rates == {
-    s: pytest.approx(1e-12 if s <= 10 else 1e-13)
-    for s in (5, 6, 10, 12, 15, 18, 19)
+    s: pytest.approx(1e-12 if s <= 15 else 1e-13)
+    for s in (5, 6, 10, 12, 15, 18, 19, 20, 24, 25, 29)
   }
   assert rows[-1]['eval_five_view/loss']
-  assert json.loads((tmp_path / 'result.json').read_text())['step'] == 19
+  assert json.loads((tmp_path / 'result.json').read_text())['step'] == 29
   before = (tmp_path / 'metrics.csv').read_bytes()
   train.train_and_evaluate(config, tmp_path)
   assert (tmp_path / 'metrics.csv').read_bytes() == before
@@ -720,7 +851,7 @@ def test_the_plateau_schedule_survives_a_stop_and_ends_the_run_early(
 
 
 # In the order of the source's: rates of weights, biases, conv1's weights and
-# biases; noise. Epochs 0.05, 0.07, 0.1, 0.125 and 0.165 end with these steps.
+# biases; noise. The epochs of `source_like` end with these steps.
 SETTINGS = (
   [(0.01, 0.02, 0.01, 0.02, 0.1)] * 5
   + [(0.01, 0.02, 0.01, 0.02, 0.0)] * 2
@@ -735,12 +866,14 @@ SETTINGS = (
 def source_like(config):
   """The source's schedule, 500 times as fast: 20 steps."""
   config.augment.color_std = 0.1
-  config.augment.color_end_epoch = 0.05
+  # Exactly the epoch at which step 6 begins, and that of step 13 for conv1;
+  # the others lie within a step.
+  config.augment.color_end_epoch = 5 * 16 / 1497
   config.optimizer.drop_epochs = (0.07, 0.165)
   config.optimizer.bias_rate_factor = 2.0
   config.optimizer.drop_bias_rate = False
   config.optimizer.conv1_drop_epochs = (0.1,)
-  config.optimizer.conv1_freeze_epoch = 0.125
+  config.optimizer.conv1_freeze_epoch = 12 * 16 / 1497
   config.train.epochs = 0.21
   config.train.log_every_steps = 100
   config.train.eval_every_epochs = 1.0
@@ -887,6 +1020,12 @@ def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
   config.train.epochs = 0.1
   config.train.plateau_warning_steps = 6
   train.train_and_evaluate(config, tmp_path)
+  config.train.epochs = 0.2  # Nine more steps, with nothing new to say.
+  train.train_and_evaluate(config, tmp_path)
+  with contextlib.closing(
+    checkpoint.Checkpoints(tmp_path, read_only=True)
+  ) as checkpoints:
+    assert checkpoints.read_metadata(19)['stuck_steps'] == 19
   (message,) = [m for m in caplog.messages if 'ln(' in m]
   for words in (
     'For 6 steps the loss has been within 0.02 of ln(10) = 2.303',
@@ -978,7 +1117,10 @@ def test_fine_tuning_needs_its_pretraining_only_to_begin(
   begun_with = saved_state(pretrained, config)
   config.seed = 1
   config.optimizer.learning_rate = 1e-30  # Too low for any weight to change.
+  # Of the plateau's schedule alone, which would end this run at once.
+  config.optimizer.plateau_patience, config.optimizer.plateau_drops = 1, 0
   config.train.epochs = 0.02  # Two steps.
+  config.train.eval_every_epochs = 0.01
   config.train.init_workdir = str(pretrained)
   workdir = tmp_path / 'tuned'
   with caplog.at_level(logging.INFO):
@@ -987,7 +1129,7 @@ def test_fine_tuning_needs_its_pretraining_only_to_begin(
   shutil.rmtree(pretrained)
   config.train.epochs = 0.04
   train.train_and_evaluate(config, workdir)
-  assert [int(row['step']) for row in read_rows(workdir)] == [2, 4]
+  assert [int(row['step']) for row in read_rows(workdir)] == [1, 2, 3, 4]
   tuned = saved_state(workdir, config)
   weights = {k for k in tuned if k.startswith('.params')}
   differ = {k for k in weights if tuned[k] != begun_with[k]}
