@@ -9,7 +9,6 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import functools
 import io
 import itertools
 import json
@@ -25,11 +24,9 @@ import time
 import types
 import weakref
 
-import flax.linen as nn
 import jax
 from jax._src import array
 from jax._src import monitoring
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
@@ -37,13 +34,12 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from alexnet_jax import augment
-from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
-from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
@@ -323,102 +319,6 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step(fake_types, bad, at):
     run_fake_steps(losses, step=7)
 
 
-# The compiled step
-
-
-def test_training_overfits_eight_images():
-  net = model.AlexNet(
-    num_classes=10,
-    conv_features=(8, 16, 16, 16, 16),
-    fc_features=(32, 32),
-    init_std=0.1,
-    conv345_init_std=0.1,
-    fc67_init_std=0.1,
-    dropout_rate=0.0,
-  )
-  random_views = functools.partial(
-    augment.random_views, crop_size=67, flip=False
-  )
-  sgd = functools.partial(optimizer.paper_sgd, momentum=0.9, weight_decay=0.0)
-  step = train_step_lib.make_train_step(net, None, random_views, sgd)
-  rng = np.random.default_rng(0)
-  batch = {
-    'image': jnp.asarray(rng.integers(0, 256, (8, 67, 67, 3), np.uint8)),
-    'label': jnp.arange(8, dtype=jnp.int32),
-    'mask': jnp.ones(8, bool),
-  }
-  fixed = run_lib.Statistics(jnp.full((67, 67, 3), 127.5), jnp.zeros((3, 3)))
-  init = jax.jit(net.init)
-  params = init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
-  state = train_state.TrainState(jnp.int32(0), params, sgd({}).init(params))
-  rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(0.003))
-  settings = (jax.random.key(1), rates, jnp.float32(0))
-  losses = []
-  for _ in range(150):
-    state, sums = step(state, batch, fixed, *settings)
-    losses.append(float(sums['loss'] / sums['count']))
-  assert losses[0] > 2
-  assert losses[-1] < 0.05  # ln(10) is 2.3.
-
-
-class MeanColour(nn.Module):
-  """A softmax over a linear function of an image's mean colour."""
-
-  layers_sharded_over_data = ()
-
-  @nn.compact
-  def __call__(self, images, *, train, batch_indices):
-    return nn.Dense(4, name='fc8')(images.mean((1, 2)))
-
-
-def test_one_step_with_the_sources_switches_worked_by_hand():
-  rng = np.random.default_rng(0)
-  kernel, bias = rng.normal(size=(3, 4)) / 100, rng.normal(size=4)
-  colours = rng.integers(0, 256, (6, 3))
-  labels = np.arange(6) % 4
-  mean_image = rng.uniform(0, 255, (5, 5, 3))
-  step = train_step_lib.make_train_step(
-    MeanColour(),
-    None,
-    functools.partial(
-      augment.random_views,
-      crop_size=1,
-      flip=True,
-      color_divide=True,
-      central_mean=True,
-    ),
-    functools.partial(
-      optimizer.paper_sgd, momentum=0.9, weight_decay=0.5, decay_biases=False
-    ),
-  )
-  params = jax.tree.map(jnp.float32, {'fc8': {'kernel': kernel, 'bias': bias}})
-  opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
-  images = np.tile(colours[:, None, None].astype(np.uint8), (1, 5, 5, 1))
-  batch = {'image': images, 'label': labels, 'mask': np.ones(6, bool)}
-  rates = {'kernel': 1e-3, 'bias': 0.2, 'conv1/kernel': 9.0, 'conv1/bias': 9.0}
-  state, sums = step(
-    train_state.TrainState(jnp.int32(0), params, opt_state),
-    jax.tree.map(jnp.asarray, batch),
-    # No directions: of the noise only the division by 1.25 is left.
-    run_lib.Statistics(jnp.float32(mean_image), jnp.zeros((3, 3))),
-    jax.random.key(0),
-    jax.tree.map(jnp.float32, rates),
-    jnp.float32(0.25),
-  )
-  # Of one colour, so that it does not matter where an image is cropped.
-  inputs = (colours - mean_image[2, 2]) / 1.25
-  exp = np.exp(inputs @ kernel + bias)
-  softmax = exp / exp.sum(1, keepdims=True)
-  error = (softmax - np.eye(4)[labels]) / 6
-  loss = -np.log(softmax[np.arange(6), labels]).sum()
-  kernel_step = 1e-3 * (inputs.T @ error + 0.5 * kernel)
-  near = {'rtol': 1e-5, 'atol': 1e-6}  # float32, sums of a dozen terms.
-  np.testing.assert_allclose(sums['loss'], loss, **near)
-  found = state.params['fc8']
-  np.testing.assert_allclose(found['kernel'], kernel - kernel_step, **near)
-  np.testing.assert_allclose(found['bias'], bias - 0.2 * error.sum(0), **near)
-
-
 # Whole runs
 
 
@@ -511,7 +411,7 @@ def test_the_picture_of_the_inputs_shows_crops_of_the_first_batch(
 ):
   (event, *_) = events_of(uninterrupted.workdir).Images('augmented_inputs')
   picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
-  run = run_lib.open_run(config, uninterrupted.workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(run.train_batches(0)) as batches:
     first = np.asarray(next(batches)['image'])[:8]  # One row of pictures.
   windows = np.lib.stride_tricks.sliding_window_view(first, (67, 67), (1, 2))
@@ -559,6 +459,17 @@ def test_the_device_is_read_by_fetch_alone_once_a_step(uninterrupted):
   assert reads.pop('conv1') == 1 + 3  # Evaluations.
   assert reads.pop('first_inputs') == 2
   assert not reads
+
+
+def test_no_preparation_module_is_imported_for_training():
+  program = (
+    'import sys, alexnet_jax.train;'
+    " print([m for m in sys.modules if m.startswith('alexnet_jax.prepare')])"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert (done.returncode, done.stdout) == (0, '[]\n'), done.stderr
 
 
 def test_a_transfer_that_nobody_asked_for_is_an_error(fake_types):
@@ -913,6 +824,34 @@ def test_a_run_goes_through_the_sources_schedule_killed_or_not(
   assert 'ln(10)' not in caplog.text  # This net learns: no warning.
 
 
+def test_a_cosine_changes_the_rates_at_every_step_stopped_or_not(
+  config, tmp_path, monkeypatch
+):
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.drop_epochs = ()
+  config.optimizer.bias_rate_factor = 2.0
+  config.train.eval_every_epochs = 1.0
+  settings = spy_on_settings(monkeypatch)
+  train_until(9, config, tmp_path, monkeypatch)  # Saved after step 6.
+  train.train_and_evaluate(config, tmp_path)
+  # Step 10 runs while the metrics of step 9 are fetched.
+  begun = [*range(10), *range(6, 24)]
+  epochs = np.array(begun) * 16 / 1497
+  rates = 0.01 * (1 + np.cos(np.pi * epochs / 0.25)) / 2
+  found = np.array(settings)
+  assert len(set(rates)) == 24
+  # float32 rounds at 6e-8.
+  np.testing.assert_allclose(found[:, 0], rates, rtol=1e-6)
+  np.testing.assert_allclose(found[:, 1], 2 * rates, rtol=1e-6)
+  by_step = dict(zip(begun, rates, strict=True))
+  for row in read_rows(tmp_path):  # A row has the rate of its last step.
+    last = by_step[int(row['step']) - 1]
+    assert float(row['train/learning_rate']) == pytest.approx(last)
+  config.train.epochs = 0.3
+  with pytest.raises(ValueError, match='config.train.epochs is 0.25 in .* 0.3'):
+    train.train_and_evaluate(config, tmp_path)
+
+
 def test_the_step_gets_the_switches_of_the_config(
   config, tmp_path, monkeypatch
 ):
@@ -952,52 +891,7 @@ def test_the_colour_directions_are_those_of_the_config(
   assert lengths.max() == pytest.approx(expected, rel=1e-6)  # float32
 
 
-# The guard against the plateau
-
-
-@pytest.mark.parametrize(
-  ('rows', 'warned_after'),
-  [
-    ([(2.3, 4), (2.3, 4)], None),  # 8 steps of 10.
-    ([(2.3, 5), (2.3, 5)], 2),
-    ([(2.3, 12)], 1),
-    ([(2.283, 5), (2.322, 5)], 2),  # ln(10) is 2.3026.
-    ([(2.282, 10), (2.323, 10)], None),
-    ([(2.3, 9), (2.2, 1), (2.3, 9)], None),  # Has left it: counts afresh.
-    ([(2.3, 9), (2.2, 1), (2.3, 9), (2.3, 1)], 4),
-    ([(2.3, 10), (2.3, 10), (2.0, 10), (2.3, 10)], 1),  # Once.
-    ([(9.0, 50), (2.0, 50)], None),
-  ],
-)
-def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
-  config, caplog, rows, warned_after
-):
-  config.train.plateau_warning_steps = 10
-  guard, warnings = chance_loss.ChanceLossWarning(config, 0), []
-  for loss, steps in rows:
-    guard.observe(loss, steps)
-    warnings.append(len(caplog.records))
-  first = len(rows) if warned_after is None else warned_after - 1
-  assert warnings == [0] * first + [1] * (len(rows) - first)
-
-
-@pytest.mark.parametrize(('before', 'warned'), [(5, 0), (6, 1), (10, 0)])
-def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
-  config.train.plateau_warning_steps = 10
-  guard = chance_loss.ChanceLossWarning(config, before)
-  guard.observe(2.3, 4)
-  assert len(caplog.records) == warned  # At 10: the run before has warned.
-  assert guard.stuck_steps == before + 4
-
-
-def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
-  config.model.num_classes = 1000
-  config.train.plateau_warning_steps = 10
-  guard = chance_loss.ChanceLossWarning(config, 0)
-  guard.observe(2.3026, 10)
-  assert not caplog.records
-  guard.observe(6.9078, 10)
-  assert 'ln(1000) = 6.908' in caplog.text
+# The warning of a loss of chance
 
 
 def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
