@@ -187,6 +187,17 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(
     evaluate_nets(trainings, output=tmp_path / 'file/x')
 
 
+def test_a_read_only_training_says_so_before_any_work(trainings, monkeypatch):
+  access = os.access  # Root may write everywhere.
+  monkeypatch.setattr(
+    os, 'access', lambda path, mode: path.name != 'b' and access(path, mode)
+  )
+  monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
+  message = r'--output=.*/b \(the default\) cannot be written .* name a folder'
+  with pytest.raises(ValueError, match=message):
+    evaluate_nets(trainings)
+
+
 def test_predictions_on_disk_need_no_second_pass(trainings, monkeypatch):
   first = evaluate_nets(trainings)
   monkeypatch.setattr(evaluator, 'evaluate', None)  # Would be called.
