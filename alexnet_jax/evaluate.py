@@ -32,6 +32,7 @@ VIEW_NAMES = {
   'eval': 'one view',
   'eval_five_view': 'five views',
   'eval_ten_view': 'ten views',
+  'eval_many_view': 'five or ten views',
 }
 
 
@@ -71,8 +72,7 @@ def evaluate(
   table = {str(workdir): {} for workdir in workdirs}
   result = {}
   for many in VIEWS[views]:
-    prefix = metrics.many_view_prefix(nets[0].config.augment.flip)
-    prefix = prefix if many else 'eval'
+    prefix = _prefix(nets) if many else 'eval'
     members = _member_predictions(nets, many, output and folder)
     together = predictions_lib.ensemble(
       _with_errors(members, prefix, table.values())
@@ -82,6 +82,12 @@ def evaluate(
     _print_table(nets, table, result)
     _write(folder, nets, table, result)
   return result
+
+
+def _prefix(nets):
+  """Prefix of the tags of many views, whose number may differ between nets."""
+  found = {metrics.many_view_prefix(n.config.augment.flip) for n in nets}
+  return found.pop() if len(found) == 1 else 'eval_many_view'
 
 
 def _output_folder(nets, output):

@@ -178,6 +178,19 @@ def test_one_and_many_views_in_one_evaluation(trainings, capsys):
   ]
 
 
+def test_nets_with_and_without_reflections_can_be_one_ensemble(
+  trainings, data_dir, tmp_path, capsys
+):
+  config = tiny_config(data_dir, 15)
+  config.augment.flip = True
+  make_training(tmp_path, config)
+  result = evaluate.evaluate(
+    [str(tmp_path), str(trainings / 'a')], 'latest', 'many'
+  )
+  assert {tag.partition('/')[0] for tag in result} == {'eval_many_view'}
+  assert 'Top-1 (test, five or ten views)' in capsys.readouterr().out
+
+
 def test_an_output_that_cannot_be_written_is_named_before_any_work(
   trainings, tmp_path, monkeypatch
 ):
