@@ -516,6 +516,27 @@ def test_the_nets_of_the_table_have_the_parameters_it_gives():
   assert wrong == []
 
 
+def test_the_schedules_of_the_runs_are_those_of_their_presets():
+  rows = document_table(
+    'docs/nets.md',
+    'run',
+    'rate of the weights drops at epoch',
+    'conv1 drops once more, colour noise ends',
+    'conv1 frozen',
+    'stopped',
+  )
+  assert [run for run, *_ in rows] == ['147', '148', '150']
+  for run, drops, conv1_drop, frozen, stopped in rows:
+    found = values(f'run{run}')
+    assert found['input.dataset'] == 'imagenet2012'
+    assert found['optimizer.drop_epochs'] == list(map(float, drops.split(', ')))
+    once = [] if conv1_drop == 'neither' else [float(conv1_drop)]
+    assert found['optimizer.conv1_drop_epochs'] == once
+    assert found['augment.color_end_epoch'] == sum(once)  # 0: it never ends.
+    assert found['optimizer.conv1_freeze_epoch'] == float(frozen)
+    assert found['train.epochs'] == float(stopped)
+
+
 def test_requirements_pin_what_setup_asks_for():
   pins = {}
   for line in (ROOT / 'requirements.txt').read_text().splitlines():
