@@ -279,9 +279,17 @@ def test_a_folder_without_imagenet_says_what_it_wants(tmp_path):
 
 def test_an_incomplete_imagenet_is_remarked_upon(archives, caplog):
   sources.open_source(f'imagenet:{archives}')
-  assert 'train has 2000 images; the whole of ILSVRC-2012 has 1281167.' in (
-    caplog.messages
-  )
+  assert caplog.messages == [
+    'train has 2000 images; the whole of ILSVRC-2012 has 1281167.',
+    'validation has 3 images; the whole of ILSVRC-2012 has 50000.',
+  ]
+
+
+def test_a_complete_split_is_not_remarked_upon(archives, caplog, monkeypatch):
+  monkeypatch.setitem(imagenet.NUM_IMAGES, 'validation', len(VALIDATION))
+  sources.open_source(f'imagenet:{archives}')
+  (message,) = caplog.messages
+  assert message.startswith('train has 2000 images')
 
 
 def test_an_archive_is_opened_once(archives):
