@@ -6,6 +6,7 @@ CONTRIBUTING.md ("Figures") describes how documents quote figures.
 import ast
 import configparser
 import csv
+import fnmatch
 import functools
 import importlib
 import importlib.util
@@ -106,16 +107,32 @@ def test_the_map_has_every_module_once():
   assert sorted(found) == sorted(modules)
 
 
-@pytest.mark.parametrize(
-  'module, title',
-  re.findall(
-    r'()docs/troubleshooting\.md, "([^"]+)"',
+def test_the_section_that_a_warning_refers_to_exists():
+  (title,) = re.findall(
+    r'docs/troubleshooting\.md, "([^"]+)"',
     (PACKAGE / 'chance_loss.py').read_text(),
-  ),
-)
-def test_a_section_that_the_code_refers_to_exists(module, title):
-  del module
+  )
   assert f'\n## {title}\n' in read('docs/troubleshooting.md')
+
+
+def test_the_table_of_sections_names_code_keys_and_tests_that_exist():
+  columns = ('section', 'code', 'key', 'test')
+  names = lambda cell: re.findall('`([^`]+)`', cell)
+  missing = []
+  for _, code, keys, tests in document_table('README.md', *columns):
+    for name in names(code):
+      module, _, attribute = name.partition('.')
+      if not hasattr(
+        importlib.import_module(f'alexnet_jax.{module}'), attribute
+      ):
+        missing.append(name)
+    for key in names(keys):
+      if not fnmatch.filter(values('paper'), key):
+        missing.append(key)
+    for name in names(tests):
+      if not (ROOT / 'tests' / f'{name}.py').exists():
+        missing.append(name)
+  assert missing == []
 
 
 # Figures: what a document quotes, against the record.
