@@ -85,14 +85,15 @@ def evaluate(
 
 
 def _output_folder(nets, output):
-  """The folder to write to, checked before anything is computed."""
-  flag = f'--output={output}'
+  """The folder of evaluation.json; checks that it can be written."""
   if output is None:
-    output = nets[0].workdir
-    flag = f'{workdir_lib.EVALUATION_FILE} of {output}: without --output= it'
-  folder = pathlib.Path(output).expanduser().absolute()
-  if processes.is_first():
-    workdir_lib.check_writable(folder, flag)
+    folder = nets[0].workdir
+    checked = {f'--output={n.workdir} (the default)': n.workdir for n in nets}
+  else:
+    folder = pathlib.Path(output).expanduser().absolute()
+    checked = {f'--output={output}': folder}
+  for flag, path in checked.items() if processes.is_first() else ():
+    workdir_lib.check_writable(path, flag)
   return folder
 
 

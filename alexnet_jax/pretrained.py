@@ -9,6 +9,7 @@ import jax
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
@@ -30,7 +31,7 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
       raise FileNotFoundError(
         f'{where} has no {name}; name the --workdir of a training'
       )
-  config_lib.check_same_network(
+  recorded_config.check_same_network(
     run.config, config_lib.flatten(workdir_lib.read_config(folder)), where
   )
   checkpoints = checkpoint.Checkpoints(folder, read_only=True)
@@ -62,7 +63,7 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
       template = jax.tree.map(
         lambda x: x.update(sharding=replicated),
         train_state.state_template(
-          run, config_lib.upgrade(metadata['config'])['model.num_classes']
+          run, recorded_config.upgrade(metadata['config'])['model.num_classes']
         ),
       )
       params = checkpoints.restore(template, step).params

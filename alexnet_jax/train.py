@@ -80,9 +80,7 @@ def train_and_evaluate(
     while not _has_ended(step, metadata.plateau, table, config):
       stop, plateau = table.next_log(step), metadata.plateau
       inputs = arguments.of_steps(step, stop, plateau.drops)
-      state, row = run_steps(
-        train_step, state, batches, inputs, step, stop, progress
-      )
+      state, row = run_steps(train_step, state, batches, inputs, step, progress)
       row['train/learning_rate'] = arguments.rate(stop - 1, plateau.drops)
       warning.observe(row['train/loss'], stop - step)
       step = stop
@@ -171,10 +169,9 @@ def run_steps(
   batches: Iterator[PyTree],
   inputs: Iterable[tuple],
   step: int,
-  stop: int,
   progress: metrics.Progress,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
-  """Takes the steps up to `stop`; returns the state and their mean metrics.
+  """Takes one step for each of `inputs`; returns state and mean metrics.
 
   The metrics of a step are fetched while the next one runs, those of the last
   step at once. Only batches and changed rates are copied to the devices besides;
@@ -184,9 +181,8 @@ def run_steps(
     train_step: from `train_step.make_train_step`.
     state: after `step` steps; donated.
     batches: on the device, starting with that of the next step.
-    inputs: the other arguments of `train_step`, for each step.
+    inputs: the other arguments of `train_step`, for each step to take.
     step: steps done.
-    stop: the last step to take, above `step`.
     progress: notified of every finished step.
 
   Raises:
@@ -201,15 +197,15 @@ def run_steps(
     progress.update()
 
   with jax.transfer_guard('disallow'):
-    for current, arguments in enumerate(inputs, start=step + 1):
+    for arguments in inputs:
       asked = time.time()
       batch = next(batches)
       waited += time.time() - asked
       state, sums = train_step(state, batch, *arguments)
       if pending is not None:  # Of the step before, while this one runs.
-        finish(current - 1, pending)
-      pending = sums
-    finish(stop, pending)
+        finish(step, pending)
+      pending, step = sums, step + 1
+    finish(step, pending)
   seconds = time.time() - began
   names = [tag.partition('/')[2] for tag in metrics.TRAIN_TAGS]
   means = totals.means([name for name in names if name in totals.sums])

@@ -16,6 +16,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import processes
@@ -44,7 +45,7 @@ class CheckpointMetadata:
     dataset: fingerprint of the data set.
     metrics: the newest row, by tag.
     plateau: the controller of the schedule 'plateau'.
-    stuck_steps: steps near the loss of chance, see `train.ChanceLossWarning`.
+    stuck_steps: steps near the loss of chance, see `chance_loss.ChanceLossWarning`.
     wall_seconds: time of the run so far, without what kills lost.
   """
 
@@ -150,12 +151,12 @@ def create_or_restore(
 def check_metadata(
   run: run_lib.Run,
   metadata: dict,
-  may_change: frozenset[str] = config_lib.MAY_CHANGE,
+  may_change: frozenset[str] = recorded_config.MAY_CHANGE,
 ) -> None:
   """Raises ValueError if a checkpoint is not of this config and data set."""
-  config_lib.check_unchanged(
+  recorded_config.check_unchanged(
     run.config,
-    config_lib.upgrade(metadata['config']),
+    recorded_config.upgrade(metadata['config']),
     'the checkpoint',
     may_change,
   )

@@ -281,10 +281,17 @@ def test_the_error_for_an_empty_folder_says_what_is_needed(tmp_path):
 
 def test_an_incomplete_imagenet_is_logged(archives, caplog):
   sources.open_source(f'imagenet:{archives}')
-  assert (
-    'train has 2000 images, but the complete ILSVRC-2012 has 1281167.'
-    in caplog.messages
-  )
+  assert caplog.messages == [
+    'train has 2000 images, but the complete ILSVRC-2012 has 1281167.',
+    'validation has 3 images, but the complete ILSVRC-2012 has 50000.',
+  ]
+
+
+def test_a_complete_split_is_not_logged(archives, caplog, monkeypatch):
+  monkeypatch.setitem(imagenet.NUM_IMAGES, 'validation', len(VALIDATION))
+  sources.open_source(f'imagenet:{archives}')
+  (message,) = caplog.messages
+  assert message.startswith('train has 2000 images')
 
 
 def test_an_archive_is_opened_only_once(archives):

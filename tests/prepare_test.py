@@ -27,6 +27,7 @@ from PIL import Image
 import psutil
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
@@ -597,6 +598,24 @@ def test_a_complete_data_set_of_another_size_is_refused(tmp_path, source):
   )
 
 
+def test_a_data_set_completed_meanwhile_by_another_process_is_kept(
+  tmp_path, source, monkeypatch
+):
+  open_source, before = sources.open_source, {}
+
+  def overtaken(*args):
+    opened = open_source(*args)
+    with monkeypatch.context() as patch:
+      patch.setattr(sources, 'open_source', open_source)
+      before.update(_tree(_prepare(source, tmp_path)))
+    return opened
+
+  monkeypatch.setattr(sources, 'open_source', overtaken)
+  path = _prepare(source, tmp_path)
+  assert _tree(path) == before
+  assert set(os.listdir(path.parent)) == {'1.0.0', 'lock'}
+
+
 def test_two_simultaneous_preparations_of_a_data_set_are_refused(
   tmp_path, source
 ):
@@ -670,6 +689,63 @@ def test_the_command_ends_with_one_line_for_an_error(tmp_path):
   (line,) = result.stderr.splitlines()
   assert line.startswith(f'FileNotFoundError: no folder {tmp_path}/train;')
   assert not (tmp_path / 'data').exists()
+
+
+# The first row of the luminance quantization table in annex K of the JPEG
+# standard. libjpeg uses it unchanged at quality 50 and doubled at quality 25.
+ANNEX_K = [16, 11, 10, 16, 24, 40, 51, 61]
+
+
+def test_the_command_obeys_its_flags(tmp_path):
+  # Resized from 120 to 97 pixels, the smallest size that is stored as JPEG.
+  rng = np.random.default_rng(2)
+  for part in ('train', 'val'):
+    folder = tmp_path / 'images' / part / 'class'
+    folder.mkdir(parents=True)
+    for i in range(8):
+      pixels = rng.integers(0, 256, (120, 120, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / f'{i}.png')
+    (folder / 'bad.png').write_text('no image')
+  flags = {
+    'source': f'folder:{tmp_path}/images',
+    'name': 'set',
+    'data_dir': f'{tmp_path}/data',
+    'size': 97,
+    'quality': 25,
+    'seed': 3,
+    'workers': 1,
+  }
+  run = lambda max_bad: subprocess.run(
+    [
+      *(sys.executable, '-m', 'alexnet_jax.prepare', f'--max_bad={max_bad}'),
+      *(f'--{name}={value}' for name, value in flags.items()),
+    ],
+    capture_output=True,
+    text=True,
+  )
+  stopped = run(1)
+  assert stopped.returncode == 1 and '--max_bad=1 unreadab' in stopped.stderr
+  done = run(2)
+  assert done.returncode == 0, done.stderr
+  path = tmp_path / 'data/set/1.0.0'
+  record = json.loads((path / 'preparation.json').read_text())
+  assert record['source'] == flags['source']
+  assert [record[key] for key in ('size', 'jpeg_quality', 'seed')] == [
+    97,
+    25,
+    3,
+  ]
+  source = tfds.builder_from_directory(path).as_data_source('train')
+  order = np.random.default_rng(3).permutation(9)  # bad.png is the last.
+  assert [e['file_name'].decode() for e in source] == [
+    f'train/class/{i}.png' for i in order if i < 8
+  ]
+  for i in range(8):
+    record = tf_example_pb2.Example.FromString(source.data_source[i])
+    (stored,) = record.features.feature['image'].bytes_list.value
+    with Image.open(io.BytesIO(stored)) as image:
+      assert image.size == (97, 97)
+      assert image.quantization[0][:8] == [2 * x for x in ANNEX_K]
 
 
 def _shard(tmp_path, contents, size=SIZE):
