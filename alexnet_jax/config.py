@@ -184,7 +184,8 @@ def _geometry(net, inputs):
 
 
 def _optimizer(optim):
-  if optim.schedule not in optimizer.SCHEDULES:
+  is_known = optim.schedule in optimizer.SCHEDULES
+  if not is_known:
     yield (
       f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
       f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
@@ -196,7 +197,9 @@ def _optimizer(optim):
       yield f'config.optimizer.{key}={drops} must hold numbers of at least 0'
     elif list(drops) != sorted(drops):
       yield f'config.optimizer.{key}={drops} must be in ascending order'
-    elif key == 'drop_epochs' and drops and optim.schedule != 'steps':
+    elif (
+      key == 'drop_epochs' and drops and is_known and optim.schedule != 'steps'
+    ):
       yield (
         f'config.optimizer.drop_epochs={drops} belongs to'
         " config.optimizer.schedule='steps'; set that, or empty it"

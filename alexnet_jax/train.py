@@ -1,7 +1,4 @@
-"""Training: the compiled step, and the loop.
-
-The loop is the documentation of the project: read `train_and_evaluate`.
-"""
+"""The training loop: read `train_and_evaluate`."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
