@@ -36,7 +36,7 @@ import statistics
 import sys
 import tempfile
 import time
-import types
+from unittest import mock
 
 from alexnet_jax.runtime import huge_pages
 
@@ -52,6 +52,7 @@ import numpy as np
 from alexnet_jax import checkpoint
 from alexnet_jax import digits
 from alexnet_jax import input_pipeline
+from alexnet_jax import metrics
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -79,6 +80,7 @@ class Loop:
     table = train_step.make_timetable(run)
     arguments = train_step.StepArguments(run, table)(0)
     self._arguments, self._done = arguments, 0
+    self._silent = mock.create_autospec(metrics.Progress, instance=True)
     self._state = train_state.create_train_state(run)
     self._step = train_step.compile_train_step(run, self._state, arguments)
     self.batch_size = run.config.input.batch_size
@@ -86,14 +88,10 @@ class Loop:
   def __call__(self, batches: Iterator[PyTree], steps: int) -> dict[str, float]:
     """Takes so many steps; returns the metrics of `train.run_steps`."""
     inputs = itertools.repeat(self._arguments, steps)
-    stop, silent = (
-      self._done + steps,
-      types.SimpleNamespace(update=lambda: None),
-    )
     self._state, found = train.run_steps(
-      self._step, self._state, batches, inputs, self._done, stop, silent
+      self._step, self._state, batches, inputs, self._done, self._silent
     )
-    self._done = stop
+    self._done += steps
     return found
 
 

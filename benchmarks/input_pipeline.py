@@ -76,7 +76,7 @@ def contestants(
     (FASTEST, files, simplejpeg.decode_jpeg),
     (PHOTOGRAPHS, photographs, loaders.scaled_with_pillow),
   ):
-    if name not in without and folder:
+    if folder and PILLOW not in without:
       found[name] = loaders.data_loader(settings, folder, decode)
   if TF_DATA not in without:
     found[TF_DATA] = loaders.tf_data(settings, stack)
