@@ -20,25 +20,16 @@ _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective instruction of a compiled program.
+  """One collective instruction of a compiled program."""
 
-  Attributes:
-    kind: XLA's name for it, such as 'all-gather'.
-    layer: the layer whose input, or gradient of the input, it moves; or
-      'logits', or 'gradients, metrics' for a sum.
-    direction: 'forward' or 'backward'.
-    axis: mesh axis over which it runs, such as 'tower'; 'none' for groups of
-      one device.
-    group_size: number of devices that take part together.
-    operand_bytes: size of the operand on one device.
-  """
-
-  kind: str
-  layer: str
-  direction: str
-  axis: str
-  group_size: int
-  operand_bytes: int
+  kind: str  # XLA's name for it, such as 'all-gather'.
+  layer: (
+    str  # Whose input or its gradient moves; 'gradients, metrics' if summed.
+  )
+  direction: str  # 'forward' or 'backward'.
+  axis: str  # Mesh axis, such as 'tower'; 'none' for groups of one device.
+  group_size: int  # Number of devices that take part together.
+  operand_bytes: int  # On one device.
 
   @property
   def received_bytes(self) -> int:

@@ -3,16 +3,12 @@ r"""Every collective of the compiled train step, beside the paper's pattern.
     python -m benchmarks.communication [--quick] [--check] [--batch=256]
 
 The paper's GPUs exchange the maps that conv3, fc6, fc7 and fc8 read (section
-3.5), and their gradients in the backward pass; here also the logits, because
-every device computes the loss. Over the data axis the gradients are summed, each
-device those of its own tower. In the layout 'one_weird_trick' fc6, fc7 and fc8
-read the features of all devices, the logits return to the device of each example,
-and only the gradients of the convolutions are summed. `--check` fails on
-anything more or less.
-
-The collectives are read from the program that XLA compiles for virtual CPU
-devices; compilers for other backends may fuse or rename collectives. Bytes
-received are those of ring algorithms, per device and step.
+3.5), and their gradients; here also the logits, because every device computes the
+loss. Over the data axis the gradients are summed, each device those of its own
+tower. In the layout 'one_weird_trick' fc6, fc7 and fc8 read the features of all
+devices, the logits return to the device of each example, and only the gradients of
+the convolutions are summed. `--check` fails on anything more or less. Read from
+the program that XLA compiles for virtual CPU devices; others may fuse collectives.
 """
 
 import collections

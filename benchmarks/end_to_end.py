@@ -1,29 +1,24 @@
 r"""A real run against its two halves; with --saving, what a save costs it.
 
     python -m benchmarks.end_to_end [--config=FILE] [--config.KEY=VALUE ...]
-        [--steps=N] [--quick] [--check] [--output=FILE]
-    python -m benchmarks.end_to_end --saving [--quick] [--check]
+        [--steps=N] [--saving] [--quick] [--check] [--output=FILE]
 
-The train loop's own `train.run_steps`, on the config's net, data set and batch:
+In turn, in segments of --steps steps, nothing buffered before:
 
-* real: batches from the host, as in `train_and_evaluate`;
-* synthetic: one of these batches again and again: the device alone;
+* real: `train.run_steps` on batches from the host, as in `train_and_evaluate`;
+* synthetic: on one of these batches again and again: the device alone;
 * host alone: the same host batches, dropped, nothing put on the device.
 
-They run in turn in one process, in segments of --steps steps, after some that
-leave nothing buffered: the steady state of the first epoch. Not measured:
-evaluation, checkpoints, metrics files, compilation. --check asks for real / the
-slower of synthetic and host alone of at least 0.95. On a CPU host and device share
-the cores: real falls below synthetic by what the host takes even where nothing
-waits. A line says by how much, by arithmetic; --check makes no allowance for it.
+--check asks for real / the slower of synthetic and host alone of at least 0.95. On
+a CPU host and device share the cores: real falls below synthetic by what the host
+takes even where nothing waits; a line says by how much, by arithmetic.
 
 --saving saves the train state of the paper's net (parameters and v, 488 MB) as the
 train loop does, then changes it by a program that is given it, as a step is. The
 save returns when it has the state on the host; where the device is the host that
-is at once, and the copy is left to the step, which may not overwrite what is still
-to be written. So both are timed, and that program without a save; a training loses
-the save and the difference. Beside them stand a copy of the state alone, and the
-whole save. --check asks that the save returns within the time of 1.5 such copies.
+is at once, and the step makes the copy, as it may not overwrite what is still to
+be written. So both are timed, and the program without a save. --check asks that
+the save returns within the time of 1.5 copies of the state.
 """
 
 from collections.abc import Iterator

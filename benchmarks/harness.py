@@ -57,12 +57,12 @@ def run(
 
   Args:
     measure: measures what the flags ask for, and prints its tables.
-    quick: description of the flag --quick.
-    check: description of the flag --check; None for a benchmark without a bar.
-    rounds: default of the flag --rounds; None for a benchmark without rounds.
+    quick: description of --quick.
+    check: description of --check; None for a benchmark without a bar.
+    rounds: default of --rounds; None for a benchmark without rounds.
     **more: (default, description) of other flags, by name. The default gives
-      the type; a number must be above 0 unless its default is 0, which stands
-      for 'not set'; a type in place of a default makes the flag required.
+      the type; a number must be above 0 unless its default is 0, for 'not set';
+      a type in place of a default makes the flag required.
   """
   more['quick'] = False, quick
   more['output'] = '', 'File to write the figures to, as JSON.'
@@ -136,9 +136,8 @@ def environment() -> dict[str, object]:
 def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
   """Yields (round, name): every name once in each of rounds 0 ... `rounds`.
 
-  Round 0 is for warming up. Every second round has the reverse order. A ratio
-  of two measurements of one round does not depend on how fast the machine is
-  that hour.
+  Round 0 is for warming up; every second round has the reverse order. A ratio
+  within a round does not depend on how fast the machine is that hour.
   """
   for number in range(rounds + 1):
     for name in list(names)[:: 1 if number % 2 else -1]:
@@ -252,6 +251,12 @@ def command_line(function: str, *args: object) -> list[str]:
 def answer(value: object) -> None:
   """Prints what `Worker.receive` will return."""
   print(ANSWER + json.dumps(value), flush=True)
+
+
+def ask(arguments: Sequence[str]) -> object:
+  """The only answer of a worker."""
+  with contextlib.closing(Worker(arguments)) as worker:
+    return worker.receive()
 
 
 def peak_bytes() -> int:

@@ -5,32 +5,24 @@ r"""The host half alone against decoding alone and against other loaders.
 
 Images per CPU-second (of all threads and processes) and per second, of
 
-* `train_batches` of the prepared data set NAME;
-* the same where decoding takes no time: what the threads of one process, which
-  share Python's lock, hand out at most;
-* decoding alone: `images.decode` of its records, in memory, into the warm buffer
-  of a batch, with a thread for each core; and with one thread into that of a
-  single image, which stays in the processor's cache;
+* `train_batches` of the prepared data set NAME; the same where decoding takes no
+  time: what the threads of one process, which share Python's lock, hand out;
+* decoding alone: `images.decode` from memory into the warm buffer of a batch, with
+  a thread for each core; and with one thread into that of a single image;
 * a torch DataLoader, a worker for each core, shuffled, default collate, over the
   same JPEG bytes as files, with Pillow and with simplejpeg;
 * tf.data over these files (tf_data.py), in the Python of --tf_python or in this;
-* with --photographs, full-size JPEG files: decoding them alone, and the
-  DataLoader with Pillow that scales the shorter side to 256 and cuts out the
-  centre, which is what a prepared data set saves.
+* with --photographs, full-size JPEG files: decoding them alone, and the DataLoader
+  that scales them with Pillow and cuts out 256x256 pixels.
 
 Every number of cores (1, 2, 4, ..., all) is a fresh process that is confined to
 them. There all run in turn, each in its steady state, with files from the page
-cache. Not measured: a disk, the copy to a device, augmentation and start-up.
-
---check asks, on every number of cores and per CPU-second, for 0.85 of decoding
-alone on as many threads (threads that share a core or its caches slow each other
-down whatever the pipeline does), for as much as tf.data, and for 1.5 times
+cache. --check asks, on every number of cores and per CPU-second, for 0.85 of
+decoding alone on as many threads, for as much as tf.data, and for 1.5 times
 DataLoader with Pillow.
 """
 
-import concurrent.futures
 import contextlib
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -92,14 +84,12 @@ def contestants(
 
 def skipped(tf_python: str) -> dict[str, str]:
   """The reason why some cannot be measured here, by name."""
-  torch = (PILLOW, FASTEST, PHOTOGRAPHS)
-  if not pathlib.Path('/proc/self/stat').exists():
-    reason = 'CPU-seconds of other processes need /proc'
-    return dict.fromkeys((*torch, TF_DATA), reason)
-  found = dict.fromkeys(torch, 'no PyTorch') if missing('torch') else {}
-  if missing('tensorflow', tf_python):
-    found[TF_DATA] = 'no TensorFlow'
-  return found
+  found = {}
+  if missing('torch'):
+    found = dict.fromkeys((PILLOW, FASTEST, PHOTOGRAPHS), 'no PyTorch')
+  return found | (
+    {TF_DATA: 'no TensorFlow'} if missing('tensorflow', tf_python) else {}
+  )
 
 
 def missing(module: str, python: str = '') -> bool:
@@ -110,7 +100,6 @@ def missing(module: str, python: str = '') -> bool:
 
 def rates_of(settings: loaders.Settings) -> dict[str, list[loaders.Rates]]:
   """Images per CPU-second and per second of each round, by name."""
-  command.quiet_libraries()
   with contextlib.ExitStack() as stack:
     number = settings.threads or settings.cores
     with mock.patch.object(processes, 'available_cores', lambda: number):
@@ -123,18 +112,24 @@ def rates_of(settings: loaders.Settings) -> dict[str, list[loaders.Rates]]:
     return rates
 
 
-def confined(settings: loaders.Settings) -> dict[str, list[loaders.Rates]]:
-  """`rates_of` in a fresh process on `settings.cores` of the cores."""
-  spawn = multiprocessing.get_context('spawn')
+def answer_rates(settings: dict) -> None:
+  """The work of a worker."""
+  command.quiet_libraries()
+  harness.answer(rates_of(loaders.Settings(**settings)))
+
+
+def confined(settings: dict) -> dict[str, list[loaders.Rates]]:
+  """`rates_of` in a fresh process on 'cores' of the cores."""
   confine = getattr(os, 'sched_setaffinity', lambda *_: None)
   cores = getattr(os, 'sched_getaffinity', lambda _: [])(0)
-  with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
-    confine(0, sorted(cores)[: settings.cores])
-    try:  # The process, and all that it starts, inherits it.
-      result = process.submit(rates_of, settings)
-    finally:
-      confine(0, cores)
-    return result.result()
+  confine(0, sorted(cores)[: settings['cores']])
+  try:  # The process, and all that it starts, inherits it.
+    arguments = harness.command_line('input_pipeline.answer_rates', settings)
+    worker = harness.Worker(arguments)
+  finally:
+    confine(0, cores)
+  with contextlib.closing(worker):
+    return worker.receive()
 
 
 def numbers_of_cores(quick: bool) -> list[int]:
@@ -237,7 +232,7 @@ def measure() -> harness.Outcome:
       sys.exit(str(error))
     settings |= {'files': folder, 'batches': batches, 'rounds': rounds}
     for cores in numbers_of_cores(FLAGS.quick):
-      found[cores] = confined(loaders.Settings(**settings, cores=cores))
+      found[cores] = confined(settings | {'cores': cores})
       print_rates(found[cores], cores)
   for name, reason in skipped(FLAGS.tf_python).items():
     if name != PHOTOGRAPHS or FLAGS.photographs:

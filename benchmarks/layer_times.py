@@ -64,26 +64,19 @@ def _dropout(p, x):
   return layers.dropout(x, key, 0.5, jnp.arange(len(x)), x.shape[1], 2)
 
 
-_norm = lambda _, x: layers.local_response_norm(x, 2)
-_pool = lambda _, x: pooling.max_pool(x, 3)
+def _relu(function):
+  return lambda p, x: nn.relu(function(p, x))
+
+
+NORM = lambda _, x: layers.local_response_norm(x, 2)
+POOL = lambda _, x: pooling.max_pool(x, 3)
 # The functions of (parameters, x), in the order of the network.
-NETWORK = {
-  'conv1': _conv(4, (0, 3), 1),
-  'norm1': _norm,
-  'pool1': _pool,
-  'conv2': _conv(1, (2, 2), 2),
-  'norm2': _norm,
-  'pool2': _pool,
-  'conv3': _conv(1, (1, 1), 1),
-  'conv4': _conv(1, (1, 1), 2),
-  'conv5': _conv(1, (1, 1), 2),
-  'pool5': _pool,
-  'fc6': lambda p, x: nn.relu(_dense(p, x)),
-  'dropout6': _dropout,
-  'fc7': lambda p, x: nn.relu(_dense(p, x)),
-  'dropout7': _dropout,
-  'fc8': _dense,
-}
+NETWORK = {'conv1': _conv(4, (0, 3), 1), 'norm1': NORM, 'pool1': POOL}
+NETWORK |= {'conv2': _conv(1, (2, 2), 2), 'norm2': NORM, 'pool2': POOL}
+NETWORK |= {'conv3': _conv(1, (1, 1), 1), 'conv4': _conv(1, (1, 1), 2)}
+NETWORK |= {'conv5': _conv(1, (1, 1), 2), 'pool5': POOL}
+NETWORK |= {'fc6': _relu(_dense), 'dropout6': _dropout}
+NETWORK |= {'fc7': _relu(_dense), 'dropout7': _dropout, 'fc8': _dense}
 
 
 def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
@@ -123,41 +116,33 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
     flops = 2 * counts.get(name, 0) * batch * (2 if is_first else 3)
     add_row(name, alone, max(whole - alone, 0.0), flops)
     x = out
-  views, arguments = _augmentation(batch)
+  views, arguments = synthetic.random_views(224), _view_arguments(batch)
   add_row('augmentation', _median(jit(views), arguments, rounds))
-  add_row('update', _median(_update(state, jit), (), rounds))
-  return rows
-
-
-def _augmentation(batch):
-  """The function and its arguments: XLA would compute with constants."""
-  stored = synthetic.create_batch(batch, 256, 1)['image']
-  statistics_, key, _, color_std = synthetic.create_arguments(stored)
-  mean_image, directions = statistics_.mean_image, statistics_.directions
-  rest = (jnp.arange(batch), mean_image, directions, color_std)
-  return synthetic.random_views(224), jax.device_put((key, stored, *rest))
-
-
-def _update(state, jit):
-  """A function that updates all parameters in place, as a step does."""
   grads = jax.tree.map(lambda w: 0.5 * w, state.params)
   rates = dict.fromkeys(optimizer.RATE_KEYS, synthetic.RATE)
+  current = [(state.params, state.opt_state)]
 
-  def update(params, opt_state, rates, grads):
+  @functools.partial(jit, donate_argnums=(0, 1))  # In place, as in a step.
+  def update(params, opt_state):
     sgd = synthetic.make_optimizer(rates)
     changes, opt_state = sgd.update(grads, opt_state, params)
     return jax.tree.map(jnp.add, params, changes), opt_state
 
-  compiled, current = (
-    jit(update, donate_argnums=(0, 1)),
-    [(state.params, state.opt_state)],
-  )
-
-  def step():
-    current[0] = compiled(*current[0], rates, grads)
+  def next_update():
+    current[0] = update(*current[0])
     return current[0]
 
-  return step
+  add_row('update', _median(next_update, (), rounds))
+  return rows
+
+
+def _view_arguments(batch):
+  """The arguments of the augmentation: XLA would compute with constants."""
+  stored = synthetic.create_batch(batch, 256, 1)['image']
+  statistics_, key, _, color_std = synthetic.create_arguments(stored)
+  mean_image, directions = statistics_.mean_image, statistics_.directions
+  rest = (jnp.arange(batch), mean_image, directions, color_std)
+  return jax.device_put((key, stored, *rest))
 
 
 def _median(function, arguments, rounds):

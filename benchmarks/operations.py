@@ -3,16 +3,12 @@ r"""Where the time of a whole train step goes: its slowest operations in a trace
     python -m benchmarks.operations [--quick] [--batch=32] [--dtype=float32]
         [--steps=5] [--top=20] [--trace_dir=DIR]
 
-The paper's net under JAX's profiler: milliseconds of every operation of the
-compiled program in a step, and the layer that it comes from ("backward" if it
-belongs to a gradient). XLA fuses neighbours into one operation, which has the name
-of one of them. With --trace_dir the trace is kept, for TensorBoard or Perfetto.
-
-Operations overlap. On CPU, convolutions and large products run in threads that
-the trace does not contain: their rows have the time that it takes to begin them,
-and the last row says what no operation has. On a GPU the step runs without
-command buffers, in which operations lose their names, and is slower than in
-benchmarks.train_step, which has a table of every layer on its own.
+The paper's net under JAX's profiler: milliseconds of every operation in a step,
+and the layer that it comes from. XLA fuses neighbours into one operation, which
+has the name of one of them. On CPU, convolutions and large products run in threads
+that the trace does not contain: their rows have the time that it takes to begin
+them, and the last row says what no operation has. --trace_dir keeps the trace, for
+TensorBoard or Perfetto.
 """
 
 import collections

@@ -2,9 +2,9 @@ r"""Pictures of the recorded figures: one PNG for each record that has panels.
 
     python -m benchmarks.plots [--results=benchmarks/results]
 
-A record NAME.json is drawn by the function `panels` of benchmarks/NAME.py: from
-its figures it makes a title and a list of `Panel`s. Bars are medians, their black
-lines go from the least to the most of the rounds. Needs matplotlib.
+A record NAME.json is drawn by the function `panels` of benchmarks/NAME.py, which
+makes a title and a list of `Panel`s. Bars are medians, their black lines go from
+the least to the most of the rounds. Needs matplotlib.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,16 +34,13 @@ FLAGS = flags.FLAGS
 class Panel:
   """Horizontal bars on axes of their own.
 
-  Attributes:
-    label: what the values are, with their unit.
-    groups: the values of each bar, by name in the legend ('' for none) and by
-      label of the row: those of all rounds, or a median with its range.
-    bar: where a line shows what is asked for.
+  `groups` are the values of each bar, by name in the legend ('' for none) and by
+  label of the row: those of all rounds, or a median with its range.
   """
 
-  label: str
+  label: str  # What the values are, with their unit.
   groups: Mapping[str, Mapping[str, Sequence[float]]]
-  bar: float | None = None
+  bar: float | None = None  # Where a line shows what is asked for.
 
   @property
   def rows(self) -> list[str]:

@@ -1,23 +1,18 @@
 r"""What preparing a data set costs, or reading one in host memory.
 
-    python -m benchmarks.preparation --folder=DIR [--quick] [--check]
-    python -m benchmarks.preparation --memory --folder=DIR [--quick] [--check]
+    python -m benchmarks.preparation --folder=DIR [--memory] [--quick] [--check]
 
-DIR holds photographs, which are used in turn. Each round encodes some in a
-process for each core, from memory (`images.encode`: decode, scale, encode), and
-prepares two data sets of them, a small and a large one. Compared are images per
-CPU-second of all processes; the difference of the two data sets is the rate
-without start-up, of which `--check` asks for 0.8 of encoding alone. The size of
-the prepared ImageNet is estimated from the photographs.
+Each round encodes photographs of DIR in a process for each core, from memory
+(`images.encode`), and prepares two data sets of them, a small and a large one,
+whose difference is the rate without start-up. `--check` asks for 0.8 of the images
+per CPU-second of encoding alone.
 
 With --memory, --number images and ten times as many are prepared. Processes of
-their own read one epoch of each in batches of 128; the median of their peak memory
-counts. `--check` then asks for at most 100 bytes for every further image: the order
-of an epoch takes 8, and two are kept.
+their own read one epoch of each; `--check` asks for at most 100 bytes of peak memory
+for every further image: the order of an epoch takes 8, and two are kept.
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -100,12 +95,11 @@ def one_preparation(
   paths: list[pathlib.Path], number: int, few: int
 ) -> dict[str, float]:
   """The rates of preparing `number` images; `few` (or 0) take away start-up."""
-  few_cpu, few_wall = 0.0, 0.0
-  if few:
+  taken = []
+  for n in (few, number):
     with tempfile.TemporaryDirectory() as folder:
-      few_cpu, few_wall = prepare_links(folder, paths, few)
-  with tempfile.TemporaryDirectory() as folder:
-    cpu, wall = prepare_links(folder, paths, number)
+      taken.append(prepare_links(folder, paths, n) if n else (0.0, 0.0))
+  (few_cpu, few_wall), (cpu, wall) = taken
   return {
     'with_startup_per_cpu_second': number / cpu,
     'per_cpu_second': (number - few) / (cpu - few_cpu),
@@ -120,63 +114,42 @@ def measure_speed(paths: list[pathlib.Path]) -> harness.Outcome:
   if FLAGS.quick:
     number, rounds, few = 2 * prepare.ALONE, 1, 0
   alone, prepared, sample = [], [], paths[:1000]
-  cores, spawn = (
-    processes.available_cores(),
-    multiprocessing.get_context('spawn'),
-  )
+  cores = processes.available_cores()
+  spawn = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(cores, spawn) as pool:
     encoding_alone(pool, sample, cores * 20)  # Caches and lazy imports.
     for _ in range(rounds):
       alone.append(encoding_alone(pool, sample, number // 4))
       prepared.append(one_preparation(paths, number, few))
-  ratios = [
-    p['per_cpu_second'] / a for a, p in zip(alone, prepared, strict=True)
-  ]
+  ratio = harness.ratio([p['per_cpu_second'] for p in prepared], alone)
+  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, seed 0')
+  print(f'encoding alone: {harness.shown(alone, ".1f")} images per CPU-second')
+  for key in prepared[0]:
+    rates = harness.shown([p[key] for p in prepared], '.1f')
+    print(f'preparation: {rates} images {key.replace("_", " ")}')
   unit = 1 if sys.platform == 'darwin' else 1024  # Bytes of ru_maxrss.
   peaks = [unit * usage.ru_maxrss for usage in _usages()]
+  peaks = dict(zip(('this process', 'a worker'), peaks, strict=True))
+  for who, peak in peaks.items():
+    print(f'peak memory of {who}: {peak / 2**30:.2f} GiB')
+  sizes, total = {}, sum(imagenet.NUM_IMAGES.values())
   contents = [path.read_bytes() for path in sample]
-  stored = lambda quality: [
-    len(images.encode(content, 256, quality)[0]) for content in contents
-  ]
+  for quality in (95, 90):
+    stored = [len(images.encode(c, 256, quality)[0]) for c in contents]
+    size = sizes[quality] = statistics.mean(stored)
+    print(f'quality {quality}: {size / 1e3:.1f} kB an image', end=', ')
+    print(f'ImageNet (1.33 million) {size * total / 1e9:.0f} GB')
   figures = {
     'encoding_alone': alone,
     'preparation': prepared,
-    'ratios': ratios,
-    'peak_bytes': dict(zip(('this process', 'a worker'), peaks, strict=True)),
-    'bytes_by_quality': {q: statistics.mean(stored(q)) for q in (95, 90)},
+    'peak_bytes': peaks,
   }
-  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, seed 0')
-  print_speed(figures)
-  ratio = statistics.median(ratios)
-  verdict = f'preparation / encoding alone {ratio:.3f}, bar {BAR}'
-  return harness.Outcome(figures, verdict, ratio >= BAR)
-
-
-def print_speed(figures: dict) -> None:
-  """The rates, and by arithmetic what they mean for ImageNet."""
-  alone, prepared = figures['encoding_alone'], figures['preparation']
-  rates = {'encoding alone, per CPU-second': alone}
-  for key in prepared[0]:
-    rates[f'preparation, {key.replace("_", " ")}'] = [p[key] for p in prepared]
-  for name, values in rates.items():
-    print(f'images {name}: {harness.shown(values, ".1f")}')
-  cores = processes.available_cores()
-  on_all = [cores * rate for rate in alone]
-  wall = harness.ratio([p['per_second'] for p in prepared], on_all)
-  print(
-    f'per second, over {cores} cores that encode alone: {wall["median"]:.3f}'
-  )
-  for who, peak in figures['peak_bytes'].items():
-    print(f'peak memory of {who}: {peak / 2**30:.2f} GiB')
-  total = sum(imagenet.NUM_IMAGES.values())
-  for quality, size in figures['bytes_by_quality'].items():
-    print(f'quality {quality}: {size / 1e3:.1f} kB an image, ImageNet', end=' ')
-    print(f'(1.33 million) {size * total / 1e9:.0f} GB')
-  hours = (
-    total / statistics.median(p['per_cpu_second'] for p in prepared) / 3600
-  )
-  for number in (2, 16, 64):
-    print(f'by arithmetic, ImageNet on {number} cores: {hours / number:.2f} h')
+  pairs = zip(prepared, alone, strict=True)
+  figures['ratios'] = [p['per_cpu_second'] / a for p, a in pairs]
+  figures['bytes_by_quality'] = sizes
+  median = ratio['median']
+  verdict = f'preparation / encoding alone {median:.3f}, bar {BAR}'
+  return harness.Outcome(figures, verdict, median >= BAR)
 
 
 def read_epoch(data_dir: str) -> None:
@@ -198,21 +171,14 @@ def measure_memory(paths: list[pathlib.Path]) -> harness.Outcome:
   for n in (number, 10 * number):
     with tempfile.TemporaryDirectory() as folder:
       prepare_links(folder, paths, n)
-      command, found = (
-        harness.command_line('preparation.read_epoch', folder),
-        [],
-      )
-      for _ in range(readers):
-        with contextlib.closing(harness.Worker(command)) as worker:
-          found.append(worker.receive())
+      command = harness.command_line('preparation.read_epoch', folder)
+      found = [harness.ask(command) for _ in range(readers)]
     peaks[n] = statistics.median(found)
     print(f'{n:8} images: at most {peaks[n] / 2**20:.0f} MiB')
   grown = (peaks[10 * number] - peaks[number]) / (9 * number)
-  return harness.Outcome(
-    {'peak_bytes': peaks, 'bytes_per_image': grown},
-    f'{grown:.0f} bytes for every further image, bar {MEMORY_BAR}; seed 0',
-    grown <= MEMORY_BAR,
-  )
+  figures = {'peak_bytes': peaks, 'bytes_per_image': grown}
+  verdict = f'{grown:.0f} bytes for every further image, bar {MEMORY_BAR}'
+  return harness.Outcome(figures, verdict, grown <= MEMORY_BAR)
 
 
 def photographs(folder: str) -> list[pathlib.Path]:

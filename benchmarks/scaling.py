@@ -4,11 +4,9 @@ r"""What more devices cost in every step, measured on virtual ones.
 
 Seconds of a train step of each layout on 1 to 8 virtual CPU devices, and on two
 real processes that communicate over the loopback interface, with a net so small
-that what remains is the fixed cost of a step: dispatch, and the collectives. Every
-layout has processes of its own, which take their steps in turn. A step ends when
-its state is there. Virtual devices share this machine's cores, so with more
-devices than cores they also wait for each other; how much faster real devices
-compute is not measured. docs/speed_model.md has an estimate, from assumptions.
+that what remains is the fixed cost of a step: dispatch, and the collectives. Each
+layout has processes of its own. Virtual devices share this machine's cores; how
+much faster real ones compute is estimated in docs/speed_model.md, not measured.
 """
 
 from collections.abc import Iterable

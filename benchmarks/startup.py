@@ -2,21 +2,15 @@ r"""From the command to its first finished step, on the quick start.
 
     python -m benchmarks.startup [--rounds=3] [--quick] [--check]
 
-Starts `python -m alexnet_jax.main --config=configs/quickstart.py`, the README's
-command, and ends it once it has printed that its first step is done. Each round
-runs it three times: as on a fresh machine, where the digits are not prepared and
-nothing is compiled; again with an empty compilation cache; and again with the
-cache of the first time. Wall seconds count, from starting the process to reading
-that line; beside them what the command itself says, which begins only after the
-imports, and its CPU-seconds. `--check` asks for the first start in under 20 s.
-
-The parts of a cold start are timed one after another in a process of their own;
-the command may do some of them at once. Not measured: installing, and reading
-Python's packages from the disk, which an untimed import before has done.
+Runs the README's command until it prints that its first step is done, three times
+a round: as on a fresh machine, where the digits are not prepared and nothing is
+compiled; again with an empty compilation cache; and with the cache of the first
+time. Wall seconds count; `--check` asks for the first start in under 20. Python's
+packages are in the page cache. The parts of a cold start are timed one after
+another in a process of their own; the command may do some of them at once.
 """
 
 from collections.abc import Sequence
-import contextlib
 import pathlib
 import re
 import resource
@@ -58,26 +52,23 @@ def first_step(arguments: Sequence[str]) -> dict[str, float]:
     and 'cpu_seconds' of the process.
   """
   before, began = _children_cpu(), time.perf_counter()
-  with contextlib.ExitStack() as stack:
-    errors = stack.enter_context(tempfile.TemporaryFile('w+'))
-    process = stack.enter_context(
-      subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
-      )
-    )
-    stack.callback(process.kill)
+  with (
+    tempfile.TemporaryFile('w+') as errors,
+    subprocess.Popen(
+      arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process,
+  ):
     timer = threading.Timer(LIMIT, process.kill)
-    stack.callback(timer.cancel)
     timer.start()
     said = next(filter(None, map(_FIRST_STEP.search, process.stdout)), None)
     seconds = time.perf_counter() - began
-    if said is None:
-      process.wait()
-      errors.seek(0)
-      lines = errors.read().strip().splitlines() or ['it printed nothing']
-      sys.exit(f'the command ended before its first step: {lines[-1]}')
-  cpu_seconds = _children_cpu() - before
-  values = seconds, float(said[1]), cpu_seconds
+    timer.cancel()
+    process.kill() if said else process.wait()
+    errors.seek(0)
+    lines = errors.read().splitlines() or ['it printed nothing']
+  if said is None:
+    sys.exit(f'the command ended before its first step: {lines[-1]}')
+  values = seconds, float(said[1]), _children_cpu() - before
   return dict(zip(KEYS, values, strict=True))
 
 
@@ -141,9 +132,8 @@ def parts() -> dict[str, float]:
   subprocess.run(IMPORTS, cwd=ROOT, check=True)
   found = {'Python and imports': time.perf_counter() - began}
   with tempfile.TemporaryDirectory() as folder:
-    worker = harness.Worker(harness.command_line('startup.time_parts', folder))
-    with contextlib.closing(worker):
-      return found | worker.receive()
+    command = harness.command_line('startup.time_parts', folder)
+    return found | harness.ask(command)
 
 
 def measure() -> harness.Outcome:
@@ -151,23 +141,20 @@ def measure() -> harness.Outcome:
   subprocess.run(IMPORTS, cwd=ROOT, check=True)
   found = [one_round(FLAGS.quick) for _ in range(rounds)]
   starts = {name: [figures[name] for figures in found] for name in found[0]}
-  seconds_of_parts = parts()
+  figures = {'bar': BAR, 'starts': starts, 'parts': parts()}
   seed = quickstart.get_config().seed
   print(f'{CONFIG}, seed {seed}, {rounds} rounds; seconds')
   rows = [('start', 'to the first step', 'as the command says', 'CPU-seconds')]
-  for name, figures in starts.items():
-    cells = [harness.shown([f[key] for f in figures], '.1f') for key in KEYS]
+  for name, start in starts.items():
+    cells = [harness.shown([f[key] for f in start], '.1f') for key in KEYS]
     rows.append((name, *cells))
   harness.print_table(rows)
   print('\nparts of a cold start, one after another, once:')
-  for name, seconds in seconds_of_parts.items():
+  for name, seconds in figures['parts'].items():
     print(f'{name:36} {seconds:6.2f} s')
   figure = statistics.median(one['seconds'] for one in starts[FRESH])
-  return harness.Outcome(
-    {'bar': BAR, 'starts': starts, 'parts': seconds_of_parts},
-    f'command to first step, {FRESH}: {figure:.1f} s, bar {BAR:g} s',
-    figure < BAR,
-  )
+  verdict = f'command to first step, {FRESH}: {figure:.1f} s, bar {BAR:g} s'
+  return harness.Outcome(figures, verdict, figure < BAR)
 
 
 def panels(figures):

@@ -2,11 +2,10 @@ r"""tf.data over JPEG files, a worker of benchmarks.input_pipeline.
 
     python benchmarks/tf_data.py FOLDER THREADS BATCH
 
-Needs TensorFlow and nothing of this project, for an environment of its own.
-FOLDER holds files NUMBER_LABEL.jpg. For a line 'DRAIN COUNT' on stdin it takes
-DRAIN batches and then, timed, COUNT batches; it answers with CPU-seconds of all
-its threads, and seconds. The decoder is TensorFlow's own with its default
-settings, one of which is a faster and less exact transform (INTEGER_FAST).
+Needs TensorFlow and nothing of this project. FOLDER holds files NUMBER_LABEL.jpg.
+For a line 'DRAIN COUNT' on stdin it takes DRAIN batches and then, timed, COUNT
+batches. The decoder has its default settings, one of which is a faster and less
+exact transform (INTEGER_FAST).
 """
 
 import itertools

@@ -2,16 +2,15 @@ r"""What the towers cost and save, on the devices at hand.
 
     python -m benchmarks.towers [--quick] [--check] [--batch=32] [--rounds=7]
 
-Two ratios of whole train steps (augmentation, network, update), taken in turn, at
-least two steps after one that does not count:
+Ratios of whole train steps (augmentation, network, update), taken in turn:
 
-* on one device, our step over one with `tests.plain_net.PlainNet`, the same
-  network without towers, meshes or switches: what the generality costs. `--check`
-  asks for at most 1.05, and for the same loss;
+* on one device, our step over that of `tests/plain_net.py`, the same network
+  without towers, meshes or switches: what the generality costs. `--check` asks for
+  at most 1.05, and for the same loss;
 * two towers on two devices over the one-tower net on one (section 3.2: "the
-  two-GPU net takes slightly less time to train than the one-GPU net"); here also
-  over the two-tower net on one device. Virtual CPU devices share one processor,
-  so this shows what communication costs, and not what a second GPU saves.
+  two-GPU net takes slightly less time to train than the one-GPU net"), and over the
+  two-tower net on one. Virtual CPU devices share one processor, so this shows what
+  communication costs, and not what a second GPU saves.
 """
 
 import functools
@@ -23,11 +22,9 @@ if __name__ == '__main__':
 
 from absl import flags
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import mesh as mesh_lib
-from alexnet_jax import train_step
 from alexnet_jax.runtime import compilation
 from benchmarks import harness
 from benchmarks import synthetic
@@ -42,44 +39,15 @@ ONE, TWO_DEVICES = 'one tower, one device', 'two towers, two devices'
 FLAGS = flags.FLAGS
 
 
-def plain_step(state, batch, statistics, key, rates, color_std):
-  """A train step of `PlainNet`; takes and returns what ours does."""
-  key, indices = (
-    jax.random.fold_in(key, state.step),
-    jnp.arange(len(batch['label'])),
-  )
-
-  def loss_fn(params):
-    images = synthetic.random_views(224)(
-      jax.random.fold_in(key, train_step.AUGMENT),
-      batch['image'],
-      indices,
-      statistics.mean_image,
-      statistics.directions,
-      color_std,
-    )
-    rngs = {'dropout': jax.random.fold_in(key, train_step.DROPOUT)}
-    logits = plain_net.PlainNet().apply({}, params, images, rngs=rngs)
-    return -jax.nn.log_softmax(logits)[indices, batch['label']].mean()
-
-  loss, grads = jax.value_and_grad(loss_fn)(state.params)
-  rate, decay = rates['kernel'], synthetic.WEIGHT_DECAY
-  v = jax.tree.map(
-    lambda v, g, w: synthetic.MOMENTUM * v - rate * (g + decay * w),
-    state.opt_state.trace,
-    grads,
-    state.params,
-  )
-  params = jax.tree.map(jnp.add, state.params, v)
-  opt_state = state.opt_state._replace(trace=v)
-  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-  return state, {'loss': loss, 'count': jnp.ones(())}
-
-
 def make_plain_step(*_):
   """In place of `synthetic.make_train_step`."""
   options = compilation.network_options()
-  return jax.jit(plain_step, donate_argnums=0, compiler_options=options)
+  step = functools.partial(
+    plain_net.train_step,
+    momentum=synthetic.MOMENTUM,
+    weight_decay=synthetic.WEIGHT_DECAY,
+  )
+  return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 def turn(step: synthetic.TrainStep) -> float:

@@ -5,22 +5,16 @@ r"""The train step against PyTorch's on the same net, and where its time goes.
 Steps in turn, each library in a process of its own, on as many threads: ours
 (crops, reflections, colour noise, network, update) and PyTorch's (network and
 update alone, on images that are ready), eager and compiled, each with and without
-channels last; on a GPU also with CUDA graphs, which XLA uses unasked. There 50
-steps share one wait, as in a run; at test, where latency counts, each has its own.
-All have large pages, as main.py has (if GLIBC_TUNABLES is set, even to nothing,
-none has). Both nets have two groups, the response norm of section 3.3, dropout
-and 60,965,224 parameters; that they are the same is shown by their logits for the
-same weights and images. `--check` asks for at least as many images per second as
-PyTorch's best, round by round. On a GPU use larger batches, and
---dtypes=float32,bfloat16: float32 products are then computed in TF32 in both
-libraries, bfloat16 is autocast in PyTorch.
+channels last; on a GPU also with CUDA graphs, which XLA uses unasked, and with 50
+steps for one wait, as in a run. Then the same at test, a wait for each step. All
+have large pages, as main.py has (none if GLIBC_TUNABLES is set, even to nothing).
+`--check` asks for at least the images per second of PyTorch's best. On a GPU use
+--dtypes=float32,bfloat16: float32 products are computed in TF32 in both libraries,
+bfloat16 is autocast in PyTorch.
 
-Utilisation: 4.1356 GFLOP for every image of a step (forward, gradients of weights
-and inputs but conv1's; 2 for a multiply-add; padding included; nothing else
-counted) over what a product of two 4096 x 4096 matrices reaches on the same
-device, in the same run. Peak memory is that of the process, with PyTorch or
-without it (JAX is imported in all, 0.2 GiB); on a GPU what the library has
-allocated there.
+Utilisation is that of what a product of two 4096 x 4096 matrices reaches in the
+same run; `layer_times.train_flops` says what counts. Peak memory is that of the
+process (JAX is imported in all, 0.2 GiB); on a GPU what the library allocates.
 """
 
 from collections.abc import Callable
@@ -55,59 +49,49 @@ from benchmarks import synthetic
 
 BAR = 1.0  # Images per second of ours over those of PyTorch's best.
 OURS, EAGER = 'ours', 'PyTorch eager'
+LAST = {'channels_last': True}
 TORCH = {
   EAGER: {},
-  'PyTorch eager, channels last': {'channels_last': True},
+  'PyTorch eager, channels last': LAST,
   'PyTorch compiled': {'compiled': 'default'},
-  'PyTorch compiled, channels last': {
-    'compiled': 'default',
-    'channels_last': True,
-  },
-  # Only on a GPU.
-  'PyTorch compiled, channels last, CUDA graphs': {
-    'compiled': 'reduce-overhead',
-    'channels_last': True,
-  },
+  'PyTorch compiled, channels last': LAST | {'compiled': 'default'},
 }
+GRAPHS = 'PyTorch compiled, channels last, CUDA graphs'  # Only on a GPU.
+MODES = TORCH | {GRAPHS: LAST | {'compiled': 'reduce-overhead'}}
+DTYPES = {'float32', 'bfloat16'}
 FLAGS = flags.FLAGS
-
-
-def inference(batch: int, dtype: str) -> Callable:
-  """Our net at test, on crops that are ready."""
-  net = synthetic.network('towers', None, dtype=dtype)
-  images = 64 * jax.random.normal(jax.random.key(1), (batch, 224, 224, 3))
-  variables = net.init(jax.random.key(0), images[:1])
-  call = jax.jit(net.apply, compiler_options=compilation.network_options())
-
-  def work(steps=1):
-    for _ in range(steps):
-      out = call(variables, images)
-    jax.block_until_ready(out)
-
-  return work
 
 
 def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
   """The work of a variant on a batch; its first call compiles."""
-  if name == OURS and train:
-    net = synthetic.network('towers', None, dtype=dtype)
+  if name != OURS:
+    import torch  # PyTorch is optional.
+
+    from benchmarks import torch_step
+
+    torch.set_num_threads(processes.available_cores())
+    settings = MODES[name] | {'bfloat16': dtype == 'bfloat16'}
+    return torch_step.Variant(batch, train=train, **settings)
+  net = synthetic.network('towers', None, dtype=dtype)
+  if train:
     return synthetic.TrainStep(net, None, batch)
-  if name == OURS:
-    return inference(batch, dtype)
-  import torch  # PyTorch is optional.
+  images = 64 * jax.random.normal(jax.random.key(1), (batch, 224, 224, 3))
+  variables = net.init(jax.random.key(0), images[:1])
+  call = jax.jit(net.apply, compiler_options=compilation.network_options())
 
-  from benchmarks import torch_alexnet
+  def test(steps=1):
+    for _ in range(steps):
+      out = call(variables, images)
+    jax.block_until_ready(out)
 
-  torch.set_num_threads(processes.available_cores())
-  settings = TORCH[name] | {'bfloat16': dtype == 'bfloat16'}
-  return torch_alexnet.Variant(batch, train=train, **settings)
+  return test
 
 
 def logits_difference() -> float:
   """Largest difference of both nets' logits, over their standard deviation."""
   import torch
 
-  from benchmarks import torch_alexnet
+  from tests import torch_net
 
   # In the paper the net at test multiplies by a half what PyTorch's has doubled.
   net = synthetic.network('towers', None, inverted_dropout=True)
@@ -116,8 +100,8 @@ def logits_difference() -> float:
   params = jax.jit(net.init)(jax.random.key(0), images)['params']
   with jax.default_matmul_precision('highest'):  # No TF32, as PyTorch on CPU.
     ours = jax.jit(net.apply)({'params': params}, images)
-  other = torch_alexnet.AlexNet().eval()
-  torch_alexnet.load(other, params)
+  other = torch_net.AlexNet().eval()
+  torch_net.load(other, params)
   with torch.inference_mode():
     theirs = other(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
   return float(np.abs(theirs - ours).max() / np.std(theirs))
@@ -136,11 +120,10 @@ def take_turns(name: str, batch: int, dtype: str, train: bool) -> None:
 
   In one process the threads and the allocator of one library would slow down the
   other. It answers with the mean seconds of a step (0 for the first line: that
-  step compiles) and its peak memory in bytes. Memory of an idle process may be
-  taken away from it, so the first step after a pause is slower and does not count.
+  step compiles) and its peak memory in bytes. The first step after a pause does
+  not count: memory of an idle process may have been taken away.
   """
-  # A run asks for the next step before the last is done; at test latency counts.
-  steps = harness.steps_per_wait() if train else 1
+  steps = harness.steps_per_wait() if train else 1  # At test latency counts.
   variant = create_variant(name, batch, dtype, train)
   harness.answer('ready')
   for number, _ in enumerate(sys.stdin):
@@ -167,9 +150,7 @@ def start_worker(*arguments: object) -> harness.Worker:
   return worker
 
 
-def compare(
-  names: list[str], batch: int, dtype: str, rounds: int, train: bool = True
-) -> dict[str, object]:
+def compare(names, batch, dtype, rounds, train=True) -> dict[str, object]:
   """Seconds, compile seconds, peak memory and ratios over `OURS`, by variant."""
   workers, compiling, peaks = {}, {}, {}
   for name in names:
@@ -196,7 +177,7 @@ def check_flags() -> None:
   """Ends the command with one line where it cannot run."""
   if not all(batch.isdigit() and int(batch) for batch in FLAGS.batches):
     sys.exit('--batches takes whole numbers above 0, with commas')
-  if not set(FLAGS.dtypes) <= {'float32', 'bfloat16'}:
+  if not set(FLAGS.dtypes) <= DTYPES:
     sys.exit('--dtypes takes float32 and bfloat16, with a comma')
   if importlib.util.find_spec('torch') is None:
     sys.exit('this compares with PyTorch: pip install torch')
@@ -206,40 +187,34 @@ def check_flags() -> None:
 
 def measure() -> harness.Outcome:
   check_flags()
-  batches, rounds = [int(batch) for batch in FLAGS.batches], FLAGS.rounds
-  names = [OURS, *TORCH]
-  if jax.default_backend() != 'gpu':
-    names.pop()
+  batches, rounds, names = FLAGS.batches, FLAGS.rounds, [OURS, *TORCH]
+  if jax.default_backend() == 'gpu':
+    names.append(GRAPHS)
   if FLAGS.quick:
     batches, rounds, names = batches[:1], 2, [OURS, EAGER]
-  figures = {'rounds': rounds, 'logits_difference': logits_difference()}
+  difference = logits_difference()
   print(f'{rounds} rounds; {synthetic.SEEDS}; for inference images 1')
+  print(f"both nets' logits differ by {difference:.1e} of their deviation")
+  figures = {'rounds': rounds, 'logits_difference': difference}
   for dtype in FLAGS.dtypes:
-    figures[dtype] = measure_dtype(dtype, names, batches, rounds)
-  print(
-    'logits of both nets for the same weights and images differ by'
-    f' {figures["logits_difference"]:.1e} of their standard deviation'
-  )
-  figure = least_ratio(
-    [r for d in FLAGS.dtypes for r in figures[d]['batches'].values()]
-  )
+    found = measure_dtype(dtype, names, list(map(int, batches)), rounds)
+    figures[dtype] = found
+  results = [r for d in FLAGS.dtypes for r in figures[d]['batches'].values()]
+  figure = least_ratio(results)
   against = EAGER if FLAGS.quick else "PyTorch's best"
   verdict = f'ours / {against} (images per second) {figure:.3f}, bar {BAR}'
   return harness.Outcome(figures, verdict, figure >= BAR)
 
 
-def measure_dtype(
-  dtype: str, names: list[str], batches: list[int], rounds: int
-) -> dict[str, object]:
+def measure_dtype(dtype, names, batches, rounds) -> dict[str, object]:
   """The figures of a dtype: training, and unless --quick inference and layers."""
-  found = {'matmul_flops': matmul_flops(dtype), 'batches': {}}
+  found = {'matmul_flops': matmul_flops(dtype), 'batches': {}, 'inference': {}}
   for batch in batches:
     result = found['batches'][batch] = compare(names, batch, dtype, rounds)
     title = f'train step, {dtype}, batch {batch}'
     print_results(title, result, batch, found['matmul_flops'])
   if FLAGS.quick:
     return found
-  found['inference'] = {}
   for batch in {1, batches[0]}:
     result = compare(names, batch, dtype, rounds, train=False)
     found['inference'][batch] = result
@@ -247,9 +222,8 @@ def measure_dtype(
   found['layers'] = layer_times.seconds(batches[0], dtype, rounds)
   rows = [(f'{dtype}, batch {batches[0]}', 'ms forward', 'backward', 'GFLOP/s')]
   for name, forward, backward, gflop in map(dict.values, found['layers']):
-    cells = f'{1e3 * forward:.1f}', f'{1e3 * backward:.1f}'
     rate = f'{gflop / (forward + backward):.0f}' if gflop else ''
-    rows.append((name, *cells, rate))
+    rows.append((name, f'{1e3 * forward:.1f}', f'{1e3 * backward:.1f}', rate))
   print('\nevery part alone')
   harness.print_table(rows)
   return found
@@ -262,42 +236,44 @@ def least_ratio(results: list[dict]) -> float:
   )
 
 
-def print_results(
-  title: str, result: dict, batch: int, limit: float | None = None
-) -> None:
+def print_results(title, result, batch, limit=None) -> None:
   """A row for each variant; utilisation is that of `limit`, in operations/s."""
   columns = ('seconds', 'images/s', 'compile s', 'peak GiB', 'utilisation')
   rows = [(title, *columns, 'ours is faster by')]
   for name, seconds in result['seconds'].items():
     median, ratio = statistics.median(seconds), result['ratios'].get(name)
     flops = layer_times.train_flops() * batch / median
-    cells = f'{median:.4f}', f'{batch / median:.1f}'
-    cells += (f'{result["compile_seconds"][name]:.1f}',)
-    cells += (f'{result["peak_bytes"][name] / 2**30:.2f}',)
-    cells += (f'{flops / limit:.0%}' if limit else '',)
-    rows.append((name, *cells, harness.shown(ratio, '.2f') if ratio else ''))
+    compiling, peak = (
+      result[k][name] for k in ('compile_seconds', 'peak_bytes')
+    )
+    cells = (
+      f'{median:.4f} {batch / median:.1f} {compiling:.1f} {peak / 2**30:.2f}'
+    )
+    utilisation = f'{flops / limit:.0%}' if limit else ''
+    ratio = harness.shown(ratio, '.2f') if ratio else ''
+    rows.append((name, *cells.split(), utilisation, ratio))
   print()
   harness.print_table(rows)
 
 
 def panels(figures):
   """PyTorch's seconds over ours by batch; our layers, forward and backward."""
-  by_dtype = {d: f for d, f in figures.items() if isinstance(f, dict)}
+  dtypes = {d: found for d, found in figures.items() if d in DTYPES}
   ratios = {
     f'{dtype} batch {batch}': {
-      name: list(ratio.values()) for name, ratio in result['ratios'].items()
+      n: [*r.values()] for n, r in result['ratios'].items()
     }
-    for dtype, found in by_dtype.items()
+    for dtype, found in dtypes.items()
     for batch, result in found['batches'].items()
   }
   found = [plots.Panel('images/s of ours over PyTorch’s', ratios, 1.0)]
-  layers = next((f['layers'] for f in by_dtype.values() if 'layers' in f), [])
-  both = {
+  layers = next((f['layers'] for f in dtypes.values() if 'layers' in f), [])
+  milliseconds = {
     key: {one['name']: [1e3 * one[f'{key}_seconds']] for one in layers}
     for key in ('forward', 'backward')
   }
   if layers:
-    found.append(plots.Panel('ms of each part, compiled alone', both))
+    found.append(plots.Panel('ms of each part, compiled alone', milliseconds))
   return 'The train step against PyTorch, and its parts', found
 
 

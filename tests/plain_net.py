@@ -1,17 +1,21 @@
-"""The paper's net written straight down: the plainest AlexNet of the project.
+"""The paper's net and its train step written straight down, for comparison.
 
-Section 3 for two GPUs, as one of its training steps computes it on a single
-device: two groups in place of two towers, no switches and no meshes. It is what
-`alexnet_jax/model.py` is compared with, and benchmarks/towers.py has its time.
+The plainest AlexNet of the project: sections 3 to 5 for two GPUs, as a single
+device computes them, with two groups in place of two towers, no switches and no
+meshes. `alexnet_jax/model.py` and `train_step.py` are compared with it, in their
+results by plain_net_test.py, in their time by benchmarks/towers.py.
 """
 
 import flax.linen as nn
+import jax
 from jax import lax
 import jax.numpy as jnp
 
+from alexnet_jax import augment
 from alexnet_jax import layers
 from alexnet_jax import pooling
 from alexnet_jax import towers
+from alexnet_jax import train_step as train_step_lib
 
 
 class PlainNet(nn.Module):
@@ -74,3 +78,39 @@ def response_norm(x):
 def dense(x, layer):
   """A fully connected layer without its activation."""
   return x @ layer['kernel'] + layer['bias'][None]
+
+
+def train_step(
+  state, batch, statistics, key, rates, color_std, *, momentum, weight_decay
+):
+  """A step with crops of 224 pixels; takes and returns what the package's does."""
+  key = jax.random.fold_in(key, state.step)
+  indices = jnp.arange(len(batch['label']))
+
+  def loss_fn(params):
+    images = augment.random_views(
+      jax.random.fold_in(key, train_step_lib.AUGMENT),
+      batch['image'],
+      indices,
+      statistics.mean_image,
+      statistics.directions,
+      color_std,
+      crop_size=224,
+      flip=True,
+    )
+    rngs = {'dropout': jax.random.fold_in(key, train_step_lib.DROPOUT)}
+    logits = PlainNet().apply({}, params, images, rngs=rngs)
+    return -jax.nn.log_softmax(logits)[indices, batch['label']].mean()
+
+  loss, grads = jax.value_and_grad(loss_fn)(state.params)
+  rate = rates['kernel']
+  v = jax.tree.map(  # Section 5.
+    lambda v, g, w: momentum * v - rate * (g + weight_decay * w),
+    state.opt_state.trace,
+    grads,
+    state.params,
+  )
+  params = jax.tree.map(jnp.add, state.params, v)
+  opt_state = state.opt_state._replace(trace=v)
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  return state, {'loss': loss, 'count': jnp.ones(())}

@@ -60,18 +60,18 @@ def test_many_calls_share_one_wait(monkeypatch):
 
 
 def test_both_nets_are_one():
-  torch_alexnet = pytest.importorskip('benchmarks.torch_alexnet')
-  net = torch_alexnet.AlexNet()
+  torch_net = pytest.importorskip('tests.torch_net')
+  net = torch_net.AlexNet()
   assert sum(p.numel() for p in net.parameters()) == 60_965_224
   assert train_step.logits_difference() < 1e-4  # Float32, eight layer_times.
 
 
 def test_both_norms_of_pytorch_are_one():
   torch = pytest.importorskip('torch')
-  torch_alexnet = pytest.importorskip('benchmarks.torch_alexnet')
+  torch_net = pytest.importorskip('tests.torch_net')
   x = 100 * torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(0))
   torch.testing.assert_close(
-    torch_alexnet._stock_norm(x), torch_alexnet._fusible_norm(x)
+    torch_net._stock_norm(x), torch_net._fusible_norm(x)
   )
 
 
