@@ -44,12 +44,7 @@ class Collective:
 
 
 def read(program: str, mesh: jax.sharding.Mesh | None) -> list[Collective]:
-  """The collectives of a program.
-
-  Args:
-    program: `compiled.as_text()`.
-    mesh: the mesh that it was compiled for; None for one device.
-  """
+  """The collectives of `compiled.as_text()`; `mesh` is None for one device."""
   found = []
   for line in program.splitlines():
     if match := _COLLECTIVE.search(line):

@@ -3,12 +3,11 @@ r"""Every collective of the compiled train step, beside the paper's pattern.
     python -m benchmarks.communication [--quick] [--check] [--batch=256]
 
 The paper's GPUs exchange the maps that conv3, fc6, fc7 and fc8 read (section
-3.5), and their gradients; here also the logits, because every device computes the
-loss. Over the data axis the gradients are summed, each device those of its own
-tower. In the layout 'one_weird_trick' fc6, fc7 and fc8 read the features of all
-devices, the logits return to the device of each example, and only the gradients of
-the convolutions are summed. `--check` fails on anything more or less. Read from
-the program that XLA compiles for virtual CPU devices; others may fuse collectives.
+3.5), and their gradients; here also the logits. Over the data axis the gradients
+are summed, each device those of its own tower. In the layout 'one_weird_trick'
+fc6, fc7 and fc8 read the features of all devices, the logits return to the device
+of each example, and only the gradients of the convolutions are summed. `--check`
+fails on anything more or less in the program that XLA compiles for virtual CPUs.
 """
 
 import collections
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 
-from absl import flags
 import jax
 
 from alexnet_jax import mesh as mesh_lib
@@ -27,17 +25,11 @@ from benchmarks import plots
 from benchmarks import synthetic
 
 # (layout, config.mesh.towers, devices)
-MESHES = [
-  ('towers', 1, 1),
-  ('towers', 2, 2),
-  ('towers', 1, 2),
-  ('towers', 2, 4),
-  ('towers', 2, 8),
-  *(('data', 1, number) for number in (2, 4, 8)),
-  *(('one_weird_trick', 1, number) for number in (2, 4, 8)),
+MESHES = [('towers', 1, 1), ('towers', 1, 2)] + [
+  (layout, 'auto', n) for layout in mesh_lib.LAYOUTS for n in (2, 4, 8)
 ]
 GATHERS = ('conv3', 'fc6', 'fc7', 'fc8')  # Section 3.5.
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 def expected(net: model.AlexNet) -> collections.Counter:
@@ -60,9 +52,7 @@ def expected(net: model.AlexNet) -> collections.Counter:
   return pattern
 
 
-def gradient_bytes(
-  net: model.AlexNet, mesh: jax.sharding.Mesh | None, crop_size: int
-) -> int:
+def gradient_bytes(net: model.AlexNet, mesh, crop_size: int) -> int:
   """Bytes of the gradients that a device sums with other devices."""
   if mesh is None or mesh.shape['data'] == 1:
     return 0
@@ -74,16 +64,8 @@ def gradient_bytes(
   return total // mesh.shape['tower']
 
 
-def problems(
-  found: list[collectives.Collective], net: model.AlexNet, summed_bytes: int
-) -> Iterator[str]:
-  """Yields every difference from the pattern.
-
-  Args:
-    found: collectives of a train step.
-    net: the network that it trains.
-    summed_bytes: from `gradient_bytes`.
-  """
+def problems(found, net: model.AlexNet, summed_bytes: int) -> Iterator[str]:
+  """Yields how a step differs; `summed_bytes` are its `gradient_bytes`."""
   moving = [c for c in found if c.group_size > 1]
   sums = [c for c in moving if c.kind == 'all-reduce']
   rest = collections.Counter(
@@ -113,33 +95,21 @@ def measure() -> harness.Outcome:
     found = collectives.read(compiled.as_text(), mesh)
     shape = 'x'.join(map(str, mesh.shape.values())) if mesh else '1x1'
     received = sum(c.received_bytes for c in found)
-    print(
-      f'\nlayout {layout}, mesh {shape} (data x tower), {FLAGS.batch} images'
-    )
+    print(f'\n{layout}, mesh {shape} (data x tower), {FLAGS.batch} images')
     print(f'{received / 1e6:.1f} MB received per device and step')
-    head = 'layer', 'direction', 'collective', 'axis', 'operand MB', 'received'
-    rows = [
-      (c.layer, c.direction, c.kind, c.axis)
-      + tuple(f'{n / 1e6:.3f}' for n in (c.operand_bytes, c.received_bytes))
-      for c in found
-    ]
-    harness.print_table([head, *rows])
+    for c in found:
+      sizes = f'{c.operand_bytes / 1e6:9.3f} MB, receives {c.received_bytes / 1e6:.3f}'
+      print(f'{c.layer:20} {c.direction:9} {c.kind:15} {c.axis:7} {sizes}')
     differences = problems(found, net, gradient_bytes(net, mesh, 224))
     wrong += [f'{layout} {shape}: {problem}' for problem in differences]
-    figures.append(
-      {
-        'layout': layout,
-        'mesh': shape,
-        'received_bytes': received,
-        'collectives': [dataclasses.asdict(c) for c in found],
-      }
-    )
+    row = {'layout': layout, 'mesh': shape, 'received_bytes': received}
+    row['collectives'] = [dataclasses.asdict(c) for c in found]
+    figures.append(row)
   verdict = f'differences from the pattern of each layout {len(wrong)}, bar 0'
   return harness.Outcome(figures, '\n'.join([*wrong, verdict]), not wrong)
 
 
 def panels(figures):
-  """Megabytes that a device receives in a step, by layout and mesh."""
   rows = {
     f'{one["layout"]} {one["mesh"]}': [one['received_bytes'] / 1e6]
     for one in figures

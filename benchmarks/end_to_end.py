@@ -3,25 +3,21 @@ r"""A real run against its two halves; with --saving, what a save costs it.
     python -m benchmarks.end_to_end [--config=FILE] [--config.KEY=VALUE ...]
         [--steps=N] [--saving] [--quick] [--check] [--output=FILE]
 
-In turn, in segments of --steps steps, nothing buffered before:
-
-* real: `train.run_steps` on batches from the host, as in `train_and_evaluate`;
-* synthetic: on one of these batches again and again: the device alone;
-* host alone: the same host batches, dropped, nothing put on the device.
+In turn, in segments of --steps steps, nothing buffered before: real, the steps of
+`train.run_steps` on batches from the host; synthetic, on one of these batches again
+and again, which is the device alone; and the host alone, whose batches are dropped.
 
 --check asks for real / the slower of synthetic and host alone of at least 0.95. On
 a CPU host and device share the cores: real falls below synthetic by what the host
 takes even where nothing waits; a line says by how much, by arithmetic.
 
---saving saves the train state of the paper's net (parameters and v, 488 MB) as the
-train loop does, then changes it by a program that is given it, as a step is. The
-save returns when it has the state on the host; where the device is the host that
-is at once, and the step makes the copy, as it may not overwrite what is still to
-be written. So both are timed, and the program without a save. --check asks that
-the save returns within the time of 1.5 copies of the state.
+--saving saves the train state of the paper's net (488 MB) as the train loop does,
+then changes it by a program that is given it, as a step is. The save returns when
+it has the state on the host; where the device is the host that is at once, and the
+step makes the copy. So both are timed, and the program without a save. --check asks
+that the save returns within the time of 1.5 copies of the state.
 """
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
@@ -38,9 +34,7 @@ from alexnet_jax.runtime import huge_pages
 if __name__ == '__main__':  # As main.py.
   huge_pages.reexec_with_huge_pages()
 
-from absl import flags
 import jax
-from jaxtyping import PyTree
 from ml_collections import config_flags
 import numpy as np
 
@@ -65,7 +59,7 @@ DRAIN = 6
 COPY, BLOCKED, WHOLE = 'copy to the host', 'save returns', 'save is written'
 AFTER, WITHOUT = 'change after a save', 'change without one'
 SAVING_BAR = 1.5  # Seconds until a save returns over those of a copy.
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 class Loop:
@@ -80,7 +74,7 @@ class Loop:
     self._step = train_step.compile_train_step(run, self._state, arguments)
     self.batch_size = run.config.input.batch_size
 
-  def __call__(self, batches: Iterator[PyTree], steps: int) -> dict[str, float]:
+  def __call__(self, batches, steps: int) -> dict[str, float]:
     """Takes so many steps; returns the metrics of `train.run_steps`."""
     inputs = itertools.repeat(self._arguments, steps)
     self._state, found = train.run_steps(
@@ -99,7 +93,7 @@ class Segment:
   waited: float  # Fraction of the time, for a batch; 0 without a device.
 
 
-def trained(loop: Loop, batches: Iterator[PyTree], steps: int) -> Segment:
+def trained(loop: Loop, batches, steps: int) -> Segment:
   """`steps` steps on what comes after all that was buffered."""
   loop(batches, DRAIN)
   cpu = time.process_time()
@@ -109,7 +103,7 @@ def trained(loop: Loop, batches: Iterator[PyTree], steps: int) -> Segment:
   return Segment(found[rate], cpu, found[waited])
 
 
-def drained(batches: Iterator[input_pipeline.Batch], steps: int) -> Segment:
+def drained(batches, steps: int) -> Segment:
   """As many batches, each dropped."""
   for _ in itertools.islice(batches, DRAIN):
     pass
@@ -119,22 +113,17 @@ def drained(batches: Iterator[input_pipeline.Batch], steps: int) -> Segment:
   return Segment(images / seconds, cpu / images, 0.0)
 
 
-def measure_kinds(
-  run: run_lib.Run, steps: int, rounds: int
-) -> dict[str, list[Segment]]:
+def measure_kinds(run: run_lib.Run, steps, rounds) -> dict[str, list[Segment]]:
   """The segments of each kind, in turn."""
-  inputs, settings = (
-    run.config.input,
-    {'seed': run.config.seed, 'start_step': 0},
-  )
   with contextlib.ExitStack() as stack:
-    opened = lambda batches: stack.enter_context(contextlib.closing(batches))
-    placed = opened(run.train_batches(0))
-    settings['batch_size'] = inputs.batch_size
-    alone = input_pipeline.train_batches(
-      run.dataset, inputs.train_split, **settings
-    )
-    loop, same, alone = Loop(run), itertools.repeat(next(placed)), opened(alone)
+    placed = run.train_batches(0)
+    stack.callback(placed.close)
+    inputs, seed = run.config.input, {'seed': run.config.seed, 'start_step': 0}
+    examples = run.dataset, inputs.train_split
+    size = {'batch_size': inputs.batch_size}
+    alone = input_pipeline.train_batches(*examples, **size, **seed)
+    stack.callback(alone.close)
+    loop, same = Loop(run), itertools.repeat(next(placed))
     kinds = {
       REAL: functools.partial(trained, loop, placed),
       SYNTHETIC: functools.partial(trained, loop, same),
@@ -152,23 +141,19 @@ def measure_kinds(
 def judge(rates: dict[str, list[float]], shared: bool) -> tuple[float, str]:
   """The figure of `--check`, and a line that says which side is the limit.
 
-  Args:
-    rates: images/s of each round, by name.
-    shared: whether host and device are the same cores.
+  `rates` are images/s by name; `shared`: host and device are the same cores.
   """
   over = harness.ratio(rates[HOST], rates[SYNTHETIC])['median']
   limit = SYNTHETIC if over >= 1 else HOST
   if shared:
-    line = (
-      'host and device share the cores, which are the limit; alone the host'
-    )
+    line = 'host and device share the cores, the limit of both; alone the host'
     line += f' delivers {over:.2f} times what the device alone takes'
   elif over >= 1:
-    line = 'the device is the limit: the host alone delivers'
-    line += f' {over:.2f} times what it takes'
+    line = f'the device is the limit: the host alone delivers {over:.2f} times'
+    line += ' what it takes'
   else:
-    line = 'the host is the limit: the device alone takes'
-    line += f' {1 / over:.2f} times what it delivers'
+    line = f'the host is the limit: the device alone takes {1 / over:.2f} times'
+    line += ' what it delivers'
   return harness.ratio(rates[REAL], rates[limit])['median'], line
 
 
@@ -184,7 +169,6 @@ def sharing(found: dict[str, list[Segment]], cores: int) -> float:
 
 
 def measure_run() -> harness.Outcome:
-  """Real, synthetic and host alone."""
   with command.one_line_config_errors(sys.argv):
     seed = FLAGS.config.seed  # The file's errors may wait for the first use.
   config, steps, rounds = FLAGS.config, FLAGS.steps, FLAGS.rounds
@@ -193,40 +177,31 @@ def measure_run() -> harness.Outcome:
   with command.one_line_errors('nothing is kept'):
     digits.prepare_if_missing(config)
     found = measure_kinds(run_lib.open_run(config), steps, rounds)
-  print(
-    f'{config.input.dataset}, batch {config.input.batch_size}, seed {seed},'
-  )
+  inputs, on_cpu = config.input, jax.default_backend() == 'cpu'
+  print(f'{inputs.dataset}, batch {inputs.batch_size}, seed {seed}', end=', ')
   print(f'{rounds} rounds of {steps} steps')
   rates = {n: [one.images_per_second for one in found[n]] for n in found}
-  rows = [('', 'images/s', 'waited', 'CPU-ms/image', 'over synthetic')]
-  for name, segments in found.items():
-    waited = statistics.median(one.waited for one in segments)
-    cpu = statistics.median(one.cpu_seconds for one in segments)
-    over = harness.shown(harness.ratio(rates[name], rates[SYNTHETIC]), '.3f')
-    shown = harness.shown(rates[name], '.1f')
-    rows.append((name, shown, f'{waited:.1%}', f'{1e3 * cpu:.3f}', over))
-  harness.print_table(rows)
-  on_cpu = jax.default_backend() == 'cpu'
-  figure, line = judge(rates, on_cpu)
+  segments = {n: list(map(dataclasses.asdict, found[n])) for n in found}
+  harness.print_figures(segments)
+  for name in (REAL, HOST):
+    ratio = harness.ratio(rates[name], rates[SYNTHETIC])
+    harness.print_figures(ratio, f'{name} / {SYNTHETIC}')
   if on_cpu:
     share = sharing(found, processes.available_cores())
-    print(
-      'by arithmetic, from the CPU-seconds of the host alone, on these cores'
-    )
-    print(f'real / synthetic is {share:.3f}')
-  segments = {n: list(map(dataclasses.asdict, found[n])) for n in found}
+    harness.print_figures(share, f'{REAL} / {SYNTHETIC}, by arithmetic')
+  figure, line = judge(rates, on_cpu)
   line += f'\nreal / the slower of synthetic and host {figure:.3f}, bar {BAR}'
   figures = {'steps': steps, 'segments': segments, 'figure': figure}
   return harness.Outcome(figures, line, figure >= BAR)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def change(state: PyTree) -> PyTree:
+def change(state):
   """The state plus one, in the same memory unless a save still needs it."""
   return jax.tree.map(lambda x: x + 1, state)
 
 
-def one_save(state: PyTree) -> tuple[dict[str, float], PyTree]:
+def one_save(state) -> tuple[dict[str, float], object]:
   """Seconds of a save into a new folder and of what comes after; the state."""
   seconds = {}
 
@@ -250,7 +225,6 @@ def one_save(state: PyTree) -> tuple[dict[str, float], PyTree]:
 
 
 def measure_saving() -> harness.Outcome:
-  """Saves of the paper's net."""
   rounds, taken = 2 if FLAGS.quick else FLAGS.rounds, []
   net = synthetic.network('towers', None)
   create = functools.partial(synthetic.create_state, net, 224)
@@ -259,14 +233,12 @@ def measure_saving() -> harness.Outcome:
     seconds, state = one_save(state)
     taken.append(seconds)
   megabytes = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
-  print(f'{megabytes:.0f} MB, {rounds} saves, seed of the state 0; seconds')
-  for name in taken[0]:
-    print(f'{name:20} {harness.shown([one[name] for one in taken], ".3f")}')
   costs = [one[BLOCKED] + one[AFTER] - one[WITHOUT] for one in taken]
   lost = statistics.median(costs)
-  print(f'a training loses {lost:.3f} s to a save')
-  waited = statistics.median(one[BLOCKED] / one[COPY] for one in taken)
   figures = {'megabytes': megabytes, 'saves': taken, 'lost': lost}
+  print(f'{rounds} saves, seed of the state 0')
+  harness.print_figures(figures)
+  waited = statistics.median(one[BLOCKED] / one[COPY] for one in taken)
   verdict = f'save returns / copy {waited:.3f}, bar {SAVING_BAR}'
   return harness.Outcome(figures, verdict, waited <= SAVING_BAR)
 
@@ -276,7 +248,6 @@ def measure() -> harness.Outcome:
 
 
 def panels(figures):
-  """Images/s of the real run, the synthetic one, and the host alone."""
   rates = {
     name: [one['images_per_second'] for one in segments]
     for name, segments in figures['segments'].items()

@@ -45,18 +45,11 @@ class Outcome:
   passed: bool = True  # Whether the bar is met.
 
 
-def run(
-  measure: Callable[[], Outcome],
-  *,
-  quick: str,
-  check: str | None = None,
-  rounds: int | None = None,
-  **more: tuple[object, str],
-) -> None:
+def run(measure, *, quick, check=None, rounds=None, **more) -> None:
   """Runs the command of a benchmark.
 
   Args:
-    measure: measures what the flags ask for, and prints its tables.
+    measure: returns the `Outcome` of what the flags ask for.
     quick: description of --quick.
     check: description of --check; None for a benchmark without a bar.
     rounds: default of --rounds; None for a benchmark without rounds.
@@ -71,7 +64,13 @@ def run(
   if rounds is not None:
     more['rounds'] = rounds, 'Number of timed rounds.'
   for name, (default, description) in more.items():
-    define_flag(name, default, description)
+    whole = functools.partial(flags.DEFINE_integer, lower_bound=bool(default))
+    define = {bool: flags.DEFINE_bool, int: whole, list: flags.DEFINE_list}
+    if isinstance(default, type):
+      flags.DEFINE_string(name, None, description, required=True)
+    else:
+      define = define.get(type(default), flags.DEFINE_string)
+      define(name, default, description)
 
   def main(argv):
     if len(argv) > 1:
@@ -84,16 +83,6 @@ def run(
       return app.parse_flags_with_usage(argv)
 
   app.run(main, flags_parser=parse_flags)
-
-
-def define_flag(name: str, default: object, description: str) -> None:
-  """Defines a flag, see `run`."""
-  if isinstance(default, type):
-    flags.DEFINE_string(name, None, description, required=True)
-    return
-  integer = functools.partial(flags.DEFINE_integer, lower_bound=bool(default))
-  define = {bool: flags.DEFINE_bool, int: integer, list: flags.DEFINE_list}
-  define.get(type(default), flags.DEFINE_string)(name, default, description)
 
 
 def finish(outcome: Outcome, output: str, check: bool) -> None:
@@ -113,10 +102,9 @@ def environment() -> dict[str, object]:
   for name in LIBRARIES.split():
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
-  with contextlib.suppress(OSError):  # Linux alone has it.
+  with contextlib.suppress(OSError, TypeError):  # Linux alone has it.
     text = pathlib.Path('/proc/cpuinfo').read_text()
-    if found := re.search(r'model name\s*: *(.*\S)', text):
-      machine = found[1]
+    machine = re.search(r'model name\s*: *(.*\S)', text)[1]
   spec = sys.modules['__main__'].__spec__
   words = ['python -m', spec.name if spec else sys.argv[0]]
   # The path of a folder means nothing elsewhere.
@@ -144,13 +132,10 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
       yield number, name
 
 
-def seconds(
-  variants: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
+def seconds(variants: Mapping, rounds: int) -> dict[str, list[float]]:
   """Seconds of the calls in rounds 1 ... `rounds` of `turns`, by variant.
 
-  A variant does the work once and returns when it is done. If it returns a
-  float, those seconds count instead of the wall time of the call.
+  If a variant returns a float, those seconds count instead of the wall's.
   """
   taken = {name: [] for name in variants}
   for number, name in turns(list(variants), rounds):
@@ -192,56 +177,61 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
   return {'median': median, 'least': min(pairs), 'most': max(pairs)}
 
 
-def shown(values: Sequence[float] | Mapping[str, float], spec: str) -> str:
-  """'median (least to most)' of some values, or of a `ratio`."""
-  if isinstance(values, Mapping):
-    values = list(values.values())  # These three have the same three.
+def shown(values: Sequence[float], spec: str = '.4g') -> str:
+  """'median (least to most)' of some values."""
   found = statistics.median(values), min(values), max(values)
   return '{} ({} to {})'.format(*(format(value, spec) for value in found))
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-  """Prints a table in Markdown; the first row is its head."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for row in (rows[0], ['-' * width for width in widths], *rows[1:]):
-    cells = map(str.ljust, row, widths)
-    print(f'| {" | ".join(cells)} |')
+def print_figures(figures: object, *path: str) -> None:
+  """Prints figures, a line each, after their keys; rounds as `shown`."""
+  if isinstance(figures, list) and isinstance(figures[0], dict):
+    figures = {key: [one[key] for one in figures] for key in figures[0]}
+  if isinstance(figures, dict) and 'median' in figures:  # A `ratio`.
+    figures = list(figures.values())  # The same median, least and most.
+  if isinstance(figures, dict):
+    for key, value in figures.items():
+      print_figures(value, *path, str(key))
+  else:
+    cell = shown(figures) if isinstance(figures, list) else f'{figures:.4g}'
+    print(f'{" > ".join(path):70} {cell}')
 
 
 class Worker:
-  """A process of its own; a call sends it a line and returns its answer."""
+  """Processes that work together; a call sends a line, and returns an answer."""
 
-  def __init__(self, arguments: Sequence[str], **env: str):
-    """Starts the program `arguments` with more environment variables."""
+  def __init__(self, *commands: Sequence[str], **env: str):
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-    self._process = subprocess.Popen(arguments, env=os.environ | env, **pipes)
-    self.pid = self._process.pid
+    env = os.environ | env
+    self._processes = [subprocess.Popen(c, env=env, **pipes) for c in commands]
+    self.pid = self._processes[0].pid
 
   def __call__(self, line: str = 'go') -> object:
-    self.send(line)
+    for process in self._processes:
+      with contextlib.suppress(BrokenPipeError):  # `receive` will report it.
+        print(line, file=process.stdin, flush=True)
     return self.receive()
 
-  def send(self, line: str) -> None:
-    """Sends a line without waiting for the answer."""
-    with contextlib.suppress(BrokenPipeError):  # `receive` will report it.
-      print(line, file=self._process.stdin, flush=True)
-
   def receive(self) -> object:
-    """The next answer; ends the command if the process has ended."""
-    for line in self._process.stdout:  # Libraries may print there as well.
-      if line.startswith(ANSWER):
-        return json.loads(line.removeprefix(ANSWER))
-    sys.exit('a worker ended without an answer; its error is above')
+    """The next answer of the last process, once all have answered."""
+    for process in self._processes:
+      for line in process.stdout:  # Libraries may print there as well.
+        if line.startswith(ANSWER):
+          break
+      else:
+        sys.exit('a worker ended without an answer; its error is above')
+    return json.loads(line.removeprefix(ANSWER))
 
   def close(self) -> None:
-    """Kills the process: one that waits for others would not end by itself."""
-    self._process.kill()
-    with contextlib.suppress(BrokenPipeError):
-      self._process.communicate()
+    """Kills the processes: one that waits for others would not end by itself."""
+    for process in reversed(self._processes):  # The others wait for the first.
+      process.kill()
+      with contextlib.suppress(BrokenPipeError):
+        process.communicate()
 
 
 def command_line(function: str, *args: object) -> list[str]:
-  """The program of a `Worker` that calls 'MODULE.FUNCTION' of benchmarks/."""
+  """The command of a `Worker` that calls 'MODULE.FUNCTION' of benchmarks/."""
   call = f'{function}(*json.loads({json.dumps(args)!r}))'
   module = function.partition('.')[0]
   code = f'import json; from benchmarks import {module}; {call}'
@@ -253,9 +243,9 @@ def answer(value: object) -> None:
   print(ANSWER + json.dumps(value), flush=True)
 
 
-def ask(arguments: Sequence[str]) -> object:
+def ask(command: Sequence[str]) -> object:
   """The only answer of a worker."""
-  with contextlib.closing(Worker(arguments)) as worker:
+  with contextlib.closing(Worker(command)) as worker:
     return worker.receive()
 
 
@@ -267,7 +257,10 @@ def peak_bytes() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def jpeg_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
-  """All JPEG files below a folder, in order."""
+def jpeg_files(folder: str, flag: str = '') -> list[pathlib.Path]:
+  """All JPEG files below a folder, in order; a flag without any is an error."""
   paths = sorted(pathlib.Path(folder).resolve().rglob('*.*'))
-  return [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
+  paths = [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg')]
+  if flag and not paths:
+    sys.exit(f'--{flag}={folder} holds no JPEG')
+  return paths

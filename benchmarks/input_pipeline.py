@@ -9,30 +9,27 @@ Images per CPU-second (of all threads and processes) and per second, of
   time: what the threads of one process, which share Python's lock, hand out;
 * decoding alone: `images.decode` from memory into the warm buffer of a batch, with
   a thread for each core; and with one thread into that of a single image;
-* a torch DataLoader, a worker for each core, shuffled, default collate, over the
-  same JPEG bytes as files, with Pillow and with simplejpeg;
-* tf.data over these files (tf_data.py), in the Python of --tf_python or in this;
-* with --photographs, full-size JPEG files: decoding them alone, and the DataLoader
+* torch DataLoaders, a worker for each core, shuffled, over the same JPEG files, with
+  Pillow and with simplejpeg; tf.data (tf_data.py) in the Python of --tf_python;
+* with --photographs, full-size JPEG files: decoding them alone, and a DataLoader
   that scales them with Pillow and cuts out 256x256 pixels.
 
 Every number of cores (1, 2, 4, ..., all) is a fresh process that is confined to
 them. There all run in turn, each in its steady state, with files from the page
 cache. --check asks, on every number of cores and per CPU-second, for 0.85 of
-decoding alone on as many threads, for as much as tf.data, and for 1.5 times
-DataLoader with Pillow.
+decoding alone, for as much as tf.data, and for 1.5 times DataLoader with Pillow.
 """
 
+from collections.abc import Callable
 import contextlib
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from unittest import mock
 
-from absl import flags
 import simplejpeg
 import tensorflow_datasets as tfds
 
@@ -52,13 +49,12 @@ FASTEST = 'DataLoader, simplejpeg'
 FULL_SIZE = 'photographs: decoding alone, one thread'
 PHOTOGRAPHS = 'photographs: DataLoader, Pillow'
 BARS = {ALONE: 0.85, TF_DATA: 1.0, PILLOW: 1.5}  # Per CPU-second.
+UNITS = 'images per CPU-second', 'images/s'
 NUM_FILES = 4096  # What torch, TensorFlow and decoding alone read.
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
-def contestants(
-  settings: loaders.Settings, stack: contextlib.ExitStack
-) -> dict:
+def contestants(settings: loaders.Settings, stack) -> dict[str, Callable]:
   """What is measured, by name; `stack` ends it."""
   found, without = {}, skipped(settings.tf_python)
   files, photographs = settings.files, settings.photographs
@@ -84,12 +80,11 @@ def contestants(
 
 def skipped(tf_python: str) -> dict[str, str]:
   """The reason why some cannot be measured here, by name."""
-  found = {}
-  if missing('torch'):
-    found = dict.fromkeys((PILLOW, FASTEST, PHOTOGRAPHS), 'no PyTorch')
-  return found | (
-    {TF_DATA: 'no TensorFlow'} if missing('tensorflow', tf_python) else {}
-  )
+  torch = (PILLOW, FASTEST, PHOTOGRAPHS)
+  found = dict.fromkeys(torch, 'no PyTorch') if missing('torch') else {}
+  if missing('tensorflow', tf_python):
+    found[TF_DATA] = 'no TensorFlow'
+  return found
 
 
 def missing(module: str, python: str = '') -> bool:
@@ -113,7 +108,6 @@ def rates_of(settings: loaders.Settings) -> dict[str, list[loaders.Rates]]:
 
 
 def answer_rates(settings: dict) -> None:
-  """The work of a worker."""
   command.quiet_libraries()
   harness.answer(rates_of(loaders.Settings(**settings)))
 
@@ -122,14 +116,12 @@ def confined(settings: dict) -> dict[str, list[loaders.Rates]]:
   """`rates_of` in a fresh process on 'cores' of the cores."""
   confine = getattr(os, 'sched_setaffinity', lambda *_: None)
   cores = getattr(os, 'sched_getaffinity', lambda _: [])(0)
+  worker = harness.command_line('input_pipeline.answer_rates', settings)
   confine(0, sorted(cores)[: settings['cores']])
   try:  # The process, and all that it starts, inherits it.
-    arguments = harness.command_line('input_pipeline.answer_rates', settings)
-    worker = harness.Worker(arguments)
+    return harness.ask(worker)
   finally:
     confine(0, cores)
-  with contextlib.closing(worker):
-    return worker.receive()
 
 
 def numbers_of_cores(quick: bool) -> list[int]:
@@ -146,8 +138,8 @@ def write_files(dataset: dataset_lib.Dataset, folder: str) -> None:
   Raises:
     ValueError: if they are not JPEG.
   """
-  builder = tfds.builder_from_directory(dataset.path)
   skip = {'image': tfds.decode.SkipDecoding()}
+  builder = tfds.builder_from_directory(dataset.path)
   source = builder.as_data_source('train', decoders=skip)
   for i in range(min(len(source), NUM_FILES)):
     example = source[i]
@@ -167,63 +159,44 @@ def ratios(rates: dict, which: int) -> dict[str, dict[str, float]]:
 
 
 def print_rates(rates: dict, cores: int) -> None:
-  """A row for each; ratios are ours over it."""
-  head = ('images/CPU-s', 'images/s', 'ours over it, CPU', 'wall')
-  rows = [(f'{cores} cores', *head)]
-  for name, values in rates.items():
-    medians = map(statistics.median, zip(*values, strict=True))
-    over = [
-      harness.shown(ratios(rates, which)[name], '.2f') for which in (0, 1)
-    ]
-    rows.append((name, *(f'{median:.0f}' for median in medians), *over))
-  harness.print_table(rows)
+  """Prints the rates and their ratios, per CPU-second and per second."""
+  for which, unit in enumerate(UNITS):
+    for name, values in rates.items():
+      path = (f'{cores} cores', unit, name)
+      harness.print_figures([value[which] for value in values], *path)
+    harness.print_figures(ratios(rates, which), f'{cores} cores', 'ours over')
 
 
 def judge(found: dict[int, dict]) -> tuple[str, bool]:
   """The verdict, and whether a bar is missed on any number of cores."""
   parts, missed = [], False
   for name, bar in BARS.items():
-    values = [
-      (ratios(rates, 0)[name]['median'], cores)
-      for cores, rates in found.items()
-      if name in rates
-    ]
-    if values:
-      value, cores = min(values)
-      missed |= value < bar
-      parts.append(f'{name}: {value:.3f} on {cores} cores, bar {bar}')
-    else:
-      parts.append(f'{name}: skipped')
+    by_cores = {c: ratios(rates, 0).get(name) for c, rates in found.items()}
+    values = [(ratio['median'], c) for c, ratio in by_cores.items() if ratio]
+    value, cores = min(values, default=(bar, None))
+    missed |= value < bar
+    shown = f'{value:.3f} on {cores} cores, bar {bar}' if values else 'skipped'
+    parts.append(f'{name}: {shown}')
   return 'ours per CPU-second over ' + '; '.join(parts), missed
 
 
 def check_flags() -> dataset_lib.Dataset:
   """The data set; ends with one line if a flag is wrong."""
-  photographs, tf_python = FLAGS.photographs, FLAGS.tf_python
-  if photographs and not harness.jpeg_files(photographs):
-    sys.exit(f'--photographs={photographs} holds no JPEG')
-  if tf_python:
+  if FLAGS.photographs:
+    harness.jpeg_files(FLAGS.photographs, 'photographs')
+  if tf_python := FLAGS.tf_python:
     if shutil.which(tf_python) is None:
       sys.exit(f'--tf_python={tf_python} is not a program')
     if missing('tensorflow', tf_python):
       sys.exit(f'--tf_python={tf_python} has no TensorFlow')
-  try:
+  with command.one_line_errors('nothing is kept'):
     return dataset_lib.open_dataset(FLAGS.data_dir, FLAGS.dataset)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(str(error))
 
 
 def measure() -> harness.Outcome:
   dataset, found = check_flags(), {}
   batches, rounds = (4, 1) if FLAGS.quick else (FLAGS.batches, FLAGS.rounds)
-  given = (
-    'data_dir',
-    'dataset',
-    'photographs',
-    'tf_python',
-    'batch',
-    'threads',
-  )
+  given = 'data_dir dataset photographs tf_python batch threads'.split()
   settings = {name: FLAGS[name].value for name in given}
   with tempfile.TemporaryDirectory() as folder:
     try:
@@ -243,20 +216,18 @@ def measure() -> harness.Outcome:
 
 
 def panels(figures):
-  """Images per CPU-second and per second of every loader, by cores.
-
-  Without the rows that decode nothing, which are ten times as long as the others.
-  """
-  units = ('images per CPU-second', 'images/s')
-  groups = [{}, {}]
-  for cores, rates in figures.items():
-    for which, group in enumerate(groups):
-      group[f'{cores} core' + 's' * (cores != '1')] = {
+  """Rates by cores; the rows that decode nothing would be ten times as long."""
+  found = []
+  for which, unit in enumerate(UNITS):
+    groups = {
+      f'{cores} core' + 's' * (cores != '1'): {
         name: [rate[which] for rate in values]
         for name, values in rates.items()
         if 'nothing' not in name
       }
-  found = [plots.Panel(u, g) for u, g in zip(units, groups, strict=True)]
+      for cores, rates in figures.items()
+    }
+    found.append(plots.Panel(unit, groups))
   return 'The host half of the pipeline', found
 
 

@@ -19,10 +19,7 @@ from benchmarks import synthetic
 
 
 def macs() -> dict[str, int]:
-  """Multiply-adds of an image in the forward pass of the paper's net, by layer.
-
-  What falls on padding counts as well.
-  """
+  """Multiply-adds of an image in the forward pass, by layer; padding counts."""
   sides = model.feature_map_sizes(224, 11, 4, 0)
   sides |= {'conv2': sides['pool1']}
   sides |= dict.fromkeys(('conv3', 'conv4', 'conv5'), sides['pool2'])
@@ -45,12 +42,10 @@ def train_flops() -> int:
 
 
 def _conv(stride, padding, groups):
-  def function(p, x):
-    both = (padding, padding)
-    x = towers.grouped_conv(x, p['kernel'], stride, both, groups)
-    return nn.relu(towers.add_bias(x, p['bias']))
-
-  return function
+  conv = lambda p, x: towers.grouped_conv(
+    x, p['kernel'], stride, (padding, padding), groups
+  )
+  return lambda p, x: nn.relu(towers.add_bias(conv(p, x), p['bias']))
 
 
 def _dense(p, x):
@@ -64,10 +59,7 @@ def _dropout(p, x):
   return layers.dropout(x, key, 0.5, jnp.arange(len(x)), x.shape[1], 2)
 
 
-def _relu(function):
-  return lambda p, x: nn.relu(function(p, x))
-
-
+_relu = lambda function: lambda p, x: nn.relu(function(p, x))
 NORM = lambda _, x: layers.local_response_norm(x, 2)
 POOL = lambda _, x: pooling.max_pool(x, 3)
 # The functions of (parameters, x), in the order of the network.
@@ -80,13 +72,9 @@ NETWORK |= {'fc7': _relu(_dense), 'dropout7': _dropout, 'fc8': _dense}
 
 
 def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
-  """Median seconds of every part of a step, each compiled on its own.
+  """Median seconds (and GFLOP of a step) of its parts, each compiled on its own.
 
   In the step XLA fuses neighbours, so the parts do not add up to it.
-
-  Returns:
-    'name', 'forward_seconds', 'backward_seconds' and 'gflop' (of a step) of
-    every part, in order; the last are the augmentation and the update.
   """
   counts, rows = macs(), []
   options = compilation.network_options()
@@ -123,13 +111,13 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
   current = [(state.params, state.opt_state)]
 
   @functools.partial(jit, donate_argnums=(0, 1))  # In place, as in a step.
-  def update(params, opt_state):
+  def update(params, opt_state, grads):
     sgd = synthetic.make_optimizer(rates)
     changes, opt_state = sgd.update(grads, opt_state, params)
     return jax.tree.map(jnp.add, params, changes), opt_state
 
   def next_update():
-    current[0] = update(*current[0])
+    current[0] = update(*current[0], grads)
     return current[0]
 
   add_row('update', _median(next_update, (), rounds))
@@ -139,16 +127,14 @@ def seconds(batch: int, dtype: str, rounds: int) -> list[dict[str, object]]:
 def _view_arguments(batch):
   """The arguments of the augmentation: XLA would compute with constants."""
   stored = synthetic.create_batch(batch, 256, 1)['image']
-  statistics_, key, _, color_std = synthetic.create_arguments(stored)
-  mean_image, directions = statistics_.mean_image, statistics_.directions
-  rest = (jnp.arange(batch), mean_image, directions, color_std)
-  return jax.device_put((key, stored, *rest))
+  given, key, _, color_std = synthetic.create_arguments(stored)
+  indices = jnp.arange(batch)
+  views = key, stored, indices, given.mean_image, given.directions, color_std
+  return jax.device_put(views)
 
 
 def _median(function, arguments, rounds):
   number = harness.steps_per_wait()
-  call = lambda: jax.block_until_ready(
-    [function(*arguments) for _ in range(number)][-1]
-  )
-  taken = harness.seconds({'calls': call}, rounds)['calls']
-  return statistics.median(taken) / number
+  calls = lambda: [function(*arguments) for _ in range(number)][-1]
+  work = {'': lambda: jax.block_until_ready(calls())}
+  return statistics.median(harness.seconds(work, rounds)['']) / number

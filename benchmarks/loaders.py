@@ -1,7 +1,6 @@
 """What benchmarks.input_pipeline compares: loaders and decoders of JPEG files.
 
-Each maker takes `Settings` and returns a contestant: a function that works for a
-while and returns its `Rates`, with nothing buffered before and after.
+Each function makes a contestant, which works for a while and returns its `Rates`.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,8 +27,7 @@ from alexnet_jax import input_pipeline
 from benchmarks import harness
 
 SEED = 0
-# Images per CPU-second and per second.
-Rates = tuple[float, float]
+Rates = tuple[float, float]  # Images per CPU-second and per second.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +46,16 @@ class Settings:
   threads: int = 0  # Threads of ours; 0 for one for each core.
 
   @property
-  def count(self) -> int:
-    """The number of batches that are timed."""
-    return self.batches * self.cores
-
-  @property
   def drain(self) -> int:
-    """The number of batches to take before: as many, and all that are buffered.
+    """Batches to take before: as many as are timed, and all that are buffered.
 
     After a pause the first are slower: the system may have taken memory from
     what was idle. Loaders buffer two batches for each worker, or two and one.
     """
-    return self.count + 2 * self.cores + 3
+    return (self.batches + 2) * self.cores + 3
 
 
-def timed(
-  take: Callable[[int], object],
-  drain: int,
-  count: int,
-  num_images: int,
-  cpu: Callable[[], float] = time.process_time,
-) -> Rates:
+def timed(take, drain, count, num_images, cpu=time.process_time) -> Rates:
   """The rates of `take(count)` after `take(drain)`; waits for the buffers."""
   take(drain)
   began = cpu(), time.perf_counter()
@@ -86,8 +73,9 @@ def pipeline(settings: Settings, batches: Iterator, workers=()) -> Callable:
     for _ in itertools.islice(batches, number):
       pass
 
-  num_images = settings.count * settings.batch
-  return lambda: timed(take, settings.drain, settings.count, num_images, cpu)
+  count = settings.batches * settings.cores
+  num_images = count * settings.batch
+  return lambda: timed(take, settings.drain, count, num_images, cpu)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -111,9 +99,7 @@ def undecoded(contestant: Callable) -> Callable:
   return mock.patch.object(images, 'decode', lambda *_: None)(contestant)
 
 
-def decoding(
-  encoded: list[bytes], number: int, decode: Callable, buffers: list
-) -> Callable:
+def decoding(encoded, number, decode, buffers) -> Callable:
   """Decodes `number` images from memory into the same buffers again and again.
 
   A thread for each list of buffers calls `decode(encoded, buffer)`.
@@ -122,9 +108,8 @@ def decoding(
 
   def decode_part(i):
     start = i * len(encoded) // threads
-    numbers = range(start, start + each)
-    for n, buffer in zip(numbers, itertools.cycle(buffers[i])):
-      decode(encoded[n % len(encoded)], buffer)
+    for n, buffer in zip(range(each), itertools.cycle(buffers[i])):
+      decode(encoded[(start + n) % len(encoded)], buffer)
 
   def run():
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -136,7 +121,7 @@ def decoding(
 
 def decoding_stored(settings: Settings, threads: int, each: int) -> Callable:
   """Decodes stored images, each thread into a buffer of `each` images."""
-  encoded = [path.read_bytes() for path in harness.jpeg_files(settings.files)]
+  encoded = read_all(settings.files)
   shape = (each, *simplejpeg.decode_jpeg(encoded[0]).shape)
   buffers = [np.ones(shape, np.uint8) for _ in range(threads)]
   number = settings.batches * settings.batch * threads
@@ -145,16 +130,18 @@ def decoding_stored(settings: Settings, threads: int, each: int) -> Callable:
 
 def decoding_photographs(settings: Settings) -> Callable:
   """Decodes full-size photographs in one thread."""
-  paths = harness.jpeg_files(settings.photographs)
-  encoded = [path.read_bytes() for path in paths]
+  encoded = read_all(settings.photographs)
   largest = max(simplejpeg.decode_jpeg(e).size for e in encoded)
   decode = lambda e, buffer: simplejpeg.decode_jpeg(e, buffer=buffer)
   number = settings.batches * settings.batch // 4
   return decoding(encoded, number, decode, [[np.empty(largest, np.uint8)]])
 
 
+def read_all(folder: str) -> list[bytes]:
+  return [path.read_bytes() for path in harness.jpeg_files(folder)]
+
+
 def with_pillow(encoded: bytes) -> np.ndarray:
-  """The pixels of a stored image."""
   return np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'))
 
 
@@ -189,13 +176,9 @@ def data_loader(settings: Settings, folder: str, decode: Callable) -> Callable:
   torch.manual_seed(SEED)
   files, before = Files(folder, decode), multiprocessing.active_children()
   sampler = torch.utils.data.RandomSampler(files, True, num_samples=2**40)
-  loader = torch.utils.data.DataLoader(
-    files,
-    settings.batch,
-    sampler=sampler,
-    num_workers=settings.cores,
-    multiprocessing_context='fork',  # This process itself was spawned.
-  )
+  arguments = {'sampler': sampler, 'num_workers': settings.cores}
+  arguments['multiprocessing_context'] = 'fork'  # Python's default may change.
+  loader = torch.utils.data.DataLoader(files, settings.batch, **arguments)
   batches = iter(loader)
   workers = {*multiprocessing.active_children()} - {*before}
   return pipeline(settings, batches, [worker.pid for worker in workers])
@@ -210,11 +193,11 @@ def tf_data(settings: Settings, stack: contextlib.ExitStack) -> Callable:
   env = quiet | {'CUDA_VISIBLE_DEVICES': ''}
   worker = harness.Worker([python, str(script), *arguments], **env)
   stack.callback(worker.close)
-  num_images = settings.count * settings.batch
+  count = settings.batches * settings.cores
 
   def run():
-    cpu, wall = worker(f'{settings.drain} {settings.count}')
+    taken = worker(f'{settings.drain} {count}')
     harness.wait_until_idle(lambda: cpu_seconds(worker.pid))
-    return num_images / cpu, num_images / wall
+    return tuple(count * settings.batch / seconds for seconds in taken)
 
   return run

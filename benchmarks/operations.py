@@ -3,12 +3,11 @@ r"""Where the time of a whole train step goes: its slowest operations in a trace
     python -m benchmarks.operations [--quick] [--batch=32] [--dtype=float32]
         [--steps=5] [--top=20] [--trace_dir=DIR]
 
-The paper's net under JAX's profiler: milliseconds of every operation in a step,
-and the layer that it comes from. XLA fuses neighbours into one operation, which
-has the name of one of them. On CPU, convolutions and large products run in threads
-that the trace does not contain: their rows have the time that it takes to begin
-them, and the last row says what no operation has. --trace_dir keeps the trace, for
-TensorBoard or Perfetto.
+The paper's net under JAX's profiler: milliseconds of every operation in a step, and
+the layer that it comes from. XLA fuses neighbours into one operation, which has the
+name of one of them. On CPU, convolutions and large products run in threads that the
+trace does not contain; the last row says what no operation has. --trace_dir keeps
+the trace, for TensorBoard or Perfetto.
 """
 
 import collections
@@ -28,13 +27,12 @@ if __name__ == '__main__':
   xla_flags = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{xla_flags} --xla_gpu_enable_command_buffer='
 
-from absl import flags
 import jax
 
 from benchmarks import harness
 from benchmarks import synthetic
 
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 def seconds_by_operation(folder: str) -> dict[str, float]:
@@ -61,9 +59,8 @@ def sources(program: str) -> dict[str, str]:
 def layer(source: str) -> str:
   """'conv1', 'conv1 backward', ... of a source; '' if it names no layer."""
   found = re.search(r'\b(conv|fc)\d\b', source)
-  if found is None:
-    return ''
-  return found[0] + (' backward' if 'transpose(' in source else '')
+  direction = ' backward' if 'transpose(' in source else ''
+  return found[0] + direction if found else ''
 
 
 def trace(batch: int, steps: int, folder: str) -> tuple[float, list[dict]]:
@@ -92,20 +89,16 @@ def measure() -> harness.Outcome:
       sys.exit(f'--trace_dir={folder} has a trace; name an empty folder')
     whole, operations = trace(batch, steps, folder)
   if not operations:
-    sys.exit(
-      'the trace names no operation; see it in TensorBoard: --trace_dir=DIR'
-    )
+    sys.exit('the trace names no operation; TensorBoard may: --trace_dir=DIR')
+  line = '{:9.1f} ms {:6.1%}  {:16}{:36} {}'.format
   for one in operations[: FLAGS.top]:
     seconds, source = one['seconds'], one['source']
-    print(f'{1e3 * seconds:9.1f} ms {seconds / whole:6.1%}', end='  ')
-    print(f'{layer(source):16}{one["name"]:36} {source[-60:]}')
+    cells = layer(source), one['name'], source[-60:]
+    print(line(1e3 * seconds, seconds / whole, *cells))
   rest = whole - sum(one['seconds'] for one in operations)
-  print(
-    f'{1e3 * rest:9.1f} ms {rest / whole:6.1%}  in no operation of the trace'
-  )
-  verdict = (
-    f'{FLAGS.dtype}, batch {batch}, {steps} steps of {1e3 * whole:.0f} ms'
-  )
+  print(line(1e3 * rest, rest / whole, 'in no operation', '', ''))
+  dtype, ms = FLAGS.dtype, f'{1e3 * whole:.0f} ms'
+  verdict = f'{dtype}, batch {batch}, {steps} steps of {ms}'
   figures = {'step_seconds': whole, 'operations': operations}
   return harness.Outcome(figures, f'{synthetic.SEEDS}\n{verdict}')
 

@@ -24,9 +24,8 @@ from PIL import Image
 
 COLORS = ('#1f5a92', '#d98324', '#7a7a7a', '#4f9d69', '#a23b4a', '#8e6bb0')
 WIDTH, DPI = 9.0, 110  # Inches, dots per inch.
-# Above the axes, clear of the bars.
 LEGEND = {'loc': 'lower left', 'bbox_to_anchor': (0, 1), 'borderaxespad': 0.2}
-LEGEND |= {'fontsize': 8, 'frameon': False, 'handlelength': 1.2}
+LEGEND |= {'fontsize': 8, 'frameon': False, 'handlelength': 1.2}  # Above axes.
 FLAGS = flags.FLAGS
 
 
@@ -112,9 +111,8 @@ def draw(path: pathlib.Path) -> str:
     content = json.loads(path.read_text())
     where = content['environment']
     figure = draw_figure(*find_panels(path.stem)(content['figures']))
-    devices, commit = ', '.join(where['devices']), where['commit'][:9]
-    note = f'{where["machine"]}, {where["cores"]} cores, {devices}, jax'
-    note += f' {where["jax"]}, commit {commit}'
+    note = '{machine}, {cores} cores, {devices}, jax {jax}, commit {commit:.9}'
+    note = note.format(**where | {'devices': ', '.join(where['devices'])})
   except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
     return f'{path}: no figures that this can draw ({error!r})'
   figure.supxlabel(note, fontsize=8, color='#555555', x=0.01, ha='left')

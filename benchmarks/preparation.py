@@ -2,14 +2,12 @@ r"""What preparing a data set costs, or reading one in host memory.
 
     python -m benchmarks.preparation --folder=DIR [--memory] [--quick] [--check]
 
-Each round encodes photographs of DIR in a process for each core, from memory
-(`images.encode`), and prepares two data sets of them, a small and a large one,
-whose difference is the rate without start-up. `--check` asks for 0.8 of the images
-per CPU-second of encoding alone.
-
-With --memory, --number images and ten times as many are prepared. Processes of
-their own read one epoch of each; `--check` asks for at most 100 bytes of peak memory
-for every further image: the order of an epoch takes 8, and two are kept.
+Each round encodes photographs of DIR in a process for each core, from memory, and
+prepares two data sets of them, a small and a large one, whose difference is the
+rate without start-up. `--check` asks for 0.8 of the images per CPU-second of
+encoding alone. With --memory, processes read one epoch of --number images and of ten
+times as many; `--check` asks for at most 100 bytes of peak memory for every further
+image: the order of an epoch takes 8, and two are kept.
 """
 
 import concurrent.futures
@@ -28,12 +26,10 @@ from alexnet_jax.runtime import huge_pages
 if __name__ == '__main__' and '--memory' in sys.argv:
   huge_pages.reexec_with_huge_pages()  # As in a run.
 
-from absl import flags
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
-from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import processes
 from benchmarks import harness
@@ -41,12 +37,10 @@ from benchmarks import harness
 BAR = 0.8  # Of the images per CPU-second of encoding alone.
 MEMORY_BAR = 100  # Bytes for every further image.
 BATCH, READERS = 128, 3  # Peaks vary by a MiB, hence several readers.
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
-def make_links(
-  root: pathlib.Path, paths: list[pathlib.Path], number: int
-) -> None:
+def make_links(root: pathlib.Path, paths: list, number: int) -> None:
   """Makes a source of `number` images, which are links to `paths` in turn."""
   for part, count in (('train', number), ('val', 1)):
     (root / part / 'class').mkdir(parents=True)
@@ -54,9 +48,7 @@ def make_links(
       (root / part / 'class' / f'{i:07d}{path.suffix}').symlink_to(path)
 
 
-def prepare_links(
-  folder: str, paths: list[pathlib.Path], number: int
-) -> tuple[float, float]:
+def prepare_links(folder: str, paths: list, number: int) -> tuple[float, float]:
   """CPU-seconds and seconds of preparing such a source as `folder`/set."""
   root = pathlib.Path(folder)
   make_links(root / 'photographs', paths, number)
@@ -86,14 +78,11 @@ def _encode(paths, number):
 
 def encoding_alone(pool, paths: list[pathlib.Path], number: int) -> float:
   """Images per CPU-second from memory, all cores at work."""
-  cores = processes.available_cores()
-  each = [number // cores] * cores
+  each = [number // processes.available_cores()] * processes.available_cores()
   return sum(each) / sum(pool.map(functools.partial(_encode, paths), each))
 
 
-def one_preparation(
-  paths: list[pathlib.Path], number: int, few: int
-) -> dict[str, float]:
+def one_preparation(paths: list, number: int, few: int) -> dict[str, float]:
   """The rates of preparing `number` images; `few` (or 0) take away start-up."""
   taken = []
   for n in (few, number):
@@ -121,35 +110,24 @@ def measure_speed(paths: list[pathlib.Path]) -> harness.Outcome:
     for _ in range(rounds):
       alone.append(encoding_alone(pool, sample, number // 4))
       prepared.append(one_preparation(paths, number, few))
-  ratio = harness.ratio([p['per_cpu_second'] for p in prepared], alone)
-  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, seed 0')
-  print(f'encoding alone: {harness.shown(alone, ".1f")} images per CPU-second')
-  for key in prepared[0]:
-    rates = harness.shown([p[key] for p in prepared], '.1f')
-    print(f'preparation: {rates} images {key.replace("_", " ")}')
   unit = 1 if sys.platform == 'darwin' else 1024  # Bytes of ru_maxrss.
   peaks = [unit * usage.ru_maxrss for usage in _usages()]
-  peaks = dict(zip(('this process', 'a worker'), peaks, strict=True))
-  for who, peak in peaks.items():
-    print(f'peak memory of {who}: {peak / 2**30:.2f} GiB')
-  sizes, total = {}, sum(imagenet.NUM_IMAGES.values())
   contents = [path.read_bytes() for path in sample]
-  for quality in (95, 90):
-    stored = [len(images.encode(c, 256, quality)[0]) for c in contents]
-    size = sizes[quality] = statistics.mean(stored)
-    print(f'quality {quality}: {size / 1e3:.1f} kB an image', end=', ')
-    print(f'ImageNet (1.33 million) {size * total / 1e9:.0f} GB')
+  stored = lambda q: [len(images.encode(c, 256, q)[0]) for c in contents]
+  sizes = {quality: statistics.mean(stored(quality)) for quality in (95, 90)}
   figures = {
     'encoding_alone': alone,
     'preparation': prepared,
-    'peak_bytes': peaks,
+    'peak_bytes': dict(zip(('this process', 'a worker'), peaks, strict=True)),
+    'bytes_by_quality': sizes,
   }
   pairs = zip(prepared, alone, strict=True)
   figures['ratios'] = [p['per_cpu_second'] / a for p, a in pairs]
-  figures['bytes_by_quality'] = sizes
-  median = ratio['median']
-  verdict = f'preparation / encoding alone {median:.3f}, bar {BAR}'
-  return harness.Outcome(figures, verdict, median >= BAR)
+  print(f'{len(paths)} photographs, {number} images, {rounds} rounds, seed 0')
+  harness.print_figures(figures)
+  ratio = statistics.median(figures['ratios'])
+  verdict = f'preparation / encoding alone {ratio:.3f}, bar {BAR}'
+  return harness.Outcome(figures, verdict, ratio >= BAR)
 
 
 def read_epoch(data_dir: str) -> None:
@@ -174,23 +152,15 @@ def measure_memory(paths: list[pathlib.Path]) -> harness.Outcome:
       command = harness.command_line('preparation.read_epoch', folder)
       found = [harness.ask(command) for _ in range(readers)]
     peaks[n] = statistics.median(found)
-    print(f'{n:8} images: at most {peaks[n] / 2**20:.0f} MiB')
   grown = (peaks[10 * number] - peaks[number]) / (9 * number)
   figures = {'peak_bytes': peaks, 'bytes_per_image': grown}
+  harness.print_figures(figures)
   verdict = f'{grown:.0f} bytes for every further image, bar {MEMORY_BAR}'
   return harness.Outcome(figures, verdict, grown <= MEMORY_BAR)
 
 
-def photographs(folder: str) -> list[pathlib.Path]:
-  """The JPEG files below --folder; ends the command if there are none."""
-  paths = harness.jpeg_files(folder)
-  if not paths:
-    sys.exit(f'--folder={folder} holds no JPEG')
-  return paths
-
-
 def measure() -> harness.Outcome:
-  paths = photographs(FLAGS.folder)
+  paths = harness.jpeg_files(FLAGS.folder, 'folder')
   return measure_memory(paths) if FLAGS.memory else measure_speed(paths)
 
 
@@ -201,9 +171,6 @@ if __name__ == '__main__':
     check=f'Fail below {BAR} of encoding alone, or above {MEMORY_BAR} bytes.',
     rounds=3,
     folder=(str, 'Folder of photographs.'),
-    number=(
-      0,
-      'Images of the larger data set, by default 15,000; with --memory of the smaller, 4,000.',
-    ),
+    number=(0, 'Images, by default 15,000; with --memory 4,000.'),
     memory=(False, 'Measure the memory of reading instead.'),
   )

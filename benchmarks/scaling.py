@@ -4,9 +4,9 @@ r"""What more devices cost in every step, measured on virtual ones.
 
 Seconds of a train step of each layout on 1 to 8 virtual CPU devices, and on two
 real processes that communicate over the loopback interface, with a net so small
-that what remains is the fixed cost of a step: dispatch, and the collectives. Each
-layout has processes of its own. Virtual devices share this machine's cores; how
-much faster real ones compute is estimated in docs/speed_model.md, not measured.
+that what remains is the fixed cost of a step: dispatch, and the collectives.
+Virtual devices share this machine's cores; how much faster real ones compute is
+estimated in docs/speed_model.md, not measured.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,6 @@ import contextlib
 import socket
 import sys
 
-from absl import flags
 import jax
 
 from alexnet_jax import mesh as mesh_lib
@@ -24,23 +23,15 @@ from benchmarks import plots
 from benchmarks import synthetic
 
 # The smallest maps for three poolings, one image a device, widths that 8 divides.
-TINY = {
-  'num_classes': 16,
-  'conv_features': (4, 4, 4, 4, 4),
-  'fc_features': (16, 16),
-}
+TINY = {'conv_features': (4, 4, 4, 4, 4), 'fc_features': (16, 16)}
+TINY['num_classes'] = 16
 IMAGE, CROP, BATCH = 72, 67, 8
 # (layout, devices, processes); on one device all layouts are the same.
-QUICK = [
-  ('data', 1, 1),
-  ('towers', 2, 1),
-  ('data', 2, 1),
-  ('data', 2, 2),
-  ('one_weird_trick', 2, 1),
-]
+QUICK = [('data', 1, 1), ('towers', 2, 1), ('data', 2, 1), ('data', 2, 2)]
+QUICK += [('one_weird_trick', 2, 1)]
 LAYOUTS = [*QUICK, ('towers', 2, 2)]
 LAYOUTS += [(layout, n, 1) for n in (4, 8) for layout in mesh_lib.LAYOUTS]
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 def take_steps(layout: str, steps: int, *cluster: str | int) -> None:
@@ -52,41 +43,27 @@ def take_steps(layout: str, steps: int, *cluster: str | int) -> None:
     processes.initialize(*cluster)
   mesh = mesh_lib.create_mesh(layout, 'auto', jax.devices())
   net = synthetic.network(layout, mesh, **TINY)
-  sizes = {'image_size': IMAGE, 'crop_size': CROP}
-  step = synthetic.TrainStep(net, mesh, BATCH, **sizes)
+  step = synthetic.TrainStep(net, mesh, BATCH, IMAGE, CROP)
   for _ in sys.stdin:
     for _ in range(steps):
       step()
     harness.answer('done')
 
 
-class Runner:
-  """The workers of one layout; a call has them take their steps."""
-
-  def __init__(self, layout: str, devices: int, number: int, steps: int):
-    """Starts `number` processes, which share the devices."""
-    with socket.socket() as probe:
-      probe.bind(('127.0.0.1', 0))
-      address = f'127.0.0.1:{probe.getsockname()[1]}'
-    own = f'--xla_force_host_platform_device_count={devices // number}'
-    env = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': own}
-    self._workers = []
-    for index in range(number):
-      cluster = (address, number, index) if number > 1 else ()
-      arguments = ('scaling.take_steps', layout, steps, *cluster)
-      worker = harness.Worker(harness.command_line(*arguments), **env)
-      self._workers.append(worker)
-
-  def __call__(self) -> None:
-    """Returns when the steps are done."""
-    for worker in self._workers:
-      worker.send('go')
-    for worker in self._workers:
-      worker.receive()
-
-  def close(self) -> None:
-    for worker in reversed(self._workers):  # The coordinator is the last.
-      worker.close()
+def start_worker(
+  layout: str, devices: int, number: int, steps: int
+) -> harness.Worker:
+  """The worker of a layout: `number` processes, which share the devices."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{probe.getsockname()[1]}'
+  own = f'--xla_force_host_platform_device_count={devices // number}'
+  clusters = [(address, number, index) for index in range(number)]
+  commands = [
+    harness.command_line('scaling.take_steps', layout, steps, *cluster)
+    for cluster in (clusters if number > 1 else [()])
+  ]
+  return harness.Worker(*commands, JAX_PLATFORMS='cpu', XLA_FLAGS=own)
 
 
 def name_of(layout: str, devices: int, number: int) -> str:
@@ -102,13 +79,12 @@ def fixed_costs(
 ) -> dict[str, list[float]]:
   """Seconds of a step in each round of `steps` steps, by name of a layout."""
   with contextlib.ExitStack() as stack:
-    runners = {}
+    workers = {}
     for layout in layouts:
-      runner = Runner(*layout, steps)
-      stack.callback(runner.close)
-      runners[name_of(*layout)] = runner
-      runner()  # One after the other: compiling takes all cores.
-    taken = harness.seconds(runners, rounds)
+      worker = workers[name_of(*layout)] = start_worker(*layout, steps)
+      stack.callback(worker.close)
+      worker()  # One after the other: compiling takes all cores.
+    taken = harness.seconds(workers, rounds)
   return {name: [s / steps for s in seconds] for name, seconds in taken.items()}
 
 
@@ -120,19 +96,14 @@ def measure() -> harness.Outcome:
   one = taken['one device']
   ratios = {name: harness.ratio(s, one) for name, s in taken.items()}
   print(f'a tiny net, {BATCH} images, {rounds} rounds of {steps} steps')
-  rows = [('layout (data x tower)', 'ms of a step', 'over one device')]
-  for name, ratio in ratios.items():
-    ms = harness.shown([1e3 * s for s in taken[name]], '.2f')
-    rows.append((name, ms, harness.shown(ratio, '.2f')))
-  harness.print_table(rows)
   figures = {'fixed_seconds': taken, 'ratios': ratios}
+  harness.print_figures(figures)
   most = max(ratios, key=lambda name: ratios[name]['median'])
   cost = f'{ratios[most]["median"]:.2f} times a step on one device ({most})'
   return harness.Outcome(figures, f'{synthetic.SEEDS}\nat most {cost}')
 
 
 def panels(figures):
-  """The fixed cost of every layout."""
   fixed = {
     name: [1e3 * s for s in seconds]
     for name, seconds in figures['fixed_seconds'].items()

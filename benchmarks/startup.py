@@ -3,11 +3,10 @@ r"""From the command to its first finished step, on the quick start.
     python -m benchmarks.startup [--rounds=3] [--quick] [--check]
 
 Runs the README's command until it prints that its first step is done, three times
-a round: as on a fresh machine, where the digits are not prepared and nothing is
-compiled; again with an empty compilation cache; and with the cache of the first
-time. Wall seconds count; `--check` asks for the first start in under 20. Python's
-packages are in the page cache. The parts of a cold start are timed one after
-another in a process of their own; the command may do some of them at once.
+a round: as on a fresh machine, with nothing prepared or compiled; again with an
+empty compilation cache; and with the cache of the first time. `--check` asks for
+the first start in under 20 s. Python's packages are in the page cache. The parts of
+a cold start are timed one after another; the command may do some of them at once.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ import tempfile
 import threading
 import time
 
-from absl import flags
 import jax
 
 from alexnet_jax import digits
@@ -34,22 +32,20 @@ from configs import quickstart
 
 BAR = 20.0  # Seconds, cold, nothing prepared, two cores.
 LIMIT = 600  # Seconds after which a command that says nothing is given up.
-CONFIG = 'configs/quickstart.py'
+CONFIG, DATA_DIR = 'configs/quickstart.py', '--config.input.data_dir'
 ROOT = pathlib.Path(quickstart.__file__).parents[1]
 IMPORTS = [sys.executable, '-c', 'import alexnet_jax.main']
 FRESH = 'cold, digits not prepared'
 COLD, WARM = 'cold, digits prepared', 'warm, digits prepared'
 KEYS = ('seconds', 'said_seconds', 'cpu_seconds')
 _FIRST_STEP = re.compile(r'first step done ([\d.]+) s after the start')
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 def first_step(arguments: Sequence[str]) -> dict[str, float]:
   """Runs a command up to its first step, and ends it there.
 
-  Returns:
-    'seconds' to the line that says so, 'said_seconds', those in the line itself,
-    and 'cpu_seconds' of the process.
+  'seconds' are those to the line that says so, 'said_seconds' those in the line.
   """
   before, began = _children_cpu(), time.perf_counter()
   with (
@@ -79,12 +75,9 @@ def _children_cpu():
 
 def quick_start(folder: pathlib.Path, workdir: str, cache: str) -> list[str]:
   """The command, with everything that it writes inside `folder`."""
-  return [
-    *(sys.executable, '-m', 'alexnet_jax.main', f'--config={CONFIG}'),
-    f'--workdir={folder / workdir}',
-    f'--config.input.data_dir={folder / "data"}',
-    f'--compilation_cache_dir={folder / cache}',
-  ]
+  words = ['-m', 'alexnet_jax.main', f'--config={CONFIG}']
+  words += [f'--workdir={folder}/{workdir}', f'{DATA_DIR}={folder}/data']
+  return [sys.executable, *words, f'--compilation_cache_dir={folder}/{cache}']
 
 
 def one_round(quick: bool) -> dict[str, dict[str, float]]:
@@ -114,15 +107,14 @@ def time_parts(folder: str) -> None:
     digits.prepare_if_missing(config)
     return run_lib.open_run(config)
 
-  def compile_step(run):
-    table = train_step.make_timetable(run)
-    arguments = train_step.StepArguments(run, table)(0)
-    state = train_state.state_template(run)
-    train_step.compile_train_step(run, state, arguments)
-
   run = timed('preparing and opening the data set', prepare_and_open)
+  table, template = (
+    train_step.make_timetable(run),
+    train_state.state_template(run),
+  )
+  arguments = run, template, train_step.StepArguments(run, table)(0)
   timed('state: compiled, made', train_state.create_train_state, run)
-  timed('train step: compiled', compile_step, run)
+  timed('train step: compiled', train_step.compile_train_step, *arguments)
   harness.answer(seconds)
 
 
@@ -143,22 +135,14 @@ def measure() -> harness.Outcome:
   starts = {name: [figures[name] for figures in found] for name in found[0]}
   figures = {'bar': BAR, 'starts': starts, 'parts': parts()}
   seed = quickstart.get_config().seed
-  print(f'{CONFIG}, seed {seed}, {rounds} rounds; seconds')
-  rows = [('start', 'to the first step', 'as the command says', 'CPU-seconds')]
-  for name, start in starts.items():
-    cells = [harness.shown([f[key] for f in start], '.1f') for key in KEYS]
-    rows.append((name, *cells))
-  harness.print_table(rows)
-  print('\nparts of a cold start, one after another, once:')
-  for name, seconds in figures['parts'].items():
-    print(f'{name:36} {seconds:6.2f} s')
+  print(f'{CONFIG}, seed {seed}, {rounds} rounds')
+  harness.print_figures(figures)
   figure = statistics.median(one['seconds'] for one in starts[FRESH])
   verdict = f'command to first step, {FRESH}: {figure:.1f} s, bar {BAR:g} s'
   return harness.Outcome(figures, verdict, figure < BAR)
 
 
 def panels(figures):
-  """Seconds to the first step, and of the parts of a cold start."""
   starts = {
     name: [one['seconds'] for one in found]
     for name, found in figures['starts'].items()

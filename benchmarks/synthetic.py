@@ -25,9 +25,7 @@ make_optimizer = functools.partial(
 )
 
 
-def network(
-  layout: str, mesh: jax.sharding.Mesh | None, **changes: object
-) -> model.AlexNet:
+def network(layout: str, mesh, **changes: object) -> model.AlexNet:
   """The paper's net on a mesh, with other values for some of its settings."""
   sizes = mesh_lib.model_parallel_sizes(layout, mesh)
   return model.AlexNet(**dict(paper.get_config().model) | changes, **sizes)
@@ -38,31 +36,25 @@ def random_views(crop_size: int) -> Callable:
   return functools.partial(augment.random_views, crop_size=crop_size, flip=True)
 
 
-def make_train_step(
-  net: model.AlexNet, mesh: jax.sharding.Mesh | None, crop_size: int
-) -> Callable:
+def make_train_step(net: model.AlexNet, mesh, crop_size: int) -> Callable:
   """The train step with the paper's augmentation and optimiser."""
   views = random_views(crop_size)
   return train_step.make_train_step(net, mesh, views, make_optimizer)
 
 
-def create_state(
-  net: model.AlexNet, crop_size: int, key: jax.Array
-) -> train_state.TrainState:
-  """The state before the first step, on a single device."""
+def create_state(net: model.AlexNet, crop_size: int, key: jax.Array):
+  """The train state before the first step, on a single device."""
   net = net.clone(tower_devices=1, fc_devices=1)
   return train_state.initial_state(net, make_optimizer, crop_size, key)
 
 
-def create_batch(
-  batch_size: int, image_size: int, num_classes: int
-) -> dict[str, np.ndarray]:
+def create_batch(batch: int, size: int, classes: int) -> dict[str, np.ndarray]:
   """Random images and labels."""
-  rng, shape = np.random.default_rng(0), (batch_size, image_size, image_size, 3)
+  rng = np.random.default_rng(0)
   return {
-    'image': rng.integers(0, 256, shape, np.uint8),
-    'label': rng.integers(0, num_classes, batch_size, np.int32),
-    'mask': np.ones(batch_size, bool),
+    'image': rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+    'label': rng.integers(0, classes, batch, np.int32),
+    'mask': np.ones(batch, bool),
   }
 
 
@@ -77,12 +69,7 @@ def create_arguments(images: jax.Array) -> tuple:
 
 
 def compile_step(
-  net: model.AlexNet,
-  mesh: jax.sharding.Mesh | None,
-  *,
-  batch_size: int,
-  image_size: int = 256,
-  crop_size: int = 224,
+  net: model.AlexNet, mesh, *, batch_size, image_size=256, crop_size=224
 ) -> jax.stages.Compiled:
   """The train step, compiled from shapes: nothing is computed."""
   create = functools.partial(create_state, net, crop_size)
@@ -97,39 +84,27 @@ def compile_step(
     shardings = mesh_lib.shardings(mesh, specs)
     return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
-  step = make_train_step(net, mesh, crop_size)
-  lowered = step.lower(
-    placed(state, specs), batch, *placed(arguments, replicated)
-  )
-  return lowered.compile()
+  inputs = placed(state, specs), batch, *placed(arguments, replicated)
+  return make_train_step(net, mesh, crop_size).lower(*inputs).compile()
 
 
 class TrainStep:
   """A train step with its state and a batch of random images."""
 
   def __init__(
-    self,
-    net: model.AlexNet,
-    mesh: jax.sharding.Mesh | None,
-    batch_size: int,
-    *,
-    image_size: int = 256,
-    crop_size: int = 224,
-    make_step: Callable = make_train_step,
+    self, net, mesh, batch, image_size=256, crop_size=224, make=make_train_step
   ):
-    """`make_step` takes the arguments of `make_train_step`."""
-    self._step, self._sums = make_step(net, mesh, crop_size), []
+    self._step, self._sums = make(net, mesh, crop_size), []
     create = functools.partial(create_state, net, crop_size)
     options = compilation.fast_compile_options()
     state = jax.jit(create, compiler_options=options)(jax.random.key(0))
     specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
     self._state = mesh_lib.place(state, mesh, specs)
-    batch = create_batch(batch_size, image_size, net.num_classes)
-    local = mesh_lib.local_batch_indices(batch_size, mesh)
-    self._batch = mesh_lib.place_batch(
-      {name: x[local] for name, x in batch.items()}, mesh
-    )
-    self._arguments = mesh_lib.place(create_arguments(batch['image']), mesh)
+    images = create_batch(batch, image_size, net.num_classes)
+    self._arguments = mesh_lib.place(create_arguments(images['image']), mesh)
+    local = mesh_lib.local_batch_indices(batch, mesh)
+    images = {name: x[local] for name, x in images.items()}
+    self._batch = mesh_lib.place_batch(images, mesh)
 
   def compile(self) -> str:
     """Compiles the step before the first is taken; the text of the program."""

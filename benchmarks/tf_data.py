@@ -36,13 +36,11 @@ def batches(folder, threads, batch_size):
 def main(folder, threads, batch_size):
   source = batches(folder, int(threads), int(batch_size))
   for line in sys.stdin:
-    drain, count = map(int, line.split())
-    for _ in itertools.islice(source, drain):
-      pass
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in itertools.islice(source, count):
-      pass
-    figures = time.process_time() - cpu, time.perf_counter() - wall
+    for number in map(int, line.split()):
+      cpu, wall = time.process_time(), time.perf_counter()
+      for _ in itertools.islice(source, number):
+        pass
+      figures = time.process_time() - cpu, time.perf_counter() - wall
     print('answer', json.dumps(figures), flush=True)
 
 

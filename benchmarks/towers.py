@@ -4,9 +4,8 @@ r"""What the towers cost and save, on the devices at hand.
 
 Ratios of whole train steps (augmentation, network, update), taken in turn:
 
-* on one device, our step over that of `tests/plain_net.py`, the same network
-  without towers, meshes or switches: what the generality costs. `--check` asks for
-  at most 1.05, and for the same loss;
+* on one device, our step over that of `tests/plain_net.py`: what the generality
+  costs. `--check` asks for at most 1.05, and for the same loss;
 * two towers on two devices over the one-tower net on one (section 3.2: "the
   two-GPU net takes slightly less time to train than the one-GPU net"), and over the
   two-tower net on one. Virtual CPU devices share one processor, so this shows what
@@ -20,7 +19,6 @@ from alexnet_jax.runtime import huge_pages
 if __name__ == '__main__':
   huge_pages.reexec_with_huge_pages()
 
-from absl import flags
 import jax
 import numpy as np
 
@@ -36,17 +34,12 @@ SAME_STEPS = 6  # With the same loss; then rounding grows from step to step.
 LOSS_BAR = 1e-3  # Relative: float32 in another order of sums.
 PLAIN, TWO = 'plain, one device', 'two towers, one device'
 ONE, TWO_DEVICES = 'one tower, one device', 'two towers, two devices'
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 def make_plain_step(*_):
   """In place of `synthetic.make_train_step`."""
-  options = compilation.network_options()
-  step = functools.partial(
-    plain_net.train_step,
-    momentum=synthetic.MOMENTUM,
-    weight_decay=synthetic.WEIGHT_DECAY,
-  )
+  options, step = compilation.network_options(), plain_net.train_step
   return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
@@ -65,7 +58,7 @@ def create_variants(batch: int) -> dict[str, synthetic.TrainStep]:
   net = synthetic.network('towers', None)
   one = synthetic.network('towers', None, **one_tower.get_config().model)
   variants = {
-    PLAIN: synthetic.TrainStep(net, None, batch, make_step=make_plain_step),
+    PLAIN: synthetic.TrainStep(net, None, batch, make=make_plain_step),
     TWO: synthetic.TrainStep(net, None, batch),
     ONE: synthetic.TrainStep(one, None, batch),
   }
@@ -86,24 +79,16 @@ def measure() -> harness.Outcome:
     for over, under in ((TWO, PLAIN), (TWO_DEVICES, ONE), (TWO_DEVICES, TWO))
     if over in taken
   }
-  ours, plain = (
-    np.array(variants[n].losses[:SAME_STEPS]) for n in (TWO, PLAIN)
-  )
-  difference = float(np.max(np.abs(ours / plain - 1)))
-  print(f'{batch} images, {rounds} rounds; seconds of a step, and ratios')
-  for name, found in (taken | ratios).items():
-    print(f'{name:50} {harness.shown(found, ".3f")}')
-  print(
-    f'losses of the first {SAME_STEPS} steps of ours and the plain net differ'
-  )
-  print(f'by {difference:.1e} (relative), bar {LOSS_BAR}; {synthetic.SEEDS}')
+  first = lambda name: np.array(variants[name].losses[:SAME_STEPS])
+  difference = float(np.max(np.abs(first(TWO) / first(PLAIN) - 1)))
   figures = {'batch': batch, 'seconds': taken, 'ratios': ratios}
+  figures['loss_difference'] = difference  # Relative.
+  print(f'{batch} images, {rounds} rounds; {synthetic.SEEDS}')
+  harness.print_figures(figures)
   cost = ratios[f'{TWO} / {PLAIN}']['median']
-  return harness.Outcome(
-    figures | {'loss_difference': difference},
-    f'ours / plain {cost:.3f}, bar {BAR}',
-    cost <= BAR and difference <= LOSS_BAR,
-  )
+  verdict = f'loss_difference {difference:.1e}, bar {LOSS_BAR}; ours / plain'
+  passed = cost <= BAR and difference <= LOSS_BAR
+  return harness.Outcome(figures, f'{verdict} {cost:.3f}, bar {BAR}', passed)
 
 
 if __name__ == '__main__':

@@ -8,13 +8,11 @@ update alone, on images that are ready), eager and compiled, each with and witho
 channels last; on a GPU also with CUDA graphs, which XLA uses unasked, and with 50
 steps for one wait, as in a run. Then the same at test, a wait for each step. All
 have large pages, as main.py has (none if GLIBC_TUNABLES is set, even to nothing).
-`--check` asks for at least the images per second of PyTorch's best. On a GPU use
---dtypes=float32,bfloat16: float32 products are computed in TF32 in both libraries,
-bfloat16 is autocast in PyTorch.
+`--check` asks for at least the images per second of PyTorch's best. On a GPU
+float32 products are computed in TF32 in both; bfloat16 is autocast in PyTorch.
 
 Utilisation is that of what a product of two 4096 x 4096 matrices reaches in the
-same run; `layer_times.train_flops` says what counts. Peak memory is that of the
-process (JAX is imported in all, 0.2 GiB); on a GPU what the library allocates.
+same run. Peak memory is that of the process, or what a library allocates on a GPU.
 """
 
 from collections.abc import Callable
@@ -29,16 +27,13 @@ from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
   huge_pages.reexec_with_huge_pages()
-  # Before JAX starts: the processes share a GPU.
+  # The processes share a GPU, and compiling is timed without caches.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  # Compiling is timed without caches.
   os.environ.setdefault('TORCHINDUCTOR_FORCE_DISABLE_CACHES', '1')
   os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
-from absl import flags
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import processes
@@ -59,7 +54,7 @@ TORCH = {
 GRAPHS = 'PyTorch compiled, channels last, CUDA graphs'  # Only on a GPU.
 MODES = TORCH | {GRAPHS: LAST | {'compiled': 'reduce-overhead'}}
 DTYPES = {'float32', 'bfloat16'}
-FLAGS = flags.FLAGS
+FLAGS = harness.FLAGS
 
 
 def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
@@ -67,11 +62,11 @@ def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
   if name != OURS:
     import torch  # PyTorch is optional.
 
-    from benchmarks import torch_step
+    from tests import torch_net
 
     torch.set_num_threads(processes.available_cores())
     settings = MODES[name] | {'bfloat16': dtype == 'bfloat16'}
-    return torch_step.Variant(batch, train=train, **settings)
+    return torch_net.TrainStep(batch, train=train, **settings)
   net = synthetic.network('towers', None, dtype=dtype)
   if train:
     return synthetic.TrainStep(net, None, batch)
@@ -87,26 +82,6 @@ def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
   return test
 
 
-def logits_difference() -> float:
-  """Largest difference of both nets' logits, over their standard deviation."""
-  import torch
-
-  from tests import torch_net
-
-  # In the paper the net at test multiplies by a half what PyTorch's has doubled.
-  net = synthetic.network('towers', None, inverted_dropout=True)
-  images = np.random.default_rng(0).normal(0, 64, (2, 224, 224, 3))
-  images = images.astype(np.float32)
-  params = jax.jit(net.init)(jax.random.key(0), images)['params']
-  with jax.default_matmul_precision('highest'):  # No TF32, as PyTorch on CPU.
-    ours = jax.jit(net.apply)({'params': params}, images)
-  other = torch_net.AlexNet().eval()
-  torch_net.load(other, params)
-  with torch.inference_mode():
-    theirs = other(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
-  return float(np.abs(theirs - ours).max() / np.std(theirs))
-
-
 def matmul_flops(dtype: str) -> float:
   """Operations per second of a product of two 4096 x 4096 matrices."""
   x = jax.random.normal(jax.random.key(0), (4096, 4096), dtype)
@@ -118,10 +93,10 @@ def matmul_flops(dtype: str) -> float:
 def take_turns(name: str, batch: int, dtype: str, train: bool) -> None:
   """The work of a worker: a turn for every line of stdin, after the first.
 
-  In one process the threads and the allocator of one library would slow down the
-  other. It answers with the mean seconds of a step (0 for the first line: that
-  step compiles) and its peak memory in bytes. The first step after a pause does
-  not count: memory of an idle process may have been taken away.
+  In one process one library's threads and allocator would slow down the other.
+  It answers with the mean seconds of a step (0 for the first line, which compiles)
+  and its peak bytes. The first step after a pause does not count: memory of an
+  idle process may have been taken away.
   """
   steps = harness.steps_per_wait() if train else 1  # At test latency counts.
   variant = create_variant(name, batch, dtype, train)
@@ -142,10 +117,9 @@ def _peak_bytes(name):
   return torch.cuda.max_memory_allocated() if on_gpu else harness.peak_bytes()
 
 
-def start_worker(*arguments: object) -> harness.Worker:
+def start_worker(*args: object) -> harness.Worker:
   """A worker for `take_turns`, once it is ready."""
-  command = harness.command_line('train_step.take_turns', *arguments)
-  worker = harness.Worker(command)
+  worker = harness.Worker(harness.command_line('train_step.take_turns', *args))
   worker.receive()
   return worker
 
@@ -179,26 +153,26 @@ def check_flags() -> None:
     sys.exit('--batches takes whole numbers above 0, with commas')
   if not set(FLAGS.dtypes) <= DTYPES:
     sys.exit('--dtypes takes float32 and bfloat16, with a comma')
-  if importlib.util.find_spec('torch') is None:
-    sys.exit('this compares with PyTorch: pip install torch')
-  if jax.default_backend() == 'tpu':
-    sys.exit('PyTorch is timed on CPU and GPU only; see benchmarks.operations')
+  if jax.default_backend() == 'tpu' or not importlib.util.find_spec('torch'):
+    sys.exit('this needs PyTorch (pip install torch), and a CPU or GPU')
 
 
 def measure() -> harness.Outcome:
   check_flags()
-  batches, rounds, names = FLAGS.batches, FLAGS.rounds, [OURS, *TORCH]
+  from tests import torch_net  # PyTorch is optional.
+
+  batches, names = list(map(int, FLAGS.batches)), [OURS, *TORCH]
   if jax.default_backend() == 'gpu':
     names.append(GRAPHS)
+  rounds = FLAGS.rounds
   if FLAGS.quick:
     batches, rounds, names = batches[:1], 2, [OURS, EAGER]
-  difference = logits_difference()
+  difference = torch_net.logits_difference()
   print(f'{rounds} rounds; {synthetic.SEEDS}; for inference images 1')
   print(f"both nets' logits differ by {difference:.1e} of their deviation")
   figures = {'rounds': rounds, 'logits_difference': difference}
   for dtype in FLAGS.dtypes:
-    found = measure_dtype(dtype, names, list(map(int, batches)), rounds)
-    figures[dtype] = found
+    figures[dtype] = measure_dtype(dtype, names, batches, rounds)
   results = [r for d in FLAGS.dtypes for r in figures[d]['batches'].values()]
   figure = least_ratio(results)
   against = EAGER if FLAGS.quick else "PyTorch's best"
@@ -220,12 +194,9 @@ def measure_dtype(dtype, names, batches, rounds) -> dict[str, object]:
     found['inference'][batch] = result
     print_results(f'inference, {dtype}, batch {batch}', result, batch)
   found['layers'] = layer_times.seconds(batches[0], dtype, rounds)
-  rows = [(f'{dtype}, batch {batches[0]}', 'ms forward', 'backward', 'GFLOP/s')]
-  for name, forward, backward, gflop in map(dict.values, found['layers']):
-    rate = f'{gflop / (forward + backward):.0f}' if gflop else ''
-    rows.append((name, f'{1e3 * forward:.1f}', f'{1e3 * backward:.1f}', rate))
-  print('\nevery part alone')
-  harness.print_table(rows)
+  for name, *values in map(dict.values, found['layers']):
+    cells = ' '.join(f'{1e3 * value:8.1f}' for value in values)
+    print(f'{name:14} ms forward, backward; MFLOP of a step: {cells}')
   return found
 
 
@@ -237,27 +208,16 @@ def least_ratio(results: list[dict]) -> float:
 
 
 def print_results(title, result, batch, limit=None) -> None:
-  """A row for each variant; utilisation is that of `limit`, in operations/s."""
-  columns = ('seconds', 'images/s', 'compile s', 'peak GiB', 'utilisation')
-  rows = [(title, *columns, 'ours is faster by')]
+  """Prints a result; utilisation is that of `limit`, in operations/s."""
+  harness.print_figures(result, title)
   for name, seconds in result['seconds'].items():
-    median, ratio = statistics.median(seconds), result['ratios'].get(name)
-    flops = layer_times.train_flops() * batch / median
-    compiling, peak = (
-      result[k][name] for k in ('compile_seconds', 'peak_bytes')
-    )
-    cells = (
-      f'{median:.4f} {batch / median:.1f} {compiling:.1f} {peak / 2**30:.2f}'
-    )
-    utilisation = f'{flops / limit:.0%}' if limit else ''
-    ratio = harness.shown(ratio, '.2f') if ratio else ''
-    rows.append((name, *cells.split(), utilisation, ratio))
-  print()
-  harness.print_table(rows)
+    rate = batch / statistics.median(seconds)
+    used = {'utilisation': rate * layer_times.train_flops() / (limit or 1)}
+    derived = {'images/s': rate} | (used if limit else {})
+    harness.print_figures(derived, title, name)
 
 
 def panels(figures):
-  """PyTorch's seconds over ours by batch; our layers, forward and backward."""
   dtypes = {d: found for d, found in figures.items() if d in DTYPES}
   ratios = {
     f'{dtype} batch {batch}': {

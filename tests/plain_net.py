@@ -80,9 +80,7 @@ def dense(x, layer):
   return x @ layer['kernel'] + layer['bias'][None]
 
 
-def train_step(
-  state, batch, statistics, key, rates, color_std, *, momentum, weight_decay
-):
+def train_step(state, batch, statistics, key, rates, color_std):
   """A step with crops of 224 pixels; takes and returns what the package's does."""
   key = jax.random.fold_in(key, state.step)
   indices = jnp.arange(len(batch['label']))
@@ -105,7 +103,7 @@ def train_step(
   loss, grads = jax.value_and_grad(loss_fn)(state.params)
   rate = rates['kernel']
   v = jax.tree.map(  # Section 5.
-    lambda v, g, w: momentum * v - rate * (g + weight_decay * w),
+    lambda v, g, w: 0.9 * v - rate * (g + 0.0005 * w),
     state.opt_state.trace,
     grads,
     state.params,

@@ -2,12 +2,13 @@
 
 import pytest
 
+from benchmarks import harness
 from benchmarks import preparation
 
 
 def test_ten_times_the_images_are_ten_times_the_links(tmp_path):
   (tmp_path / 'a.jpg').write_bytes(b'a')
-  paths = preparation.photographs(str(tmp_path))
+  paths = harness.jpeg_files(str(tmp_path))
   preparation.make_links(tmp_path / 'links', paths, 12)
   links = sorted((tmp_path / 'links/train/class').iterdir())
   assert len(links) == 12
@@ -16,5 +17,5 @@ def test_ten_times_the_images_are_ten_times_the_links(tmp_path):
 
 def test_a_folder_without_photographs_is_one_line(tmp_path):
   with pytest.raises(SystemExit) as ended:
-    preparation.photographs(str(tmp_path))
+    harness.jpeg_files(str(tmp_path), 'folder')
   assert str(ended.value) == f'--folder={tmp_path} holds no JPEG'

@@ -1,15 +1,21 @@
 """The same net in PyTorch: what a user of PyTorch would train instead.
 
 Two groups, overlapping pooling, a response norm that stays in its group; PyTorch's
-own layers throughout. benchmarks/train_step.py compares the time of its train step.
+own layers throughout, and the update rule as its SGD has it. benchmarks/train_step.py
+compares the time of this train step with ours.
 """
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from alexnet_jax import model
+
+RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 
 
 class AlexNet(nn.Module):
@@ -69,3 +75,66 @@ def load(net: AlexNet, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     own = getattr(net, name)
     own.weight.data.copy_(torch.tensor(kernel))
     own.bias.data.copy_(torch.tensor(np.asarray(layer['bias'])))
+
+
+def logits_difference() -> float:
+  """Largest difference of both nets' logits, over their standard deviation."""
+  # In the paper the net at test multiplies by a half what PyTorch's has doubled.
+  net = model.AlexNet(inverted_dropout=True)
+  images = np.random.default_rng(0).normal(0, 64, (2, 224, 224, 3))
+  images = images.astype(np.float32)
+  params = jax.jit(net.init)(jax.random.key(0), images)['params']
+  with jax.default_matmul_precision('highest'):  # No TF32, as PyTorch on CPU.
+    ours = jax.jit(net.apply)({'params': params}, images)
+  other = AlexNet().eval()
+  load(other, params)
+  with torch.inference_mode():
+    theirs = other(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+  return float(np.abs(theirs - ours).max() / np.std(theirs))
+
+
+class TrainStep:
+  """A train step, or the net at test, on random images ready for the net."""
+
+  def __init__(
+    self,
+    batch_size: int,
+    *,
+    train: bool = True,
+    compiled: str | None = None,
+    channels_last: bool = False,
+    bfloat16: bool = False,
+  ):
+    """`compiled` is a mode of torch.compile; `bfloat16` is autocast."""
+    self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA.
+    torch.backends.cudnn.benchmark = True  # XLA picks its algorithms, too.
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    net = AlexNet(stock_norm=compiled is None)
+    net.train(train).to(self._device, memory_format=layout)
+    images = torch.randn(batch_size, 3, 224, 224) * 64
+    self._images = images.to(self._device, memory_format=layout)
+    self._labels = torch.randint(1000, (batch_size,)).to(self._device)
+    self._optimizer = torch.optim.SGD(
+      net.parameters(), RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    self._train, self._bfloat16 = train, bfloat16
+    self._net = torch.compile(net, mode=compiled) if compiled else net
+
+  def __call__(self, steps: int = 1) -> None:
+    """Does the work, and waits until it is done."""
+    for _ in range(steps):
+      if self._train:
+        self._optimizer.zero_grad()
+        F.cross_entropy(self._logits(), self._labels).backward()
+        self._optimizer.step()
+      else:
+        with torch.inference_mode():
+          self._logits()
+    if self._device == 'cuda':
+      torch.cuda.synchronize()
+
+  def _logits(self):
+    with torch.autocast(self._device, torch.bfloat16, self._bfloat16):
+      return self._net(self._images).float()

@@ -63,7 +63,7 @@ def test_both_nets_are_one():
   torch_net = pytest.importorskip('tests.torch_net')
   net = torch_net.AlexNet()
   assert sum(p.numel() for p in net.parameters()) == 60_965_224
-  assert train_step.logits_difference() < 1e-4  # Float32, eight layer_times.
+  assert torch_net.logits_difference() < 1e-4  # Float32, eight layer_times.
 
 
 def test_both_norms_of_pytorch_are_one():
