@@ -177,10 +177,10 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
   return {'median': median, 'least': min(pairs), 'most': max(pairs)}
 
 
-def shown(values: Sequence[float], spec: str = '.4g') -> str:
+def shown(values: Sequence[float]) -> str:
   """'median (least to most)' of some values."""
   found = statistics.median(values), min(values), max(values)
-  return '{} ({} to {})'.format(*(format(value, spec) for value in found))
+  return '{:.4g} ({:.4g} to {:.4g})'.format(*found)
 
 
 def print_figures(figures: object, *path: str) -> None:

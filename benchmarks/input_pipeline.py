@@ -207,10 +207,8 @@ def measure() -> harness.Outcome:
     for cores in numbers_of_cores(FLAGS.quick):
       found[cores] = confined(settings | {'cores': cores})
       print_rates(found[cores], cores)
-  for name, reason in skipped(FLAGS.tf_python).items():
-    if name != PHOTOGRAPHS or FLAGS.photographs:
-      print(f'{name}: skipped: {reason}')
   print(f'batch {FLAGS.batch}, {rounds} rounds, seed {loaders.SEED}')
+  print('skipped:', skipped(FLAGS.tf_python))
   verdict, missed = judge(found)
   return harness.Outcome(found, verdict, not missed)
 

@@ -97,8 +97,7 @@ def measure() -> harness.Outcome:
     print(line(1e3 * seconds, seconds / whole, *cells))
   rest = whole - sum(one['seconds'] for one in operations)
   print(line(1e3 * rest, rest / whole, 'in no operation', '', ''))
-  dtype, ms = FLAGS.dtype, f'{1e3 * whole:.0f} ms'
-  verdict = f'{dtype}, batch {batch}, {steps} steps of {ms}'
+  verdict = f'{FLAGS.dtype}, batch {batch}, {steps} steps of {whole:.3f} s'
   figures = {'step_seconds': whole, 'operations': operations}
   return harness.Outcome(figures, f'{synthetic.SEEDS}\n{verdict}')
 

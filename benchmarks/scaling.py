@@ -93,8 +93,7 @@ def measure() -> harness.Outcome:
   if FLAGS.quick:
     layouts, rounds, steps = QUICK, 3, 10
   taken = fixed_costs(layouts, rounds, steps)
-  one = taken['one device']
-  ratios = {name: harness.ratio(s, one) for name, s in taken.items()}
+  ratios = {n: harness.ratio(s, taken['one device']) for n, s in taken.items()}
   print(f'a tiny net, {BATCH} images, {rounds} rounds of {steps} steps')
   figures = {'fixed_seconds': taken, 'ratios': ratios}
   harness.print_figures(figures)

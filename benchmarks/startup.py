@@ -134,8 +134,7 @@ def measure() -> harness.Outcome:
   found = [one_round(FLAGS.quick) for _ in range(rounds)]
   starts = {name: [figures[name] for figures in found] for name in found[0]}
   figures = {'bar': BAR, 'starts': starts, 'parts': parts()}
-  seed = quickstart.get_config().seed
-  print(f'{CONFIG}, seed {seed}, {rounds} rounds')
+  print(f'{CONFIG}, seed {quickstart.get_config().seed}, {rounds} rounds')
   harness.print_figures(figures)
   figure = statistics.median(one['seconds'] for one in starts[FRESH])
   verdict = f'command to first step, {FRESH}: {figure:.1f} s, bar {BAR:g} s'

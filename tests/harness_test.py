@@ -45,18 +45,23 @@ def test_the_round_to_warm_up_is_not_kept():
   assert harness.seconds({'a': lambda: float(next(calls))}, 2)['a'] == [1, 2]
 
 
-def test_range_has_median_least_and_most():
-  assert harness.shown([3.0, 1.0, 2.0], '.1f') == '2.0 (1.0 to 3.0)'
+def test_a_range_has_median_least_and_most():
+  assert harness.shown([3.0, 1.0, 2.0]) == '2 (1 to 3)'
   ratio = harness.ratio([8, 9, 20], [10, 10, 10])
   assert ratio == {'median': 0.9, 'least': 0.8, 'most': 2.0}
-  assert harness.shown(ratio, '.2f') == '0.90 (0.80 to 2.00)'
 
 
-def test_a_table_is_aligned(capsys):
-  harness.print_table([('a', 'long'), ('xyz', '1')])
-  assert capsys.readouterr().out == (
-    '| a   | long |\n| --- | ---- |\n| xyz | 1    |\n'
-  )
+def test_figures_are_printed_after_their_keys(capsys):
+  ratio = {'median': 1.5, 'least': 1.0, 'most': 2.0}
+  rounds = [{'seconds': 3.0}, {'seconds': 4.0}, {'seconds': 9.0}]
+  figures = {'batch': 8, 'ratios': {'a / b': ratio}, 'rounds': rounds}
+  harness.print_figures(figures, 'title')
+  lines = [line.split('  ') for line in capsys.readouterr().out.splitlines()]
+  assert [(line[0], line[-1].strip()) for line in lines] == [
+    ('title > batch', '8'),
+    ('title > ratios > a / b', '1.5 (1 to 2)'),
+    ('title > rounds > seconds', '4 (3 to 9)'),
+  ]
 
 
 def test_a_worker_answers_past_what_libraries_print():
@@ -71,6 +76,25 @@ def test_a_worker_answers_past_what_libraries_print():
   assert worker('end') == ['end', 1.5]
   with pytest.raises(SystemExit, match='a worker ended without an answer'):
     worker('more')
+  worker.close()
+
+
+def test_workers_go_together_and_the_last_one_answers():
+  code = (
+    'import sys\nfrom benchmarks import harness\n'
+    'for line in sys.stdin:\n  harness.answer(%r + line.strip())'
+  )
+  commands = [[harness.sys.executable, '-c', code % name] for name in 'ab']
+  worker = harness.Worker(*commands)
+  assert [worker('1'), worker('2')] == ['b1', 'b2']
+  worker.close()
+
+
+def test_a_worker_has_more_environment_variables():
+  code = 'import os\nfrom benchmarks import harness\n'
+  code += "harness.answer([os.environ['MORE'], 'PATH' in os.environ])"
+  worker = harness.Worker([harness.sys.executable, '-c', code], MORE='x')
+  assert worker.receive() == ['x', True]
   worker.close()
 
 

@@ -36,7 +36,7 @@ made = []
 
 
 def test_layouts_run_in_turn_and_are_ended(monkeypatch):
-  monkeypatch.setattr(scaling, 'Runner', Fake)
+  monkeypatch.setattr(scaling, 'start_worker', Fake)
   made.clear()
   taken = scaling.fixed_costs(scaling.QUICK, rounds=3, steps=10)
   assert list(taken) == [scaling.name_of(*layout) for layout in scaling.QUICK]
@@ -47,9 +47,9 @@ def test_layouts_run_in_turn_and_are_ended(monkeypatch):
 
 def test_a_process_that_ends_early_is_one_line(monkeypatch):
   monkeypatch.setattr(harness.sys, 'executable', '/bin/false')
-  runner = scaling.Runner('data', 1, 1, 1)
+  worker = scaling.start_worker('data', 1, 1, 1)
   try:
     with pytest.raises(SystemExit, match=re.escape('ended without an answer')):
-      runner()
+      worker()
   finally:
-    runner.close()
+    worker.close()
