@@ -5,15 +5,12 @@ Numbers are literals from the paper; a way out is proven by taking it.
 
 import ast
 import importlib
-import json
-import os
 import pathlib
 import re
 
 import pytest
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import workdir as workdir_lib
 from configs import paper
 
 CONFIGS = pathlib.Path(paper.__file__).parent
@@ -340,10 +337,10 @@ RULES = [
     ' must be at least 20053',
   ),
   (
-    {'optimizer__schedule': 'cosine'},
+    {'optimizer__schedule': 'linear'},
     1,
-    "config.optimizer.schedule=cosine is not a schedule; use 'steps' or"
-    " 'plateau'",
+    "config.optimizer.schedule=linear is not a schedule; use 'steps' or"
+    " 'plateau' or 'cosine'",
   ),
   (
     {'optimizer__drop_epochs': (20.0, 10.0)},
@@ -388,8 +385,8 @@ RULES = [
   (
     {'model__lrn_layers': ('conv6',)},
     1,
-    "config.model.lrn_layers=('conv6',) may hold names of convolutional layers"
-    ' alone: conv1, conv2, conv3, conv4, conv5',
+    "config.model.lrn_layers=('conv6',) may only name convolutional layers:"
+    ' conv1, conv2, conv3, conv4, conv5',
   ),
   ({'mesh__towers': '3'}, 1, "config.mesh.towers=3 must be '1', '2' or 'auto'"),
   (
@@ -467,8 +464,8 @@ RULES = [
     (
       {f'model__{key}': ('conv2', layer)},
       1,
-      f"config.model.{key}=('conv2', '{layer}') may hold names of convolutional"
-      ' layers alone: conv1, conv2, conv3, conv4, conv5',
+      f"config.model.{key}=('conv2', '{layer}') may only name convolutional"
+      ' layers: conv1, conv2, conv3, conv4, conv5',
     )
     for key, layer in {
       'lrn_layers': 'fc6',
@@ -478,6 +475,12 @@ RULES = [
   ),
   (
     {'optimizer__drop_epochs': (10.0,)},  # paper.py has 'plateau'.
+    1,
+    'config.optimizer.drop_epochs=(10.0,) belongs to'
+    " config.optimizer.schedule='steps'; set that, or empty it",
+  ),
+  (
+    {'optimizer__drop_epochs': (10.0,), 'optimizer__schedule': 'cosine'},
     1,
     'config.optimizer.drop_epochs=(10.0,) belongs to'
     " config.optimizer.schedule='steps'; set that, or empty it",
@@ -610,7 +613,7 @@ MESH_RULES = [
     (
       {'mesh__towers': '2'} | THIRDS,
       num_devices,
-      'config.mesh.towers=2 needs an even number of devices, here are'
+      'config.mesh.towers=2 needs an even number of devices, but there are'
       f" {num_devices}; use config.mesh.towers=1 or 'auto'",
       [{'mesh__towers': '1'}, {'mesh__towers': 'auto'}],
     )
@@ -706,7 +709,7 @@ def test_all_broken_rules_are_reported_at_once():
     model__dropout_rate=2.0,
     input__crop_size=20,
     input__batch_size=5,
-    optimizer__schedule='cosine',
+    optimizer__schedule='linear',
     optimizer__momentum=1.5,
     mesh__layout='data',
     train__epochs=-1.0,
@@ -786,10 +789,26 @@ def test_a_continued_run_may_change_only_how_far_how_often_and_where(key):
     config_lib.check_unchanged(config, made_with, 'the run')
   first, second = str(error.value).split('\n')
   assert first.startswith('the run was made with another config; use a fresh')
-  assert second == f"config.{key}: 'another' there, {now!r} here"
+  assert second == f"config.{key} is 'another' in the run but {now!r} here"
 
 
-def test_all_changed_keys_are_named_also_one_that_was_not_there():
+def test_the_length_of_a_cosine_may_not_change():
+  config = changed(optimizer__schedule='cosine')
+  recorded = config_lib.flatten(config)
+  config_lib.check_unchanged(config, recorded, 'the run')
+  others = dict.fromkeys(set(MAY_CHANGE) - {'train.epochs'}, 'another')
+  config_lib.check_unchanged(config, recorded | others, 'the run')
+  for may_change in (config_lib.MAY_CHANGE, config_lib.EVALUATION_MAY_CHANGE):
+    with pytest.raises(ValueError) as error:
+      config_lib.check_unchanged(
+        config, recorded | {'train.epochs': 45.0}, 'the run', may_change
+      )
+    assert str(error.value).split('\n')[1:] == [
+      'config.train.epochs is 45.0 in the run but 90.0 here'
+    ]
+
+
+def test_all_changed_keys_are_named_and_one_that_is_new_and_one_that_is_gone():
   made_with = config_lib.flatten(paper.get_config())
   made_with['seed'] = 7
   made_with['model.gone'] = 1
@@ -797,9 +816,9 @@ def test_all_changed_keys_are_named_also_one_that_was_not_there():
   with pytest.raises(ValueError) as error:
     config_lib.check_unchanged(paper.get_config(), made_with, 'the run')
   assert str(error.value).split('\n')[1:] == [
-    'config.augment.flip: None there, True here',
-    'config.model.gone: 1 there, None here',
-    'config.seed: 7 there, 0 here',
+    'config.augment.flip is not set in the run but True here',
+    'config.model.gone is 1 in the run but not set here',
+    'config.seed is 7 in the run but 0 here',
   ]
 
 
@@ -838,7 +857,7 @@ def test_pretrained_layers_must_fit_the_network(key):
     config_lib.check_same_network(config, made_with, 'the run')
   assert str(error.value).split('\n') == [
     'the run is another network; use its values:',
-    f'config.{key}: 7 there, {now!r} here',
+    f'config.{key} is 7 in the run but {now!r} here',
   ]
 
 
@@ -863,110 +882,74 @@ def test_flatten_gives_what_json_gives_back():
   assert not any(isinstance(value, dict | tuple) for value in flat.values())
 
 
-def test_open_workdir_makes_the_folder_and_records_the_config(tmp_path):
-  config = paper.get_config()
-  path = workdir_lib.open_workdir(tmp_path / 'runs' / 'first', config)
-  assert path == tmp_path / 'runs' / 'first'
-  assert os.listdir(path) == ['config.json']
-  recorded = json.loads((path / 'config.json').read_text())
-  assert recorded == config_lib.flatten(config)
+# A config of today as an earlier version would have recorded it: one key under
+# another name, one key missing, one key more.
+OLD_KEYS = {
+  'RENAMED': {'model.classes': 'model.num_classes'},
+  'ADDED': {'augment.flip': True},
+  'REMOVED': {'optimizer.nesterov': False},
+}
 
 
-def test_open_workdir_takes_a_path_from_where_the_command_runs(
-  tmp_path, monkeypatch
+@pytest.fixture
+def recorded(monkeypatch):
+  for name, keys in OLD_KEYS.items():
+    monkeypatch.setattr(config_lib, name, keys)
+  flat = config_lib.flatten(paper.get_config())
+  flat['model.classes'] = flat.pop('model.num_classes')
+  del flat['augment.flip']
+  return flat | {'optimizer.nesterov': False}
+
+
+def test_a_record_of_an_earlier_version_is_read_in_the_keys_of_today(recorded):
+  flat = config_lib.upgrade(recorded)
+  assert flat == config_lib.flatten(paper.get_config())
+  config_lib.check_unchanged(paper.get_config(), flat, 'the run')
+
+
+def test_a_renamed_key_keeps_the_value_that_was_recorded(recorded):
+  flat = config_lib.upgrade(recorded | {'model.classes': 10})
+  assert flat['model.num_classes'] == 10
+  assert 'model.classes' not in flat
+
+
+def test_a_missing_key_gets_the_old_behaviour_not_the_default_of_today(
+  recorded,
 ):
-  monkeypatch.chdir(tmp_path)
-  assert workdir_lib.open_workdir('run', paper.get_config()) == tmp_path / 'run'
-
-
-def test_open_workdir_refuses_an_empty_path(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match='--workdir= '):
-    workdir_lib.open_workdir('', paper.get_config())
-  assert os.listdir(tmp_path) == []
-
-
-def test_open_workdir_names_a_path_under_a_regular_file(tmp_path):
-  (tmp_path / 'file').write_text('')
-  workdir = tmp_path / 'file' / 'run'
+  config = changed(augment__flip=False)  # As if today's default were another.
   with pytest.raises(ValueError) as error:
-    workdir_lib.open_workdir(workdir, paper.get_config())
-  assert str(error.value).startswith(f'--workdir={workdir} cannot be written (')
-  assert str(error.value).endswith('; name a folder that can')
+    config_lib.check_unchanged(config, config_lib.upgrade(recorded), 'the run')
+  assert str(error.value).split('\n')[1:] == [
+    'config.augment.flip is True in the run but False here'
+  ]
+  flat = config_lib.upgrade(recorded | {'augment.flip': False})
+  assert flat['augment.flip'] is False  # A value that was recorded stays.
 
 
-def test_open_workdir_keeps_the_record_of_another_config(tmp_path):
-  workdir_lib.open_workdir(tmp_path, changed(seed=1))
-  message = f'^--workdir={tmp_path} was made .*\nconfig.seed: 1 there, 2 here$'
-  with pytest.raises(ValueError, match=message):
-    workdir_lib.open_workdir(tmp_path, changed(seed=2))
-  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
-
-
-def test_open_workdir_records_what_a_continued_run_may_change(tmp_path):
-  workdir_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
-  workdir_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
-  assert json.loads((tmp_path / 'config.json').read_text())['train.epochs'] == 2
-
-
-def test_open_workdir_names_a_damaged_record(tmp_path):
-  (tmp_path / 'config.json').write_text('{"seed"')
+def test_a_removed_key_with_another_value_is_refused_by_name(recorded):
+  flat = config_lib.upgrade(recorded | {'optimizer.nesterov': True})
   with pytest.raises(ValueError) as error:
-    workdir_lib.open_workdir(tmp_path, paper.get_config())
-  assert f'{tmp_path}' in str(error.value)
-  assert 'config.json' in str(error.value)
+    config_lib.check_unchanged(paper.get_config(), flat, 'the run')
+  assert str(error.value).split('\n')[1:] == [
+    'config.optimizer.nesterov is True in the run but not set here'
+  ]
 
 
-def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
-  workdir_lib.open_workdir(tmp_path, changed(train__epochs=1.0))
-  replace, seen = os.replace, []
+def test_a_config_of_today_needs_no_upgrade():
+  flat = config_lib.flatten(paper.get_config())
+  assert config_lib.upgrade(flat) == flat
 
-  def watched(new, old):
-    seen.append([json.loads(pathlib.Path(p).read_text()) for p in (old, new)])
-    replace(new, old)
 
-  monkeypatch.setattr(os, 'replace', watched)
-  workdir_lib.open_workdir(tmp_path, changed(train__epochs=2.0))
-  ((old, new),) = seen
-  assert (old['train.epochs'], new['train.epochs']) == (1, 2)
+def test_upgrade_names_only_keys_that_exist_and_gives_up_only_keys_that_do_not():
+  assert set(config_lib.RENAMED.values()) <= set(PAPER_KEYS)
+  assert set(config_lib.ADDED) <= set(PAPER_KEYS)
+  gone = {*config_lib.RENAMED, *config_lib.REMOVED}
+  assert gone.isdisjoint(PAPER_KEYS)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
+def test_unflatten_gives_back_what_flatten_took_apart(name):
   config = load(name)
-  workdir_lib.open_workdir(tmp_path, config)
-  found = workdir_lib.read_config(tmp_path)
-  # With types: a tuple is no list, 90.0 no 90.
-  typed = lambda config: {
-    section: {k: (type(v), v) for k, v in values.items()}
-    for section, values in config.to_dict().items()
-    if section != 'seed'
-  }
-  assert typed(found) == typed(config)
-  assert (found.seed, type(found.seed)) == (0, int)
+  found = config_lib.unflatten(config_lib.flatten(config))
+  assert found.to_dict() == config.to_dict()
   assert found.is_locked and found.model.is_locked
-  config_lib.check(found, 1)
-
-
-def test_no_config_can_be_read_where_no_training_was(tmp_path):
-  with pytest.raises(FileNotFoundError) as error:
-    workdir_lib.read_config(tmp_path)
-  assert str(error.value) == (
-    f'no {tmp_path / "config.json"}; name a --workdir in which --mode=train has'
-    ' been run'
-  )
-
-
-@pytest.mark.parametrize('text', ['', '{"seed"', '[]', 'null', '7'])
-def test_a_damaged_record_is_named(text, tmp_path):
-  (tmp_path / 'config.json').write_text(text)
-  for command in (
-    lambda: workdir_lib.read_config(tmp_path),
-    lambda: workdir_lib.check_workdir(tmp_path, paper.get_config()),
-  ):
-    with pytest.raises(ValueError) as error:
-      command()
-    assert str(error.value).startswith(
-      f'{tmp_path / "config.json"} is damaged ('
-    )
-    assert str(error.value).endswith('); remove it, or use a fresh --workdir')
