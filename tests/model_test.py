@@ -611,8 +611,8 @@ def test_towers_hear_of_each_other_through_links_alone(links):
 def probe():
   """A net whose fc layers show what dropout did to fc6 and to fc7.
 
-  Maps (train, key, rows) to the 64 units of fc6 and of fc7, which are 1 until
-  they are dropped or scaled. `which` names another net: with inverted dropout,
+  Maps (train, key, batch indices) to the 64 units of fc6 and of fc7, which are 1
+  until they are dropped or scaled. `which` names another net: with inverted dropout,
   or with activations in bfloat16.
   """
   net = model.AlexNet(
@@ -628,11 +628,11 @@ def probe():
   params['fc7'] = {'kernel': np.eye(64, dtype=np.float32), 'bias': one}
   params['fc8'] = {'kernel': np.eye(64, dtype=np.float32), 'bias': zero}
 
-  def units(net, params, train, key, rows):
+  def units(net, params, train, key, indices):
     images = jnp.zeros((3, SMALL_CROP, SMALL_CROP, 3))
     rngs = {'dropout': key} if train else {}
     logits, outputs = capture(
-      net, params, images, train=train, rows=rows, rngs=rngs
+      net, params, images, train=train, batch_indices=indices, rngs=rngs
     )
     return outputs['fc7'] - 1, logits / outputs['fc7']
 
@@ -643,15 +643,16 @@ def probe():
     'bfloat16': net.clone(dtype='bfloat16'),
   }
   jitted = jax.jit(
-    lambda params, train, key, rows: {
-      name: units(net, params, train, key, rows) for name, net in nets.items()
+    lambda params, train, key, indices: {
+      name: units(net, params, train, key, indices)
+      for name, net in nets.items()
     },
     static_argnums=1,
     compiler_options=CHEAP,
   )
 
-  def fn(train, key=0, rows=(0, 1, 2), which='plain'):
-    every = jitted(params, train, jax.random.key(key), jnp.array(rows))
+  def fn(train, key=0, indices=(0, 1, 2), which='plain'):
+    every = jitted(params, train, jax.random.key(key), jnp.array(indices))
     return jax.device_get(every[which])
 
   return fn
@@ -691,12 +692,120 @@ def test_each_layer_and_key_draws_its_own_dropout(probe):
     assert (x != y).mean() > 0.15  # 0.32 if apart; 192 units.
 
 
-def test_network_passes_the_rows_to_dropout(probe):
-  first = probe(train=True, rows=(0, 1, 2))
-  later = probe(train=True, rows=(2, 3, 4))
+def test_network_passes_the_batch_indices_to_dropout(probe):
+  first = probe(train=True, indices=(0, 1, 2))
+  later = probe(train=True, indices=(2, 3, 4))
   for x, y in zip(first, later, strict=True):
     np.testing.assert_array_equal(x[2], y[0])
     assert (x[0] != y[0]).any()
+
+
+def windows(x, size, stride):
+  """Views of all windows, [batch, rows, columns, maps, size, size]."""
+  found = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+  return found[:, ::stride, ::stride]
+
+
+def plain_activations(net, params, images):
+  """Every activation by the definition, by NumPy in float64, at test."""
+  weights = jax.tree.map(np.float64, params)
+  found, x = {}, np.float64(images)
+
+  def conv(name, x, size, stride, padding, groups):
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    parts = [
+      np.einsum('brcmij,ijmf->brcf', windows(part, size, stride), kernel)
+      for part, kernel in zip(
+        np.split(x, groups, -1),
+        np.split(weights[name]['kernel'], groups, -1),
+        strict=True,
+      )
+    ]
+    return np.concatenate(parts, -1) + weights[name]['bias']
+
+  def norm(x):  # Section 3.3, within each tower.
+    out = np.empty_like(x)
+    maps = x.shape[-1] // 2
+    for i in range(x.shape[-1]):
+      first = i // maps * maps
+      near = x[..., max(first, i - 2) : min(first + maps, i + 3)]
+      out[..., i] = x[..., i] / (2 + 1e-4 * (near**2).sum(-1)) ** 0.75
+    return out
+
+  for number, width in enumerate(net.conv_features, 1):
+    name = f'conv{number}'
+    if width:
+      geometry = {1: (net.conv1_kernel, net.conv1_stride, 0), 2: (5, 1, 2)}
+      groups = 1 if number in (1, 3, 6) else 2
+      x = conv(name, x, *geometry.get(number, (3, 1, 1)), groups)
+      found[f'{name}/linear'] = x
+      late = name in net.lrn_before_activation
+      x = x if late else np.maximum(x, 0)
+      x = norm(x) if number <= 2 else x
+      x = np.maximum(x, 0) if late else x
+    if number in (1, 2, 5):
+      x = windows(x, 3, 2).max((-2, -1))
+    found[name] = x
+  x = x.reshape(len(x), -1)
+  for name, width in zip(('fc6', 'fc7'), net.fc_features, strict=True):
+    if width:
+      x = x @ weights[name]['kernel'] + weights[name]['bias']
+      found[f'{name}/linear'] = x
+      x = found[name] = np.maximum(x, 0)
+      x = x * 0.5  # At test, by the share of the units that training keeps.
+  found['fc8'] = x @ weights['fc8']['kernel'] + weights['fc8']['bias']
+  return found
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'lrn_before_activation': ('conv1',)},
+    {'conv_features': (8, 0, 12, 0, 8, 6), 'fc_features': (0, 12)},
+  ],
+  ids=str,
+)
+def test_every_activation_that_is_captured_is_that_of_its_name(changes):
+  net = model.AlexNet(**NARROW | SMALL | changes)
+  params = random_params(net, SMALL_CROP)
+  images = random_images(2, SMALL_CROP)
+  expected = plain_activations(net, params, images)
+
+  def fn(params, images):
+    captured = {}
+    logits = net.apply({'params': params}, images, capture=captured)
+    return logits, captured
+
+  jitted = jax.jit(fn, compiler_options=CHEAP)
+  logits, captured = jax.device_get(jitted(params, images))
+  assert captured.keys() == expected.keys()
+  np.testing.assert_array_equal(captured['fc8'], logits)
+  for name, value in expected.items():
+    assert captured[name].shape == value.shape, name
+    assert np.linalg.norm(value) > 1, name
+    # Float32 through at most eight layers.
+    error = np.linalg.norm(captured[name] - value) / np.linalg.norm(value)
+    assert error < 1e-5, name
+
+
+def test_what_is_captured_in_training_is_before_dropout():
+  net = model.AlexNet(**NARROW, **SMALL)
+  params = jax.tree.map(jnp.asarray, random_params(net, SMALL_CROP))
+  images = jnp.asarray(random_images(2, SMALL_CROP))
+
+  def fn(key):
+    captured = {}
+    rngs = {'dropout': key}
+    net.apply(
+      {'params': params}, images, train=True, rngs=rngs, capture=captured
+    )
+    return captured['fc6'], captured['fc7/linear']
+
+  jitted = jax.jit(fn, compiler_options=CHEAP)
+  (fc6, later), (again, other) = (jitted(jax.random.key(k)) for k in (0, 1))
+  np.testing.assert_array_equal(fc6, again)
+  assert (later != other).any()  # fc7 reads what dropout has left.
 
 
 def both_dtypes(fn, **changes):

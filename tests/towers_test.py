@@ -13,17 +13,20 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from alexnet_jax import augment
-from alexnet_jax import evaluate
+from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
-from alexnet_jax import train
+from alexnet_jax import towers
 from alexnet_jax import train_state
+from alexnet_jax import train_step as train_step_lib
 
 # Layout, devices that share a network (where it matters), number of devices.
 # The names of the layouts 'towers' and 'data' are data x tower.
@@ -86,10 +89,14 @@ def create_net(mesh_name='single', **changes):
   return model.AlexNet(**settings | sharing | changes)
 
 
+def make_optimizer(rates):
+  return optimizer.paper_sgd(rates, momentum=0.9, weight_decay=0.0005)
+
+
 def state_shapes(**changes):
   """The train state as shapes."""
   create = functools.partial(
-    train_state.initial_state, create_net(**changes), CROP
+    train_state.initial_state, create_net(**changes), make_optimizer, CROP
   )
   return jax.eval_shape(create, jax.random.key(0))
 
@@ -142,8 +149,11 @@ def prepare(mesh_name, dtype):
     directions=rng.normal(scale=50, size=(3, 3)).astype(np.float32),
   )
   rest = (statistics, jax.random.key(0), rates(1e-3, 1e-2), np.float32(0.1))
-  train_step = train.make_train_step(
-    net, mesh, crop_size=CROP, flip=True, momentum=0.9, weight_decay=0.0005
+  random_views = functools.partial(
+    augment.random_views, crop_size=CROP, flip=True
+  )
+  train_step = train_step_lib.make_train_step(
+    net, mesh, random_views, make_optimizer
   )
   batch = mesh_lib.place_batch(host_batch(), mesh)
   args = (batch, *mesh_lib.place(rest, mesh))
@@ -171,7 +181,7 @@ def compute(mesh_name, dtype):
   if dtype == 'float32':
     offsets = augment.view_offsets(IMAGE, CROP, many=True, flip=True)
     offsets = mesh_lib.place(offsets, mesh)
-    eval_step = evaluate.make_eval_step(create_net(mesh_name), mesh, CROP)
+    eval_step = evaluator.make_eval_step(create_net(mesh_name), mesh, CROP)
     result['evaluation'], result['log_probs'] = jax.device_get(
       eval_step(state.params, batch, statistics.mean_image, offsets)
     )
@@ -218,6 +228,7 @@ def programs(tmp_path_factory):
   for process in started.values():
     process.kill()
     process.wait()
+    process.stdout.close()
 
 
 @pytest.fixture(scope='module')
@@ -242,24 +253,24 @@ def relative_computed(name, mesh_name):
   labels = rng.integers(0, 10, BATCH)
 
   def local_loss(params, images, labels):
-    rows = mesh_lib.global_batch_indices(labels.size, mesh)
+    indices = mesh_lib.global_batch_indices(labels.size, mesh)
     rngs = {'dropout': jax.random.key(0)}
     logits = net.apply(
-      {'params': params}, images, train=True, rows=rows, rngs=rngs
+      {'params': params}, images, train=True, batch_indices=indices, rngs=rngs
     )
     chosen = jax.nn.log_softmax(logits)[jnp.arange(labels.size), labels]
     loss = -chosen.sum() / BATCH
     return loss if mesh is None else jax.lax.psum(loss, 'data'), logits
 
   specs = mesh_lib.param_specs(params, mesh, net.layers_sharded_over_data)
-  rows = mesh_lib.batch_spec()
+  batch = mesh_lib.batch_spec()
   loss = mesh_lib.shard_map(
-    local_loss, mesh, (specs, rows, rows), (mesh_lib.REPLICATED, rows)
+    local_loss, mesh, (specs, batch, batch), (mesh_lib.REPLICATED, batch)
   )
   return jax.device_get(
     jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)(
       mesh_lib.place(params, mesh, specs),
-      *mesh_lib.place((images, labels), mesh, rows),
+      *mesh_lib.place((images, labels), mesh, batch),
     )
   )
 
@@ -334,6 +345,59 @@ def test_relatives_do_not_depend_on_the_mesh(name, mesh):
   )
 
 
+@functools.cache
+def predicted(mesh_name):
+  """Log-probabilities and all activations of two views, on the devices."""
+  changes = {'conv_features': (4, 0, 8, 0, 8)}
+  mesh, net = create_mesh(mesh_name), create_net(mesh_name, **changes)
+  params = initial_state(**changes).params
+  specs = mesh_lib.param_specs(params, mesh, net.layers_sharded_over_data)
+  layers = [
+    name
+    for layer in ('conv1', 'conv3', 'conv5', 'fc6', 'fc7')
+    for name in (layer, f'{layer}/linear')
+  ]
+  step = evaluator.make_predict_step(
+    net, mesh, CROP, layers=(*layers, 'conv2', 'fc8')
+  )
+  mean = np.full((IMAGE, IMAGE, 3), 120, np.float32)
+  offsets = np.array([[0, 0, 0], [4, 2, 1]], np.int32)
+  args = (
+    mesh_lib.place(params, mesh, specs),
+    mesh_lib.place_batch(host_batch(), mesh)['image'],
+    *mesh_lib.place((mean, offsets), mesh),
+  )
+  return step.lower(*args).compile(CHEAP)(*args)
+
+
+@pytest.mark.parametrize('mesh', ['2x2', '2x1', 'trick 4'])
+def test_activations_do_not_depend_on_the_mesh(mesh):
+  log_probs, activations = predicted(mesh)
+  expected_log_probs, expected = jax.device_get(predicted('single'))
+  assert activations.keys() == expected.keys()
+  # How maps, hidden units and logits are sharded, after the axis of the views.
+  maps, units, logits = {
+    '2x2': (
+      P(None, 'data', None, None, 'tower'),
+      P(None, 'data', 'tower'),
+      P(None, 'data'),
+    ),
+    '2x1': (P(None, 'data'),) * 3,
+    'trick 4': (P(None, 'data'), P(None, None, 'data'), P(None, 'data')),
+  }[mesh]
+  for name, value in activations.items():
+    spec = maps if name.startswith('conv') else units
+    spec = logits if name == 'fc8' else spec
+    placed = NamedSharding(create_mesh(mesh), spec)
+    assert value.sharding.is_equivalent_to(placed, value.ndim), name
+    assert value.shape == expected[name].shape
+    assert value.shape[:2] == (2, BATCH)  # Views, examples.
+  check_trees(jax.device_get(activations), expected)
+  np.testing.assert_allclose(
+    jax.device_get(log_probs), expected_log_probs, rtol=0, atol=1e-4
+  )
+
+
 def losses(result):
   return np.array([s['loss'] / s['count'] for s in result['sums']])
 
@@ -359,7 +423,7 @@ def check_sums(sums, expected):
   assert {k: sums[k] for k in exact} == {k: expected[k] for k in exact}
 
 
-# Else equality would say little: a net that learns, in every layer.
+# Equality would say little of a net that does not learn, in every layer.
 def test_compared_steps_learn(computed):
   result = computed('single')
   loss = losses(result)
@@ -384,7 +448,7 @@ def test_train_sums_do_not_depend_on_the_mesh(computed, mesh):
 def test_evaluation_does_not_depend_on_the_mesh(computed, mesh):
   result, expected = computed(mesh), computed('single')
   check_sums(result['evaluation'], expected['evaluation'])
-  # Of every example, in its row; logits of size one in float32.
+  # Each example in its place; logits of size one in float32.
   np.testing.assert_allclose(
     result['log_probs'], expected['log_probs'], rtol=0, atol=1e-5
   )
