@@ -40,6 +40,7 @@ from alexnet_jax import main
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import run as run_lib
+from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
@@ -187,7 +188,7 @@ def assert_same_rows(workdir, expected):
 
 def saved_state(workdir, config):
   """The newest checkpoint, read by this one process."""
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
@@ -468,7 +469,7 @@ def test_processes_that_agree_pass(beside):
 def test_a_workdir_that_one_process_does_not_see_is_named(beside):
   for found in reported(beside, 'unseen'):
     assert re.match(
-      'ValueError: --workdir=.* must lie on a file system that all hosts', found
+      'ValueError: --workdir=.* must be on a file system that all hosts', found
     )
 
 
@@ -478,20 +479,20 @@ def stored_labels(data_dir):
   return [int(example['label']) for example in stored]
 
 
-def test_each_process_reads_the_rows_of_its_devices_alone(beside, data_dir):
+def test_each_process_reads_only_the_examples_of_its_devices(beside, data_dir):
   labels = stored_labels(data_dir)
   halves = reported(beside, 'halves')
   for batch in range(3):
-    rows = [half['labels'][batch] for half in halves]
-    assert rows[0] + rows[1] == labels[100 * batch : 100 * batch + 100]
-  assert [half['rows'] for half in halves] == [
+    parts = [half['labels'][batch] for half in halves]
+    assert parts[0] + parts[1] == labels[100 * batch : 100 * batch + 100]
+  assert [half['indices'] for half in halves] == [
     list(range(50)),
     list(range(50, 100)),
   ]
   assert [half['decoded'] for half in halves] == [150, 150]  # Of 300.
   for both in reported(beside, 'towers'):
     assert sum(both['labels'], []) == labels
-    assert both['rows'] == list(range(100))
+    assert both['indices'] == list(range(100))
     assert both['decoded'] == 300
   # Together again on the devices.
   assert reported(beside, 'placed') == [labels[:100]] * 2
@@ -502,15 +503,19 @@ def test_evaluation_by_two_processes_is_that_of_one(
 ):
   found = reported(beside, 'evaluation')
   assert found[0] == found[1]
-  expected = evaluate.evaluate_checkpoint(load(config_file), one, 'latest')
+  expected = evaluate.evaluate([one], 'latest', config=load(config_file))
   printed = capfd.readouterr().out
   for tag, value in expected.items():
     near = 1e-5 if tag.endswith('loss') else 0  # See `assert_same_rows`.
     assert found[0][tag] == pytest.approx(value, rel=near, abs=0)
-  file = beside.folder / 'evaluated/evaluation.json'
-  assert json.loads(file.read_text()).items() >= found[0].items()
+  workdir = beside.folder / 'evaluated'
+  evaluation = json.loads((workdir / 'evaluation.json').read_text())
+  assert evaluation.items() >= found[0].items()
   assert printed.startswith('latest checkpoint')
-  assert [printed in done.out for done in beside.done] == [True, False]
+  # The columns are as wide as the name of the folder.
+  words = lambda text: ' '.join(text.split())
+  printed = words(printed.replace(str(one), str(workdir)))
+  assert [printed in words(done.out) for done in beside.done] == [True, False]
   assert 'eval' not in beside.done[1].out
 
 
@@ -566,38 +571,37 @@ def _beside(address, index, config_file, folder):
     report['check_same'] = error_of(processes.check_same, same | other)
 
     workdir = folder / 'evaluated'
-    run = run_lib.open_run(config, workdir)
+    run = run_lib.open_run(config)
     report['workdir'] = error_of(
-      run_lib.open_run, config, folder / f'none{index}'
+      train.train_and_evaluate, config, folder / f'none{index}'
     )
-    private = dataclasses.replace(run, workdir=folder / f'private{index}')
-    report['unseen'] = error_of(workdir_lib.owned_workdir, private)
+    report['unseen'] = error_of(
+      workdir_lib.owned_workdir, folder / f'private{index}', config
+    )
     open_dataset = dataset_lib.open_dataset
     dataset_lib.open_dataset = lambda *args: dataclasses.replace(
       open_dataset(*args), fingerprint=str(index)
     )
-    report['dataset'] = error_of(run_lib.open_run, config, workdir)
+    report['dataset'] = error_of(run_lib.open_run, config)
     dataset_lib.open_dataset = open_dataset
     # A device of each process: a tower on each.
     pair = mesh_lib.create_mesh('towers', '2', jax.devices()[::2])
     pair = dataclasses.replace(run, mesh=pair)
     report['towers'] = _read_all(pair)
     config.mesh.layout = 'data'
-    halves = run_lib.open_run(config, workdir)
+    halves = run_lib.open_run(config)
     report['halves'] = _read_all(halves)
     (batch,) = (
-      halves.place_batch({'label': np.array(labels)})
+      mesh_lib.place_batch({'label': np.array(labels)}, halves.mesh)
       for labels in report['halves']['labels'][:1]
     )
     report['placed'] = mesh_lib.fetch(batch)['label'].tolist()
     config.mesh.layout = 'towers'
     config.train.log_every_steps = 1 + index
-    report['config'] = error_of(run_lib.open_run, config, workdir)
+    report['config'] = error_of(run_lib.open_run, config)
     config = load(config_file)
 
-    report['evaluation'] = evaluate.evaluate_checkpoint(
-      config, workdir, 'latest'
-    )
+    report['evaluation'] = evaluate.evaluate([workdir], 'latest', config=config)
     with contextlib.closing(
       checkpoint.Checkpoints(folder / 'damaged')
     ) as checkpoints:
@@ -617,13 +621,19 @@ def _read_all(run):
   """Labels of the evaluation split by batch; how many images were decoded."""
   decode, decoded = images.decode, []
   images.decode = lambda *args: decoded.append(decode(*args))
-  rows = run.local_rows(100)
+  indices = mesh_lib.local_batch_indices(100, run.mesh)
   with contextlib.closing(
-    input_pipeline.eval_batches(run.dataset, 'test', batch_size=100, rows=rows)
+    input_pipeline.eval_batches(
+      run.dataset, 'test', batch_size=100, batch_indices=indices
+    )
   ) as batches:
     labels = [batch['label'].tolist() for batch in batches]
   images.decode = decode
-  return {'labels': labels, 'decoded': len(decoded), 'rows': rows.tolist()}
+  return {
+    'labels': labels,
+    'decoded': len(decoded),
+    'indices': indices.tolist(),
+  }
 
 
 def _hurry(
