@@ -1,4 +1,4 @@
-"""Many processes, real ones on the loopback, against one.
+"""Several real processes, connected by the loopback interface, against one.
 
 Commands as a user starts them, each process with CPU devices of its own. Python
 and JAX take seconds to start, so a few runs serve all tests. `_beside` below is
@@ -92,7 +92,7 @@ def free_port():
 
 
 def cluster(number, port=None, module='alexnet_jax.main', **how):
-  """Commands of all processes of a run, but for --config and --workdir."""
+  """Commands of all processes of a run, without --config and --workdir."""
   address = f'127.0.0.1:{port or free_port()}'
   how = [json.dumps(how)] if how else []
   return [
@@ -110,13 +110,13 @@ def hurried(number, port=None, **how):
 
 
 def run_all(commands, *flags, devices=1, stopped=None):
-  """Runs commands at once; the exit code, output and end of each.
+  """Runs commands at the same time; exit code, output and end of each.
 
-  `stopped` never ends by itself: it is killed after the others.
+  The process `stopped` does not end by itself: it is killed after the others.
   """
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    # Level 0: compiles in half the time.
+    # Level 0 compiles in half the time.
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
     ' --xla_backend_optimization_level=0',
   }
@@ -172,7 +172,7 @@ def read_rows(workdir):
 
 
 def assert_same_rows(workdir, expected):
-  """Every step once, and the same numbers."""
+  """Asserts that both have every step once, with the same numbers."""
   rows, wanted = read_rows(workdir), read_rows(expected)
   assert [int(row['step']) for row in rows] == ROWS
   assert [int(row['step']) for row in wanted] == ROWS
@@ -180,7 +180,7 @@ def assert_same_rows(workdir, expected):
     assert row.keys() == right.keys()
     for tag in row.keys() - TIMINGS:
       if tag.endswith('loss') and right[tag]:
-        # float32, other orders of summation: 1e-7 a step, few steps.
+        # float32 sums in another order: 1e-7 a step, and few steps.
         assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)
       else:  # Errors are counts.
         assert row[tag] == right[tag]
@@ -201,7 +201,7 @@ def saved_state(workdir, config):
 def assert_same_state(workdir, expected, config):
   found, wanted = (saved_state(w, config) for w in (workdir, expected))
   assert int(found.step) == int(wanted.step) == ROWS[-1]
-  # Of weights of 0.1 and v of 1e-3; see `assert_same_rows`.
+  # The weights are about 0.1, v about 1e-3; see `assert_same_rows`.
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
   jax.tree.map(near, found, wanted)
 
@@ -211,7 +211,7 @@ def assert_same_state(workdir, expected, config):
 
 @pytest.fixture(scope='module')
 def alone(config_file, tmp_path_factory):
-  """One process trains; others do not find theirs. At once: half the time."""
+  """One process trains, while others wait in vain for theirs."""
   folder = tmp_path_factory.mktemp('alone')
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
@@ -232,7 +232,7 @@ def alone(config_file, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def one(alone):
-  """The work directory of a process that has been told of no other."""
+  """The work directory of a single process, started without flags."""
   folder, done = alone
   succeed([done['one']])
   return folder / 'one'
@@ -245,7 +245,7 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(alone, name):
   assert done[name].out == ''
   (line,) = done[name].err.splitlines()
   assert re.match(
-    r'ValueError: 2 processes have not come together at 127\.0\.0\.1:\d+ within'
+    r'ValueError: not all 2 processes have connected to 127\.0\.0\.1:\d+ within'
     ' 2 s; start them with the same --coordinator_address',
     line,
   )
@@ -262,7 +262,7 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
   )
 
 
-# What JAX is told where it would choose other GPUs
+# Which GPUs a Slurm task uses
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
     ('0,1,2,3', '2', '2', {}, [0, 1, 2, 3]),  # One task a host.
     ('0', '4', '1', {}, [0]),  # --gpus-per-task=1
     ('0,1', '4', '1', {'SLURM_GPUS_ON_NODE': '8'}, [0, 1]),  # ... =2
-    # All see all: task i takes GPU i, as JAX has it.
+    # All tasks see all GPUs: task i takes GPU i, as JAX does.
     ('0,1,2,3', '4', '1', {'SLURM_GPUS_ON_NODE': '4'}, None),
     ('0,1,2,3', '4', '1', {}, None),
     ('0,1', '1', '1', {'JAX_LOCAL_DEVICE_IDS': '1'}, None),
@@ -305,16 +305,16 @@ def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
   assert asked == [expected, None]
 
 
-# Two processes train, one dies, they go on, the other dies, they go on
+# Two processes train, one dies, both continue, the other dies, both continue
 
 
-# By process. A plain `kill`, too, must reach it: JAX would catch it.
+# The signal for each process. SIGTERM must end it: JAX could catch it.
 KILLS = [signal.SIGTERM, signal.SIGKILL]
 
 
 @pytest.fixture(scope='module')
 def two(config_file, tmp_path_factory):
-  """The work directory; what was printed before each death, and at last."""
+  """The work directory, and what each of the three runs printed."""
   workdir = tmp_path_factory.mktemp('two')
   flags = (f'--config={config_file}', f'--workdir={workdir}')
   how = {'heartbeat_seconds': HEARTBEAT}
@@ -360,7 +360,7 @@ def test_only_the_first_process_writes_and_logs(two):
   assert result['step'] == ROWS[-1]
 
 
-# Four processes go on where one has been, with another layout
+# Four processes continue the run of one, with another layout
 
 
 @pytest.mark.slow  # Each of four compiles, on what may be two cores.
@@ -382,7 +382,7 @@ def test_four_processes_continue_the_run_of_one(one, config_file, tmp_path):
   assert_same_state(workdir, one, load(config_file))
 
 
-# Errors of one process alone
+# Errors in one process only
 
 
 def test_an_error_of_the_first_process_alone_ends_all(
@@ -412,7 +412,7 @@ def beside(two, config_file, tmp_path_factory):
   folder = tmp_path_factory.mktemp('beside')
   for copy in ('evaluated', 'damaged'):
     shutil.copytree(two.workdir, folder / copy)
-  # What the second process wrote: it alone cannot read its half.
+  # The second process wrote these files: only it cannot read its half.
   written = folder / 'damaged/checkpoints/18/state/ocdbt.process_1/d'
   for file in written.iterdir():
     file.write_bytes(file.read_bytes()[:10])
@@ -456,8 +456,8 @@ def test_processes_that_differ_learn_it_all(beside):
   ):
     for found in reported(beside, name):
       assert re.match(
-        f'ValueError: {words}.* of the processes \\[1\\] is not that of process'
-        ' 0; all need the same command, and the same prepared data',
+        f'ValueError: {words}.* of the processes \\[1\\] differs from that of'
+        ' process 0; all need the same command and the same prepared data',
         found,
       )
 
@@ -539,7 +539,7 @@ def test_a_process_that_hangs_ends_the_other_within_the_heartbeat(beside):
 
 
 def _beside(address, index, config_file, folder):
-  """Reports to a file what the functions of the package do."""
+  """Calls functions of the package, and writes to a file what they return."""
   folder, report = pathlib.Path(folder), {}
   processes.HEARTBEAT_SECONDS = HEARTBEAT
   with processes.abort_all_on_error():
