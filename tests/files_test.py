@@ -1,4 +1,4 @@
-"""Files that a kill cannot spoil, and locks that end with their holder."""
+"""Atomic writes, and locks that end with the process that holds them."""
 
 import json
 import pathlib
