@@ -1,9 +1,9 @@
 """Several processes that run one program together, on one host or on many.
 
 Every process runs the same command with the same arguments and computes on its
-own devices; `jax.distributed` connects them. Only process 0 writes files, except
-checkpoints, which Orbax writes from all processes. With a single process every
-function here returns at once.
+own devices; `jax.distributed` connects them. Only process 0 writes files;
+checkpoints are the exception, which Orbax writes from all processes. With a
+single process every function here returns at once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -127,8 +127,8 @@ def _connect(coordinator_address, num_processes, process_id):
 def _slurm_devices():
   """Indices of the GPUs of this Slurm task; None if JAX's choice is right.
 
-  JAX gives GPU i to task i of a host. That is wrong if the task sees only its own
-  GPUs, whose indices then start at 0, and if it is the only task on its host.
+  JAX gives GPU i to task i of a host. That is wrong if the task sees only its
+  own GPUs, whose indices then start at 0, and if it is the only task there.
   """
   given = os.environ.get
   visible, tasks = given('CUDA_VISIBLE_DEVICES'), given('SLURM_NTASKS')
@@ -199,8 +199,8 @@ def _give_up(where, num_processes):
 def abort_all_on_error() -> Iterator[None]:
   """Ends this process at once on any error, which ends the others as well.
 
-  Otherwise it would wait for the others when it exits, while they wait for it in
-  the middle of a step.
+  Otherwise it would wait for the others when it exits, while they wait for it
+  in the middle of a step.
   """
   try:
     yield
