@@ -1,6 +1,6 @@
-"""Checkpoints: what was saved comes back, damage is named and survived.
+"""Checkpoints: what was saved is restored, damage is reported and survived.
 
-The oracles are the values that went in, and directories damaged by hand.
+The oracles are the values that were saved, and directories damaged by hand.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def collect_abandoned_tasks():
   yield
-  gc.collect()  # Here, where their warning is ignored, and not in another file.
+  gc.collect()  # Now, while their warning is ignored, not in another file.
 
 
 def make_state(step, mesh=None):
@@ -79,7 +79,7 @@ def assert_states_equal(found, expected):
   )
 
 
-def test_every_field_of_state_and_record_comes_back(tmp_path):
+def test_every_field_of_state_and_metadata_is_restored(tmp_path):
   state = make_state(7)
   record = train_state.CheckpointMetadata(
     config={'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
@@ -106,7 +106,7 @@ def test_every_field_of_state_and_record_comes_back(tmp_path):
   }
 
 
-def test_a_plateau_without_an_error_so_far_comes_back(tmp_path):
+def test_a_plateau_without_an_error_so_far_is_restored(tmp_path):
   record = dataclasses.asdict(train_state.CheckpointMetadata({}, '0f', {}))
   with opened(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1), record, None)
@@ -162,7 +162,7 @@ def test_a_half_written_step_is_ignored_and_can_be_saved_again(tmp_path):
   (folder / '8').rename(folder / '8.orbax-checkpoint-tmp')  # As a kill does.
   with opened(tmp_path) as checkpoints:
     assert checkpoints.steps() == [4]
-    assert [path.name for path in folder.iterdir()] == ['4']  # Swept up.
+    assert [path.name for path in folder.iterdir()] == ['4']  # It is removed.
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
     assert_states_equal(state, make_state(4))
   save(tmp_path, {8: 0.4})
@@ -251,7 +251,7 @@ def test_a_damaged_error_file_does_not_lose_the_state(tmp_path):
     checkpoints.save(12, make_state(12), make_record(12), 0.3)
 
 
-def test_what_another_process_cannot_read_is_damaged_for_all(
+def test_what_another_process_cannot_read_is_damaged_for_all_of_them(
   tmp_path, monkeypatch, caplog
 ):
   save(tmp_path, {4: 0.5, 8: 0.4})
@@ -311,12 +311,12 @@ def test_another_shape_is_an_error_and_removes_nothing(tmp_path):
     assert checkpoints.steps() == [4, 8]
 
 
-def test_reading_alone_writes_nothing(tmp_path):
+def test_opening_read_only_writes_nothing(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
   truncate(tmp_path / 'checkpoints' / '8')
   under_way = tmp_path / 'checkpoints' / '12.orbax-checkpoint-tmp' / 'metrics'
   under_way.mkdir(parents=True)
-  (under_way / 'metrics').write_text('{"eval')  # Of a run beside this one.
+  (under_way / 'metrics').write_text('{"eval')  # Another run is saving.
   files = lambda: {
     str(p): p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
   }
