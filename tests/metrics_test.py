@@ -1,4 +1,4 @@
-"""Metrics against NumPy loops, and the files as TensorBoard and csv read them."""
+"""Metrics against NumPy loops; their files as TensorBoard and csv read them."""
 
 import csv
 import functools

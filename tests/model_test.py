@@ -611,8 +611,8 @@ def test_towers_hear_of_each_other_through_links_alone(links):
 def probe():
   """A net whose fc layers show what dropout did to fc6 and to fc7.
 
-  Maps (train, key, batch indices) to the 64 units of fc6 and of fc7, which are 1
-  until they are dropped or scaled. `which` names another net: with inverted dropout,
+  Maps (train, key, batch indices) to the 64 units of fc6 and of fc7, which are
+  1 until they are dropped or scaled. `which` names another net: with inverted dropout,
   or with activations in bfloat16.
   """
   net = model.AlexNet(

@@ -194,7 +194,7 @@ def test_a_config_of_today_needs_no_upgrade():
   assert recorded_config.upgrade(flat) == flat
 
 
-def test_upgrade_names_only_keys_that_exist_and_gives_up_only_keys_that_do_not():
+def test_what_upgrade_gives_exists_and_what_it_takes_does_not():
   assert set(recorded_config.RENAMED.values()) <= set(PAPER_KEYS)
   assert set(recorded_config.ADDED) <= set(PAPER_KEYS)
   gone = {*recorded_config.RENAMED, *recorded_config.REMOVED}

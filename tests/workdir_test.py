@@ -26,7 +26,7 @@ def changed(**values):
 
 
 def record(workdir, config):
-  """Checks a work directory, and records the config in it, as a command does."""
+  """Checks a work directory and records the config, as a command does."""
   path = workdir_lib.check_workdir(workdir, config)
   workdir_lib.write_config(path, config)
   return path
