@@ -19,6 +19,7 @@ import pytest
 from alexnet_jax import checkpoint
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import train_state
 from alexnet_jax.runtime import processes
 
@@ -41,7 +42,7 @@ def make_state(step, mesh=None):
   params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
   opt_state = optax.TraceState(jax.tree.map(lambda x: x * 2, params))
   state = train_state.TrainState(jnp.int32(step), params, opt_state)
-  return mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
+  return placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
 
 
 def abstract(state):

@@ -19,6 +19,7 @@ from alexnet_jax import augment
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
@@ -164,14 +165,14 @@ def jax_training(config, params, batches, mean, plan, num_devices):
   schedule = train_step_lib.rate_schedule(config)
   v = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, v)
-  state = mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
+  state = placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
   # Colour noise along directions of no length: the division by 1.1 stays.
   statistics = run_lib.Statistics(
     np.float32(mean), np.zeros((3, 3), np.float32)
   )
-  statistics, key = mesh_lib.place((statistics, jax.random.key(0)), mesh)
+  statistics, key = placement.place((statistics, jax.random.key(0)), mesh)
   placed = [
-    mesh_lib.place(
+    placement.place(
       {'image': images, 'label': labels, 'mask': labels >= 0},
       mesh,
       mesh_lib.batch_spec(),
@@ -185,7 +186,7 @@ def jax_training(config, params, batches, mean, plan, num_devices):
       schedule.rates(epoch, drops if optim.schedule == 'plateau' else 0),
       0.0 if ended else augmentation.color_std,
     )
-    scalars = mesh_lib.place(jax.tree.map(mean.dtype.type, scalars), mesh)
+    scalars = placement.place(jax.tree.map(mean.dtype.type, scalars), mesh)
     state, sums = train_step(state, batch, statistics, key, *scalars)
     losses.append(float(sums['loss'] / sums['count']))
   v = state.opt_state.trace

@@ -39,6 +39,7 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import main
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -193,7 +194,7 @@ def saved_state(workdir, config):
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
     step = checkpoints.step_of('latest')
-    return mesh_lib.fetch(
+    return placement.fetch(
       checkpoints.restore(train_state.state_template(run), step)
     )
 
@@ -592,10 +593,10 @@ def _beside(address, index, config_file, folder):
     halves = run_lib.open_run(config)
     report['halves'] = _read_all(halves)
     (batch,) = (
-      mesh_lib.place_batch({'label': np.array(labels)}, halves.mesh)
+      placement.place_batch({'label': np.array(labels)}, halves.mesh)
       for labels in report['halves']['labels'][:1]
     )
-    report['placed'] = mesh_lib.fetch(batch)['label'].tolist()
+    report['placed'] = placement.fetch(batch)['label'].tolist()
     config.mesh.layout = 'towers'
     config.train.log_every_steps = 1 + index
     report['config'] = error_of(run_lib.open_run, config)
@@ -608,7 +609,7 @@ def _beside(address, index, config_file, folder):
       state, _ = checkpoints.restore_latest(
         train_state.state_template(pair), lambda record: None
       )
-    report['restored'] = int(mesh_lib.fetch(state.step))
+    report['restored'] = int(placement.fetch(state.step))
     report['reported_at'] = time.monotonic()
     (folder / f'{index}.json').write_text(json.dumps(report))
     processes.barrier('reports')
@@ -621,7 +622,7 @@ def _read_all(run):
   """Labels of the evaluation split by batch; how many images were decoded."""
   decode, decoded = images.decode, []
   images.decode = lambda *args: decoded.append(decode(*args))
-  indices = mesh_lib.local_batch_indices(100, run.mesh)
+  indices = placement.local_batch_indices(100, run.mesh)
   with contextlib.closing(
     input_pipeline.eval_batches(
       run.dataset, 'test', batch_size=100, batch_indices=indices

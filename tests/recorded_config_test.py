@@ -207,3 +207,13 @@ def test_unflatten_gives_back_what_flatten_took_apart(name):
   found = recorded_config.unflatten(config_lib.flatten(config))
   assert found.to_dict() == config.to_dict()
   assert found.is_locked and found.model.is_locked
+
+
+def test_equal_numbers_of_another_type_are_the_same_value():
+  config = load('source')
+  recorded = config_lib.flatten(config)
+  recorded |= {'model.lrn_k': 2, 'optimizer.drop_epochs': [23, 51, 78]}
+  recorded_config.check_unchanged(config, recorded, 'the run')
+  config = load('conv6_finetune')
+  recorded = config_lib.flatten(load('conv6')) | {'model.lrn_k': 2}
+  recorded_config.check_same_network(config, recorded, 'there')

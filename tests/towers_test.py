@@ -23,6 +23,7 @@ from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import towers
 from alexnet_jax import train_state
@@ -155,9 +156,9 @@ def prepare(mesh_name, dtype):
   train_step = train_step_lib.make_train_step(
     net, mesh, random_views, make_optimizer
   )
-  batch = mesh_lib.place_batch(host_batch(), mesh)
-  args = (batch, *mesh_lib.place(rest, mesh))
-  return train_step, mesh_lib.place(state, mesh, specs), args
+  batch = placement.place_batch(host_batch(), mesh)
+  args = (batch, *placement.place(rest, mesh))
+  return train_step, placement.place(state, mesh, specs), args
 
 
 def compute(mesh_name, dtype):
@@ -180,7 +181,7 @@ def compute(mesh_name, dtype):
   batch, statistics, key, _, color_std = args
   if dtype == 'float32':
     offsets = augment.view_offsets(IMAGE, CROP, many=True, flip=True)
-    offsets = mesh_lib.place(offsets, mesh)
+    offsets = placement.place(offsets, mesh)
     eval_step = evaluator.make_eval_step(create_net(mesh_name), mesh, CROP)
     result['evaluation'], result['log_probs'] = jax.device_get(
       eval_step(state.params, batch, statistics.mean_image, offsets)
@@ -189,7 +190,7 @@ def compute(mesh_name, dtype):
   state = state.replace(
     opt_state=jax.tree.map(lambda v: 0 * v, state.opt_state)
   )
-  fast = mesh_lib.place(rates(0.01, 0.01), mesh)
+  fast = placement.place(rates(0.01, 0.01), mesh)
   state, _ = compiled(state, batch, statistics, key, fast, color_std)
   result['gradients'] = jax.tree.map(
     lambda v, w: -v / 0.01 - 0.0005 * w,
@@ -269,8 +270,8 @@ def relative_computed(name, mesh_name):
   )
   return jax.device_get(
     jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)(
-      mesh_lib.place(params, mesh, specs),
-      *mesh_lib.place((images, labels), mesh, batch),
+      placement.place(params, mesh, specs),
+      *placement.place((images, labels), mesh, batch),
     )
   )
 
@@ -363,9 +364,9 @@ def predicted(mesh_name):
   mean = np.full((IMAGE, IMAGE, 3), 120, np.float32)
   offsets = np.array([[0, 0, 0], [4, 2, 1]], np.int32)
   args = (
-    mesh_lib.place(params, mesh, specs),
-    mesh_lib.place_batch(host_batch(), mesh)['image'],
-    *mesh_lib.place((mean, offsets), mesh),
+    placement.place(params, mesh, specs),
+    placement.place_batch(host_batch(), mesh)['image'],
+    *placement.place((mean, offsets), mesh),
   )
   return step.lower(*args).compile(CHEAP)(*args)
 
