@@ -54,17 +54,13 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
   """
   summary = []
   for variant in dict.fromkeys(row['variant'] for row in rows):
-    failed = [row['variant'] == variant and row['failed'] for row in rows]
+    own = [row for row in rows if row['variant'] == variant]
+    failed = sum(bool(row['failed']) for row in own)
     for metric in metric_names(rows):
-      values = values_of(rows, variant, metric)
-      found = (
-        *mean_and_standard_error(values),
-        len(values),
-        sum(map(bool, failed)),
-      )
-      summary.append(
-        dict(zip(SUMMARY_COLUMNS, (variant, metric, *found), strict=True))
-      )
+      values = values_of(own, variant, metric)
+      found = (*mean_and_standard_error(values), len(values), failed)
+      cells = zip(SUMMARY_COLUMNS, (variant, metric, *found), strict=True)
+      summary.append(dict(cells))
   return summary
 
 
@@ -134,6 +130,7 @@ def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
       if values:
         axes.errorbar(mean, place, xerr=error, fmt='k|', capsize=4)
     axes.set_xlabel(label)
+    axes.locator_params(axis='x', nbins=5)
   names = []
   for variant in variants:
     failed = [bool(r['failed']) for r in rows if r['variant'] == variant]

@@ -107,9 +107,7 @@ def run(
   """
   trainings = plan(base, variants, seeds, output)
   fingerprints = {
-    training.variant: _fingerprint(training.config)
-    for training in trainings
-    if training.seed == 0
+    t.variant: _fingerprint(t.config) for t in trainings if t.seed == 0
   }
   path = pathlib.Path(output).expanduser().absolute()
   path.mkdir(parents=True, exist_ok=True)
@@ -165,16 +163,11 @@ def _checked_output(seeds, output):
 def _config(base, variant, overrides, seed):
   """The checked config of one run."""
   if not re.fullmatch(r'\w[\w.+-]*', variant):
-    raise InputError(
-      f'variant {variant!r} is to name a folder; use letters, digits and _.+-'
-    )
+    raise InputError(f'variant {variant!r}: use letters, digits and _.+- alone')
   known = config_lib.flatten(base).keys() - {'seed'}
   for key in overrides:
     if key not in known:
-      raise InputError(
-        f'variant {variant!r} sets {key!r}, which is not a key of the config that'
-        ' a variant can set'
-      )
+      raise InputError(f'variant {variant!r}: {key!r} is not a key it can set')
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
@@ -272,11 +265,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags(seeds: int) -> None:
-  """The flags of every experiment.
-
-  Args:
-    seeds: default of --seeds.
-  """
+  """Defines the flags of every experiment, --seeds with that default."""
   flags.DEFINE_string(
     'output', None, 'Folder of the runs and their tables.', required=True
   )
@@ -285,10 +274,7 @@ def define_flags(seeds: int) -> None:
   )
   flags.DEFINE_integer('seeds', seeds, 'Seeds 0, 1, ... of each variant.')
   flags.DEFINE_bool(
-    'quick',
-    False,
-    'A small version of a minute or two, to try the command; its figures mean'
-    ' nothing.',
+    'quick', False, 'Small, to try the command; the figures mean nothing.'
   )
   flags.DEFINE_string('compilation_cache_dir', *compilation.CACHE_DIR)
 
