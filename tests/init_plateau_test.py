@@ -121,11 +121,11 @@ def test_a_sweep_of_other_steps_needs_another_folder(command):
 def test_the_runs_have_the_steps_of_the_flag_and_one_evaluation(data_dir):
   config = init_plateau.get_config(quick=True)
   config.input.data_dir = str(data_dir)
-  init_plateau.set_steps(config, 20)
+  init_plateau.set_steps(config, 100)  # Four epochs, and evaluations at 3.
   times = train_step.make_timetable(run_lib.open_run(config))
   steps = range(1, times.total_steps + 1)
-  assert [step for step in steps if times.logs(step)] == [*range(1, 21)]
-  assert [step for step in steps if times.evaluates(step)] == [20]
+  assert [step for step in steps if times.logs(step)] == [*range(1, 101)]
+  assert [step for step in steps if times.evaluates(step)] == [100]
 
 
 @pytest.mark.parametrize(
