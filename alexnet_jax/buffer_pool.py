@@ -1,4 +1,4 @@
-"""Reused memory for batches of images."""
+"""A pool of reused memory for batches of images."""
 
 import collections
 import contextlib
@@ -9,12 +9,13 @@ import numpy as np
 
 
 class BufferPool:
-  """uint8 arrays of one shape whose memory is reused once they are free.
+  """Arrays of one shape, uint8, whose memory is reused once they are freed.
 
-  Decoding into fresh memory takes 1.5 times as long as into warm memory. An
-  array is free when nothing refers to it. On CPU `jax.device_put` aliases the
-  page-aligned array for the lifetime of the jax.Array, which holds a reference
-  to it, so a batch that a step may still read is never overwritten.
+  Decoding takes 1.5 times as long into newly mapped memory as into memory that
+  has been used before. An array is freed when nothing references it. On CPU
+  `jax.device_put` aliases the page-aligned array instead of copying it; the
+  jax.Array holds a reference to it, so a batch that a step may still read is
+  never overwritten.
   """
 
   def __init__(self, shape: tuple[int, ...]):
@@ -22,17 +23,18 @@ class BufferPool:
     self._free = collections.deque()
 
   def take(self) -> np.ndarray:
-    """An array with undefined contents."""
+    """Returns an array with undefined contents."""
     try:
       memory = self._free.pop()
     except IndexError:
       private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
       memory = mmap.mmap(-1, int(np.prod(self._shape)), private)
-      if hasattr(mmap, 'MADV_HUGEPAGE'):  # Linux.
+      if hasattr(mmap, 'MADV_HUGEPAGE'):  # Defined on Linux only.
         with contextlib.suppress(OSError):  # The kernel may lack huge pages.
           memory.madvise(mmap.MADV_HUGEPAGE)
-    # NumPy collapses chains of views to their owner, but not past an mmap: every
-    # view of this array holds a reference to it.
+    # The base of any view of `array` is the array that wraps the mmap: NumPy
+    # collapses chains of views, but not beyond a buffer of another type. So
+    # this owner is freed after the last view.
     array = np.frombuffer(memory, np.uint8).reshape(self._shape)
     owner = array
     while isinstance(owner.base, np.ndarray):

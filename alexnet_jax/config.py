@@ -1,6 +1,6 @@
 """Every rule that a config must obey, checked before data or compilation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import itertools
 import json
 import math
@@ -10,44 +10,6 @@ import ml_collections
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
-
-# A run may be continued with other values of these keys: they say how long to
-# train, how often to evaluate, and where. A step computes the same, up to
-# rounding.
-MAY_CHANGE = frozenset(
-  {
-    'input.data_dir',
-    'train.epochs',
-    'train.log_every_steps',
-    'train.checkpoint_every_steps',
-    'train.plateau_warning_steps',
-    'eval.batch_size',
-    'mesh.layout',
-    'mesh.towers',
-  }
-)
-# Evaluation may read another split as well.
-EVALUATION_MAY_CHANGE = MAY_CHANGE | {'input.eval_split'}
-# Keys of config.model in which a pretrained network may differ: its classes,
-# its initial weights, and the dtype of its activations.
-PRETRAINED_MAY_DIFFER = frozenset(
-  {
-    'num_classes',
-    'init_std',
-    'conv345_init_std',
-    'fc67_init_std',
-    'init_bias',
-    'dtype',
-  }
-)
-
-# How `upgrade` reads a config that an earlier version recorded.
-# The present name of a key, by its old name.
-RENAMED: Mapping[str, str] = {}
-# The value that reproduces the old behaviour, by key that did not exist then.
-ADDED: Mapping[str, object] = {}
-# The value that the code now always has, by key that exists no more.
-REMOVED: Mapping[str, object] = {}
 
 # (whether a value is in the range, keys whose values must be) by rule.
 RANGES = {
@@ -129,92 +91,6 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
     else:
       flat[section] = value
   return flat
-
-
-def unflatten(flat: Mapping[str, object]) -> ml_collections.ConfigDict:
-  """The locked config of `flatten`ed values (lists become tuples)."""
-  tree = {}
-  for key, value in flat.items():
-    section, _, name = key.rpartition('.')
-    values = tree.setdefault(section, {}) if section else tree
-    values[name] = tuple(value) if isinstance(value, list) else value
-  return ml_collections.ConfigDict(tree).lock()
-
-
-def upgrade(flat: Mapping[str, object]) -> dict[str, object]:
-  """A `flatten`ed config that an earlier version recorded, in today's keys.
-
-  A removed key is kept where its value is not the one that the code now has, so
-  that the run is refused by name.
-  """
-  renamed = {RENAMED.get(key, key): value for key, value in flat.items()}
-  kept = {
-    key: value
-    for key, value in renamed.items()
-    if key not in REMOVED or value != REMOVED[key]
-  }
-  return {**ADDED, **kept}
-
-
-def check_unchanged(
-  config: ml_collections.ConfigDict,
-  recorded: Mapping[str, object],
-  where: str,
-  may_change: frozenset[str] = MAY_CHANGE,
-) -> None:
-  """Raises ValueError if a run is continued with another config.
-
-  Args:
-    config: of this command.
-    recorded: `flatten`ed config of the run so far.
-    where: what recorded it, for the message.
-    may_change: keys that may differ.
-  """
-  now = flatten(config)
-  if config.optimizer.schedule == 'cosine':  # It ends where the run ends.
-    may_change -= {'train.epochs'}
-  keys = sorted((now.keys() | recorded.keys()) - may_change)
-  differ = _differences(keys, recorded, now, where)
-  if differ:
-    raise ValueError(
-      f'{where} was made with another config; use a fresh --workdir, or its'
-      ' values:\n' + '\n'.join(differ)
-    )
-
-
-def check_same_network(
-  config: ml_collections.ConfigDict, recorded: Mapping[str, object], where: str
-) -> None:
-  """Raises ValueError if pretrained parameters do not fit the network.
-
-  Args:
-    config: of this command.
-    recorded: `flatten`ed config of the pretraining.
-    where: what recorded it, for the message.
-  """
-  now = flatten(config)
-  same = [
-    key
-    for key in sorted(now)
-    if key.startswith('model.')
-    and key.removeprefix('model.') not in PRETRAINED_MAY_DIFFER
-  ]
-  # fc6 has one row of weights per unit of the last maps: crop_size.
-  differ = _differences(['input.crop_size', *same], recorded, now, where)
-  if differ:
-    raise ValueError(
-      f'{where} is another network; use its values:\n' + '\n'.join(differ)
-    )
-
-
-def _differences(keys, recorded, now, where):
-  shown = lambda values, key: repr(values[key]) if key in values else 'not set'
-  return [
-    f'config.{key} is {shown(recorded, key)} in {where} but {shown(now, key)}'
-    ' here'
-    for key in keys
-    if shown(recorded, key) != shown(now, key)
-  ]
 
 
 def _problems(
@@ -308,7 +184,8 @@ def _geometry(net, inputs):
 
 
 def _optimizer(optim):
-  if optim.schedule not in optimizer.SCHEDULES:
+  is_known = optim.schedule in optimizer.SCHEDULES
+  if not is_known:
     yield (
       f'config.optimizer.schedule={optim.schedule} is not a schedule; use'
       f' {" or ".join(map(repr, optimizer.SCHEDULES))}'
@@ -320,7 +197,9 @@ def _optimizer(optim):
       yield f'config.optimizer.{key}={drops} must hold numbers of at least 0'
     elif list(drops) != sorted(drops):
       yield f'config.optimizer.{key}={drops} must be in ascending order'
-    elif key == 'drop_epochs' and drops and optim.schedule != 'steps':
+    elif (
+      key == 'drop_epochs' and drops and is_known and optim.schedule != 'steps'
+    ):
       yield (
         f'config.optimizer.drop_epochs={drops} belongs to'
         " config.optimizer.schedule='steps'; set that, or empty it"

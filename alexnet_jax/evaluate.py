@@ -32,6 +32,7 @@ VIEW_NAMES = {
   'eval': 'one view',
   'eval_five_view': 'five views',
   'eval_ten_view': 'ten views',
+  'eval_many_view': 'five or ten views',
 }
 
 
@@ -71,8 +72,7 @@ def evaluate(
   table = {str(workdir): {} for workdir in workdirs}
   result = {}
   for many in VIEWS[views]:
-    prefix = metrics.many_view_prefix(nets[0].config.augment.flip)
-    prefix = prefix if many else 'eval'
+    prefix = _prefix(nets) if many else 'eval'
     members = _member_predictions(nets, many, output and folder)
     together = predictions_lib.ensemble(
       _with_errors(members, prefix, table.values())
@@ -84,15 +84,22 @@ def evaluate(
   return result
 
 
+def _prefix(nets):
+  """Prefix of the tags of many views, whose number may differ between nets."""
+  found = {metrics.many_view_prefix(n.config.augment.flip) for n in nets}
+  return found.pop() if len(found) == 1 else 'eval_many_view'
+
+
 def _output_folder(nets, output):
-  """The folder to write to, checked before anything is computed."""
-  flag = f'--output={output}'
+  """The folder of evaluation.json; checks that it can be written."""
   if output is None:
-    output = nets[0].workdir
-    flag = f'{workdir_lib.EVALUATION_FILE} of {output}: without --output= it'
-  folder = pathlib.Path(output).expanduser().absolute()
-  if processes.is_first():
-    workdir_lib.check_writable(folder, flag)
+    folder = nets[0].workdir
+    checked = {f'--output={n.workdir} (the default)': n.workdir for n in nets}
+  else:
+    folder = pathlib.Path(output).expanduser().absolute()
+    checked = {f'--output={output}': folder}
+  for flag, path in checked.items() if processes.is_first() else ():
+    workdir_lib.check_writable(path, flag)
   return folder
 
 

@@ -1,7 +1,7 @@
-"""One image as it is stored: how it is made, and how it is read.
+"""One stored image: how it is encoded and decoded.
 
-Preparation writes 256x256 images (section 2 of the paper); the input pipeline
-reads them, far more often, so decoding is the part that must be fast.
+Preparation encodes images of 256x256 pixels (section 2 of the paper). The input
+pipeline decodes them in every epoch, so decoding has to be fast.
 """
 
 import io
@@ -14,14 +14,15 @@ from PIL import UnidentifiedImageError
 from PIL import features
 import simplejpeg
 
-PNG_SIZE = 96  # Up to this size PNG is stored: lossless, and hardly larger.
+PNG_SIZE = 96  # Up to this size PNG is stored: lossless and hardly larger.
 LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
-# What Pillow raises for what it cannot read.
+# The exceptions that Pillow raises for images that it cannot read.
 ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-# Larger images are not decoded; Pillow's own bound of concern.
+# Larger images are not decoded; Pillow warns above this limit.
 MAX_PIXELS = 89_478_485
-# What the values of EXIF's tag "Orientation" ask for (CIPA DC-008, 4.6.4 A).
-TURNS = {
+_ORIENTATION = 0x0112  # The EXIF tag "Orientation" (CIPA DC-008, 4.6.4 A).
+# The transposition that each value of the tag asks for.
+_TRANSPOSITIONS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
   4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,21 +31,30 @@ TURNS = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-# What the bytes of an encoded image depend on beside its pixels.
+# The bytes of an encoded image depend on its pixels and on these versions.
 ENCODER = f'Pillow {PIL.__version__}, libjpeg {features.version("jpg")}'
 
 
+# The reasons why `encode` refuses an image enter the fingerprint of the data
+# set: rewording one changes the fingerprint.
 def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
-  """One image as it is stored, and its pixels before compression.
+  """Resizes and crops an image, and encodes it for storage.
 
-  The pixels are [size, size, 3] of 0..255.
+  EXIF rotation is applied. Grey (also of 16 bits), palette and CMYK images
+  become RGB, and transparent images lose their alpha channel; only the first
+  frame of an image is used. The shorter side is resized to `size` (bicubic,
+  antialiased), then the central square is cropped. The result is stored as PNG
+  if `size` is small or the image is in one of `LOSSLESS_FORMATS` and keeps its
+  size, as the original bytes if a JPEG needs no change and is not damaged, and
+  otherwise as JPEG.
 
-  EXIF rotation is applied; grey (16 bits too), palette and CMYK images become
-  RGB, transparent ones by leaving their alpha out; of a multi-frame image the
-  first frame counts. The shorter side is scaled to `size` (bicubic,
-  antialiased), then the central square is cut out. Stored as PNG where one of
-  `LOSSLESS_FORMATS` needs no scaling or `size` is small, as the original bytes
-  where a JPEG needs no change and is whole, otherwise as JPEG.
+  Args:
+    encoded: the image, in any format that Pillow reads.
+    size: height and width of the result in pixels.
+    quality: JPEG quality, 1 to 100.
+
+  Returns:
+    The encoded result and its uncompressed pixels, uint8 [size, size, 3].
 
   Raises:
     OSError, ValueError, SyntaxError, Image.DecompressionBombError: if Pillow
@@ -52,50 +62,73 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   """
   try:
     with warnings.catch_warnings():
-      # Of a decompression bomb: refused below.
+      # Images above the limit of this warning are refused below.
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
       opened = Image.open(io.BytesIO(encoded))
-  except UnidentifiedImageError as error:  # Whose words hold an address.
+  except UnidentifiedImageError as error:
+    # Pillow's message contains a memory address, which differs in every run.
     raise ValueError('not an image that Pillow can read') from error
   with opened:
     if opened.width * opened.height > MAX_PIXELS:
       raise ValueError(f'{opened.width} x {opened.height} pixels are too many')
-    kind, mode, stored_size = opened.format, opened.mode, opened.size
-    turn = TURNS.get(opened.getexif().get(0x0112))  # The tag "Orientation".
-    image = _rgb(opened)
-    if turn is not None:
-      image = image.transpose(turn)
-  same = stored_size == (size, size)
-  if not same:
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    image = image.resize(
-      (size, size),
-      Image.Resampling.BICUBIC,
-      box=(left, top, left + side, top + side),
-    )
+    file_format, mode, stored_size = opened.format, opened.mode, opened.size
+    transposition = _TRANSPOSITIONS.get(opened.getexif().get(_ORIENTATION))
+    image = _to_rgb(opened)
+    if transposition is not None:
+      image = image.transpose(transposition)
+  keeps_size = stored_size == (size, size)
+  if not keeps_size:
+    image = _resize_and_crop(image, size)
   pixels = np.asarray(image)
-  image.info = {}  # Else a colour profile is stored with every PNG.
   if (
-    same
-    and kind == 'JPEG'
+    keeps_size
+    and file_format == 'JPEG'
     and mode == 'RGB'
-    and turn is None
+    and transposition is None
     and size > PNG_SIZE
-    and _decodes(encoded, np.empty_like(pixels))
+    and _is_decodable(encoded, np.empty_like(pixels))
   ):
     return encoded, pixels
+  image.info = {}  # Pillow would store a colour profile with every PNG.
   buffer = io.BytesIO()
-  if size <= PNG_SIZE or same and kind in LOSSLESS_FORMATS:
+  if size <= PNG_SIZE or keeps_size and file_format in LOSSLESS_FORMATS:
     image.save(buffer, 'PNG')
   else:
     image.save(buffer, 'JPEG', quality=quality)
   return buffer.getvalue(), pixels
 
 
-def _decodes(encoded, out):
-  """Whether `decode` takes it: it forgives less damage than Pillow does."""
+def _to_rgb(image: Image.Image) -> Image.Image:
+  """The decoded image in mode RGB."""
+  if image.mode == 'F':
+    raise ValueError('floating-point pixels have no known range')
+  if image.mode.startswith('I'):  # 16 bits; Pillow would clip them at 255.
+    grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > 65535:
+      raise ValueError('32-bit pixels have no known range')
+    image = Image.fromarray((grey // 257).astype(np.uint8))
+  if 'transparency' in image.info:  # A transparent palette needs this step.
+    image = image.convert('RGBA')
+  if image.mode != 'RGB':
+    return image.convert('RGB')
+  image.load()  # `Image.open` has read the header only.
+  return image
+
+
+def _resize_and_crop(image, size):
+  """Resizes the central square, whose margins may end in half pixels."""
+  width, height = image.size
+  side = min(width, height)
+  left, top = (width - side) / 2, (height - side) / 2
+  return image.resize(
+    (size, size),
+    Image.Resampling.BICUBIC,
+    box=(left, top, left + side, top + side),
+  )
+
+
+def _is_decodable(encoded, out):
+  """Whether `decode`, which tolerates less damage than Pillow, accepts it."""
   try:
     decode(encoded, out)
   except ERRORS:
@@ -103,27 +136,12 @@ def _decodes(encoded, out):
   return True
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-  if image.mode == 'F':
-    raise ValueError('floating-point pixels have no known range')
-  if image.mode.startswith('I'):  # 16 bits; Pillow would cut off at 255.
-    grey = np.asarray(image)
-    if grey.min() < 0 or grey.max() > 65535:
-      raise ValueError('32-bit pixels have no known range')
-    image = Image.fromarray((grey // 257).astype(np.uint8))
-  if 'transparency' in image.info:  # A palette with it wants this step.
-    image = image.convert('RGBA')
-  if image.mode != 'RGB':
-    return image.convert('RGB')
-  image.load()  # A file is not decoded before.
-  return image
-
-
 def decode(encoded: bytes, out: np.ndarray) -> None:
   """Decodes a JPEG or PNG into `out`, uint8 [size, size, 3].
 
   Raises:
-    OSError, ValueError, SyntaxError: if it cannot, or its size is another.
+    OSError, ValueError, SyntaxError: if the image is damaged or has another
+      shape.
   """
   if encoded.startswith(b'\xff\xd8'):
     pixels = simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)

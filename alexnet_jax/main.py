@@ -58,6 +58,12 @@ EVALUATION = evaluate.define_evaluation_flags(views='both')
 
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with one line instead of a traceback for a wrong config."""
+  keys = [arg for arg in argv if arg.startswith(('--config.', '-config.'))]
+  if keys and not any(arg.partition('=')[0] == '--config' for arg in argv):
+    sys.exit(
+      f'{keys[0]} needs --config=FILE; --mode=evaluate also takes --checkpoint,'
+      ' --views, --split and --data_dir'
+    )
   with command.one_line_config_errors(argv):
     rest = app.parse_flags_with_usage(argv)
     if CONFIG.value is not None:

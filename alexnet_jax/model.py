@@ -204,15 +204,11 @@ class AlexNet(nn.Module):
     # Rounded to the 8 bits of bfloat16 logits would tie, and a tie is an error.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = self._dense('fc8', self.num_classes, groups, x, dtype)
-    logits = captured['fc8'] = self._all_classes(x)
-    return logits
+    captured['fc8'] = self._all_classes(x)
+    return captured['fc8']
 
   def _inputs(self, name, x):
-    """What a layer reads of `x`, and the number of its groups.
-
-    All communication between devices in the forward pass is here, except that
-    of the logits.
-    """
+    """What a layer reads, and in how many groups: here the devices communicate."""
     if name not in READ_BOTH_TOWERS or not (self.tower_links or name == 'fc8'):
       return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
     with jax.named_scope(name):
@@ -231,29 +227,23 @@ class AlexNet(nn.Module):
       'conv1': (self.conv1_kernel, self.conv1_stride),
       'conv2': (5, 1),
     }.get(name, (3, 1))
-    padding = (kernel_size // 2, kernel_size // 2)
+    before = after = kernel_size // 2
     if name == 'conv1':
-      padding = self._conv1_padding(x.shape[1])
+      before = self.conv1_padding
+      geometry = (kernel_size, stride, before)
+      out = feature_map_sizes(x.shape[1], *geometry)['conv1']
+      after = (out - 1) * stride + kernel_size - x.shape[1] - before
     is_late = CONVS.index(name) >= CONVS.index('conv3')
     return layers.TowerConv(
       features=features // self.tower_devices,
       kernel_size=kernel_size,
       stride=stride,
-      padding=padding,
+      padding=(before, after),
       groups=groups,
       init_std=self.conv345_init_std if is_late else self.init_std,
       init_bias=self.init_bias if name in BIAS_ONE else 0.0,
       name=name,
     )(x)
-
-  def _conv1_padding(self, size):
-    kernel, stride, pad = (
-      self.conv1_kernel,
-      self.conv1_stride,
-      self.conv1_padding,
-    )
-    out = feature_map_sizes(size, kernel, stride, pad)['conv1']
-    return pad, (out - 1) * stride + kernel - size - pad
 
   def _norms(self, name, x):
     if name in self.lrn_layers:
@@ -300,7 +290,6 @@ class AlexNet(nn.Module):
     return x / keep_rate if self.inverted_dropout else x
 
   def _all_classes(self, logits):
-    """The logits of all classes, for this device's examples."""
     with jax.named_scope('logits'):
       if self.tower_devices > 1:
         return towers.gather(logits, 'tower', axis=1, to='invarying')

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import placement
 
 FOLDER = 'predictions'
 # Examples whose errors are counted at once.
@@ -45,7 +45,7 @@ class Predictions:
       log_probs = jnp.asarray(self.log_probs[part])
       labels = jnp.asarray(self.labels[part])
       every = jnp.ones(labels.shape, bool)
-      totals.add(mesh_lib.fetch(metrics.batch_sums(log_probs, labels, every)))
+      totals.add(placement.fetch(metrics.batch_sums(log_probs, labels, every)))
     return totals.means(metrics.EVAL_METRICS)
 
   def save(self, path: pathlib.Path) -> None:

@@ -9,6 +9,8 @@ import jax
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import placement
+from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
@@ -30,7 +32,7 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
       raise FileNotFoundError(
         f'{where} has no {name}; name the --workdir of a training'
       )
-  config_lib.check_same_network(
+  recorded_config.check_same_network(
     run.config, config_lib.flatten(workdir_lib.read_config(folder)), where
   )
   checkpoints = checkpoint.Checkpoints(folder, read_only=True)
@@ -62,7 +64,7 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
       template = jax.tree.map(
         lambda x: x.update(sharding=replicated),
         train_state.state_template(
-          run, config_lib.upgrade(metadata['config'])['model.num_classes']
+          run, recorded_config.upgrade(metadata['config'])['model.num_classes']
         ),
       )
       params = checkpoints.restore(template, step).params
@@ -73,5 +75,5 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
       ) from error
   log.info('All layers but fc8 start from step %d of %s.', step, where)
   params |= {'fc8': state.params['fc8']}
-  placed = mesh_lib.place(params, run.mesh, run.param_specs(params))
+  placed = placement.place(params, run.mesh, run.param_specs(params))
   return state.replace(params=placed)

@@ -1,7 +1,4 @@
-"""Training: the compiled step, and the loop.
-
-The loop is the documentation of the project: read `train_and_evaluate`.
-"""
+"""The training loop: read `train_and_evaluate`."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
@@ -20,9 +17,9 @@ from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluator as evaluator_lib
-from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import pictures
+from alexnet_jax import placement
 from alexnet_jax import pretrained
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
@@ -61,7 +58,7 @@ def train_and_evaluate(
     checkpoints = checkpoint.Checkpoints(workdir)
     stack.callback(checkpoints.close)
     state, metadata = _create_or_restore(run, checkpoints)
-    step = int(mesh_lib.fetch(state.step))
+    step = int(placement.fetch(state.step))
     batches = run.train_batches(step)
     stack.callback(batches.close)
     writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
@@ -80,9 +77,7 @@ def train_and_evaluate(
     while not _has_ended(step, metadata.plateau, table, config):
       stop, plateau = table.next_log(step), metadata.plateau
       inputs = arguments.of_steps(step, stop, plateau.drops)
-      state, row = run_steps(
-        train_step, state, batches, inputs, step, stop, progress
-      )
+      state, row = run_steps(train_step, state, batches, inputs, step, progress)
       row['train/learning_rate'] = arguments.rate(stop - 1, plateau.drops)
       warning.observe(row['train/loss'], stop - step)
       step = stop
@@ -149,7 +144,7 @@ def _state_norm(state):
 
 
 def _norm(state):
-  return mesh_lib.fetch(_state_norm(state))
+  return placement.fetch(_state_norm(state))
 
 
 def _observed(plateau, row, optim):
@@ -171,10 +166,9 @@ def run_steps(
   batches: Iterator[PyTree],
   inputs: Iterable[tuple],
   step: int,
-  stop: int,
   progress: metrics.Progress,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
-  """Takes the steps up to `stop`; returns the state and their mean metrics.
+  """Takes one step for each of `inputs`; returns state and mean metrics.
 
   The metrics of a step are fetched while the next one runs, those of the last
   step at once. Only batches and changed rates are copied to the devices besides;
@@ -184,9 +178,8 @@ def run_steps(
     train_step: from `train_step.make_train_step`.
     state: after `step` steps; donated.
     batches: on the device, starting with that of the next step.
-    inputs: the other arguments of `train_step`, for each step.
+    inputs: the other arguments of `train_step`, for each step to take.
     step: steps done.
-    stop: the last step to take, above `step`.
     progress: notified of every finished step.
 
   Raises:
@@ -195,21 +188,21 @@ def run_steps(
   totals, waited, began, pending = metrics.Totals(), 0.0, time.time(), None
 
   def finish(step, sums):
-    sums = mesh_lib.fetch(sums)
+    sums = placement.fetch(sums)
     _check_finite(sums['loss'], 'train/loss', step)
     totals.add(sums)
     progress.update()
 
   with jax.transfer_guard('disallow'):
-    for current, arguments in enumerate(inputs, start=step + 1):
+    for arguments in inputs:
       asked = time.time()
       batch = next(batches)
       waited += time.time() - asked
       state, sums = train_step(state, batch, *arguments)
       if pending is not None:  # Of the step before, while this one runs.
-        finish(current - 1, pending)
-      pending = sums
-    finish(stop, pending)
+        finish(step, pending)
+      pending, step = sums, step + 1
+    finish(step, pending)
   seconds = time.time() - began
   names = [tag.partition('/')[2] for tag in metrics.TRAIN_TAGS]
   means = totals.means([name for name in names if name in totals.sums])

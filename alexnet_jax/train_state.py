@@ -16,6 +16,8 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
+from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import processes
@@ -44,7 +46,7 @@ class CheckpointMetadata:
     dataset: fingerprint of the data set.
     metrics: the newest row, by tag.
     plateau: the controller of the schedule 'plateau'.
-    stuck_steps: steps near the loss of chance, see `train.ChanceLossWarning`.
+    stuck_steps: steps near the loss of chance, see `chance_loss.ChanceLossWarning`.
     wall_seconds: time of the run so far, without what kills lost.
   """
 
@@ -80,7 +82,7 @@ def create_train_state(run: run_lib.Run) -> TrainState:
   options = compilation.fast_compile_options()
   create = jax.jit(_creator(run), compiler_options=options)
   state = create(jax.random.key(run.config.seed))
-  return mesh_lib.place(state, run.mesh, run.param_specs(state))
+  return placement.place(state, run.mesh, run.param_specs(state))
 
 
 def state_template(
@@ -130,7 +132,7 @@ def create_or_restore(
   )
   if restored is None:
     state = create(run)
-    params = mesh_lib.fetch(state.params)
+    params = placement.fetch(state.params)
     if processes.is_first():
       table = parameter_overview.get_parameter_overview(
         params, include_stats=True
@@ -141,7 +143,7 @@ def create_or_restore(
     return state, CheckpointMetadata(config, fingerprint, metrics={})
   state, metadata = restored
   log.info(
-    'Restored the checkpoint of step %d.', int(mesh_lib.fetch(state.step))
+    'Restored the checkpoint of step %d.', int(placement.fetch(state.step))
   )
   plateau = optimizer.Plateau(**metadata['plateau'])
   return state, CheckpointMetadata(**metadata | {'plateau': plateau})
@@ -150,12 +152,12 @@ def create_or_restore(
 def check_metadata(
   run: run_lib.Run,
   metadata: dict,
-  may_change: frozenset[str] = config_lib.MAY_CHANGE,
+  may_change: frozenset[str] = recorded_config.MAY_CHANGE,
 ) -> None:
   """Raises ValueError if a checkpoint is not of this config and data set."""
-  config_lib.check_unchanged(
+  recorded_config.check_unchanged(
     run.config,
-    config_lib.upgrade(metadata['config']),
+    recorded_config.upgrade(metadata['config']),
     'the checkpoint',
     may_change,
   )

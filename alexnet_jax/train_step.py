@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, PyTree
 import ml_collections
 import numpy as np
 import optax
@@ -14,6 +15,7 @@ import optax
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import timetable
 from alexnet_jax import train_state
@@ -22,6 +24,43 @@ from alexnet_jax.runtime import compilation
 # Random streams of a step: what they draw is a function of (seed, step, stream,
 # index in the global batch), on every mesh.
 AUGMENT, DROPOUT = 0, 1
+
+
+def loss_fn(
+  params: PyTree,
+  batch: PyTree,
+  statistics: run_lib.Statistics,
+  key: Key[Array, ''],
+  color_std: Float[Array, ''],
+  *,
+  net: nn.Module,
+  mesh: jax.sharding.Mesh | None,
+  random_views: Callable,
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """Mean cross-entropy over the global batch, and the sums of its metrics.
+
+  Call it inside `mesh.shard_map`; `batch` is this device's part.
+  """
+  indices = mesh_lib.global_batch_indices(batch['label'].size, mesh)
+  images = random_views(
+    jax.random.fold_in(key, AUGMENT),
+    batch['image'],
+    indices,
+    statistics.mean_image,
+    statistics.directions,
+    color_std,
+  )
+  logits = net.apply(
+    {'params': params},
+    images,
+    train=True,
+    batch_indices=indices,
+    rngs={'dropout': jax.random.fold_in(key, DROPOUT)},
+  )
+  log_probs = jax.nn.log_softmax(logits)
+  sums = metrics.batch_sums(log_probs, batch['label'], batch['mask'])
+  sums = sums if mesh is None else lax.psum(sums, 'data')
+  return sums['loss'] / sums['count'], sums
 
 
 def make_train_step(
@@ -41,52 +80,30 @@ def make_train_step(
     random_views: `augment.random_views` with its settings.
     make_optimizer: makes the optimiser from the rates of the step.
   """
-
-  def loss_fn(params, batch, statistics, key, color_std):
-    """Mean cross-entropy over the global batch, and the sums of the metrics."""
-    indices = mesh_lib.global_batch_indices(batch['label'].size, mesh)
-    images = random_views(
-      jax.random.fold_in(key, AUGMENT),
-      batch['image'],
-      indices,
-      statistics.mean_image,
-      statistics.directions,
-      color_std,
-    )
-    logits = net.apply(
-      {'params': params},
-      images,
-      train=True,
-      batch_indices=indices,
-      rngs={'dropout': jax.random.fold_in(key, DROPOUT)},
-    )
-    log_probs = jax.nn.log_softmax(logits)
-    sums = metrics.batch_sums(log_probs, batch['label'], batch['mask'])
-    sums = sums if mesh is None else lax.psum(sums, 'data')
-    return sums['loss'] / sums['count'], sums
+  local_loss = functools.partial(
+    loss_fn, net=net, mesh=mesh, random_views=random_views
+  )
 
   def train_step(state, batch, statistics, key, rates, color_std):
-    specs = (
-      mesh_lib.param_specs(state.params, mesh, net.layers_sharded_over_data),
-      mesh_lib.batch_spec(),
-      *(mesh_lib.REPLICATED,) * 3,
+    replicated = mesh_lib.REPLICATED
+    param_specs = mesh_lib.param_specs(
+      state.params, mesh, net.layers_sharded_over_data
     )
-    sharded_loss_fn = mesh_lib.shard_map(
-      loss_fn, mesh, specs, (mesh_lib.REPLICATED, mesh_lib.REPLICATED)
+    in_specs = (param_specs, mesh_lib.batch_spec(), *(replicated,) * 3)
+    loss = mesh_lib.shard_map(
+      local_loss, mesh, in_specs, (replicated, replicated)
     )
     step_key = jax.random.fold_in(key, state.step)
-    grads, sums = jax.grad(sharded_loss_fn, has_aux=True)(
+    grads, sums = jax.grad(loss, has_aux=True)(
       state.params, batch, statistics, step_key, color_std
     )
-    updates, opt_state = make_optimizer(rates).update(
-      grads, state.opt_state, state.params
-    )
+    sgd = make_optimizer(rates)
+    updates, opt_state = sgd.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return train_state.TrainState(state.step + 1, params, opt_state), sums
 
-  return jax.jit(
-    train_step, donate_argnums=0, compiler_options=compilation.network_options()
-  )
+  options = compilation.network_options()
+  return jax.jit(train_step, donate_argnums=0, compiler_options=options)
 
 
 def compile_train_step(
@@ -107,7 +124,7 @@ def compile_train_step(
     run.network, run.mesh, run.random_views, run.make_optimizer
   )
   inputs = run.config.input
-  batch = mesh_lib.batch_template(
+  batch = placement.batch_template(
     inputs.batch_size, inputs.image_size, run.mesh
   )
   return train_step.lower(state, batch, *arguments).compile()
@@ -119,7 +136,7 @@ class StepArguments:
   def __init__(self, run: run_lib.Run, table: timetable.Timetable):
     self._run, self._table = run, table
     self.schedule = rate_schedule(run.config)
-    self._key = mesh_lib.place(jax.random.key(run.config.seed), run.mesh)
+    self._key = placement.place(jax.random.key(run.config.seed), run.mesh)
     self._values, self._placed = None, None
 
   def __call__(self, step: int, plateau_drops: int = 0) -> tuple:
@@ -135,7 +152,7 @@ class StepArguments:
     )
     if values != self._values:
       scalars = jax.tree.map(np.float32, values)
-      self._placed = mesh_lib.place(scalars, self._run.mesh)
+      self._placed = placement.place(scalars, self._run.mesh)
       self._values = values
     return (self._run.statistics, self._key, *self._placed)
 

@@ -18,6 +18,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import evaluator
 from alexnet_jax import model
 from alexnet_jax import predictions as predictions_lib
+from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
@@ -50,7 +51,7 @@ class TrainedNet:
       processes.check_same({f'the {which} checkpoint': str(self.step)})
       metadata = checkpoints.read_metadata(self.step)
       train_state.check_metadata(
-        run, metadata, config_lib.EVALUATION_MAY_CHANGE
+        run, metadata, recorded_config.EVALUATION_MAY_CHANGE
       )
     # Its metrics and times identify the training.
     content = json.dumps(metadata, sort_keys=True).encode()
@@ -215,10 +216,10 @@ def read_config(
   if data_dir:
     config.input.data_dir = data_dir
   if file.exists():
-    config_lib.check_unchanged(
+    recorded_config.check_unchanged(
       config,
       config_lib.flatten(workdir_lib.read_config(workdir)),
       str(file),
-      config_lib.EVALUATION_MAY_CHANGE,
+      recorded_config.EVALUATION_MAY_CHANGE,
     )
   return config.lock()

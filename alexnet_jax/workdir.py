@@ -16,6 +16,7 @@ import jax
 import ml_collections
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import recorded_config
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
@@ -36,7 +37,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     raise FileNotFoundError(
       f'no {file}; name a --workdir in which --mode=train has been run'
     )
-  return config_lib.unflatten(_read_flat(file))
+  return recorded_config.unflatten(_read_flat(file))
 
 
 def _read_flat(file: pathlib.Path) -> dict[str, object]:
@@ -48,7 +49,7 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
     raise ValueError(
       f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
     ) from error
-  return config_lib.upgrade(flat)
+  return recorded_config.upgrade(flat)
 
 
 def check_workdir(
@@ -65,7 +66,7 @@ def check_workdir(
   check_writable(path, f'--workdir={workdir}')
   file = path / CONFIG_FILE
   if file.exists():
-    config_lib.check_unchanged(config, _read_flat(file), str(file))
+    recorded_config.check_unchanged(config, _read_flat(file), str(file))
   return path
 
 

@@ -6,7 +6,7 @@ r"""The two-group net with the choices of Caffe's bvlc_alexnet.
 Values are those of models/bvlc_alexnet/train_val.prototxt and solver.prototxt
 of BVLC/caffe. Caffe also squashes images to 256x256 instead of cutting out
 their centre, and feeds BGR: neither is a switch here. Not run yet; Caffe's
-readme: 57.1% top-1 and 80.2% top-5 accuracy, one view.
+readme reports 57.1% top-1 and 80.2% top-5 accuracy, one view.
 """
 
 from configs import paper
@@ -15,12 +15,12 @@ from configs import paper
 def get_config():
   config = paper.get_config()
   config.model.lrn_k = 1.0  # lrn_param has no k: its default.
-  config.model.lrn_alpha = 2e-5  # Caffe divides 1e-4 by local_size.
-  config.model.lrn_across_towers = True  # norm1 and norm2 know no groups.
-  config.mesh.layout = 'data'  # So both towers stay on one device.
+  config.model.lrn_alpha = 2e-5  # Caffe divides its 1e-4 by local_size.
+  config.model.lrn_across_towers = True  # norm1 and norm2 ignore the groups.
+  config.mesh.layout = 'data'  # Keeps both towers on one device.
   config.model.fc67_init_std = 0.005  # weight_filler of fc6 and fc7.
   config.model.init_bias = 0.1  # bias_filler of conv2, conv4, conv5, fc6, fc7.
-  config.model.inverted_dropout = True  # As Caffe's Dropout layer does.
+  config.model.inverted_dropout = True  # As in Caffe's Dropout layer.
   config.input.crop_size = 227  # crop_size
   config.input.batch_size = 256  # batch_size
   config.augment.color_std = 0.0  # Caffe has no colour noise.

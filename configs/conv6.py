@@ -3,10 +3,10 @@ r"""Section 6, first half: a sixth convolutional layer, on all of ImageNet.
     python -m alexnet_jax.prepare --source=folder:DIR --name=imagenet_fall2011
     python -m alexnet_jax.main --config=configs/conv6.py --workdir=runs/conv6
 
-The net of run 146-2011 of the original source; configs/conv6_finetune.py goes
-on from it. Not here: the run began with the convolutions of a net trained on
-Fall 2009, at a tenth of the rate until epoch 6, had a bias rate of its own in
-conv6, and 1,024 linear units before its 21,843 classes. Not run yet.
+The net of run 146-2011 of the original source; configs/conv6_finetune.py
+continues from it. Not here: the run started from the convolutions of a net
+trained on Fall 2009, at a tenth of the rate until epoch 6; it had another bias
+rate in conv6, and 1,024 linear units before its 21,843 classes. Not run yet.
 """
 
 from configs import source

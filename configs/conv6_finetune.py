@@ -4,10 +4,10 @@ r"""Section 6, second half: the sixth layer's net, fine-tuned on ILSVRC-2012.
     python -m alexnet_jax.main --config=configs/conv6_finetune.py --workdir=runs/conv6_finetune
 
 Starts with the layers of runs/conv6, which configs/conv6.py trains, and a new
-classifier. Run 146-2012-2011 of the original source: 38.99% top-1 and 16.62%
-top-5 error on the validation set, ten views (the paper's "1 CNN*"). Not here:
-the run gave fc8 ten times the rate of the other layers from step 300 to epoch
-9. Not run yet.
+classifier. The original source logs 38.99% top-1 and 16.62% top-5 error for its
+run 146-2012-2011 on the validation set, ten views (the paper's "1 CNN*"). Not
+here: the run gave fc8 ten times the rate of the other layers from step 300 to
+epoch 9. Not run yet.
 """
 
 from configs import source
@@ -19,7 +19,7 @@ def get_config():
   config.model.conv_features = (96, 256, 384, 384, 256, 256)
   config.input.dataset = 'imagenet2012'  # section 6
   config.optimizer.learning_rate = 0.001  # layer-params-146-2012-2011.
-  config.optimizer.bias_rate_factor = 20.0  # Biases keep their 0.02.
+  config.optimizer.bias_rate_factor = 20.0  # The biases keep their 0.02.
   config.optimizer.drop_epochs = (22.0, 42.0)  # layer-params-146-2012-2011.
   # layer-params-146-2012-2011: 0.0001 from the start, 0.00001 from epoch 5 on.
   config.optimizer.conv1_drop_epochs = (0.0, 5.0)

@@ -1,16 +1,16 @@
-r"""AlexNet as the text of the paper has it, on ILSVRC-2010 (Table 1).
+r"""AlexNet as the text of the paper describes it, on ILSVRC-2010 (Table 1).
 
     python -m alexnet_jax.prepare --source=folder:DIR --name=ilsvrc2010
     python -m alexnet_jax.main --config=configs/ilsvrc2010.py --workdir=DIR
 
 DIR holds train/CLASS/*, val/CLASS/* and test/CLASS/*: 2010 is the only year
-whose test labels are public. The validation split steers the rate and chooses
-the checkpoint; Table 1 is the test split:
+whose test labels are public. The validation split decides when the rate drops,
+and chooses the checkpoint; Table 1 is about the test split:
 
-    python -m alexnet_jax.main --config=configs/ilsvrc2010.py --workdir=DIR --mode=evaluate --config.input.eval_split=test
+    python -m alexnet_jax.main --mode=evaluate --workdir=DIR --split=test
 
-Not run yet. The paper: 37.5% top-1 and 17.0% top-5 on ten views, 39.0% and
-18.3% on one.
+Not run yet. The paper has 37.5% top-1 and 17.0% top-5 error on ten views, 39.0%
+and 18.3% on one.
 """
 
 from configs import paper

@@ -1,15 +1,15 @@
-r"""AlexNet as the text of the paper has it, on ILSVRC-2012.
+r"""AlexNet as the text of the paper describes it, on ILSVRC-2012.
 
     python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/paper.py --workdir=DIR
 
-Not run yet. The paper: 90 epochs in five to six days on two GTX 580; one such
-net has 40.7% top-1 and 18.2% top-5 error on the validation set (Table 2).
+Not run yet. The paper trained for 90 epochs, five to six days on two GTX 580; one
+such net has 40.7% top-1 and 18.2% top-5 error on the validation set (Table 2).
 
 Every key of the project is here; other configs import this one and change
 only what differs. "section" is a section of the paper, "ours" is our choice; a
 "Deviation" is a point in which the original source differs from the text (see
-source.py, and the table in README.md).
+source.py, and the table in docs/deviations.md).
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.seed = 0  # ours: of initial weights, order, augmentation and dropout.
+  config.seed = 0  # ours: for initial weights, order, augmentation and dropout
 
   config.model = model = ml_collections.ConfigDict()
   model.num_classes = 1000  # section 2
@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.fc_features = (4096, 4096)  # section 3.5, both towers
   model.conv1_kernel = 11  # section 3.5
   model.conv1_stride = 4  # section 3.5
-  model.conv1_padding = 0  # ours: the paper does not say; see README
+  model.conv1_padding = 0  # ours: the paper does not say. Deviation S1
   model.pool_size = 3  # section 3.4: overlapping; 2 does not overlap
   model.num_towers = 2  # section 3.5
   model.tower_links = True  # section 3.5: the towers meet at conv3, fc6, fc7
@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.init_bias = 1.0  # section 5: in conv2, conv4, conv5, fc6, fc7
   model.dropout_rate = 0.5  # section 4.2
   model.inverted_dropout = False  # section 4.2. Deviation S11
-  model.dtype = 'float32'  # ours; or 'bfloat16', of activations alone
+  model.dtype = 'float32'  # ours; or 'bfloat16', for activations only
 
   config.input = input = ml_collections.ConfigDict()
   input.dataset = 'imagenet2012'  # section 2
@@ -65,9 +65,9 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.learning_rate = 0.01  # section 5: at the start
   optimizer.momentum = 0.9  # section 5
   optimizer.weight_decay = 0.0005  # section 5
-  optimizer.schedule = 'plateau'  # section 5; or 'steps', at drop_epochs
+  optimizer.schedule = 'plateau'  # section 5; or 'steps'; ours: 'cosine'
   optimizer.drop_factor = 10.0  # section 5: the rate is divided by it
-  optimizer.drop_epochs = ()  # 'steps' alone: epochs at which the rate drops
+  optimizer.drop_epochs = ()  # 'steps' only: epochs at which the rate drops
   optimizer.bias_rate_factor = 1.0  # section 5. Deviation S5
   optimizer.drop_bias_rate = True  # section 5. Deviation S5
   optimizer.decay_biases = True  # section 5. Deviation S5
@@ -78,15 +78,15 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.mesh = mesh = ml_collections.ConfigDict()
   mesh.layout = 'towers'  # section 3.5; or 'data', 'one_weird_trick'
-  mesh.towers = 'auto'  # section 3.5: devices a network spreads over: '1', '2'
+  mesh.towers = 'auto'  # section 3.5: devices that share a network: '1', '2'
 
   config.train = train = ml_collections.ConfigDict()
-  train.epochs = 90.0  # section 5: "roughly 90 cycles"; at most so many
+  train.epochs = 90.0  # section 5: "roughly 90 cycles"; a maximum
   train.log_every_steps = 50  # ours
   train.eval_every_epochs = 1.0  # ours; a checkpoint is saved with each
   train.checkpoint_every_steps = 2000  # ours
   train.plateau_warning_steps = 5000  # ours: half an epoch at ln(classes)
-  train.init_workdir = ''  # section 6: the training to start from
+  train.init_workdir = ''  # section 6: work directory to fine-tune
 
   config.eval = eval_ = ml_collections.ConfigDict()
   eval_.batch_size = 128  # ours

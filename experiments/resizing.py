@@ -1,16 +1,17 @@
-r"""How images are scaled, against Pillow's and OpenCV's own resize.
+r"""Compares the resizing of `images.encode` with Pillow's and OpenCV's.
 
     python -m experiments.resizing --folder=DIR [--size=256]
 
-DIR holds photographs. Ours (`images.encode`: the shorter side to `size`,
-bicubic with a filter as wide as the reduction, the central square, to a half
-pixel where the margin is odd) is compared with the same done in two steps by
-Pillow, in either order, and with OpenCV's area and bicubic resize of the central
-square, whose filters are narrower. OpenCV is not among the requirements: `pip
-install opencv-python-headless`.
+DIR holds photographs. `images.encode` resizes and crops in one step: the
+shorter side becomes `size`, bicubic with a filter as wide as the reduction, and
+the central square ends in half pixels where the margin is odd. It is compared
+with two separate steps in Pillow, in either order, and with OpenCV's area and
+bicubic resizing of the central square, whose filters are narrower. OpenCV is
+not among the requirements: `pip install opencv-python-headless`.
 
-A ramp, whose values are its pixels' places, shows where each filter thinks that
-an output pixel lies: centres at (i + 0.5) * scale - 0.5 in all three.
+A ramp, in which the value of each pixel is its coordinate, shows where each
+filter places the centres of the output pixels: at (i + 0.5) * scale - 0.5 in
+all three.
 """
 
 import io
@@ -25,14 +26,14 @@ from alexnet_jax import images
 
 
 def central_square(image: Image.Image) -> Image.Image:
-  """The largest; where the margin is odd, the pixel more is on the right."""
+  """The largest central square; odd margins are larger at right and bottom."""
   side = min(image.size)
   left, top = ((length - side) // 2 for length in image.size)
   return image.crop((left, top, left + side, top + side))
 
 
 def by_pillow(image: Image.Image, size: int) -> np.ndarray:
-  """The whole image is scaled, then its central square cut out."""
+  """Resizes the whole image, then crops its central square."""
   scale = size / min(image.size)
   scaled = [max(size, round(length * scale)) for length in image.size]
   whole = image.resize(scaled, Image.Resampling.BICUBIC)
@@ -40,19 +41,19 @@ def by_pillow(image: Image.Image, size: int) -> np.ndarray:
 
 
 def by_opencv(image: Image.Image, size: int, filter_name: str) -> np.ndarray:
-  """The central square, scaled by OpenCV."""
+  """Crops the central square and resizes it with OpenCV."""
   import cv2
 
   square = np.asarray(central_square(image))
-  how = getattr(cv2, f'INTER_{filter_name}')
-  return cv2.resize(square, (size, size), interpolation=how)
+  interpolation = getattr(cv2, f'INTER_{filter_name}')
+  return cv2.resize(square, (size, size), interpolation=interpolation)
 
 
 def differences(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
-  """Absolute differences of grey levels from ours, by what it is compared with.
+  """Absolute differences from `images.encode` in grey levels, by method.
 
-  'half a pixel' compares ours with itself, moved by half a stored pixel: what a
-  wrong geometry would give.
+  'ours moved by half a pixel' compares the result of `images.encode` with
+  itself, shifted by half a stored pixel: the error of a wrong geometry.
   """
   encoded = path.read_bytes()
   _, ours = images.encode(encoded, size, quality=95)
@@ -70,7 +71,7 @@ def differences(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
   found = {
     name: np.abs(other.astype(int) - ours) for name, other in others.items()
   }
-  if (image.width - image.height) % 2 == 0:  # The square lies on whole pixels.
+  if (image.width - image.height) % 2 == 0:  # The square ends in whole pixels.
     found['Pillow, crop then resize, even margins'] = found[
       'Pillow, crop then resize'
     ]
@@ -80,27 +81,28 @@ def differences(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
 
 
 def ramp_differences(size: int) -> dict[str, float]:
-  """Largest distance of an output pixel from its place, in stored pixels.
+  """Largest error in the position of an output pixel, in output pixels.
 
-  Of a ramp of 1.5 times `size`, without the ends, where filters are cut off.
+  It is measured on a ramp of 1.5 times `size`, without the ends, where the
+  filters are truncated.
   """
   import cv2
 
   side = 3 * size // 2
   ramp = np.tile(np.arange(side, dtype=np.float32), (side, 1))
-  places = (np.arange(size) + 0.5) * side / size - 0.5
+  positions = (np.arange(size) + 0.5) * side / size - 0.5
   by_pillow = np.asarray(
     Image.fromarray(ramp).resize((size, size), Image.Resampling.BICUBIC)
   )
   results = {'Pillow bicubic': by_pillow}
   for name in ('AREA', 'CUBIC'):
-    how = getattr(cv2, f'INTER_{name}')
+    interpolation = getattr(cv2, f'INTER_{name}')
     results[f'OpenCV {name.lower()}'] = cv2.resize(
-      ramp, (size, size), interpolation=how
+      ramp, (size, size), interpolation=interpolation
     )
   inner = slice(4, -4)
   return {
-    name: float(np.abs(result[0] - places)[inner].max() * size / side)
+    name: float(np.abs(result[0] - positions)[inner].max() * size / side)
     for name, result in results.items()
   }
 
@@ -114,16 +116,19 @@ def main(_) -> None:
   )
   paths = [p for p in paths if p.suffix.lower() in ('.jpeg', '.jpg', '.png')]
   if not paths:
-    raise ValueError(f'--folder={FLAGS.folder} holds no photograph')
+    raise ValueError(f'--folder={FLAGS.folder} contains no JPEG or PNG images')
   for name, distance in ramp_differences(FLAGS.size).items():
-    print(f'{name}: places within {distance:.3f} of an output pixel')
+    print(f'{name}: positions within {distance:.3f} of an output pixel')
   means, most = {}, {}
   for path in paths:
     for name, difference in differences(path, FLAGS.size).items():
       means.setdefault(name, []).append(difference.mean())
       most.setdefault(name, []).append(difference.max())
-  print(f'{len(paths)} photographs to {FLAGS.size} pixels, grey levels of 255')
-  print('| ours against | mean | largest mean of an image | largest |')
+  print(
+    f'{len(paths)} photographs resized to {FLAGS.size} pixels, differences in'
+    ' grey levels of 0..255'
+  )
+  print('| images.encode against | mean | largest mean of an image | largest |')
   print('|---|---|---|---|')
   for name, values in means.items():
     print(
@@ -133,6 +138,13 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('folder', None, 'Of photographs.', required=True)
-  flags.DEFINE_integer('size', 256, 'Side in pixels.')
+  flags.DEFINE_string(
+    'folder',
+    None,
+    'Folder of photographs, searched recursively.',
+    required=True,
+  )
+  flags.DEFINE_integer(
+    'size', 256, 'Height and width of the results in pixels.'
+  )
   app.run(main)

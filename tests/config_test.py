@@ -681,6 +681,7 @@ def test_all_broken_rules_of_one_weird_trick_are_reported_at_once():
     {'model__lrn_layers': (), 'model__lrn_alpha': 0.0},
     {'model__lrn_layers': ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')},
     {'model__pool_size': 2, 'input__crop_size': 36},
+    {'input__image_size': 224, 'input__crop_size': 224},  # One place for it.
     # conv1 may have drops of its own, whatever the schedule.
     {'optimizer__conv1_drop_epochs': (0.0, 5.0)},
   ],

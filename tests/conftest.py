@@ -25,6 +25,8 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 import jax
 import pytest
 
+from alexnet_jax.prepare import prepare
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
 
@@ -39,5 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """Folder of prepared data sets; holds 'digits' at 76 pixels after first use."""
-  return tmp_path_factory.mktemp('data')
+  """Folder of prepared data sets, with 'digits' at 76 pixels."""
+  folder = tmp_path_factory.mktemp('data')
+  prepare.prepare('digits', 'digits', folder, size=76)
+  return folder

@@ -1,52 +1,30 @@
-"""Evaluation of fake nets with known logits against NumPy in float64.
-
-And the command on real checkpoints: predictions, ensembles, Table 2.
-"""
+"""The evaluation command on real checkpoints: predictions, ensembles, Table 2."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
-from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import evaluator
+from alexnet_jax import input_pipeline
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
+from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import processes
 from configs import quickstart
-
-CLASSES = 7
-IMAGE, CROP = 4, 2
-
-
-class Lookup(nn.Module):
-  """Logits from a table, by the red value of the view's first pixel."""
-
-  layers_sharded_over_data = ()
-
-  @nn.compact
-  def __call__(self, images):
-    table = self.param('table', nn.initializers.zeros, (256, CLASSES))
-    return table[images[:, 0, 0, 0].astype(jnp.int32)]
-
-
-@pytest.fixture
-def table():
-  return np.random.default_rng(0).normal(size=(256, CLASSES)).astype('float32')
 
 
 def softmax(logits):
@@ -64,198 +42,6 @@ def expected_metrics(probs, labels, prefix):
     f'{prefix}/top1_error': 1 - hit[:, :1].any(1).mean(),
     f'{prefix}/top5_error': 1 - hit[:, :5].any(1).mean(),
   }
-
-
-def padded_batches(images, labels, size):
-  """Batches of `size`; the padding has a label and pixels of its own."""
-  for start in range(0, len(labels), size):
-    part = slice(start, start + size)
-    missing = size - len(labels[part])
-    yield {
-      'image': np.pad(images[part], [(0, missing), (0, 0), (0, 0), (0, 0)]),
-      'label': np.pad(labels[part], (0, missing), constant_values=3),
-      'mask': np.arange(size) < size - missing,
-    }
-
-
-def run(
-  table,
-  images,
-  labels,
-  *,
-  many,
-  flip=True,
-  mesh=None,
-  num_examples=None,
-  rows=None,
-):
-  put = lambda batch: mesh_lib.place(batch, mesh, mesh_lib.batch_spec())
-  offsets = augment.view_offsets(IMAGE, CROP, many=many, flip=flip)
-  return evaluate.evaluate(
-    evaluate.make_eval_step(Lookup(), mesh, CROP),
-    mesh_lib.place({'table': table}, mesh),
-    map(put, padded_batches(images, labels, 8)),
-    mesh_lib.place(np.zeros((IMAGE, IMAGE, 3), np.float32), mesh),
-    mesh_lib.place(offsets, mesh),
-    num_examples=len(labels) if num_examples is None else num_examples,
-    prefix='p',
-    rows=rows,
-  )
-
-
-def plain_images(values):
-  """Images of one value each: every view of image i reads values[i]."""
-  ones = np.ones((1, IMAGE, IMAGE, 3), np.uint8)
-  return ones * np.asarray(values, np.uint8)[:, None, None, None]
-
-
-def pixel_images(number):
-  """Images whose 16 pixels all differ, and differ between images."""
-  pixels = np.arange(number * IMAGE**2, dtype=np.uint8)
-  pixels = pixels.reshape(number, IMAGE, IMAGE, 1)
-  return np.repeat(pixels, 3, axis=-1)
-
-
-@pytest.mark.parametrize('devices', [1, 4])
-def test_known_logits_give_the_exact_metrics_of_every_example_once(
-  table, devices
-):
-  # 21 examples in batches of 8: the tail is padded, on 4 devices one has none.
-  mesh = mesh_lib.create_mesh('data', 'auto', jax.devices()[:devices])
-  labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
-  values = np.arange(21) + 50
-  found = run(table, plain_images(values), labels, many=False, mesh=mesh)
-  expected = expected_metrics(softmax(table[values]), labels, 'p')
-  assert 0 < expected['p/top5_error'] < expected['p/top1_error'] < 1
-  assert found.keys() == expected.keys()
-  # float32 logarithms of 21 examples; the errors are counts.
-  assert found['p/loss'] == pytest.approx(expected['p/loss'], rel=1e-6)
-  for name in ('p/top1_error', 'p/top5_error'):
-    assert found[name] == pytest.approx(expected[name], abs=1e-12)
-
-
-@pytest.mark.parametrize('devices', [1, 4])
-def test_the_rows_are_the_log_softmax_of_every_example_in_order(table, devices):
-  mesh = mesh_lib.create_mesh('data', 'auto', jax.devices()[:devices])
-  labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
-  values, rows = np.arange(21) + 50, []
-  run(table, plain_images(values), labels, many=False, mesh=mesh, rows=rows)
-  log_probs, found_labels = map(np.concatenate, zip(*rows, strict=True))
-  np.testing.assert_array_equal(found_labels, labels)
-  # A few float32 roundings of values up to about 5.
-  np.testing.assert_allclose(
-    log_probs, np.log(softmax(table[values])), atol=5e-6
-  )
-
-
-# The first pixel of each view: four corners and the centre, then reflected.
-PLAIN_PIXELS = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
-REFLECTED_PIXELS = [(0, 1), (0, 3), (2, 1), (2, 3), (1, 2)]
-
-
-@pytest.mark.parametrize(
-  ('many', 'flip', 'pixels'),
-  [
-    (False, True, [(1, 1)]),
-    (True, False, PLAIN_PIXELS),
-    (True, True, PLAIN_PIXELS + REFLECTED_PIXELS),
-  ],
-  ids=['one', 'five', 'ten'],
-)
-def test_the_softmax_of_every_view_counts_alike(table, many, flip, pixels):
-  images = pixel_images(11)
-  labels = np.random.default_rng(2).integers(0, CLASSES, 11).astype(np.int32)
-  found = run(table, images, labels, many=many, flip=flip)
-  views = [softmax(table[images[:, y, x, 0]]) for y, x in pixels]
-  expected = expected_metrics(np.mean(views, axis=0), labels, 'p')
-  assert found == pytest.approx(expected, rel=1e-6)  # float32 exp and log.
-
-
-@pytest.mark.parametrize(
-  ('central', 'offset', 'value'),
-  [(False, 0, 30 - 13), (False, 1, 30), (True, 0, 30 - 7), (True, 1, 30 - 7)],
-)
-def test_the_mean_image_is_subtracted_before_the_net_sees_a_view(
-  table, central, offset, value
-):
-  mean = np.zeros((IMAGE, IMAGE, 3), np.float32)
-  mean[0, 0] = 13  # The upper left corner's first pixel.
-  mean[1, 1] = 7  # The centre's.
-  sums, _ = evaluate.make_eval_step(Lookup(), None, CROP, central)(
-    {'table': table},
-    {
-      'image': plain_images([30]),
-      'label': np.array([2]),
-      'mask': np.array([True]),
-    },
-    mean,
-    np.array([(0, 2 * offset, 0)], np.int32),
-  )
-  expected = -np.log(softmax(table[value])[2])
-  assert float(sums['loss']) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize('num_examples', [20, 22, 0])
-def test_another_number_of_examples_is_an_error(table, num_examples):
-  labels = np.zeros(21, np.int32)
-  images = plain_images(np.arange(21))
-  with pytest.raises(RuntimeError, match=f'21 examples.* has {num_examples}'):
-    run(table, images, labels, many=False, num_examples=num_examples)
-
-
-def test_a_transfer_that_nobody_asked_for_is_an_error(table):
-  with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
-    evaluate.evaluate(
-      evaluate.make_eval_step(Lookup(), None, CROP),
-      mesh_lib.place({'table': table}, None),
-      padded_batches(plain_images([1]), np.zeros(1, np.int32), 8),
-      jax.device_put(np.zeros((IMAGE, IMAGE, 3), np.float32)),
-      jax.device_put(augment.view_offsets(IMAGE, CROP, many=False, flip=True)),
-      num_examples=1,
-      prefix='p',
-    )
-
-
-def test_no_batches_is_an_error_not_a_division_by_zero(table):
-  none = np.zeros((0, IMAGE, IMAGE, 3), np.uint8)
-  with pytest.raises(RuntimeError, match='evaluated 0 examples'):
-    run(table, none, np.zeros(0, np.int32), many=False, num_examples=5)
-
-
-def test_mean_log_probs_equals_numpy_in_double_precision():
-  logits = np.random.default_rng(3).normal(0, 5, (10, 6, 9)).astype(np.float32)
-  expected = np.log(softmax(logits).mean(0))
-  found = evaluate.mean_log_probs(jnp.asarray(logits))
-  # A few float32 roundings of values up to about 20.
-  np.testing.assert_allclose(found, expected, atol=2e-5)
-
-
-def test_mean_log_probs_stays_finite_where_float32_softmax_is_zero():
-  logits = jnp.array([[[0.0, 200.0]], [[0.0, 200.0]]])
-  found = evaluate.mean_log_probs(logits)
-  np.testing.assert_allclose(found, [[-200.0, 0.0]])
-
-
-def test_probabilities_are_averaged_not_logits():
-  # Two views lean to class 0, one is all for class 1: the logits' mean is for
-  # class 1, the probabilities' mean (0.59 to 0.41) for class 0.
-  logits = jnp.array([[[2.0, 0.0]], [[2.0, 0.0]], [[0.0, 10.0]]])
-  assert logits.mean(0).argmax() == 1
-  assert evaluate.mean_log_probs(logits).argmax() == 0
-
-
-@pytest.mark.parametrize(
-  ('flip', 'prefix'), [(True, 'eval_ten_view'), (False, 'eval_five_view')]
-)
-def test_tags_name_the_number_of_views(flip, prefix):
-  assert evaluate.tags(flip) == [
-    'eval/loss',
-    'eval/top1_error',
-    'eval/top5_error',
-    f'{prefix}/loss',
-    f'{prefix}/top1_error',
-    f'{prefix}/top5_error',
-  ]
 
 
 NETS = ('a', 'b', 'c')
@@ -283,8 +69,8 @@ def tiny_config(data_dir, seed):
 
 def make_training(workdir, config):
   """A checkpoint of step 0 whose weights depend on the seed."""
-  run = run_lib.open_run(config, workdir)
-  workdir_lib.open_workdir(workdir, config)
+  run = run_lib.open_run(config)
+  workdir_lib.write_config(workdir, config)
   save(workdir, 0, drawn_state(run))
 
 
@@ -296,14 +82,14 @@ def drawn_state(run):
   return jax.tree.map(draw, train_state.state_template(run))
 
 
-def save(workdir, step, state):
+def save(workdir, step, state, error=0.9):
   config = workdir_lib.read_config(workdir)
-  fingerprint = run_lib.open_run(config, workdir).dataset.fingerprint
+  fingerprint = run_lib.open_run(config).dataset.fingerprint
   record = train_state.CheckpointMetadata(
     config_lib.flatten(config), fingerprint, metrics={}
   )
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-    checkpoints.save(step, state, dataclasses.asdict(record), error=0.9)
+    checkpoints.save(step, state, dataclasses.asdict(record), error)
 
 
 def stored(workdir, views='five'):
@@ -313,11 +99,19 @@ def stored(workdir, views='five'):
 
 def evaluate_nets(trainings, names=NETS, many=True, **kwargs):
   workdirs = [str(trainings / name) for name in names]
-  return evaluate.evaluate_ensemble(workdirs, 'latest', many, **kwargs)
+  views = 'many' if many else 'one'
+  return evaluate.evaluate(workdirs, 'latest', views, **kwargs)
+
+
+def evaluate_checkpoint(config, workdir, which):
+  """What `--mode=evaluate` does with `--config`."""
+  return evaluate.evaluate([workdir], which, 'both', config=config)
 
 
 def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
-  table = evaluate_nets(trainings)
+  result = evaluate_nets(trainings)
+  file = json.loads((trainings / 'a/evaluation.json').read_text())
+  assert result.items() <= file.items()
   probs, labels = zip(*(stored(trainings / name) for name in NETS), strict=True)
   assert labels[0].shape == (300,) and len(set(labels[0])) == 10
   members = [
@@ -325,14 +119,26 @@ def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
   ]
   together = expected_metrics(np.mean(probs, axis=0), labels[0], '')
   assert len({m['/loss'] for m in [*members, together]}) == 4
-  rows = [*(f'1 CNN   {trainings / name}' for name in NETS), '3 CNNs']
-  assert list(table) == rows
-  for row, expected in zip(rows, [*members, together], strict=True):
-    found = {f'/{name}': value for name, value in table[row].items()}
-    assert found == pytest.approx(expected, rel=1e-6), row  # float32 sums.
+  found = [{**member} for member in file['members']]
+  rows = [str(trainings / name) for name in NETS]
+  assert [member.pop('workdir') for member in found] == rows
+  assert [member.pop('step') for member in found] == [0, 0, 0]
+  of_views = lambda errors: {
+    f'eval_five_view{name}': pytest.approx(value, rel=1e-6)  # float32 sums.
+    for name, value in errors.items()
+  }
+  assert found == [of_views(expected) for expected in members]
+  assert result == of_views(together)
   lines = capsys.readouterr().out.splitlines()
-  assert lines[0].split() == ['Model', 'Top-1', '(test)', 'Top-5', '(test)']
-  assert lines[4].split() == [
+  assert lines[:3] == [f'latest checkpoint, step 0: {row}' for row in rows]
+  assert re.split('  +', lines[3])[-2:] == [
+    'Top-1 (test, five views)',
+    'Top-5 (test, five views)',
+  ]
+  assert [line.split()[:3] for line in lines[4:7]] == [
+    ['1', 'CNN', row] for row in rows
+  ]
+  assert lines[7].split() == [
     '3',
     'CNNs',
     f'{together["/top1_error"]:.1%}',
@@ -340,37 +146,101 @@ def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
   ]
 
 
+def test_an_ensemble_can_be_written_to_another_folder(
+  trainings, tmp_path, monkeypatch
+):
+  before = {path: path.stat().st_mtime_ns for path in trainings.rglob('*')}
+  output = tmp_path / 'new/folder'
+  result = evaluate_nets(trainings, output=output)
+  after = {path: path.stat().st_mtime_ns for path in trainings.rglob('*')}
+  assert before == after
+  file = json.loads((output / 'evaluation.json').read_text())
+  assert result.items() <= file.items() and len(file['members']) == 3
+  files = list((output / 'predictions').iterdir())
+  assert len(files) == 3  # One for each net: no two trainings share a file.
+  assert {f.name.partition('.')[2] for f in files} == {'test.five_view.npz'}
+  monkeypatch.setattr(evaluator, 'evaluate', None)  # Would be called.
+  assert evaluate_nets(trainings, 'cba', output=output) == pytest.approx(result)
+
+
+def test_one_and_many_views_in_one_evaluation(trainings, capsys):
+  workdirs = [str(trainings / name) for name in 'ab']
+  both = evaluate.evaluate(workdirs, 'latest', 'both')
+  one = evaluate_nets(trainings, 'ab', many=False)
+  many = evaluate_nets(trainings, 'ab')
+  assert both == one | many and len(both) == 6
+  header = capsys.readouterr().out.splitlines()[2]
+  assert [cell.split(', ')[-1] for cell in re.split('  +', header)[1:]] == [
+    'one view)',
+    'one view)',
+    'five views)',
+    'five views)',
+  ]
+
+
+def test_nets_with_and_without_reflections_can_be_one_ensemble(
+  trainings, data_dir, tmp_path, capsys
+):
+  config = tiny_config(data_dir, 15)
+  config.augment.flip = True
+  make_training(tmp_path, config)
+  result = evaluate.evaluate(
+    [str(tmp_path), str(trainings / 'a')], 'latest', 'many'
+  )
+  assert {tag.partition('/')[0] for tag in result} == {'eval_many_view'}
+  assert 'Top-1 (test, five or ten views)' in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written_is_named_before_any_work(
+  trainings, tmp_path, monkeypatch
+):
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
+  with pytest.raises(ValueError, match='--output=.*file/x cannot be written'):
+    evaluate_nets(trainings, output=tmp_path / 'file/x')
+
+
+def test_a_read_only_training_says_so_before_any_work(trainings, monkeypatch):
+  access = os.access  # Root may write everywhere.
+  monkeypatch.setattr(
+    os, 'access', lambda path, mode: path.name != 'b' and access(path, mode)
+  )
+  monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
+  message = r'--output=.*/b \(the default\) cannot be written .* name a folder'
+  with pytest.raises(ValueError, match=message):
+    evaluate_nets(trainings)
+
+
 def test_predictions_on_disk_need_no_second_pass(trainings, monkeypatch):
   first = evaluate_nets(trainings)
-  monkeypatch.setattr(evaluate, 'evaluate', None)  # Would be called.
+  monkeypatch.setattr(evaluator, 'evaluate', None)  # Would be called.
   assert evaluate_nets(trainings) == first
-  assert evaluate_nets(trainings, 'ba')['2 CNNs'] != first['3 CNNs']
+  assert evaluate_nets(trainings, 'ba') != first
   with pytest.raises(TypeError):
     evaluate_nets(trainings, many=False)  # Other views are other predictions.
 
 
 def test_one_view_and_five_have_files_of_their_own(trainings):
   evaluate_nets(trainings, 'a')
-  table = evaluate_nets(trainings, 'a', many=False)
+  evaluate_nets(trainings, 'a', many=False)
   one, five = (stored(trainings / 'a', views)[0] for views in ('one', 'five'))
   assert one.shape == five.shape == (300, 10) and not np.allclose(one, five)
-  assert list(table) == [f'1 CNN   {trainings / "a"}']  # No ensemble of one.
+  file = json.loads((trainings / 'a/evaluation.json').read_text())
+  assert file['step'] == 0 and 'members' not in file  # No ensemble of one.
 
 
 def test_another_split_is_evaluated_when_asked_for(trainings, capsys):
   evaluate_nets(trainings, 'a', many=False, split='train')
   with np.load(trainings / 'a/predictions/train.one_view.npz') as arrays:
     assert arrays['log_probs'].shape == (1497, 10)
-  assert 'Top-1 (train)' in capsys.readouterr().out
+  assert 'Top-1 (train, one view)' in capsys.readouterr().out
 
 
 def test_evaluating_a_checkpoint_leaves_predictions_for_an_ensemble(
   trainings, data_dir, tmp_path
 ):
   make_training(tmp_path, tiny_config(data_dir, 5))
-  result = evaluate.evaluate_checkpoint(
-    tiny_config(data_dir, 5), tmp_path, 'latest'
-  )
+  result = evaluate_checkpoint(tiny_config(data_dir, 5), tmp_path, 'latest')
   for views, prefix in (('one', 'eval'), ('five', 'eval_five_view')):
     expected = expected_metrics(*stored(tmp_path, views), prefix)
     assert (
@@ -388,13 +258,13 @@ def test_only_the_first_process_writes_and_prints(
     copy(there, tmp_path / name)
   probs = np.random.default_rng(4).dirichlet(np.ones(10), 300)
   rows = [(np.log(probs), np.arange(300, dtype=np.int32) % 10)]
-  fake = lambda params, many, found: found.extend(rows)
-  monkeypatch.setattr(evaluate, 'make_evaluator', lambda run: fake)
+  fake = lambda params, many, predictions: predictions.extend(rows)
+  monkeypatch.setattr(evaluator, 'Evaluator', lambda run: fake)
   config = workdir_lib.read_config(tmp_path)
   results = []
   for first in (False, True):
     monkeypatch.setattr(processes, 'is_first', lambda first=first: first)
-    results.append(evaluate.evaluate_checkpoint(config, tmp_path, 'latest'))
+    results.append(evaluate_checkpoint(config, tmp_path, 'latest'))
     written = {path.name for path in tmp_path.iterdir()}
     new = {'evaluation.json', 'predictions'} if first else set()
     assert written == {'config.json', 'checkpoints'} | new
@@ -405,11 +275,11 @@ def test_only_the_first_process_writes_and_prints(
 def test_predictions_of_an_earlier_step_are_made_anew(data_dir, tmp_path):
   config = tiny_config(data_dir, 6)
   make_training(tmp_path, config)
-  evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+  evaluate.evaluate([str(tmp_path)], 'latest', 'one')
   before, _ = stored(tmp_path, 'one')
   config.seed = 16
-  save(tmp_path, 1, drawn_state(run_lib.open_run(config, tmp_path / 'x')))
-  evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+  save(tmp_path, 1, drawn_state(run_lib.open_run(config)))
+  evaluate.evaluate([str(tmp_path)], 'latest', 'one')
   assert not np.allclose(stored(tmp_path, 'one')[0], before)
 
 
@@ -419,12 +289,14 @@ def test_nets_of_other_data_are_no_ensemble(trainings, data_dir, tmp_path):
   make_training(tmp_path / 'd', config)
   workdirs = [str(trainings / 'a'), str(tmp_path / 'd')]
   with pytest.raises(ValueError, match=r'd was trained on digits \(train\)'):
-    evaluate.evaluate_ensemble(workdirs, 'latest', False)
+    evaluate.evaluate(workdirs, 'latest', 'one')
 
 
 def test_a_folder_without_training_is_named(trainings, tmp_path):
-  with pytest.raises(FileNotFoundError, match=f'{tmp_path}/config.json'):
-    evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+  with pytest.raises(
+    FileNotFoundError, match=f'no {tmp_path}/checkpoints; train'
+  ):
+    evaluate.evaluate([str(tmp_path)], 'latest', 'one')
 
 
 @pytest.mark.parametrize(
@@ -432,7 +304,7 @@ def test_a_folder_without_training_is_named(trainings, tmp_path):
 )
 def test_the_workdirs_must_differ(workdirs):
   with pytest.raises(ValueError, match='must name one or more different'):
-    evaluate.evaluate_ensemble(workdirs, 'latest', False)
+    evaluate.evaluate(workdirs, 'latest', 'one')
 
 
 def test_nets_of_other_images_are_no_ensemble(data_dir, tmp_path):
@@ -446,7 +318,7 @@ def test_nets_of_other_images_are_no_ensemble(data_dir, tmp_path):
     make_training(tmp_path / name, tiny_config(folder, 8))
   workdirs = [str(tmp_path / name) for name in 'ab']
   with pytest.raises(ValueError, match='needs one prepared data set'):
-    evaluate.evaluate_ensemble(workdirs, 'latest', False)
+    evaluate.evaluate(workdirs, 'latest', 'one')
 
 
 def test_the_data_may_have_moved(data_dir, tmp_path):
@@ -455,8 +327,8 @@ def test_the_data_may_have_moved(data_dir, tmp_path):
   record = json.loads((tmp_path / 'a/config.json').read_text())
   record['input.data_dir'] = str(tmp_path / 'gone')
   (tmp_path / 'a/config.json').write_text(json.dumps(record))
-  evaluate.evaluate_ensemble(
-    [str(tmp_path / 'a')], 'latest', False, data_dir=str(tmp_path / 'moved')
+  evaluate.evaluate(
+    [str(tmp_path / 'a')], 'latest', 'one', data_dir=str(tmp_path / 'moved')
   )
 
 
@@ -468,19 +340,59 @@ def test_another_training_in_the_same_folder_is_predicted_anew(
     shutil.rmtree(tmp_path / 'checkpoints', ignore_errors=True)
     (tmp_path / 'config.json').unlink(missing_ok=True)
     make_training(tmp_path, tiny_config(data_dir, seed))
-    evaluate.evaluate_ensemble([str(tmp_path)], 'latest', False)
+    evaluate.evaluate([str(tmp_path)], 'latest', 'one')
     probs.append(stored(tmp_path, 'one')[0])
   assert not np.allclose(*probs)
 
 
-def test_where_the_config_reflects_the_views_are_ten(data_dir, tmp_path):
+@pytest.mark.parametrize(('flip', 'views'), [(False, 'five'), (True, 'ten')])
+def test_the_views_that_are_averaged_are_those_of_the_config(
+  data_dir, tmp_path, flip, views
+):
   config = tiny_config(data_dir, 12)
-  config.augment.flip = True
+  config.augment.flip = flip
   make_training(tmp_path, config)
-  evaluate.evaluate_ensemble([str(tmp_path)], 'latest', True)
+  evaluate.evaluate([str(tmp_path)], 'latest', 'many')
   assert [f.name for f in (tmp_path / 'predictions').iterdir()] == [
-    'test.ten_view.npz'
+    f'test.{views}_view.npz'
   ]
+  run = run_lib.open_run(config)
+  batches = input_pipeline.eval_batches(run.dataset, 'test', batch_size=3)
+  with contextlib.closing(batches):
+    images = next(batches)['image'] - run.dataset.mean_image
+  places = [(0, 0), (0, 9), (9, 0), (9, 9), (4, 4)]  # 67 of 76 pixels.
+  crops = [images[:, y : y + 67, x : x + 67] for y, x in places]
+  crops += [crop[:, :, ::-1] for crop in crops] if flip else []
+  net = jax.jit(lambda p, x: run.network.apply({'params': p}, x))
+  logits = net(drawn_state(run).params, np.concatenate(crops))
+  probs = softmax(logits).reshape(len(crops), 3, 10)
+  # Float32 through eight layers; without the reflections it is far off.
+  np.testing.assert_allclose(
+    stored(tmp_path, views)[0][:3], probs.mean(0), rtol=1e-4
+  )
+  others = probs[:5] if flip else probs[:4]
+  assert not np.allclose(others.mean(0), probs.mean(0), rtol=1e-2)
+
+
+@pytest.mark.parametrize(('which', 'step'), [('best', 0), ('latest', 1)])
+def test_the_checkpoint_that_is_asked_for_is_evaluated(
+  data_dir, tmp_path, which, step, capsys
+):
+  config = tiny_config(data_dir, 13)
+  make_training(tmp_path, config)
+  config.seed = 14
+  last = drawn_state(run_lib.open_run(config))
+  save(tmp_path, 1, last, error=0.95)
+  config.seed = 13
+  found = evaluate_checkpoint(config, tmp_path, which)
+  assert f'{which} checkpoint, step {step}:' in capsys.readouterr().out
+  file = json.loads((tmp_path / 'evaluation.json').read_text())
+  assert (file['step'], file['checkpoint']) == (step, which)
+  run = run_lib.open_run(config)
+  params = last.params if step else drawn_state(run).params
+  expected = evaluator.Evaluator(run)(params, many=False)
+  # float64 and float32 sums.
+  assert found['eval/loss'] == pytest.approx(expected['eval/loss'], rel=1e-6)
 
 
 def command(*flags):
@@ -495,13 +407,20 @@ def command(*flags):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_prints_the_table(trainings):
-  workdirs = f'--workdirs={trainings}/a,{trainings}/b'
+def test_the_command_prints_the_table(trainings, data_dir, tmp_path):
+  for name in 'ab':
+    shutil.copytree(trainings / name, tmp_path / name)
+    config = workdir_lib.read_config(tmp_path / name)
+    state = drawn_state(run_lib.open_run(config))
+    save(tmp_path / name, 1, state, error=0.95)  # Not the best.
+  workdirs = f'--workdirs={tmp_path}/a,{tmp_path}/b'
   status, out, err = command(
     workdirs, '--checkpoint=latest', '--views=one', '--split=train'
   )
   assert status == 0, err
-  assert out.startswith('Model') and '\n2 CNNs ' in out and '(train)' in out
+  assert '\nModel ' in out and '\n2 CNNs ' in out and '(train, one view)' in out
+  with np.load(tmp_path / 'b/predictions/train.one_view.npz') as arrays:
+    assert str(arrays['made_from/step']) == '1'
 
 
 @pytest.mark.parametrize(
@@ -523,10 +442,10 @@ def test_a_run_evaluates_with_its_own_mean_crop(data_dir, tmp_path):
   for central in (False, True):
     config = tiny_config(data_dir, 0)
     config.augment.central_mean = central
-    run = run_lib.open_run(config, tmp_path)
+    run = run_lib.open_run(config)
     params = drawn_state(run).params
     for many in (False, True):
-      evaluate.make_evaluator(run)(params, many, found := [])
+      evaluator.Evaluator(run)(params, many=many, predictions=(found := []))
       rows[central, many] = found[0][0]
   np.testing.assert_array_equal(rows[False, False], rows[True, False])
   assert not np.allclose(rows[False, True], rows[True, True])  # Its corners.

@@ -1,4 +1,4 @@
-"""ILSVRC-2012's archives and tree, faked: 1,000 classes of two tiny images."""
+"""Small imitations of the files of ILSVRC-2012: 1,000 classes of two images."""
 
 import io
 import os
@@ -14,16 +14,16 @@ from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import sources
 
-# Of the development kit: the first three validation images (also the first
-# lines of tfds's own list), and the first and last class.
+# From the development kit: the labels of the first three validation images, as
+# in the first lines of the list in tfds, and the first and the last class.
 FIRST_LABELS = ('n01751748', 'n09193705', 'n02105855')
 FIRST_CLASS, LAST_CLASS = 'n01440764', 'n15075141'
-ODD = {}  # Further members, by name.
+EXTRA = {}  # Contents of additional members, by name.
 VALIDATION = [f'ILSVRC2012_val_{i:08d}.JPEG' for i in (1, 2, 3)]
 
 
 def jpeg(value, **options):
-  """Bytes of an image of 4x4 pixels that is told apart by its grey value."""
+  """Bytes of an image of 4x4 pixels with this grey value, to recognize it."""
   buffer = io.BytesIO()
   Image.new('RGB', (4, 4), (value, value, value)).save(
     buffer, 'JPEG', **options
@@ -46,7 +46,7 @@ def add(archive, name, content):
 def inner_archive(class_name, number):
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode='w') as archive:
-    for name, content in ODD.items():
+    for name, content in EXTRA.items():
       if name.startswith(class_name):
         add(archive, name, content)
     for i in range(number):
@@ -56,7 +56,7 @@ def inner_archive(class_name, number):
 
 def write_archives(root, classes=None, per_class=2, validation=VALIDATION):
   root.mkdir(parents=True, exist_ok=True)
-  # Not in alphabetical order, as in the real one.
+  # The real archive is not in alphabetical order, either.
   classes = list(classes or imagenet.class_names())[::-1]
   with tarfile.open(root / imagenet.TRAIN_TAR, 'w') as archive:
     for name in classes:
@@ -72,16 +72,16 @@ def archives(tmp_path_factory):
   return write_archives(tmp_path_factory.mktemp('imagenet'))
 
 
-def test_cmyk_and_png_files_of_the_archive_are_stored_as_their_colours(
+def test_cmyk_and_png_files_in_the_archive_keep_their_colours(
   tmp_path, monkeypatch
 ):
-  # Two that tfds's own builder of imagenet2012 lists as such.
+  # The builder of imagenet2012 in tfds lists these two as CMYK and PNG.
   cmyk, png = 'n01739381_1309.JPEG', 'n02105855_2933.JPEG'
   monkeypatch.setitem(
-    ODD, cmyk, saved(Image.new('CMYK', (9, 8), (0, 255, 255, 0)), 'JPEG')
+    EXTRA, cmyk, saved(Image.new('CMYK', (9, 8), (0, 255, 255, 0)), 'JPEG')
   )
   monkeypatch.setitem(
-    ODD, png, saved(Image.new('RGB', (9, 8), (0, 200, 0)), 'PNG')
+    EXTRA, png, saved(Image.new('RGB', (9, 8), (0, 200, 0)), 'PNG')
   )
   root = write_archives(tmp_path / 'archives', per_class=1)
   path = prepare.prepare(
@@ -94,7 +94,7 @@ def test_cmyk_and_png_files_of_the_archive_are_stored_as_their_colours(
   for name, colour in ((cmyk, (255, 0, 0)), (png, (0, 200, 0))):
     example = found[f'{name[:9]}/{name}']
     assert names[example['label']] == name[:9]
-    # Within what JPEG's rounding does to a flat colour.
+    # JPEG rounds a uniform colour to within a few levels.
     assert np.abs(example['image'].astype(int) - colour).max() <= 3
 
 
@@ -104,13 +104,13 @@ def value(example):
   return np.asarray(image).mean()
 
 
-def test_classes_are_the_thousand_wordnet_ids_in_alphabetical_order():
+def test_the_classes_are_1000_wordnet_ids_in_alphabetical_order():
   names = imagenet.class_names()
   assert len(set(names)) == 1000 and list(names) == sorted(names)
   assert (names[0], names[-1]) == (FIRST_CLASS, LAST_CLASS)
 
 
-def test_members_of_the_archives_are_read_in_place(archives):
+def test_images_are_read_from_the_archives_in_place(archives):
   source = sources.open_source(f'imagenet:{archives}')
   train, validation = source.splits['train'], source.splits['validation']
   assert (len(train), len(validation)) == (2000, 3)
@@ -120,7 +120,7 @@ def test_members_of_the_archives_are_read_in_place(archives):
     f'{LAST_CLASS}/{LAST_CLASS}_1.JPEG',
   ]
   assert [train[i].read()['label'] for i in (0, 1, 1999)] == [0, 0, 999]
-  # JPEG keeps a flat grey to about one level.
+  # JPEG keeps a uniform grey to about one level.
   assert [value(train[i]) for i in (0, 1, 1999)] == pytest.approx(
     [0, 40, 40], abs=1
   )
@@ -137,12 +137,10 @@ def test_an_example_can_be_sent_to_another_process(archives):
   example = sources.open_source(f'imagenet:{archives}').splits['train'][7]
   sent = pickle.loads(pickle.dumps(example))
   assert sent.read() == example.read()
-  assert len(pickle.dumps(example)) < 1000  # Not the whole archive's index.
+  assert len(pickle.dumps(example)) < 1000  # It does not contain the index.
 
 
-def test_the_index_is_used_again_until_an_archive_changes(
-  tmp_path, monkeypatch
-):
+def test_the_index_is_reused_until_an_archive_changes(tmp_path, monkeypatch):
   root = write_archives(tmp_path)
   first = sources.open_source(f'imagenet:{root}')
 
@@ -159,7 +157,7 @@ def test_the_index_is_used_again_until_an_archive_changes(
       sources.open_source(f'imagenet:{root}', first.index)
 
 
-def test_the_extracted_tree_holds_the_same_examples(archives, tmp_path):
+def test_the_unpacked_folders_hold_the_same_examples(archives, tmp_path):
   for path, part in (
     (archives / imagenet.TRAIN_TAR, 'train'),
     (archives / imagenet.VALIDATION_TAR, 'val'),
@@ -178,7 +176,7 @@ def test_the_extracted_tree_holds_the_same_examples(archives, tmp_path):
       tree.splits[split], packed.splits[split], strict=True
     ):
       assert one.read() == other.read()
-  # Validation images in class folders, as some unpack them.
+  # Some scripts move the validation images into class folders.
   for name, class_name in zip(VALIDATION, FIRST_LABELS, strict=True):
     (tmp_path / 'val' / class_name).mkdir()
     (tmp_path / 'val' / name).rename(tmp_path / 'val' / class_name / name)
@@ -201,7 +199,7 @@ def test_the_extracted_tree_holds_the_same_examples(archives, tmp_path):
   ],
 )
 @pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
-def test_a_member_that_leads_outside_is_refused(
+def test_a_member_that_is_not_a_regular_file_inside_is_refused(
   archives, tmp_path, member, which
 ):
   for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
@@ -211,7 +209,9 @@ def test_a_member_that_leads_outside_is_refused(
     for key, setting in member.items():
       setattr(info, key, setting)
     archive.addfile(info)
-  with pytest.raises(ValueError, match='no plain file inside it') as error:
+  with pytest.raises(
+    ValueError, match='not a regular file with a short'
+  ) as error:
     sources.open_source(f'imagenet:{tmp_path}')
   assert repr(member['name']) in str(error.value)
   assert which in str(error.value)
@@ -219,7 +219,7 @@ def test_a_member_that_leads_outside_is_refused(
 
 @pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
 @pytest.mark.parametrize('share', [0.5, 0.999])
-def test_an_archive_cut_short_is_named(archives, tmp_path, which, share):
+def test_the_error_names_a_truncated_archive(archives, tmp_path, which, share):
   for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
     content = (archives / name).read_bytes()
     size = len(content.rstrip(b'\0')) if name == which else len(content)
@@ -232,7 +232,9 @@ def test_an_archive_cut_short_is_named(archives, tmp_path, which, share):
 
 @pytest.mark.parametrize('which', [imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR])
 @pytest.mark.parametrize('damage', ['boundary', 'header', 'bit'])
-def test_a_damaged_header_is_no_end(archives, tmp_path, which, damage):
+def test_a_damaged_header_is_not_taken_for_the_end(
+  archives, tmp_path, which, damage
+):
   for name in (imagenet.TRAIN_TAR, imagenet.VALIDATION_TAR):
     (tmp_path / name).write_bytes((archives / name).read_bytes())
   with tarfile.open(archives / which) as archive:
@@ -248,7 +250,7 @@ def test_a_damaged_header_is_no_end(archives, tmp_path, which, damage):
   assert which in str(error.value)
 
 
-def test_an_archive_without_some_classes_is_named(tmp_path):
+def test_an_archive_that_lacks_classes_is_refused(tmp_path):
   write_archives(tmp_path, imagenet.class_names()[:-2], per_class=1)
   with pytest.raises(ValueError, match='lacks 2 of 1,000 classes') as error:
     sources.open_source(f'imagenet:{tmp_path}')
@@ -264,27 +266,35 @@ def test_an_archive_without_some_classes_is_named(tmp_path):
     'ILSVRC2012_val_00000001.JPEG.png',
   ],
 )
-def test_a_foreign_validation_image_is_named(tmp_path, name):
+def test_the_error_names_a_foreign_validation_image(tmp_path, name):
   write_archives(tmp_path, per_class=1, validation=[name])
   with pytest.raises(ValueError, match=name):
     sources.open_source(f'imagenet:{tmp_path}')
 
 
-def test_a_folder_without_imagenet_says_what_it_wants(tmp_path):
+def test_the_error_for_an_empty_folder_says_what_is_needed(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     sources.open_source(f'imagenet:{tmp_path}')
   assert imagenet.TRAIN_TAR in str(error.value)
   assert 'image-net.org' in str(error.value)
 
 
-def test_an_incomplete_imagenet_is_remarked_upon(archives, caplog):
+def test_an_incomplete_imagenet_is_logged(archives, caplog):
   sources.open_source(f'imagenet:{archives}')
-  assert 'train has 2000 images; the whole of ILSVRC-2012 has 1281167.' in (
-    caplog.messages
-  )
+  assert caplog.messages == [
+    'train has 2000 images, but the complete ILSVRC-2012 has 1281167.',
+    'validation has 3 images, but the complete ILSVRC-2012 has 50000.',
+  ]
 
 
-def test_an_archive_is_opened_once(archives):
+def test_a_complete_split_is_not_logged(archives, caplog, monkeypatch):
+  monkeypatch.setitem(imagenet.NUM_IMAGES, 'validation', len(VALIDATION))
+  sources.open_source(f'imagenet:{archives}')
+  (message,) = caplog.messages
+  assert message.startswith('train has 2000 images')
+
+
+def test_an_archive_is_opened_only_once(archives):
   train = sources.open_source(f'imagenet:{archives}').splits['train']
   train[0].read()
   before = len(os.listdir('/dev/fd'))
@@ -308,20 +318,22 @@ ALL = [f'train/{name}/1.JPEG' for name in imagenet.class_names()]
     (ALL[:-1] + ['val/' + VALIDATION[0]], 'train lacks 1 of 1,000 classes'),
     (
       ALL + ['train/dog/1.JPEG', 'val/' + VALIDATION[0]],
-      'train/dog is no class of',
+      'train/dog is not a class of',
     ),
-    (ALL + ['val/.hidden'], 'val holds no image'),
-    (ALL + ['val/dog.JPEG'], 'dog.JPEG is no validation image'),
+    (ALL + ['val/.hidden'], 'val contains no images'),
+    (ALL + ['val/dog.JPEG'], 'dog.JPEG is not a validation image'),
   ],
   ids=['lacks_class', 'foreign_class', 'empty', 'foreign_image'],
 )
-def test_a_tree_that_is_not_imagenet_is_named(tmp_path, names, message):
+def test_unpacked_folders_that_are_not_imagenet_are_refused(
+  tmp_path, names, message
+):
   _tree(tmp_path, names)
   with pytest.raises(ValueError, match=message):
     sources.open_source(f'imagenet:{tmp_path}')
 
 
-def test_hidden_files_of_a_tree_are_passed_over(tmp_path):
+def test_hidden_files_of_unpacked_folders_are_ignored(tmp_path):
   hidden = ['train/.git/x', f'train/{FIRST_CLASS}/.DS_Store', 'val/.DS_Store']
   _tree(tmp_path, ALL + hidden + ['val/' + VALIDATION[0]])
   splits = sources.open_source(f'imagenet:{tmp_path}').splits
@@ -331,27 +343,27 @@ def test_hidden_files_of_a_tree_are_passed_over(tmp_path):
   }
 
 
-def test_an_empty_archive_is_named(tmp_path):
+def test_an_empty_archive_is_refused(tmp_path):
   write_archives(tmp_path, per_class=1, validation=[])
-  with pytest.raises(ValueError, match='img_val.tar holds no image'):
+  with pytest.raises(ValueError, match='img_val.tar contains no images'):
     sources.open_source(f'imagenet:{tmp_path}')
 
 
-def test_a_class_that_is_none_is_named(tmp_path):
+def test_an_unknown_class_is_refused(tmp_path):
   write_archives(tmp_path, [*imagenet.class_names(), 'n99999999'], per_class=1)
-  with pytest.raises(ValueError, match='n99999999.tar, which is no class'):
+  with pytest.raises(ValueError, match='n99999999.tar, which is not a class'):
     sources.open_source(f'imagenet:{tmp_path}')
 
 
-def test_a_name_too_long_for_the_index_is_refused_not_cut(tmp_path):
+def test_a_name_too_long_for_the_index_is_refused_not_truncated(tmp_path):
   write_archives(
     tmp_path, per_class=1, validation=['a' * 60 + '/' + VALIDATION[0]]
   )
-  with pytest.raises(ValueError, match='not the archive of image-net.org'):
+  with pytest.raises(ValueError, match='not the archive from image-net.org'):
     sources.open_source(f'imagenet:{tmp_path}')
 
 
-def test_an_archive_is_indexed_without_an_object_for_each_member(archives):
+def test_indexing_does_not_keep_an_object_for_each_member(archives):
   with tarfile.open(archives / imagenet.VALIDATION_TAR) as archive:
-    for _ in imagenet._plain_files(archive):
+    for _ in imagenet._regular_files(archive):
       assert len(archive.members) <= 1

@@ -1,6 +1,6 @@
-"""One stored image: geometry, colours, encodings, and decoding.
+"""One stored image: geometry, colours, encodings and decoding.
 
-The oracles are images painted by hand, Pillow's own resize, crop and decoder.
+The oracles are images of known colours, and Pillow's resize, crop and decoder.
 """
 
 import io
@@ -19,7 +19,7 @@ def _random(*shape):
 
 
 def _smooth(size):
-  """A colour gradient, which JPEG renders without visible blocks."""
+  """A colour gradient, which JPEG stores without visible block edges."""
   y, x = np.mgrid[:size, :size] * 255 // (size - 1)
   return np.stack([y, x, 255 - y], -1).astype(np.uint8)
 
@@ -37,7 +37,7 @@ def _decoded(stored):
 
 
 @pytest.mark.parametrize('shape', [(240, 180), (180, 240), (120, 120)])
-def test_shorter_side_is_scaled_then_the_central_square_cut(shape):
+def test_the_shorter_side_is_resized_then_the_central_square_cropped(shape):
   width, height = shape
   image = Image.fromarray(_random(height, width, 3))
   _, pixels = images.encode(_bytes(image), 60, 95)
@@ -53,18 +53,19 @@ def test_shorter_side_is_scaled_then_the_central_square_cut(shape):
 @pytest.mark.parametrize(
   'shape', [(201, 143), (143, 201), (255, 101), (61, 60), (41, 30)]
 )
-def test_pixels_of_odd_sizes_come_from_their_place(shape):
+def test_pixels_of_odd_sizes_come_from_their_positions(shape):
   width, height = shape
   y, x = np.mgrid[:height, :width].astype(np.uint8)
-  image = Image.fromarray(np.stack([x, y, 0 * y], -1))  # Holds its places.
+  image = Image.fromarray(np.stack([x, y, 0 * y], -1))  # Its coordinates.
   _, pixels = images.encode(_bytes(image), 60, 95)
   scale = min(shape) / 60
   centre = (np.arange(60) + 0.5) * scale
   for channel, side, axis in ((0, width, 1), (1, height, 0)):
     expected = (side - 60 * scale) / 2 + centre - 0.5
-    inner = slice(4, -4)  # Bicubic bends a ramp at the border of the image.
+    inner = slice(4, -4)  # At the border bicubic distorts a ramp.
     found = pixels[inner, inner, channel].astype(float)
-    # Two passes, each rounded to a grey level, of a ramp one level per pixel.
+    # The ramp rises one level per pixel, and each of the two passes rounds to a
+    # level.
     assert np.abs(found.mean(1 - axis) - expected[inner]).max() <= 1
     assert np.ptp(found, axis=1 - axis).max() <= 1
 
@@ -88,7 +89,7 @@ def test_every_mode_becomes_rgb(mode, kind, colour, expected, size):
   np.testing.assert_array_equal(
     pixels, np.broadcast_to(np.uint8(expected), (size, size, 3))
   )
-  # What is stored as JPEG is off by the rounding of its colour space.
+  # JPEG rounds the values of its own colour space.
   np.testing.assert_allclose(_decoded(stored).astype(int), pixels, atol=3)
 
 
@@ -102,7 +103,7 @@ def test_a_palette_image_becomes_rgb(transparency):
   assert (pixels[:, :10] == RED).all() and (pixels[:, 10:] == BLUE).all()
 
 
-def test_the_first_frame_counts():
+def test_only_the_first_frame_is_used():
   frames = [Image.new('RGB', (20, 20), colour) for colour in (RED, BLUE)]
   encoded = _bytes(frames[0], 'GIF', save_all=True, append_images=frames[1:])
   _, pixels = images.encode(encoded, 20, 95)
@@ -128,7 +129,7 @@ def test_exif_rotation_is_applied_once(orientation, place, shape):
     'bottom': np.s_[80:],
   }
   for found in (pixels, np.asarray(Image.open(io.BytesIO(stored)))):
-    # Far from the edge between the colours JPEG is off by a few levels.
+    # Far from the edge between the colours JPEG errs by a few levels.
     assert np.abs(found[edges[place]].astype(int) - RED).max() < 10
   assert Image.open(io.BytesIO(stored)).getexif().get(0x0112, 1) == 1
 
@@ -162,7 +163,8 @@ def test_a_scaled_image_is_stored_as_jpeg_of_the_given_quality():
   encoded = _bytes(Image.fromarray(_random(120, 150, 3)))
   stored = [images.encode(encoded, 97, quality)[0] for quality in (50, 95)]
   tables = [Image.open(io.BytesIO(s)).quantization[0] for s in stored]
-  # The standard table begins with 16: as it is at 50, a tenth of it at 95.
+  # The standard table begins with 16; quality 50 uses it unchanged, quality 95
+  # divides it by ten.
   assert [table[0] for table in tables] == [16, 2]
 
 
@@ -180,8 +182,8 @@ def test_jpeg_decodes_as_in_pillow(subsampling):
   out = np.empty((64, 64, 3), np.uint8)
   images.decode(encoded, out)
   expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
-  # Two builds of libjpeg may round the inverse DCT and the upsampling of
-  # colour differently, by a grey level each; RGB adds them up.
+  # Two builds of libjpeg may round the inverse DCT and the colour upsampling
+  # differently, by a grey level each; the conversion to RGB adds these up.
   assert np.abs(out - expected).max() <= 3
 
 
@@ -199,8 +201,8 @@ def test_every_exif_orientation_is_undone(orientation):
   upright = Image.fromarray(
     np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
   )
-  # How a camera stores it that is held so (CIPA DC-008): row 0 and column 0
-  # of what is stored are these sides of what is seen.
+  # The sides of the displayed image at which row 0 and column 0 of the stored
+  # image lie (CIPA DC-008).
   rows, columns = {
     1: ('top', 'left'),
     2: ('top', 'right'),
@@ -227,7 +229,7 @@ def test_every_exif_orientation_is_undone(orientation):
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded():
-  # Beyond our bound, within Pillow's own.
+  # Above `MAX_PIXELS`, but below the limit at which Pillow raises an error.
   buffer = io.BytesIO()
   Image.new('1', (10_000, 10_000)).save(buffer, 'PNG')
   with pytest.raises(ValueError, match='10000 x 10000 pixels are too many'):
@@ -242,7 +244,7 @@ def test_integers_beyond_16_bits_are_refused(value):
     images.encode(buffer.getvalue(), 8, 95)
 
 
-def test_a_damaged_jpeg_that_pillow_forgives_is_stored_anew():
+def test_a_damaged_jpeg_that_pillow_tolerates_is_encoded_again():
   encoded = bytearray(_bytes(Image.fromarray(_random(120, 120, 3)), 'JPEG'))
   encoded[len(encoded) // 2 + 5] = 0
   out = np.empty((120, 120, 3), np.uint8)
@@ -250,7 +252,7 @@ def test_a_damaged_jpeg_that_pillow_forgives_is_stored_anew():
     images.decode(bytes(encoded), out)
   stored, pixels = images.encode(bytes(encoded), 120, 95)
   images.decode(stored, out)
-  # JPEG of noise: what is meant is that it is no other picture.
+  # JPEG stores noise badly; the bound only excludes a different image.
   assert np.abs(out.astype(int) - pixels).mean() < 30
 
 

@@ -104,6 +104,16 @@ def test_the_order_is_a_function_of_the_seed(dataset):
   assert orders[0] == orders[1] != orders[2]
 
 
+def test_no_two_seeds_share_the_order_of_an_epoch(dataset):
+  orders = [
+    tuple(_numbers([batch]))
+    for seed in range(3)
+    for batch in _take(dataset, 3, batch_size=NUM_TRAIN, seed=seed)
+  ]
+  # Not even of different epochs: chance lets two of 9 agree in 1e-21.
+  assert len(set(orders)) == 9
+
+
 @pytest.mark.parametrize('start', [1, 4, 7])
 def test_a_stream_started_at_a_step_goes_on_like_the_uninterrupted_one(
   dataset, start

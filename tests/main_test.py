@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,8 +17,8 @@ from absl.testing import flagsaver
 import jax
 import pytest
 
-from alexnet_jax import config
 from alexnet_jax import main
+from alexnet_jax import workdir as workdir_lib
 from configs import quickstart
 
 # ml_collections loads the config file with importlib's load_module.
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 ROOT = pathlib.Path(main.__file__).parents[1]
+FIXTURE = ROOT / 'tests/fixtures/workdir_ed611a7'
 PAPER = f'--config={ROOT}/configs/paper.py'
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 
@@ -71,7 +73,11 @@ def fail(monkeypatch, capsys, tmp_path, no_compilation):
 
 
 def run_command(*flags):
-  command = [sys.executable, '-m', 'alexnet_jax.main', *flags]
+  return run_module('alexnet_jax.main', *flags)
+
+
+def run_module(*arguments):
+  command = [sys.executable, '-m', *arguments]
   environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
   return subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, text=True
@@ -143,11 +149,47 @@ def test_a_wrong_flag_is_named_with_its_value(fail, tmp_path, flag, words):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('flag', ['config', 'workdir'])
-def test_a_missing_flag_is_named(fail, tmp_path, flag):
-  given = {'config': QUICKSTART, 'workdir': f'--workdir={tmp_path}/run'}
-  del given[flag]
-  assert f'flag --{flag}=None' in fail(*given.values())
+def test_a_missing_workdir_is_named(fail):
+  assert 'flag --workdir=None' in fail(QUICKSTART)
+
+
+def test_training_needs_a_config(fail, tmp_path):
+  message = fail(f'--workdir={tmp_path}/run')
+  assert message.startswith('ValueError: --mode=train needs --config=FILE')
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('flags', [[], ['--mode=evaluate']])
+def test_a_key_without_the_file_of_the_config_is_refused(tmp_path, flags):
+  # In a process of its own: the parser of this one may know the key by now.
+  done = run_command(
+    f'--workdir={tmp_path}/run', '--config.input.eval_split=train', *flags
+  )
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert '--config.input.eval_split' in done.stderr
+  assert 'needs --config=FILE' in done.stderr
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('flag', 'way_out'),
+  [
+    ('--split=train', 'use --config.input.eval_split'),
+    ('--data_dir=x', 'use --config.input.data_dir'),
+    ('--views=one', 'leave it out'),
+    ('--checkpoint=latest', 'leave it out'),
+    ('--output=x', 'leave it out'),
+  ],
+)
+def test_a_flag_of_evaluation_is_refused_in_training(
+  fail, tmp_path, flag, way_out
+):
+  message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
+  name = flag.partition('=')[0]
+  assert message.startswith(f'ValueError: {name} belongs to --mode=evaluate')
+  assert message.endswith(way_out)
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('override', [[], ['--config.seed=1']])
@@ -191,7 +233,7 @@ def test_several_broken_rules_are_reported_at_once(fail, tmp_path):
     '--config.input.batch_size=126',
     '--config.mesh.layout=data',
     '--config.model.dropout_rate=1',
-    '--config.optimizer.schedule=cosine',
+    '--config.optimizer.schedule=linear',
   )
   found = [line.split('=')[0] for line in message.split('\n')]
   assert sorted(found) == [
@@ -216,13 +258,14 @@ def test_a_workdir_that_cannot_be_written_is_named(fail, tmp_path, digits):
 
 
 def test_a_workdir_made_with_another_config_is_named(fail, tmp_path, digits):
-  config.open_workdir(tmp_path / 'run', quickstart.get_config())
+  workdir_lib.write_config(tmp_path / 'run', quickstart.get_config())
   message = fail(
     QUICKSTART, f'--workdir={tmp_path}/run', digits, '--config.seed=3'
   )
   assert message.endswith(
-    f'ValueError: --workdir={tmp_path}/run was made with another config; use a'
-    ' fresh --workdir, or its values:\nconfig.seed: 0 there, 3 here'
+    f'ValueError: {tmp_path}/run/config.json was made with another config; use a'
+    ' fresh --workdir, or its values:\n'
+    f'config.seed is 0 in {tmp_path}/run/config.json but 3 here'
   )
   recorded = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert recorded['seed'] == 0
@@ -318,3 +361,24 @@ def test_a_process_told_to_stay_alone_joins_no_others(
   for alone in (['--num_processes=1'], ['--num_processes=1', '--process_id=0']):
     message = fail(PAPER, f'--workdir={tmp_path}/run', *alone)
     assert message == missing_data_set(tmp_path, 'imagenet2012')
+
+
+def test_a_training_is_evaluated_by_its_own_config(tmp_path, data_dir):
+  """With no `--config`, by both commands; they are one path."""
+  workdir = shutil.copytree(FIXTURE, tmp_path / 'run')
+  found = {}
+  for module in (
+    ['alexnet_jax.main', '--mode=evaluate', f'--workdir={workdir}'],
+    ['alexnet_jax.evaluate', f'--workdirs={workdir}', '--views=both'],
+  ):
+    done = run_module(
+      *module, f'--data_dir={data_dir}', '--checkpoint=latest', '--split=train'
+    )
+    assert done.returncode == 0, done.stderr
+    file = (workdir / 'evaluation.json').read_text()
+    found[module[0]] = (done.stdout, json.loads(file))
+    shutil.rmtree(workdir / 'predictions')
+  (first, second) = found.values()
+  assert first == second
+  assert first[1]['split'] == 'train' and first[1]['step'] == 188
+  assert first[1].keys() >= {'eval/loss', 'eval_five_view/loss'}

@@ -1,7 +1,7 @@
-"""Preparing a data set: geometry, statistics, bad images, interruption.
+"""Preparation: statistics, metadata, unreadable images, interruptions.
 
-The oracles are images painted by hand, Pillow's own resize and crop, NumPy
-over the source images, and the uninterrupted preparation.
+The oracles are images of known colours, NumPy statistics of the source images,
+and the result of an uninterrupted preparation.
 """
 
 import concurrent.futures
@@ -27,10 +27,13 @@ from PIL import Image
 import psutil
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax.prepare import examples
+from alexnet_jax.prepare import plan
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import shards
 from alexnet_jax.prepare import sources
@@ -41,7 +44,7 @@ SIZE = 8
 
 
 def _write_source(root, *, train=10, val=3):
-  """Class folders of random images of SIZE; returns training's pixels."""
+  """Writes class folders of random images; returns the training pixels."""
   rng = np.random.default_rng(1)
   pixels = rng.integers(0, 256, (train + val, SIZE, SIZE, 3), np.uint8)
   for i, image in enumerate(pixels):
@@ -76,7 +79,7 @@ def _tree(folder):
 
 
 def _interrupt(monkeypatch, after):
-  """The encoder is interrupted, as by Ctrl-C, after some images."""
+  """Raises KeyboardInterrupt, as Ctrl-C does, after encoding some images."""
   calls = itertools.count()
   encode = images.encode
 
@@ -88,11 +91,11 @@ def _interrupt(monkeypatch, after):
   monkeypatch.setattr(images, 'encode', interrupted)
 
 
-def test_statistics_are_those_of_the_training_pixels(tmp_path, small_shards):
+def test_statistics_match_numpy_on_the_training_pixels(tmp_path, small_shards):
   pixels = _write_source(tmp_path / 'images')
   path = _prepare(f'folder:{tmp_path / "images"}', tmp_path)
   with np.load(path / dataset_lib.STATISTICS_FILE) as statistics:
-    # Stored as float32: 24 bits.
+    # The mean image is stored as float32, of 24 bits.
     np.testing.assert_allclose(
       statistics['mean_image'], pixels.astype(float).mean(0), rtol=2**-23
     )
@@ -114,11 +117,11 @@ def test_examples_are_stored_shuffled_with_their_labels(tmp_path, source):
 
 @pytest.fixture
 def in_processes(monkeypatch):
-  """However few the images are, they are spread over processes."""
+  """Divides even a few images among worker processes."""
   monkeypatch.setattr(prepare, 'ALONE', 0)
 
 
-def test_many_processes_leave_no_trace(
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
   tmp_path, source, small_shards, in_processes
 ):
   bad = _add_bad_images(tmp_path)
@@ -151,7 +154,7 @@ def _photograph(mode, colour=None, shape=(12, 9)):
 
 
 def _bomb():
-  """A PNG of 450 bytes that asks for 10 GB of pixels."""
+  """A PNG of 450 bytes whose header announces 10 GB of pixels."""
   whole = _saved(_photograph('RGB', RED), 'PNG')
   header = b'IHDR' + struct.pack('>II', 60_000, 60_000) + whole[24:29]
   checksum = struct.pack('>I', zlib.crc32(header))
@@ -159,16 +162,16 @@ def _bomb():
 
 
 def _rotated():
-  """Red above blue, stored lying on its side."""
+  """Blue above red after the EXIF rotation; blue left of red as stored."""
   image = _photograph('RGB', RED, (20, 20))
   image.paste(BLUE, (0, 0, 10, 20))
   exif = Image.Exif()
-  exif[0x0112] = 6  # To be turned clockwise by a quarter.
+  exif[0x0112] = 6  # Displayed after a clockwise rotation by 90 degrees.
   return _saved(image, 'PNG', exif=exif)
 
 
 def _damaged_exif():
-  """A tag of EXIF whose values lie far beyond its end."""
+  """A JPEG with an EXIF tag whose value lies far beyond the EXIF data."""
   exif = Image.Exif()
   exif[0x0112] = 6
   exif[0x010F] = 'a maker of cameras with a long name'
@@ -178,8 +181,8 @@ def _damaged_exif():
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 CYAN_INK = (255, 0, 0, 0)
-# File name, content, and the colour of its first pixel when stored; None for
-# what is skipped.
+# File name, content, and the colour of the first stored pixel, or None if the
+# image is skipped.
 INPUTS = [
   ('empty.jpg', lambda: b'', None),
   ('text.jpg', lambda: b'<html>404</html>', None),
@@ -243,7 +246,7 @@ INPUTS = [
 @pytest.mark.parametrize(
   ('name', 'content', 'colour'), INPUTS, ids=[name for name, *_ in INPUTS]
 )
-def test_an_odd_image_is_stored_right_or_skipped_and_listed(
+def test_an_unusual_image_is_stored_correctly_or_skipped_and_listed(
   tmp_path, source, name, content, colour
 ):
   (tmp_path / 'images/val/class1' / name).write_bytes(content())
@@ -258,24 +261,24 @@ def test_an_odd_image_is_stored_right_or_skipped_and_listed(
     return
   assert skipped == []
   (batch,) = input_pipeline.eval_batches(dataset, 'validation', batch_size=4)
-  # The others are noise: the pixels of this one are alike, but for JPEG's
-  # rounding, and for the lower half of the rotated one.
+  # The other images are noise. This one has a single colour, up to the rounding
+  # of JPEG; the rotated one has another colour in its lower half.
   upper = batch['image'][:, :2].reshape(4, -1, 3).astype(int)
   assert (np.abs(upper - colour).max((1, 2)) <= 3).sum() == 1
 
 
-def _die(*_):
+def _kill_this_process(*_):
   os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_one_error_and_the_rest_is_kept(
+def test_after_a_killed_worker_the_command_continues(
   tmp_path, source, small_shards, in_processes, monkeypatch
 ):
   uninterrupted = _prepare(source, tmp_path / 'once', workers=1)
   with monkeypatch.context() as patch:
-    patch.setattr(workers, '_write', _die)
+    patch.setattr(workers, '_write', _kill_this_process)
     with pytest.raises(
-      RuntimeError, match='killed, perhaps for want of memory'
+      RuntimeError, match='killed, perhaps because memory ran out'
     ):
       _prepare(source, tmp_path / 'again', workers=2)
   again = _prepare(source, tmp_path / 'again', workers=2)
@@ -286,18 +289,17 @@ _PREPARE = """
 import signal
 import sys
 from absl import app
-# Shells start what is in the background deaf to Ctrl-C, perhaps these tests.
+# Shells start background processes, perhaps these tests, with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from alexnet_jax.prepare import __main__ as command
 from alexnet_jax.prepare import prepare
-from alexnet_jax import dataset as dataset_lib
 prepare.ALONE, prepare.SHARD_EXAMPLES = 0, 10
-prepare.define_flags()
-app.run(prepare.main, sys.argv)
+app.run(command.main, sys.argv)
 """
 
 
-def _start_until_a_shard_is_there(root):
-  """The command on two processes of its own, half-way; and these two."""
+def _start_and_wait_for_a_shard(root):
+  """Starts the command; returns it and its two workers after a new shard."""
   flags = [f'--source=folder:{root}/photos', '--name=set', f'--data_dir={root}']
   command = [sys.executable, '-c', _PREPARE, *flags, '--workers=2', '--size=8']
   process = subprocess.Popen(
@@ -318,7 +320,7 @@ def _start_until_a_shard_is_there(root):
 def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
   tmp_path, in_processes, monkeypatch
 ):
-  photograph = tmp_path / 'photograph.jpg'  # Ten milliseconds to encode.
+  photograph = tmp_path / 'photograph.jpg'  # Encoding it takes 10 ms.
   Image.effect_noise((1200, 800), 50).save(photograph)
   for part, count in (('train', 320), ('val', 1)):
     folder = tmp_path / 'photos' / part / 'class'
@@ -326,16 +328,17 @@ def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
     for i in range(count):
       (folder / f'{i:03d}.jpg').symlink_to(photograph)
   for number in (signal.SIGINT, signal.SIGKILL):
-    process, children = _start_until_a_shard_is_there(tmp_path)
-    if number == signal.SIGINT:  # Of a terminal: all processes get it.
+    process, children = _start_and_wait_for_a_shard(tmp_path)
+    if number == signal.SIGINT:  # A terminal sends it to all processes.
       os.killpg(process.pid, number)
     else:
       process.kill()
-    # Ctrl-C waits for the images at hand; of a kill the workers learn at once.
+    # After Ctrl-C the workers finish their current image; after the kill of
+    # their parent they end at once.
     assert not psutil.wait_procs(children, timeout=10)[1]
     lines = process.communicate(timeout=10)[1].split('\n')
     assert process.returncode in (1, -number)
-    if number == signal.SIGINT:  # No traceback of a worker.
+    if number == signal.SIGINT:  # The workers print no tracebacks.
       assert [x for x in lines if x] == [
         'interrupted; the same command continues'
       ]
@@ -347,7 +350,7 @@ def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
   assert _tree(again) == _tree(once)
 
 
-def test_a_name_is_given_to_what_is_on_the_disk(
+def test_files_are_synced_before_they_are_renamed(
   tmp_path, source, small_shards, monkeypatch
 ):
   synced, named = set(), []
@@ -360,8 +363,8 @@ def test_a_name_is_given_to_what_is_on_the_disk(
   def checking_replace(old, new):
     old, new = pathlib.Path(old), pathlib.Path(new)
     parts = old.iterdir() if old.is_dir() else [old]
-    if new.name == prepare.RECORD_FILE:  # Says that all is there.
-      parts = {*old.parent.iterdir()} - {old.with_name(prepare.PLAN_FILE)}
+    if new.name == plan.RECORD_FILE:  # It says that all files are complete.
+      parts = {*old.parent.iterdir()} - {old.with_name(plan.PLAN_FILE)}
       assert {'statistics.npz', 'dataset_info.json', 'features.json'} <= {
         path.name for path in parts
       }
@@ -380,7 +383,7 @@ def test_a_name_is_given_to_what_is_on_the_disk(
 
 
 def _add_bad_images(tmp_path):
-  """An image cut short in train/, one that is text in val/; their names."""
+  """Adds a truncated image to train/ and text to val/; returns their names."""
   folder = tmp_path / 'images'
   whole = (folder / 'train/class0/00.png').read_bytes()
   (folder / 'train/class0/short.png').write_bytes(whole[: len(whole) // 2])
@@ -396,8 +399,8 @@ def test_unreadable_images_are_skipped_counted_and_listed(
     path = _prepare(source, tmp_path, max_bad=2)
   skipped = json.loads((path / 'preparation.json').read_text())['skipped']
   assert [line.split(':')[0] for line in skipped] == bad
-  assert 'truncated' in skipped[0]  # Why.
-  assert '0x' not in skipped[1]  # No address, another in every run.
+  assert 'truncated' in skipped[0]  # The reason.
+  assert '0x' not in skipped[1]  # A memory address would differ in every run.
   assert [f'skipped {line}' for line in skipped] == caplog.messages[:2]
   assert caplog.messages[2] == (
     f'{path}: 10 train + 3 validation examples, 2 unreadable images skipped.'
@@ -407,7 +410,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(
 
 
 @pytest.mark.parametrize('shard_examples', [3, 100])
-def test_too_many_unreadable_images_fail_and_a_larger_max_bad_continues(
+def test_a_larger_max_bad_continues_after_too_many_unreadable_images(
   tmp_path, source, monkeypatch, shard_examples
 ):
   monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', shard_examples)
@@ -419,14 +422,18 @@ def test_too_many_unreadable_images_fail_and_a_larger_max_bad_continues(
   first, *bad, last = message.splitlines()
   assert first == 'more than --max_bad=1 unreadable images:'
   assert len(bad) == 2 and all(b.startswith('train/class0/bad') for b in bad)
-  assert last.startswith('With a larger --max_bad the same command continues')
+  assert last.startswith(
+    'To continue without them, repeat the command with a larger --max_bad'
+  )
   assert not dataset_lib.dataset_path(tmp_path / 'again', 'set').exists()
   continued = _prepare(source, tmp_path / 'again', max_bad=4)
   at_once = _prepare(source, tmp_path / 'once', max_bad=4)
   assert _tree(continued) == _tree(at_once)
 
 
-def test_a_shard_may_lose_all_its_images(tmp_path, source, small_shards):
+def test_all_images_of_a_shard_may_be_unreadable(
+  tmp_path, source, small_shards
+):
   for path in list((tmp_path / 'images' / 'val').rglob('*.png')):
     path.write_text('no image')
   for i in range(3):
@@ -460,7 +467,8 @@ def test_an_interrupted_preparation_continues_to_the_same_bytes(
   assert not out.exists()
   work = out.with_name('1.0.0.incomplete')
   shards = list(work.glob('*.array_record-?????-of-?????'))
-  assert len(shards) == 2  # Of 3, 3, 2 and 2 examples, 7 were encoded.
+  # The shards have 3, 3, 2 and 2 examples, of which 7 were encoded.
+  assert len(shards) == 2
   written = {shard.name: shard.stat().st_mtime_ns for shard in shards}
   assert _prepare(source, tmp_path / 'again') == out
   for name, changed in written.items():
@@ -486,19 +494,19 @@ def test_nothing_appears_under_the_final_name_before_the_end(
 
   watch(images, 'encode')
   watch(shards, 'ArrayRecordWriter')
-  watch(prepare.np, 'savez')
-  watch(prepare.tfds.folder_dataset, 'write_metadata')
+  watch(np, 'savez')
+  watch(tfds.folder_dataset, 'write_metadata')
   assert _prepare(source, tmp_path) == out
-  # 13 images in 5 shards with their sums, the statistics, the metadata.
+  # 13 images in 5 shards, 5 files of sums, the statistics and the metadata.
   assert seen == [False] * (13 + 5 + 5 + 1 + 1)
   assert out.exists()
 
 
-def test_a_preparation_killed_at_its_last_move_continues(
+def test_a_preparation_killed_before_the_final_rename_continues(
   tmp_path, source, monkeypatch
 ):
   uninterrupted = _prepare(source, tmp_path / 'once')
-  replace = prepare.os.replace
+  replace = os.replace
 
   def interrupted(old, new):
     if old.is_dir():
@@ -506,13 +514,13 @@ def test_a_preparation_killed_at_its_last_move_continues(
     replace(old, new)
 
   with monkeypatch.context() as patch:
-    patch.setattr(prepare.os, 'replace', interrupted)
+    patch.setattr(os, 'replace', interrupted)
     with pytest.raises(KeyboardInterrupt):
       _prepare(source, tmp_path / 'again')
   assert _tree(_prepare(source, tmp_path / 'again')) == _tree(uninterrupted)
 
 
-def test_a_preparation_killed_while_it_writes_sums_continues(
+def test_a_preparation_killed_while_writing_sums_continues(
   tmp_path, source, monkeypatch
 ):
   uninterrupted = _prepare(source, tmp_path / 'once')
@@ -522,7 +530,7 @@ def test_a_preparation_killed_while_it_writes_sums_continues(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(prepare.np, 'savez', interrupted)
+    patch.setattr(np, 'savez', interrupted)
     with pytest.raises(KeyboardInterrupt):
       _prepare(source, tmp_path / 'again')
   assert _tree(_prepare(source, tmp_path / 'again')) == _tree(uninterrupted)
@@ -531,12 +539,15 @@ def test_a_preparation_killed_while_it_writes_sums_continues(
 @pytest.mark.parametrize(
   ('options', 'keys'),
   [
-    ({'size': 9}, 'size 8 there, 9 here'),
-    ({'quality': 80}, 'jpeg_quality 95 there, 80 here'),
-    ({'seed': 1, 'size': 9}, 'size 8 there, 9 here; seed 0 there, 1 here'),
+    ({'size': 9}, 'size is 8 there but 9 here'),
+    ({'quality': 80}, 'jpeg_quality is 95 there but 80 here'),
+    (
+      {'seed': 1, 'size': 9},
+      'size is 8 there but 9 here; seed is 0 there but 1 here',
+    ),
   ],
 )
-def test_an_unfinished_preparation_of_other_arguments_is_refused(
+def test_an_incomplete_preparation_with_other_arguments_is_refused(
   tmp_path, source, monkeypatch, options, keys
 ):
   with monkeypatch.context() as patch:
@@ -547,12 +558,12 @@ def test_an_unfinished_preparation_of_other_arguments_is_refused(
     _prepare(source, tmp_path, **options)
   work = tmp_path / 'set' / '1.0.0.incomplete'
   assert str(error.value) == (
-    f'{work} was made with other arguments ({keys});'
-    ' remove it, or repeat its command'
+    f'{work} was made with other arguments or from other images ({keys});'
+    ' remove it, or repeat the command that began it'
   )
 
 
-def test_an_unfinished_preparation_of_other_images_is_refused(
+def test_an_incomplete_preparation_of_other_images_is_refused(
   tmp_path, source, monkeypatch
 ):
   with monkeypatch.context() as patch:
@@ -562,43 +573,63 @@ def test_an_unfinished_preparation_of_other_images_is_refused(
   old = tmp_path / 'images/train/class0/00.png'
   old.rename(old.with_name('renamed.png'))
   with pytest.raises(
-    ValueError, match='other arguments .sha256 .*repeat its command'
+    ValueError, match='other images .sha256 .*repeat the command that began'
   ):
     _prepare(source, tmp_path)
 
 
-def test_a_finished_preparation_is_left_alone(tmp_path, source, caplog):
+def test_a_complete_data_set_is_not_changed(tmp_path, source, caplog):
   path = _prepare(source, tmp_path)
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'set').rglob('*')}
   with caplog.at_level(logging.INFO, 'alexnet_jax'):
     assert _prepare(source, tmp_path) == path
-  assert caplog.messages == [f'{path} exists: nothing to do.']
+  assert caplog.messages == [f'{path} exists already; nothing to do.']
   after = {p: p.stat().st_mtime_ns for p in (tmp_path / 'set').rglob('*')}
   assert after == before
 
 
-def test_a_finished_preparation_of_another_size_is_refused(tmp_path, source):
+def test_a_complete_data_set_of_another_size_is_refused(tmp_path, source):
   path = _prepare(source, tmp_path)
   with pytest.raises(ValueError) as error:
     _prepare(source, tmp_path, size=9)
   assert str(error.value) == (
-    f'{path} was made with other arguments (size 8 there, 9 here);'
-    ' remove it, or use another name than set'
+    f'{path} was made with other arguments or from other images (size is 8'
+    ' there but 9 here); remove it, or choose a --name other than set'
   )
 
 
-def test_two_preparations_of_one_data_set_are_refused(tmp_path, source):
+def test_a_data_set_completed_meanwhile_by_another_process_is_kept(
+  tmp_path, source, monkeypatch
+):
+  open_source, before = sources.open_source, {}
+
+  def overtaken(*args):
+    opened = open_source(*args)
+    with monkeypatch.context() as patch:
+      patch.setattr(sources, 'open_source', open_source)
+      before.update(_tree(_prepare(source, tmp_path)))
+    return opened
+
+  monkeypatch.setattr(sources, 'open_source', overtaken)
+  path = _prepare(source, tmp_path)
+  assert _tree(path) == before
+  assert set(os.listdir(path.parent)) == {'1.0.0', 'lock'}
+
+
+def test_two_simultaneous_preparations_of_a_data_set_are_refused(
+  tmp_path, source
+):
   (tmp_path / 'set').mkdir()
   with files.locked(tmp_path / 'set'):
     with pytest.raises(ValueError, match='another process is at work in'):
       _prepare(source, tmp_path)
-  _prepare(source, tmp_path)  # The lock ends with its holder.
+  _prepare(source, tmp_path)  # The lock has been released.
 
 
 @pytest.mark.parametrize(
   'options', [{'size': 9}, {'quality': 80}, {'seed': 1}, {}]
 )
-def test_the_fingerprint_tells_data_sets_apart(tmp_path, source, options):
+def test_arguments_change_the_fingerprint(tmp_path, source, options):
   fingerprints = set()
   for folder, arguments in (('a', {}), ('b', options)):
     _prepare(source, tmp_path / folder, **arguments)
@@ -607,7 +638,20 @@ def test_the_fingerprint_tells_data_sets_apart(tmp_path, source, options):
   assert len(fingerprints) == (2 if options else 1)
 
 
-def test_all_wrong_arguments_are_listed_at_once(tmp_path):
+def test_the_fingerprint_is_that_of_earlier_versions(tmp_path, source):
+  """Otherwise a run could not resume after its data set is prepared again."""
+  folder = tmp_path / 'images/train/class0'
+  (folder / 'text.jpg').write_text('<html>404</html>')
+  _photograph('F', 0.5).save(folder / 'float.tiff')
+  Image.new('1', (10_000, 10_000)).save(folder / 'large.png')
+  with open(folder / 'sparse.jpg', 'wb') as file:
+    file.truncate(examples.MAX_BYTES + 1)
+  _prepare(source, tmp_path, max_bad=4)
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
+  assert dataset.fingerprint == '26979422b74d60d0'
+
+
+def test_all_invalid_arguments_are_listed_at_once(tmp_path):
   with pytest.raises(ValueError) as error:
     prepare.prepare(
       'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1, workers=-2
@@ -630,7 +674,7 @@ def test_a_name_that_tfds_cannot_read_is_refused(tmp_path, source, name):
 
 def test_a_data_dir_that_cannot_be_written_is_named(tmp_path, source):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match=f'data_dir={tmp_path}/file/data cannot'):
+  with pytest.raises(ValueError, match=f'data_dir={tmp_path}/file/data is not'):
     _prepare(source, tmp_path / 'file' / 'data')
 
 
@@ -647,8 +691,65 @@ def test_the_command_ends_with_one_line_for_an_error(tmp_path):
   assert not (tmp_path / 'data').exists()
 
 
+# The first row of the luminance quantization table in annex K of the JPEG
+# standard. libjpeg uses it unchanged at quality 50 and doubled at quality 25.
+ANNEX_K = [16, 11, 10, 16, 24, 40, 51, 61]
+
+
+def test_the_command_obeys_its_flags(tmp_path):
+  # Resized from 120 to 97 pixels, the smallest size that is stored as JPEG.
+  rng = np.random.default_rng(2)
+  for part in ('train', 'val'):
+    folder = tmp_path / 'images' / part / 'class'
+    folder.mkdir(parents=True)
+    for i in range(8):
+      pixels = rng.integers(0, 256, (120, 120, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / f'{i}.png')
+    (folder / 'bad.png').write_text('no image')
+  flags = {
+    'source': f'folder:{tmp_path}/images',
+    'name': 'set',
+    'data_dir': f'{tmp_path}/data',
+    'size': 97,
+    'quality': 25,
+    'seed': 3,
+    'workers': 1,
+  }
+  run = lambda max_bad: subprocess.run(
+    [
+      *(sys.executable, '-m', 'alexnet_jax.prepare', f'--max_bad={max_bad}'),
+      *(f'--{name}={value}' for name, value in flags.items()),
+    ],
+    capture_output=True,
+    text=True,
+  )
+  stopped = run(1)
+  assert stopped.returncode == 1 and '--max_bad=1 unreadab' in stopped.stderr
+  done = run(2)
+  assert done.returncode == 0, done.stderr
+  path = tmp_path / 'data/set/1.0.0'
+  record = json.loads((path / 'preparation.json').read_text())
+  assert record['source'] == flags['source']
+  assert [record[key] for key in ('size', 'jpeg_quality', 'seed')] == [
+    97,
+    25,
+    3,
+  ]
+  source = tfds.builder_from_directory(path).as_data_source('train')
+  order = np.random.default_rng(3).permutation(9)  # bad.png is the last.
+  assert [e['file_name'].decode() for e in source] == [
+    f'train/class/{i}.png' for i in order if i < 8
+  ]
+  for i in range(8):
+    record = tf_example_pb2.Example.FromString(source.data_source[i])
+    (stored,) = record.features.feature['image'].bytes_list.value
+    with Image.open(io.BytesIO(stored)) as image:
+      assert image.size == (97, 97)
+      assert image.quantization[0][:8] == [2 * x for x in ANNEX_K]
+
+
 def _shard(tmp_path, contents, size=SIZE):
-  """A shard to be written, of files of these contents."""
+  """A shard with one example for each of the contents, not yet written."""
   for i, content in enumerate(contents):
     (tmp_path / f'{i}.png').write_bytes(content)
   names = [f'{i}.png' for i in range(len(contents))]
@@ -661,29 +762,27 @@ def _shard(tmp_path, contents, size=SIZE):
   )
 
 
-def test_what_a_shard_adds_up_to(tmp_path):
+def test_the_sums_of_a_shard(tmp_path):
   pixels = np.random.default_rng(0).integers(200, 256, (3, 97, 97, 3), np.uint8)
   contents = [_saved(Image.fromarray(p), 'PNG') for p in pixels]
   calls = []
   shard = _shard(tmp_path, [*contents, b'no image'], size=97)
   found = shards.write(shard, 1, lambda: calls.append(1))
-  assert len(calls) == 4  # The unreadable one too.
+  assert len(calls) == 4  # The unreadable image counts, too.
   assert found['count'] == 3 and len(found['skipped']) == 1
   exact = pixels.astype(np.int64)
   np.testing.assert_array_equal(found['pixel_sum'], exact.sum(0))
-  # Beyond the integers of float32.
+  # The sums exceed the integers that float32 represents exactly.
   rgb = exact.reshape(-1, 3)
   np.testing.assert_array_equal(found['product_sum'], rgb.T @ rgb)
   reader = ArrayRecordReader(str(shard.path))
   assert found['num_bytes'] == sum(map(len, reader.read_all()))
   options = reader.writer_options_string()
-  # One record is read without its neighbours, and not compressed twice.
+  # A record can be read without its neighbours, and is not compressed again.
   assert 'group_size:1,' in options and 'uncompressed' in options
 
 
-def test_any_error_of_a_decoder_is_one_image_skipped(
-  tmp_path, source, monkeypatch
-):
+def test_any_error_of_a_decoder_skips_one_image(tmp_path, source, monkeypatch):
   encode = images.encode
   errors = iter([struct.error('odd'), KeyError('odd'), ZeroDivisionError()])
 
@@ -711,7 +810,7 @@ def test_file_names_are_kept_in_any_script(tmp_path, source):
   assert 'train/class0/été 漢字.png' in names
 
 
-def test_what_was_begun_by_another_encoder_is_refused(
+def test_a_preparation_begun_with_another_encoder_is_refused(
   tmp_path, source, monkeypatch
 ):
   with monkeypatch.context() as patch:
@@ -720,12 +819,12 @@ def test_what_was_begun_by_another_encoder_is_refused(
       _prepare(source, tmp_path)
   monkeypatch.setattr(images, 'ENCODER', 'another')
   with pytest.raises(
-    ValueError, match="encoder 'Pillow .* there, 'another' here"
+    ValueError, match="encoder is 'Pillow .* there but 'another' here"
   ):
     _prepare(source, tmp_path)
 
 
-def test_what_only_lacks_its_name_is_still_that_of_other_arguments(
+def test_other_arguments_are_refused_even_before_the_final_rename(
   tmp_path, source, monkeypatch
 ):
   with monkeypatch.context() as patch:
@@ -739,11 +838,11 @@ def test_what_only_lacks_its_name_is_still_that_of_other_arguments(
     patch.setattr(os, 'replace', interrupted)
     with pytest.raises(KeyboardInterrupt):
       _prepare(source, tmp_path)
-  with pytest.raises(ValueError, match='seed 0 there, 1 here'):
+  with pytest.raises(ValueError, match='seed is 0 there but 1 here'):
     _prepare(source, tmp_path, seed=1)
 
 
-def test_a_finished_preparation_does_not_want_its_source(tmp_path, source):
+def test_a_complete_data_set_does_not_need_its_source(tmp_path, source):
   path = _prepare(source, tmp_path)
   (tmp_path / 'images').rename(tmp_path / 'elsewhere')
   assert _prepare(source, tmp_path) == path
@@ -758,7 +857,7 @@ def test_the_seed_orders_the_examples(tmp_path, source):
   assert names[0] != names[1] and sorted(names[0]) == sorted(names[1])
 
 
-def test_skipped_images_and_classes_tell_data_sets_apart(tmp_path, source):
+def test_skipped_images_and_classes_change_the_fingerprint(tmp_path, source):
   fingerprints = []
   for folder in ('a', 'skipped', 'class'):
     _prepare(source, tmp_path / folder)
@@ -774,9 +873,9 @@ def test_skipped_images_and_classes_tell_data_sets_apart(tmp_path, source):
   assert len(set(fingerprints)) == 3
 
 
-def test_a_set_says_what_it_holds(tmp_path, source):
+def test_the_record_and_the_metadata_describe_the_data_set(tmp_path, source):
   path = _prepare(source, tmp_path)
-  record = json.loads((path / prepare.RECORD_FILE).read_text())
+  record = json.loads((path / plan.RECORD_FILE).read_text())
   assert record['source'] == source
   assert (
     record['examples'] == record['stored'] == {'train': 10, 'validation': 3}
@@ -786,7 +885,7 @@ def test_a_set_says_what_it_holds(tmp_path, source):
   assert info.splits['train'].num_bytes > 10 * SIZE
 
 
-def test_an_index_is_kept_between_kills_and_not_after(
+def test_the_index_is_stored_only_until_the_data_set_is_complete(
   tmp_path, source, monkeypatch
 ):
   seen = []
@@ -802,23 +901,23 @@ def test_an_index_is_kept_between_kills_and_not_after(
     with pytest.raises(KeyboardInterrupt):
       _prepare(source, tmp_path)
   work = tmp_path / 'set/1.0.0.incomplete'
-  whole = (work / prepare.INDEX_FILE).read_bytes()
-  (work / prepare.INDEX_FILE).write_bytes(whole[:-20])  # By a kill.
+  whole = (work / plan.INDEX_FILE).read_bytes()
+  (work / plan.INDEX_FILE).write_bytes(whole[:-20])  # As after a kill.
   with monkeypatch.context() as patch:
     _interrupt(patch, after=0)
     with pytest.raises(KeyboardInterrupt):
       _prepare(source, tmp_path)
-  (work / prepare.INDEX_FILE).write_bytes(whole)
+  (work / plan.INDEX_FILE).write_bytes(whole)
   out = _prepare(source, tmp_path)
   assert seen[:2] == [None, None]
   assert seen[2]['rows'].tolist() == [0, 1, 2]
-  assert not (out / prepare.INDEX_FILE).exists()
+  assert not (out / plan.INDEX_FILE).exists()
 
 
-def test_one_worker_is_this_process(
+def test_a_single_worker_needs_no_further_process(
   tmp_path, source, in_processes, monkeypatch
 ):
-  monkeypatch.setattr(prepare, '_write_in_processes', None)
+  monkeypatch.setattr(prepare, '_write_in_workers', None)
   _prepare(source, tmp_path, workers=1)
 
 
@@ -830,21 +929,21 @@ def test_a_shard_is_sent_without_the_rest_of_its_split(
   class Pool(concurrent.futures.ThreadPoolExecutor):
     def __init__(self, number, context, initializer, arguments):
       super().__init__(1)
-      workers._encoded, workers._stop = arguments
+      workers._num_processed, workers._stop = arguments
 
-    def submit(self, function, shard, max_bad):
+    def submit(self, function, shard, max_skipped):
       sent.append(shard.examples)
-      return super().submit(function, shard, max_bad)
+      return super().submit(function, shard, max_skipped)
 
   monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Pool)
-  monkeypatch.setattr(workers, '_encoded', None, raising=False)
+  monkeypatch.setattr(workers, '_num_processed', None, raising=False)
   monkeypatch.setattr(workers, '_stop', None, raising=False)
   _prepare(source, tmp_path, workers=2)
   assert [type(e) for e in sent] == [list] * 5
 
 
 @pytest.mark.parametrize('number', [1, 2])
-def test_the_bar_ends_at_the_whole_after_an_interruption(
+def test_the_progress_bar_ends_at_its_total_after_an_interruption(
   tmp_path, source, small_shards, in_processes, monkeypatch, number
 ):
   with monkeypatch.context() as patch:
@@ -853,16 +952,16 @@ def test_the_bar_ends_at_the_whole_after_an_interruption(
       _prepare(source, tmp_path, workers=1)
   bars, tqdm = [], prepare.tqdm.tqdm
 
-  def noted(**options):
+  def recording_tqdm(**options):
     bars.append(tqdm(**options | {'disable': False}))
     return bars[0]
 
-  monkeypatch.setattr(prepare.tqdm, 'tqdm', noted)
+  monkeypatch.setattr(prepare.tqdm, 'tqdm', recording_tqdm)
   _prepare(source, tmp_path, workers=number)
   assert bars[0].n == bars[0].total == 13
 
 
-def test_other_pixels_under_the_same_names_tell_data_sets_apart(
+def test_other_pixels_under_the_same_names_change_the_fingerprint(
   tmp_path, source
 ):
   fingerprints = set()
@@ -875,7 +974,9 @@ def test_other_pixels_under_the_same_names_tell_data_sets_apart(
   assert len(fingerprints) == 2
 
 
-def test_want_of_memory_is_no_fault_of_an_image(tmp_path, source, monkeypatch):
+def test_running_out_of_memory_does_not_skip_an_image(
+  tmp_path, source, monkeypatch
+):
   def no_memory(*_):
     raise MemoryError
 
@@ -886,7 +987,7 @@ def test_want_of_memory_is_no_fault_of_an_image(tmp_path, source, monkeypatch):
   _prepare(source, tmp_path, max_bad=0)
 
 
-def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, source):
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path, source):
   folder = os.fsencode(tmp_path / 'images/val/class0')
   os.rename(folder + b'/10.png', folder + b'/caf\xe9.png')
   (pathlib.Path(os.fsdecode(folder)) / os.fsdecode(b'bad\xe9.png')).write_text(
@@ -899,7 +1000,7 @@ def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path, source):
   assert dataset.num_examples['validation'] == 3
 
 
-def test_a_want_of_file_descriptors_is_no_fault_of_an_image(
+def test_running_out_of_file_descriptors_does_not_skip_an_image(
   tmp_path, source, monkeypatch
 ):
   def too_many(*_):
@@ -910,26 +1011,24 @@ def test_a_want_of_file_descriptors_is_no_fault_of_an_image(
     _prepare(source, tmp_path, max_bad=99)
 
 
-def test_a_relative_source_is_another_one_in_another_folder(
-  tmp_path, monkeypatch
-):
+def test_a_relative_source_depends_on_the_current_folder(tmp_path, monkeypatch):
   for folder, count in (('a', 4), ('b', 5)):
     _write_source(tmp_path / folder / 'images', train=count)
   monkeypatch.chdir(tmp_path / 'a')
   path = _prepare('folder:images', tmp_path)
   assert _prepare('folder:images/', tmp_path) == path
   monkeypatch.chdir(tmp_path / 'b')
-  with pytest.raises(ValueError, match='a/images. there, .*b/images. here'):
+  with pytest.raises(ValueError, match='a/images. there but .*b/images. here'):
     _prepare('folder:images', tmp_path)
 
 
-def test_a_folder_that_is_no_preparation_is_named(tmp_path, source):
+def test_a_folder_that_is_not_a_data_set_is_named(tmp_path, source):
   (tmp_path / 'set/1.0.0').mkdir(parents=True)
   with pytest.raises(ValueError, match=f'{tmp_path}/set/1.0.0 was not made by'):
     _prepare(source, tmp_path)
 
 
-def test_a_finished_preparation_needs_no_lock(tmp_path, source):
+def test_a_complete_data_set_needs_no_lock(tmp_path, source):
   path = _prepare(source, tmp_path)
   with files.locked(tmp_path / 'set'):
     assert _prepare(source, tmp_path) == path

@@ -1,4 +1,4 @@
-"""Sources of examples: folders made on the fly, scikit-learn's own digits."""
+"""Sources of examples: temporary folders, and the digits of scikit-learn."""
 
 import io
 
@@ -18,7 +18,7 @@ def _touch(root, *names):
     path.write_bytes(name.encode())
 
 
-def test_digits_are_split_1497_to_300_with_labels_of_scikit_learn():
+def test_digits_match_scikit_learn_and_are_split_1497_to_300():
   data = sklearn.datasets.load_digits()
   source = sources.open_source('digits')
   assert source.class_names == tuple('0123456789')
@@ -30,13 +30,16 @@ def test_digits_are_split_1497_to_300_with_labels_of_scikit_learn():
     np.testing.assert_array_equal(labels, data.target[rows])
     for i in (0, count - 1):
       image = Image.open(io.BytesIO(examples[i].read()['image']))
-      # Levels 0..16 spread over 0..255, rounded: off by half of 16 / 255.
+      # The levels 0..16 are scaled to 0..255 and rounded, an error of at most
+      # half of 16 / 255.
       pixels = np.asarray(image) * (16 / 255)
       np.testing.assert_allclose(pixels, data.images[rows][i], atol=8 / 255)
   assert set(source.splits) == {'train', 'test'}
 
 
-def test_folder_has_classes_of_train_and_splits_by_tfds_names(tmp_path):
+def test_a_folder_has_the_classes_of_train_and_the_split_names_of_tfds(
+  tmp_path,
+):
   _touch(
     tmp_path,
     'train/dog/1.jpg',
@@ -74,18 +77,18 @@ def test_a_folder_without_test_has_no_test_split(tmp_path):
   assert set(source.splits) == {'train', 'validation'}
 
 
-def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
   path = tmp_path / 'huge.jpg'
   with open(path, 'wb') as file:
-    file.truncate(examples.MAX_BYTES + 1)  # Without content.
+    file.truncate(examples.MAX_BYTES + 1)  # A sparse file.
   (whole,) = examples.Files(tmp_path, ['huge.jpg'], [0])
-  part = examples.in_file(path, 0, examples.MAX_BYTES + 1, 'huge', 0)
+  part = examples.from_file_range(path, 0, examples.MAX_BYTES + 1, 'huge', 0)
   for example in (whole, part):
     with pytest.raises(ValueError, match='1073741825 bytes are too many'):
       example.read()
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
+def test_hidden_files_and_folders_are_ignored(tmp_path):
   _touch(
     tmp_path,
     'train/cat/1.png',
@@ -104,11 +107,11 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
   ('files', 'error', 'message'),
   [
-    ([], FileNotFoundError, 'no folder {}/train; --source=folder:DIR wants'),
+    ([], FileNotFoundError, 'no folder {}/train; --source=folder:DIR needs'),
     (
       ['train/cat/1.png'],
       FileNotFoundError,
-      'no folder {}/val; --source=folder:DIR wants DIR/train/CLASS/*.jpg and'
+      'no folder {}/val; --source=folder:DIR needs DIR/train/CLASS/*.jpg and'
       ' DIR/val/CLASS/*.jpg',
     ),
     (
@@ -129,7 +132,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
   ],
   ids=['no_folder', 'no_val', 'no_classes', 'empty_class', 'unknown_class'],
 )
-def test_a_wrong_folder_is_named(tmp_path, files, error, message):
+def test_the_error_names_the_invalid_folder(tmp_path, files, error, message):
   _touch(tmp_path, *files)
   with pytest.raises(error) as raised:
     sources.open_source(f'folder:{tmp_path}')
@@ -139,7 +142,7 @@ def test_a_wrong_folder_is_named(tmp_path, files, error, message):
 @pytest.mark.parametrize(
   'spec', ['', 'folder', 'folder:', 'digits:8', 'zip:a', 'imagenet:', 'tfds']
 )
-def test_an_unknown_source_is_refused_with_the_known_ones(spec):
+def test_the_error_for_an_unknown_source_lists_the_known_ones(spec):
   with pytest.raises(ValueError) as error:
     sources.open_source(spec)
   assert str(error.value) == (
@@ -148,7 +151,7 @@ def test_an_unknown_source_is_refused_with_the_known_ones(spec):
   )
 
 
-def test_a_digest_is_that_of_names_labels_and_splits(tmp_path):
+def test_the_digest_depends_on_names_labels_and_splits(tmp_path):
   def digest(**splits):
     return examples.digest(
       {

@@ -1,4 +1,4 @@
-"""Data sets of tfds as a source: both record formats, and what is refused."""
+"""Data sets of tfds as a source: both record formats, and damaged data sets."""
 
 import importlib.util
 import io
@@ -26,7 +26,7 @@ LENGTHS = {'train': [3, 2], 'test': [2]}
 
 @pytest.fixture(autouse=True)
 def tfds_dir(tmp_path, monkeypatch):
-  """tfds keeps its data sets here."""
+  """The folder in which tfds stores its data sets."""
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
   return tmp_path
 
@@ -54,7 +54,8 @@ def write_records(path, records, file_format):
       writer.write(content)
     writer.close()
     return
-  # Length, its checksum, data, their checksum; the checksums are not read.
+  # Length, checksum of the length, data, checksum of the data. Checksums are
+  # not verified, so they may be zero.
   path.write_bytes(
     b''.join(struct.pack('<QI', len(r), 0) + r + bytes(4) for r in records)
   )
@@ -70,7 +71,7 @@ def write_set(
   lengths=LENGTHS,
   labels=lambda split, i: i % 3,
 ):
-  """Images of grey 0, 1, ... through all splits."""
+  """Writes a data set whose images have the grey values 0, 1, 2, ..."""
   folder = root / name / version
   folder.mkdir(parents=True)
   number, infos = 0, []
@@ -136,13 +137,13 @@ def test_every_example_is_read_in_order_across_shards(tfds_dir, file_format):
 
 
 @formats
-def test_file_names_are_kept_where_there_are_any(tfds_dir, file_format):
+def test_file_names_are_kept_if_there_are_any(tfds_dir, file_format):
   write_set(tfds_dir, file_format, features=NAMED)
   examples = sources.open_source('tfds:pets').splits['test']
   assert [name for _, _, name in values(examples)] == ['5.png', '6.png']
 
 
-def test_a_version_can_be_named_and_the_newest_is_the_default(tfds_dir):
+def test_the_version_can_be_chosen_and_defaults_to_the_newest(tfds_dir):
   write_set(tfds_dir, 'array_record', version='1.0.0')
   write_set(tfds_dir, 'array_record', version='2.0.0', lengths={'train': [4]})
   count = lambda spec: len(sources.open_source(spec).splits['train'])
@@ -155,42 +156,44 @@ def test_a_split_without_labels_is_left_out(tfds_dir, caplog):
   write_set(tfds_dir, 'array_record', labels=label)
   assert list(sources.open_source('tfds:pets').splits) == ['train']
   assert caplog.messages == [
-    'pets: split test has no examples or no labels, and is left out.'
+    'pets: split test is left out, because it has no examples or no labels.'
   ]
 
 
-def test_a_set_that_is_not_there_says_how_to_prepare_it(tfds_dir, monkeypatch):
+def test_the_error_for_a_missing_data_set_says_how_to_prepare_it(
+  tfds_dir, monkeypatch
+):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(FileNotFoundError, match='tfds:nosuch: .*TensorFlow'):
     sources.open_source('tfds:nosuch')
 
 
-def test_a_set_without_a_label_is_refused(tfds_dir):
+def test_a_data_set_without_labels_is_refused(tfds_dir):
   features = {'image': FEATURES['image'], 'name': tfds.features.Text()}
   write_set(tfds_dir, 'array_record', features=features)
-  with pytest.raises(ValueError, match="class 'label', but has image, name"):
+  with pytest.raises(ValueError, match="label 'label', but has image, name"):
     sources.open_source('tfds:pets')
 
 
-def test_a_set_without_training_examples_is_refused(tfds_dir):
+def test_a_data_set_without_training_examples_is_refused(tfds_dir):
   write_set(tfds_dir, 'array_record', lengths={'test': [2]})
   with pytest.raises(
-    ValueError, match="no split 'train' with labels, only test"
+    ValueError, match="no split 'train' with labels; .* are: test"
   ):
     sources.open_source('tfds:pets')
 
 
 @pytest.mark.parametrize('cut', [1, 20])
-def test_a_tfrecord_file_cut_short_is_named(tfds_dir, cut):
+def test_the_error_names_a_truncated_tfrecord_file(tfds_dir, cut):
   folder = write_set(tfds_dir, 'tfrecord')
   file = folder / 'pets-train.tfrecord-00001-of-00002'
   file.write_bytes(file.read_bytes()[:-cut])
-  with pytest.raises(ValueError, match=f'{file} is cut short'):
+  with pytest.raises(ValueError, match=f'{file} is truncated'):
     sources.open_source('tfds:pets')
 
 
 @formats
-def test_a_damaged_record_is_one_error(tfds_dir, file_format):
+def test_the_error_names_a_file_with_a_damaged_record(tfds_dir, file_format):
   folder = write_set(tfds_dir, file_format)
   content = b'no example' * 20
   name = f'pets-train.{file_format}-00000-of-00002'
@@ -199,7 +202,7 @@ def test_a_damaged_record_is_one_error(tfds_dir, file_format):
     sources.open_source('tfds:pets')
 
 
-def test_a_label_that_is_none_is_an_error_of_its_example(tfds_dir):
+def test_an_invalid_label_is_an_error_when_the_example_is_read(tfds_dir):
   write_set(tfds_dir, 'array_record', labels=lambda split, i: [0, -1, 3][i % 3])
   train = sources.open_source('tfds:pets').splits['train']
   assert train[0].read()['label'] == 0
@@ -208,14 +211,14 @@ def test_a_label_that_is_none_is_an_error_of_its_example(tfds_dir):
       train[i].read()
 
 
-def test_a_missing_file_is_named(tfds_dir):
+def test_the_error_names_a_missing_file(tfds_dir):
   folder = write_set(tfds_dir, 'array_record')
   (folder / 'pets-train.array_record-00001-of-00002').unlink()
-  with pytest.raises(ValueError, match='lacks .*00001-of-00002; prepare it'):
+  with pytest.raises(ValueError, match='lacks .*00001-of-00002; remove the'):
     sources.open_source('tfds:pets')
 
 
-def test_the_digest_tells_sets_apart(tfds_dir):
+def test_the_digest_differs_between_data_sets(tfds_dir):
   write_set(tfds_dir, 'array_record')
   first = sources.open_source('tfds:pets').digest
   assert sources.open_source('tfds:pets').digest == first
@@ -225,15 +228,15 @@ def test_the_digest_tells_sets_apart(tfds_dir):
   assert sources.open_source('tfds:pets').digest != first
 
 
-def test_a_set_that_is_not_there_is_prepared_by_tfds_itself(tfds_dir):
+def test_a_missing_data_set_is_prepared_by_tfds(tfds_dir):
   """Needs TensorFlow: pip install -e '.[tensorflow]'."""
   pytest.importorskip('tensorflow')
 
   class FourSquares(tfds.core.GeneratorBasedBuilder):
-    """Registers itself with tfds, as 'four_squares'."""
+    """Defining this class registers it with tfds as 'four_squares'."""
 
     VERSION = tfds.core.Version('2.1.0')
-    pkg_dir_path = epath.Path(tfds_dir)  # Else it asks for a Python package.
+    pkg_dir_path = epath.Path(tfds_dir)  # The default needs a Python package.
 
     def _info(self):
       features = tfds.features.FeaturesDict(FEATURES)
@@ -253,7 +256,7 @@ def test_a_set_that_is_not_there_is_prepared_by_tfds_itself(tfds_dir):
   assert sorted(found) == [(0, 0), (60, 1), (120, 2), (180, 0)]
 
 
-def test_pixels_of_16_bits_are_refused(tfds_dir):
+def test_16_bit_images_are_refused(tfds_dir):
   image = tfds.features.Image(
     shape=(None, None, 1), dtype=np.uint16, encoding_format='png'
   )
@@ -262,7 +265,7 @@ def test_pixels_of_16_bits_are_refused(tfds_dir):
     sources.open_source('tfds:pets')
 
 
-def test_a_set_that_is_no_dictionary_is_refused(tfds_dir, monkeypatch):
+def test_a_data_set_without_named_features_is_refused(tfds_dir, monkeypatch):
   write_set(tfds_dir, 'array_record')
   info = types.SimpleNamespace(features=tfds.features.Text())
   builder = types.SimpleNamespace(info=info)
@@ -271,21 +274,23 @@ def test_a_set_that_is_no_dictionary_is_refused(tfds_dir, monkeypatch):
     sources.open_source('tfds:pets')
 
 
-def test_a_tfrecord_file_of_too_few_records_is_named(tfds_dir):
+def test_missing_records_are_noticed(tfds_dir):
   folder = write_set(tfds_dir, 'tfrecord')
   records = [record(0, FEATURES, 0)] * 2
   write_records(
     folder / 'pets-train.tfrecord-00000-of-00002', records, 'tfrecord'
   )
-  with pytest.raises(ValueError, match='split train has 4 records, not 5'):
+  with pytest.raises(
+    ValueError, match='train has 4 records, but its metadata says 5'
+  ):
     sources.open_source('tfds:pets')
 
 
-def test_a_tfrecord_file_cut_within_a_length_is_named(tfds_dir):
+def test_a_tfrecord_file_that_ends_within_a_length_is_refused(tfds_dir):
   folder = write_set(tfds_dir, 'tfrecord')
   file = folder / 'pets-train.tfrecord-00001-of-00002'
   file.write_bytes(file.read_bytes() + bytes(3))
-  with pytest.raises(ValueError, match=f'{file} is cut short'):
+  with pytest.raises(ValueError, match=f'{file} is truncated'):
     sources.open_source('tfds:pets')
 
 
@@ -294,7 +299,7 @@ def test_a_split_without_examples_is_left_out(tfds_dir):
   assert list(sources.open_source('tfds:pets').splits) == ['train']
 
 
-def test_an_array_record_file_with_damage_is_one_error(tfds_dir):
+def test_the_error_names_a_damaged_array_record_file(tfds_dir):
   folder = write_set(tfds_dir, 'array_record')
   file = folder / 'pets-train.array_record-00000-of-00002'
   content = bytearray(file.read_bytes())
@@ -304,7 +309,7 @@ def test_an_array_record_file_with_damage_is_one_error(tfds_dir):
     sources.open_source('tfds:pets')
 
 
-def test_the_digest_tells_files_of_other_sizes_apart(tfds_dir):
+def test_the_digest_depends_on_the_sizes_of_the_files(tfds_dir):
   folder = write_set(tfds_dir, 'tfrecord')
   first = sources.open_source('tfds:pets').digest
   records = [
@@ -316,6 +321,6 @@ def test_the_digest_tells_files_of_other_sizes_apart(tfds_dir):
   assert sources.open_source('tfds:pets').digest != first
 
 
-def test_a_set_without_a_description_is_called_by_its_name(tfds_dir):
+def test_the_description_defaults_to_the_name_of_the_data_set(tfds_dir):
   write_set(tfds_dir, 'array_record')
   assert sources.open_source('tfds:pets').description == 'pets/1.0.0 of tfds.'

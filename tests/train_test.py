@@ -9,6 +9,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import logging
@@ -19,34 +20,35 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 import weakref
 
-import flax.linen as nn
 import jax
 from jax._src import array
 from jax._src import monitoring
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
+from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
-from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
+from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import files
-from experiments import init_plateau
 
 # 1,497 digits in batches of 16: 93.6 steps to an epoch, 24 steps in all.
 # Evaluations after steps 10, 19 and 24; the rate drops after step 16.
@@ -97,21 +99,25 @@ def uninterrupted(config_file, tmp_path_factory):
   """A whole run: its workdir, what it returned, and what it did when.
 
   `compiled` has the number of finished steps at every compilation, `reads` the
-  functions that had mesh_lib.fetch read from the device, `others` the places
-  that read from it in any other way, saves left out.
+  functions that had placement.fetch read from the device, `others` the places
+  that read from it in any other way, saves left out; `saves` the arguments of
+  every save but for the state, and the last row that was in metrics.csv then;
+  `seconds` what the whole of it took.
   """
   workdir = tmp_path_factory.mktemp('uninterrupted')
-  seen = types.SimpleNamespace(compiled=[], reads=[], others=[])
+  seen = types.SimpleNamespace(compiled=[], reads=[], others=[], saves=[])
+  began = time.monotonic()
   with pytest.MonkeyPatch.context() as patch:
-    watch(patch, seen)
+    watch(patch, seen, workdir)
     returned = train.train_and_evaluate(load(config_file), workdir)
+  seen.seconds = time.monotonic() - began
   return types.SimpleNamespace(workdir=workdir, returned=returned, **vars(seen))
 
 
-def watch(patch, seen):
-  """Notes compilations and reads from the device, see `uninterrupted`."""
+def watch(patch, seen, workdir):
+  """Notes compilations, reads from the device and saves: `uninterrupted`."""
   done, allowed = [], []
-  update, fetch = metrics.Progress.update, mesh_lib.fetch
+  update, fetch = metrics.Progress.update, placement.fetch
   save, value = checkpoint.Checkpoints.save, array.ArrayImpl._value
 
   def note_compilation(event, _, **unused):
@@ -129,6 +135,10 @@ def watch(patch, seen):
     finally:
       allowed.pop()
 
+  def noted_save(self, step, state, record, error):
+    seen.saves.append((step, record, error, read_rows(workdir)[-1]))
+    allow(save, self, step, state, record, error)
+
   def read(self):
     if not allowed and threading.current_thread() is threading.main_thread():
       frame = sys._getframe(1)
@@ -142,10 +152,8 @@ def watch(patch, seen):
   patch.setattr(
     metrics.Progress, 'update', lambda self: done.append(0) or update(self)
   )
-  patch.setattr(metrics, 'fetch', watched_fetch)
-  patch.setattr(
-    checkpoint.Checkpoints, 'save', lambda *args: allow(save, *args)
-  )
+  patch.setattr(placement, 'fetch', watched_fetch)
+  patch.setattr(checkpoint.Checkpoints, 'save', noted_save)
   patch.setattr(array.ArrayImpl, '_value', property(read))
 
 
@@ -178,10 +186,14 @@ def deterministic(rows):
   return [{k: v for k, v in r.items() if k not in TIMINGS} for r in rows]
 
 
-def scalar_steps(workdir, tag):
+def events_of(workdir):
   guidance = {'scalars': 0, 'images': 0}  # 0: keep all.
-  events = event_accumulator.EventAccumulator(str(workdir), guidance).Reload()
-  return [e.step for e in events.Scalars(tag)]
+  events = event_accumulator.EventAccumulator(str(workdir), guidance)
+  return events.Reload()
+
+
+def scalar_steps(workdir, tag):
+  return [e.step for e in events_of(workdir).Scalars(tag)]
 
 
 def spy_on_settings(patch):
@@ -202,7 +214,7 @@ def spy_on_settings(patch):
 
 def saved_state(workdir, config):
   """The newest checkpoint as bytes by name, and its step."""
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
@@ -236,8 +248,11 @@ class Counter:
     self.steps += 1
 
 
-def run_fake_steps(losses, step=0, trace=None):
-  """`run_steps` over one step per loss, with 4, 8, 12 ... examples."""
+def run_fake_steps(losses, step=0, trace=None, wait=0.0):
+  """`run_steps` over one step per loss, with 4, 8, 12 ... examples.
+
+  Every batch lets itself be waited for, `wait` seconds.
+  """
   trace = [] if trace is None else trace
 
   def train_step(state, batch, *_):
@@ -247,9 +262,10 @@ def run_fake_steps(losses, step=0, trace=None):
     return state + 1, {k: np.float32(v) * np.ones(()) for k, v in sums.items()}
 
   stop = step + len(losses)
-  batches = iter(range(step + 1, stop + 2))
+  batches = (time.sleep(wait) or i for i in range(step + 1, stop + 2))
   progress = Counter()
-  found = train.run_steps(train_step, step, batches, (), step, stop, progress)
+  inputs = [()] * len(losses)
+  found = train.run_steps(train_step, step, batches, inputs, step, progress)
   return *found, next(batches), progress.steps
 
 
@@ -272,13 +288,24 @@ def test_a_row_holds_the_means_over_the_examples_of_its_steps(fake_types):
   assert 0 <= means['train/input_wait_fraction'] <= 1
 
 
+def test_a_row_holds_images_and_waiting_by_the_second(fake_types):
+  began = time.monotonic()
+  _, means, *_ = run_fake_steps([1.0, 1.0, 1.0], wait=0.05)
+  seconds = time.monotonic() - began
+  # 4 + 8 + 12 examples, waited for three times.
+  found = means['train/images_per_second']
+  assert 24 / seconds <= found <= 24 / (3 * 0.05)
+  waiting = means['train/input_wait_fraction']
+  assert 3 * 0.05 / seconds <= waiting <= 1
+
+
 def test_metrics_are_fetched_once_per_step_and_one_step_late(
   fake_types, monkeypatch
 ):
   trace = []
-  fetch = mesh_lib.fetch
+  fetch = placement.fetch
   monkeypatch.setattr(
-    metrics, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
+    mesh_lib, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
   )
   run_fake_steps([1.0, 1.0, 1.0], trace=trace)
   assert trace == ['step 1', 'step 2', 'fetch', 'step 3', 'fetch', 'fetch']
@@ -291,98 +318,6 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step(fake_types, bad, at):
   losses[at - 1] = bad
   with pytest.raises(FloatingPointError, match=f'train/loss .* step {at + 7}'):
     run_fake_steps(losses, step=7)
-
-
-# The compiled step
-
-
-def test_training_overfits_eight_images():
-  net = model.AlexNet(
-    num_classes=10,
-    conv_features=(8, 16, 16, 16, 16),
-    fc_features=(32, 32),
-    init_std=0.1,
-    conv345_init_std=0.1,
-    fc67_init_std=0.1,
-    dropout_rate=0.0,
-  )
-  step = train.make_train_step(
-    net, None, crop_size=67, flip=False, momentum=0.9, weight_decay=0.0
-  )
-  rng = np.random.default_rng(0)
-  batch = {
-    'image': jnp.asarray(rng.integers(0, 256, (8, 67, 67, 3), np.uint8)),
-    'label': jnp.arange(8, dtype=jnp.int32),
-    'mask': jnp.ones(8, bool),
-  }
-  fixed = run_lib.Statistics(jnp.full((67, 67, 3), 127.5), jnp.zeros((3, 3)))
-  init = jax.jit(net.init)
-  params = init(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))['params']
-  sgd = optimizer.paper_sgd({}, 0.0, 0.0)
-  state = train_state.TrainState(jnp.int32(0), params, sgd.init(params))
-  rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(0.003))
-  settings = (jax.random.key(1), rates, jnp.float32(0))
-  losses = []
-  for _ in range(150):
-    state, sums = step(state, batch, fixed, *settings)
-    losses.append(float(sums['loss'] / sums['count']))
-  assert losses[0] > 2
-  assert losses[-1] < 0.05  # ln(10) is 2.3.
-
-
-class MeanColour(nn.Module):
-  """A softmax over a linear function of an image's mean colour."""
-
-  layers_sharded_over_data = ()
-
-  @nn.compact
-  def __call__(self, images, *, train, rows):
-    return nn.Dense(4, name='fc8')(images.mean((1, 2)))
-
-
-def test_one_step_with_the_sources_switches_worked_by_hand():
-  rng = np.random.default_rng(0)
-  kernel, bias = rng.normal(size=(3, 4)) / 100, rng.normal(size=4)
-  colours = rng.integers(0, 256, (6, 3))
-  labels = np.arange(6) % 4
-  mean_image = rng.uniform(0, 255, (5, 5, 3))
-  step = train.make_train_step(
-    MeanColour(),
-    None,
-    crop_size=1,
-    flip=True,
-    color_divide=True,
-    central_mean=True,
-    momentum=0.9,
-    weight_decay=0.5,
-    decay_biases=False,
-  )
-  params = jax.tree.map(jnp.float32, {'fc8': {'kernel': kernel, 'bias': bias}})
-  opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
-  images = np.tile(colours[:, None, None].astype(np.uint8), (1, 5, 5, 1))
-  batch = {'image': images, 'label': labels, 'mask': np.ones(6, bool)}
-  rates = {'kernel': 1e-3, 'bias': 0.2, 'conv1/kernel': 9.0, 'conv1/bias': 9.0}
-  state, sums = step(
-    train_state.TrainState(jnp.int32(0), params, opt_state),
-    jax.tree.map(jnp.asarray, batch),
-    # No directions: of the noise only the division by 1.25 is left.
-    run_lib.Statistics(jnp.float32(mean_image), jnp.zeros((3, 3))),
-    jax.random.key(0),
-    jax.tree.map(jnp.float32, rates),
-    jnp.float32(0.25),
-  )
-  # Of one colour, so that it does not matter where an image is cropped.
-  inputs = (colours - mean_image[2, 2]) / 1.25
-  exp = np.exp(inputs @ kernel + bias)
-  softmax = exp / exp.sum(1, keepdims=True)
-  error = (softmax - np.eye(4)[labels]) / 6
-  loss = -np.log(softmax[np.arange(6), labels]).sum()
-  kernel_step = 1e-3 * (inputs.T @ error + 0.5 * kernel)
-  near = {'rtol': 1e-5, 'atol': 1e-6}  # float32, sums of a dozen terms.
-  np.testing.assert_allclose(sums['loss'], loss, **near)
-  found = state.params['fc8']
-  np.testing.assert_allclose(found['kernel'], kernel - kernel_step, **near)
-  np.testing.assert_allclose(found['bias'], bias - 0.2 * error.sum(0), **near)
 
 
 # Whole runs
@@ -416,9 +351,7 @@ def test_rows_are_complete(uninterrupted):
 
 
 def test_pictures_and_points_are_in_tensorboard(uninterrupted):
-  events = event_accumulator.EventAccumulator(
-    str(uninterrupted.workdir), {'images': 0}
-  ).Reload()
+  events = events_of(uninterrupted.workdir)
   images = {
     t: [e.step for e in events.Images(t)] for t in events.Tags()['images']
   }
@@ -436,8 +369,56 @@ def test_result_json_holds_the_last_row_and_how_it_came_about(uninterrupted):
   assert result['step'] == 24
   assert result['epoch'] == 24 * 16 / 1497
   assert result['devices'] == ['cpu'] * 4
-  assert 0 < result['wall_seconds'] < 3600
-  assert isinstance(result['commit'], str)
+  # All of the run, once: of the fixture's clock little lies outside it.
+  slack = 0.05 + 0.1 * uninterrupted.seconds
+  assert uninterrupted.seconds - slack < result['wall_seconds']
+  assert result['wall_seconds'] < uninterrupted.seconds + 0.1  # Is rounded.
+  assert result['commit'].removesuffix('+') == head_of_this_repository()
+
+
+def head_of_this_repository():
+  """Its newest commit, or '' where there is none."""
+  command = ['git', '-C', str(ROOT), 'rev-parse', '--verify', '-q', 'HEAD']
+  found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+  return found.stdout.strip()
+
+
+def test_a_checkpoint_follows_its_row_with_the_error_of_that_row(uninterrupted):
+  saves = uninterrupted.saves
+  assert [step for step, *_ in saves] == [6, 10, 12, 18, 19, 24]
+  for step, record, error, row in saves:
+    # In the file before: a run that goes on from here never lacks it.
+    assert int(row['step']) == step
+    found = {k: v for k, v in row.items() if k not in ('step', 'epoch') and v}
+    assert {k: str(v) for k, v in record['metrics'].items()} == found
+    evaluated = row['eval/top1_error']
+    assert error == (float(evaluated) if evaluated else None)
+
+
+def test_tensorboard_has_the_whole_config(uninterrupted, config):
+  start = events_of(uninterrupted.workdir).summary_metadata[
+    hparams_metadata.SESSION_START_INFO_TAG
+  ]
+  hparams = hparams_metadata.parse_session_start_info_plugin_data(
+    start.plugin_data.content
+  ).hparams
+  assert hparams.keys() == config_lib.flatten(config).keys()
+  assert hparams['optimizer.learning_rate'].number_value == 0.01
+  assert hparams['model.conv_features'].string_value == '[4, 8, 8, 8, 8]'
+
+
+def test_the_picture_of_the_inputs_shows_crops_of_the_first_batch(
+  uninterrupted, config
+):
+  (event, *_) = events_of(uninterrupted.workdir).Images('augmented_inputs')
+  picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+  run = run_lib.open_run(config)
+  with contextlib.closing(run.train_batches(0)) as batches:
+    first = np.asarray(next(batches)['image'])[:8]  # One row of pictures.
+  windows = np.lib.stride_tricks.sliding_window_view(first, (67, 67), (1, 2))
+  for i, crops in enumerate(windows):
+    shown = picture[:67, 68 * i : 68 * i + 67].transpose(2, 0, 1)
+    assert (crops == shown).all((2, 3, 4)).any()
 
 
 def test_config_json_holds_every_key_by_its_dotted_name(uninterrupted, config):
@@ -473,11 +454,23 @@ def test_the_device_is_read_by_fetch_alone_once_a_step(uninterrupted):
   # three with one view, one with five.
   assert reads.pop('finish') == 24 + 4 * 3
   # Where to begin; the norm of the state before every save.
-  assert reads.pop('train_and_evaluate') == 1 + len({6, 10, 12, 18, 19, 24})
+  assert reads.pop('train_and_evaluate') == 1
+  assert reads.pop('_norm') == len({6, 10, 12, 18, 19, 24})
   assert reads.pop('create_or_restore') == 1  # The table of parameters.
-  assert reads.pop('_conv1_picture') == 1 + 3  # Evaluations.
-  assert reads.pop('_write_start') == 3
+  assert reads.pop('conv1') == 1 + 3  # Evaluations.
+  assert reads.pop('first_inputs') == 2
   assert not reads
+
+
+def test_no_preparation_module_is_imported_for_training():
+  program = (
+    'import sys, alexnet_jax.train;'
+    " print([m for m in sys.modules if m.startswith('alexnet_jax.prepare')])"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert (done.returncode, done.stdout) == (0, '[]\n'), done.stderr
 
 
 def test_a_transfer_that_nobody_asked_for_is_an_error(fake_types):
@@ -486,7 +479,8 @@ def test_a_transfer_that_nobody_asked_for_is_an_error(fake_types):
   def train_step(state, batch, scale):
     return state, {'loss': double(scale), 'top1_error': 0.0, 'count': 1.0}
 
-  arguments = (train_step, 0, iter([0]), (np.float32(1),), 0, 1, Counter())
+  inputs = [(np.float32(1),)]
+  arguments = (train_step, 0, iter([0]), inputs, 0, Counter())
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
     train.run_steps(*arguments)
 
@@ -597,11 +591,66 @@ def test_a_run_killed_after_its_last_checkpoint_still_writes_its_result(
   assert again == finished
 
 
+def test_a_run_trained_further_has_the_result_of_all_its_steps(
+  uninterrupted, config, tmp_path, monkeypatch
+):
+  workdir = shutil.copytree(uninterrupted.workdir, tmp_path / 'run')
+  path = workdir / 'result.json'
+  before = json.loads(path.read_text())
+  config.train.epochs = 0.3  # Five more steps.
+  # Once the run goes on, what is there is no result of its any more.
+  train_until(1, config, workdir, monkeypatch)
+  assert not path.exists()
+  began = time.monotonic()
+  returned = train.train_and_evaluate(config, workdir)
+  seconds = time.monotonic() - began
+  after = json.loads(path.read_text())
+  assert (before['step'], after['step']) == (24, 29)
+  assert {tag: after[tag] for tag in returned} == returned
+  # What came between the checkpoint of step 24 and this command is lost.
+  seconds += uninterrupted.saves[-1][1]['wall_seconds']
+  assert after['wall_seconds'] == pytest.approx(seconds, rel=0.1, abs=0.1)
+
+
+def test_a_run_draws_by_its_seed_from_its_split(config, tmp_path, monkeypatch):
+  config.seed = 0
+  weights = lambda state: np.asarray(state.params['conv1']['kernel']).tobytes()
+  of_seed_0 = weights(create_state(config, tmp_path / 'other'))
+  config.seed = 1
+  config.input.train_split = 'test'
+  config.optimizer.learning_rate = 1e-30  # The weights stay as drawn.
+  config.train.epochs = 0.1  # Of 300 digits: two steps.
+  steps, run_steps = [], train.run_steps
+
+  def spied(train_step, *args):
+    def spied_step(state, batch, statistics, key, *rest):
+      labels = jax.device_get(batch['label']).tolist()
+      steps.append((labels, jax.device_get(jax.random.key_data(key)).tolist()))
+      return train_step(state, batch, statistics, key, *rest)
+
+    return run_steps(spied_step, *args)
+
+  monkeypatch.setattr(train, 'run_steps', spied)
+  train.train_and_evaluate(config, tmp_path / 'run')
+  run = run_lib.open_run(config)
+  drawn = input_pipeline.train_batches(
+    run.dataset, 'test', batch_size=16, seed=1, start_step=0
+  )
+  with contextlib.closing(drawn):
+    labels = [batch['label'].tolist() for batch in itertools.islice(drawn, 2)]
+  key = jax.random.key_data(jax.random.key(1)).tolist()
+  assert steps == [(labels[0], key), (labels[1], key)]
+  found = saved_state(tmp_path / 'run', config)
+  assert found[".params['conv1']['kernel']"] != of_seed_0
+
+
 def test_other_images_of_the_same_name_are_refused(uninterrupted, config):
-  run = run_lib.open_run(config, uninterrupted.workdir)
+  run = run_lib.open_run(config)
   other = dataclasses.replace(run.dataset, fingerprint='0f')
   run = dataclasses.replace(run, dataset=other)
-  with contextlib.closing(checkpoint.Checkpoints(run.workdir)) as checkpoints:
+  with contextlib.closing(
+    checkpoint.Checkpoints(uninterrupted.workdir)
+  ) as checkpoints:
     with pytest.raises(ValueError, match='made with other images than'):
       train_state.create_or_restore(run, checkpoints)
 
@@ -616,14 +665,19 @@ def test_a_second_command_on_a_workdir_is_refused(uninterrupted, config):
   assert record.read_bytes() == before
 
 
+def evaluate_checkpoint(config, workdir, which):
+  """What `--mode=evaluate` does with `--config`."""
+  return evaluate.evaluate([workdir], which, 'both', config=config)
+
+
 def test_evaluation_may_look_at_another_split(uninterrupted, config):
   config.input.eval_split = 'train'
-  found = evaluate.evaluate_checkpoint(config, uninterrupted.workdir, 'latest')
+  found = evaluate_checkpoint(config, uninterrupted.workdir, 'latest')
   # Other digits have another mean loss.
   for tag in ('eval/loss', 'eval_five_view/loss'):
     assert found[tag] > 0 and found[tag] != uninterrupted.returned[tag]
   with pytest.raises(
-    ValueError, match="eval_split: 'test' there, 'train' here"
+    ValueError, match="eval_split is 'test' in .*config.json but 'train' here"
   ):
     train.train_and_evaluate(config, uninterrupted.workdir)
 
@@ -634,8 +688,10 @@ def test_evaluating_with_another_net_names_the_key_without_config_json(
   workdir = shutil.copytree(uninterrupted.workdir, tmp_path / 'run')
   (workdir / 'config.json').unlink()
   config.model.fc_features = (8, 8)
-  with pytest.raises(ValueError, match=r'config\.model\.fc_features: \[16, 16'):
-    evaluate.evaluate_checkpoint(config, workdir, 'latest')
+  with pytest.raises(
+    ValueError, match=r'config\.model\.fc_features is \[16, 16\] in the checkpo'
+  ):
+    evaluate_checkpoint(config, workdir, 'latest')
 
 
 @pytest.mark.parametrize('which', ['latest', 'best'])
@@ -643,7 +699,7 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_its_row(
   uninterrupted, config, which, capsys
 ):
   workdir = uninterrupted.workdir
-  found = evaluate.evaluate_checkpoint(config, workdir, which)
+  found = evaluate_checkpoint(config, workdir, which)
   rows = {int(r['step']): r for r in read_rows(workdir)}
   errors = {s: float(rows[s]['eval/top1_error']) for s in (10, 19, 24)}
   file = json.loads((workdir / 'evaluation.json').read_text())
@@ -676,24 +732,28 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path):
 def test_the_plateau_schedule_survives_a_stop_and_ends_the_run_early(
   config, tmp_path, monkeypatch
 ):
-  # So low a rate that the error never falls: evaluations set the best error,
-  # drop the rate, set the best error at the new rate, end the run.
+  # So low a rate that the error never falls. Of three evaluations the first
+  # sets the best error, the third drops the rate; three more end the run.
   config.optimizer.learning_rate = 1e-12
   config.optimizer.schedule = 'plateau'
   config.optimizer.drop_epochs = ()
-  config.optimizer.plateau_patience = 1
+  config.optimizer.plateau_patience = 2
   config.optimizer.plateau_drops = 1
-  config.train.eval_every_epochs = 0.05  # After steps 5, 10, 15 and 19.
-  train_until(19, config, tmp_path, monkeypatch)
+  config.train.epochs = 0.4
+  config.train.eval_every_epochs = 0.05  # After 5, 10, 15, 19, 24, 29 steps.
+  # At the checkpoint of step 12 one evaluation has been in vain, at that of
+  # step 19 the rate has dropped.
+  train_until(14, config, tmp_path, monkeypatch)
+  train_until(22 - 12, config, tmp_path, monkeypatch)
   train.train_and_evaluate(config, tmp_path)
   rows = read_rows(tmp_path)
   rates = {int(r['step']): float(r['train/learning_rate']) for r in rows}
   assert rates == {
-    s: pytest.approx(1e-12 if s <= 10 else 1e-13)
-    for s in (5, 6, 10, 12, 15, 18, 19)
+    s: pytest.approx(1e-12 if s <= 15 else 1e-13)
+    for s in (5, 6, 10, 12, 15, 18, 19, 20, 24, 25, 29)
   }
   assert rows[-1]['eval_five_view/loss']
-  assert json.loads((tmp_path / 'result.json').read_text())['step'] == 19
+  assert json.loads((tmp_path / 'result.json').read_text())['step'] == 29
   before = (tmp_path / 'metrics.csv').read_bytes()
   train.train_and_evaluate(config, tmp_path)
   assert (tmp_path / 'metrics.csv').read_bytes() == before
@@ -703,7 +763,7 @@ def test_the_plateau_schedule_survives_a_stop_and_ends_the_run_early(
 
 
 # In the order of the source's: rates of weights, biases, conv1's weights and
-# biases; noise. Epochs 0.05, 0.07, 0.1, 0.125 and 0.165 end with these steps.
+# biases; noise. The epochs of `source_like` end with these steps.
 SETTINGS = (
   [(0.01, 0.02, 0.01, 0.02, 0.1)] * 5
   + [(0.01, 0.02, 0.01, 0.02, 0.0)] * 2
@@ -718,12 +778,14 @@ SETTINGS = (
 def source_like(config):
   """The source's schedule, 500 times as fast: 20 steps."""
   config.augment.color_std = 0.1
-  config.augment.color_end_epoch = 0.05
+  # Exactly the epoch at which step 6 begins, and that of step 13 for conv1;
+  # the others lie within a step.
+  config.augment.color_end_epoch = 5 * 16 / 1497
   config.optimizer.drop_epochs = (0.07, 0.165)
   config.optimizer.bias_rate_factor = 2.0
   config.optimizer.drop_bias_rate = False
   config.optimizer.conv1_drop_epochs = (0.1,)
-  config.optimizer.conv1_freeze_epoch = 0.125
+  config.optimizer.conv1_freeze_epoch = 12 * 16 / 1497
   config.train.epochs = 0.21
   config.train.log_every_steps = 100
   config.train.eval_every_epochs = 1.0
@@ -763,17 +825,47 @@ def test_a_run_goes_through_the_sources_schedule_killed_or_not(
   assert 'ln(10)' not in caplog.text  # This net learns: no warning.
 
 
+def test_a_cosine_changes_the_rates_at_every_step_stopped_or_not(
+  config, tmp_path, monkeypatch
+):
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.drop_epochs = ()
+  config.optimizer.bias_rate_factor = 2.0
+  config.train.eval_every_epochs = 1.0
+  settings = spy_on_settings(monkeypatch)
+  train_until(9, config, tmp_path, monkeypatch)  # Saved after step 6.
+  train.train_and_evaluate(config, tmp_path)
+  # Step 10 runs while the metrics of step 9 are fetched.
+  begun = [*range(10), *range(6, 24)]
+  epochs = np.array(begun) * 16 / 1497
+  rates = 0.01 * (1 + np.cos(np.pi * epochs / 0.25)) / 2
+  found = np.array(settings)
+  assert len(set(rates)) == 24
+  # float32 rounds at 6e-8.
+  np.testing.assert_allclose(found[:, 0], rates, rtol=1e-6)
+  np.testing.assert_allclose(found[:, 1], 2 * rates, rtol=1e-6)
+  by_step = dict(zip(begun, rates, strict=True))
+  for row in read_rows(tmp_path):  # A row has the rate of its last step.
+    last = by_step[int(row['step']) - 1]
+    assert float(row['train/learning_rate']) == pytest.approx(last)
+  config.train.epochs = 0.3
+  with pytest.raises(ValueError, match='config.train.epochs is 0.25 in .* 0.3'):
+    train.train_and_evaluate(config, tmp_path)
+
+
 def test_the_step_gets_the_switches_of_the_config(
   config, tmp_path, monkeypatch
 ):
-  def make_train_step(net, mesh, **kwargs):
-    raise InterruptedRun(kwargs)
+  def make_train_step(net, mesh, random_views, make_optimizer):
+    assert random_views.func is augment.random_views
+    assert make_optimizer.func is optimizer.paper_sgd
+    raise InterruptedRun(random_views.keywords | make_optimizer.keywords)
 
   config.augment.color_divide = config.augment.central_mean = True
   config.augment.flip = True
   config.optimizer.decay_biases = False
   config.optimizer.momentum = 0.8
-  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  monkeypatch.setattr(train_step_lib, 'make_train_step', make_train_step)
   with pytest.raises(InterruptedRun) as stopped:
     train.train_and_evaluate(config, tmp_path / 'run')
   assert stopped.value.args[0] == {
@@ -792,7 +884,7 @@ def test_the_colour_directions_are_those_of_the_config(
   config, tmp_path, square_root
 ):
   config.augment.color_square_root = square_root
-  run = run_lib.open_run(config, tmp_path / 'run')
+  run = run_lib.open_run(config)
   # The digits are grey: one direction, along which the variance is the trace.
   variance = np.trace(run.dataset.rgb_covariance)
   expected = np.sqrt(variance) if square_root else variance / 255
@@ -800,52 +892,7 @@ def test_the_colour_directions_are_those_of_the_config(
   assert lengths.max() == pytest.approx(expected, rel=1e-6)  # float32
 
 
-# The guard against the plateau
-
-
-@pytest.mark.parametrize(
-  ('rows', 'warned_after'),
-  [
-    ([(2.3, 4), (2.3, 4)], None),  # 8 steps of 10.
-    ([(2.3, 5), (2.3, 5)], 2),
-    ([(2.3, 12)], 1),
-    ([(2.283, 5), (2.322, 5)], 2),  # ln(10) is 2.3026.
-    ([(2.282, 10), (2.323, 10)], None),
-    ([(2.3, 9), (2.2, 1), (2.3, 9)], None),  # Has left it: counts afresh.
-    ([(2.3, 9), (2.2, 1), (2.3, 9), (2.3, 1)], 4),
-    ([(2.3, 10), (2.3, 10), (2.0, 10), (2.3, 10)], 1),  # Once.
-    ([(9.0, 50), (2.0, 50)], None),
-  ],
-)
-def test_the_guard_warns_once_after_so_many_steps_at_the_plateau(
-  config, caplog, rows, warned_after
-):
-  config.train.plateau_warning_steps = 10
-  guard, warnings = train.ChanceLossWarning(config, 0), []
-  for loss, steps in rows:
-    guard.observe(loss, steps)
-    warnings.append(len(caplog.records))
-  first = len(rows) if warned_after is None else warned_after - 1
-  assert warnings == [0] * first + [1] * (len(rows) - first)
-
-
-@pytest.mark.parametrize(('before', 'warned'), [(5, 0), (6, 1), (10, 0)])
-def test_the_guard_of_a_resumed_run_goes_on(config, caplog, before, warned):
-  config.train.plateau_warning_steps = 10
-  guard = train.ChanceLossWarning(config, before)
-  guard.observe(2.3, 4)
-  assert len(caplog.records) == warned  # At 10: the run before has warned.
-  assert guard.stuck_steps == before + 4
-
-
-def test_the_guards_plateau_is_that_of_the_number_of_classes(config, caplog):
-  config.model.num_classes = 1000
-  config.train.plateau_warning_steps = 10
-  guard = train.ChanceLossWarning(config, 0)
-  guard.observe(2.3026, 10)
-  assert not caplog.records
-  guard.observe(6.9078, 10)
-  assert 'ln(1000) = 6.908' in caplog.text
+# The warning of a loss of chance
 
 
 def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
@@ -861,13 +908,19 @@ def test_a_run_with_the_texts_init_is_warned_of_its_plateau(
     params = jax.tree_util.tree_map_with_path(shrink, state.params)
     return state.replace(params=params)
 
-  monkeypatch.setattr(run_lib, 'create_train_state', create_small)
+  monkeypatch.setattr(train_state, 'create_train_state', create_small)
   config.model.init_std = 0.01
   config.model.conv345_init_std = 0.011
   config.model.fc67_init_std = 0.012
   config.train.epochs = 0.1
   config.train.plateau_warning_steps = 6
   train.train_and_evaluate(config, tmp_path)
+  config.train.epochs = 0.2  # Nine more steps, with nothing new to say.
+  train.train_and_evaluate(config, tmp_path)
+  with contextlib.closing(
+    checkpoint.Checkpoints(tmp_path, read_only=True)
+  ) as checkpoints:
+    assert checkpoints.read_metadata(19)['stuck_steps'] == 19
   (message,) = [m for m in caplog.messages if 'ln(' in m]
   for words in (
     'For 6 steps the loss has been within 0.02 of ln(10) = 2.303',
@@ -896,14 +949,14 @@ def three_classes(data_dir, tmp_path_factory):
 
 def save_pretrained(config, workdir):
   """A work directory with a checkpoint of step 7; its random parameters."""
-  workdir_lib.open_workdir(workdir, config)
-  run = run_lib.open_run(config, workdir)
+  workdir_lib.write_config(workdir, config)
+  run = run_lib.open_run(config)
   rng = np.random.default_rng(7)
   state = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(x.dtype),
     train_state.state_template(run),
   )
-  state = mesh_lib.place(state.replace(step=np.int32(7)), run.mesh)
+  state = placement.place(state.replace(step=np.int32(7)), run.mesh)
   record = train_state.CheckpointMetadata(
     config_lib.flatten(config), run.dataset.fingerprint, metrics={}
   )
@@ -947,9 +1000,9 @@ def test_all_layers_but_the_classifier_begin_as_pretrained(
 
 
 def create_state(config, workdir):
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-    return train_state.create_or_restore(run, checkpoints)[0]
+    return train._create_or_restore(run, checkpoints)[0]
 
 
 def test_fine_tuning_needs_its_pretraining_only_to_begin(
@@ -959,7 +1012,10 @@ def test_fine_tuning_needs_its_pretraining_only_to_begin(
   begun_with = saved_state(pretrained, config)
   config.seed = 1
   config.optimizer.learning_rate = 1e-30  # Too low for any weight to change.
+  # Of the plateau's schedule alone, which would end this run at once.
+  config.optimizer.plateau_patience, config.optimizer.plateau_drops = 1, 0
   config.train.epochs = 0.02  # Two steps.
+  config.train.eval_every_epochs = 0.01
   config.train.init_workdir = str(pretrained)
   workdir = tmp_path / 'tuned'
   with caplog.at_level(logging.INFO):
@@ -968,7 +1024,7 @@ def test_fine_tuning_needs_its_pretraining_only_to_begin(
   shutil.rmtree(pretrained)
   config.train.epochs = 0.04
   train.train_and_evaluate(config, workdir)
-  assert [int(row['step']) for row in read_rows(workdir)] == [2, 4]
+  assert [int(row['step']) for row in read_rows(workdir)] == [1, 2, 3, 4]
   tuned = saved_state(workdir, config)
   weights = {k for k in tuned if k.startswith('.params')}
   differ = {k for k in weights if tuned[k] != begun_with[k]}
@@ -1036,41 +1092,14 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
   with pytest.raises(ValueError) as error:
     train.train_and_evaluate(config, tmp_path / 'tuned')
   first, *lines = str(error.value).splitlines()
-  assert first.startswith(f'config.train.init_workdir={uninterrupted.workdir}')
+  where = f'config.train.init_workdir={uninterrupted.workdir}'
+  assert first.startswith(where)
   assert lines == [
-    'config.input.crop_size: 67 there, 75 here',
-    'config.model.fc_features: [16, 16] there, [8, 16] here',
-    'config.model.lrn_alpha: 0.0001 there, 2e-05 here',
+    f'config.input.crop_size is 67 in {where} but 75 here',
+    f'config.model.fc_features is [16, 16] in {where} but [8, 16] here',
+    f'config.model.lrn_alpha is 0.0001 in {where} but 2e-05 here',
   ]
   assert not (tmp_path / 'tuned').exists()
-
-
-# The experiment that trains with the same step
-
-
-def test_the_plateau_experiment_trains_as_the_loop_does(
-  uninterrupted, config, monkeypatch
-):
-  monkeypatch.setattr(init_plateau, 'get_config', lambda init, seed: config)
-  monkeypatch.setattr(
-    init_plateau,
-    'FLAGS',
-    types.SimpleNamespace(steps=16, dataset='', size=0, crop_size=0),
-  )
-  losses, made = [], init_plateau.losses
-  monkeypatch.setattr(
-    init_plateau,
-    'losses',
-    lambda *args: (losses.append(loss) or loss for loss in made(*args)),
-  )
-  row = init_plateau.run_one('text', 0)
-  # The loop's rate drops after step 16. Its rows are sums of float32.
-  rows = {int(r['step']): r for r in read_rows(uninterrupted.workdir)}
-  for first, last in itertools.pairwise([0, 5, 6, 10, 12, 15, 16]):
-    mean = np.mean(losses[first:last])
-    assert mean == pytest.approx(float(rows[last]['train/loss']), rel=1e-6)
-  assert (row['steps'], row['left_at']) == (16, '')
-  assert float(row['last_loss']) == pytest.approx(np.mean(losses[6:]), abs=1e-3)
 
 
 # On other devices
@@ -1085,17 +1114,17 @@ def use_devices(monkeypatch, number):
 
 def spy_on_labels(patch):
   """The labels of every batch from now on, each with its number of devices."""
-  labels, place_batch = [], run_lib.Run.place_batch
+  labels, place_batch = [], placement.place_batch
 
-  def spied(run, batch):
-    placed = place_batch(run, batch)
+  def spied(batch, mesh):
+    placed = place_batch(batch, mesh)
     found = placed['label']
     labels.append(
       (len(found.sharding.device_set), jax.device_get(found).tolist())
     )
     return placed
 
-  patch.setattr(run_lib.Run, 'place_batch', spied)
+  patch.setattr(placement, 'place_batch', spied)
   return labels
 
 

@@ -1,5 +1,6 @@
 """Preparation of a data set, once, before training.
 
-Training never imports this subpackage: it reads what `prepare.prepare` wrote
-(see `alexnet_jax.dataset`). The command is `python -m alexnet_jax.prepare`.
+The command is `python -m alexnet_jax.prepare`; see prepare.py. Training does
+not import this subpackage: it reads the files that preparation has written
+(see `alexnet_jax.dataset`).
 """

@@ -2,8 +2,9 @@ r"""Prepares a data set for training, once (section 2 of the paper).
 
     python -m alexnet_jax.prepare --source=folder:DIR --name=NAME
 
-makes DATA_DIR/NAME/1.0.0, an ordinary tfds data set of ArrayRecord shards; see
-prepare.py beside this file.
+creates DATA_DIR/NAME/1.0.0, an ordinary tfds data set of ArrayRecord shards.
+The module prepare.py in this folder describes the data set, the memory that
+preparation needs, and how it continues after an interruption.
 """
 
 import logging
@@ -12,7 +13,7 @@ import sys
 from absl import app
 from absl import flags
 
-from alexnet_jax import dataset
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import sources
 
@@ -21,20 +22,22 @@ SOURCE = flags.DEFINE_string(
 )
 NAME = flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
 DATA_DIR = flags.DEFINE_string(
-  'data_dir', dataset.DATA_DIR, 'Folder of the prepared data sets.'
+  'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
 )
-SIZE = flags.DEFINE_integer('size', 256, 'Side of the stored images in pixels.')
+SIZE = flags.DEFINE_integer(
+  'size', 256, 'Height and width of the stored images in pixels.'
+)
 QUALITY = flags.DEFINE_integer(
   'quality', 95, 'JPEG quality of the stored images, 1 to 100.'
 )
 MAX_BAD = flags.DEFINE_integer(
-  'max_bad', 10, 'Number of unreadable images to skip before failing.'
+  'max_bad', 10, 'Maximum number of unreadable images to skip.'
 )
 SEED = flags.DEFINE_integer(
   'seed', 0, 'Seed of the order in which the examples are stored.'
 )
 WORKERS = flags.DEFINE_integer(
-  'workers', 0, 'Number of processes that decode and encode; 0: one per core.'
+  'workers', 0, 'Number of worker processes; 0: one per CPU core.'
 )
 
 

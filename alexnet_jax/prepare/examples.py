@@ -1,7 +1,8 @@
-"""What a source of images is: examples by split, not yet read.
+"""The examples of a data set before preparation, not yet read.
 
-A source names every example, so that preparation can order, shard and restart
-without reading an image. Examples can be sent to another process.
+A source knows the name of every example, so that preparation can shuffle them,
+divide them into shards and resume without reading an image. An `Example` can
+be pickled and sent to another process, which reads it there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +15,17 @@ import pathlib
 from jaxtyping import Int
 import numpy as np
 
-MAX_BYTES = 2**30  # Of an encoded image; a larger file is not read.
+MAX_BYTES = 2**30  # Larger image files are refused without reading them.
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One example, of which only its name is known before it is read.
+  """One example: its name, and a function that reads it.
 
   Attributes:
-    name: for messages.
-    read: returns its features: 'image' (encoded, in any format), 'label',
-      'file_name'.
+    name: identifies the example in messages.
+    read: returns the features of the example: 'image' (the encoded bytes, in
+      any format), 'label' (int) and 'file_name' (str).
   """
 
   name: str
@@ -33,15 +34,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Examples by split, and what becomes the description of the data set.
+  """The examples of each split, and what is stored about the data set.
 
   Attributes:
-    class_names: one per label.
-    splits: examples by split; one is called 'train'.
-    description: for people.
-    digest: of the examples: another one means other images.
-    index: what opening the source has found out, to be kept for the next time;
-      None where that costs nothing.
+    class_names: one name per label.
+    splits: examples by split; one split is 'train'.
+    description: text for people, stored in the metadata of the data set.
+    digest: changes if the examples change.
+    index: the result of opening the source, if that takes long: stored so that
+      an interrupted preparation can open the source faster. None otherwise.
   """
 
   class_names: tuple[str, ...]
@@ -52,12 +53,12 @@ class Source:
 
 
 class Files(Sequence):
-  """Examples that are files, each an object only when it is asked for."""
+  """Examples stored as one file each; `Example` objects are made on access."""
 
   def __init__(
     self, root: pathlib.Path, names: Sequence[str], labels: Sequence[int]
   ):
-    """`names` are the paths below `root`, in order."""
+    """`names` are paths relative to `root`, in order, with their labels."""
     self._root, self._names = root, tuple(names)
     self.labels = np.array(labels, np.int32)
 
@@ -71,23 +72,28 @@ class Files(Sequence):
     return Example(name, read)
 
 
-class Part(Sequence):
-  """Some examples of a split, each an object only when it is asked for."""
+class Subset(Sequence):
+  """The examples with the given indices, made on access."""
 
   def __init__(
-    self, examples: Sequence[Example], numbers: Int[np.ndarray, 'examples']
+    self, examples: Sequence[Example], indices: Int[np.ndarray, 'examples']
   ):
-    self._examples, self._numbers = examples, numbers
+    self._examples, self._indices = examples, indices
 
   def __len__(self) -> int:
-    return len(self._numbers)
+    return len(self._indices)
 
   def __getitem__(self, i: int) -> Example:
-    return self._examples[int(self._numbers[i])]
+    return self._examples[int(self._indices[i])]
 
 
 def digest(splits: Mapping[str, Sequence[Example]]) -> str:
-  """A digest of the names and `labels` of the examples by split, in order."""
+  """SHA-256 of the names and labels of all examples, in order.
+
+  Args:
+    splits: examples by split. Each sequence has an attribute `labels` with one
+      label per example, as `Files` has, so that no example has to be read.
+  """
   result = hashlib.sha256()
   for split, examples in splits.items():
     for example, label in zip(examples, examples.labels, strict=True):
@@ -95,35 +101,37 @@ def digest(splits: Mapping[str, Sequence[Example]]) -> str:
   return result.hexdigest()
 
 
-def _printable(name):
-  """A file name as UTF-8 can hold it; Linux takes any bytes."""
-  return name.encode(errors='backslashreplace').decode()
-
-
-def _read_file(path, name, label):
-  _check_bytes(path.stat().st_size)
-  return {'image': path.read_bytes(), 'label': label, 'file_name': name}
-
-
-def _check_bytes(size):
-  if size > MAX_BYTES:
-    raise ValueError(f'{size} bytes are too many for an image')
-
-
-def in_file(
+def from_file_range(
   path: pathlib.Path, offset: int, size: int, name: str, label: int
 ) -> Example:
-  """An example that is a part of a file, `size` bytes from `offset` on."""
-  read = functools.partial(_read_part, path, offset, size, name, label)
+  """An example stored in the `size` bytes of a file that begin at `offset`."""
+  read = functools.partial(_read_range, path, offset, size, name, label)
   return Example(name, read)
 
 
-def _read_part(path, offset, size, name, label):
-  _check_bytes(size)
-  image = os.pread(_descriptor(path), size, offset)
+def _read_file(path, name, label):
+  _check_size(path.stat().st_size)
+  return {'image': path.read_bytes(), 'label': label, 'file_name': name}
+
+
+def _read_range(path, offset, size, name, label):
+  _check_size(size)
+  image = os.pread(_file_descriptor(path), size, offset)
   return {'image': image, 'label': label, 'file_name': name}
 
 
+def _check_size(num_bytes):
+  if num_bytes > MAX_BYTES:
+    # Reasons for skipping an image enter the fingerprint of the data set:
+    # rewording one changes the fingerprint.
+    raise ValueError(f'{num_bytes} bytes are too many for an image')
+
+
 @functools.cache
-def _descriptor(path):
-  return os.open(path, os.O_RDONLY)  # For the life of the process.
+def _file_descriptor(path):
+  return os.open(path, os.O_RDONLY)  # Stays open until the process ends.
+
+
+def _printable(name):
+  """A file name in valid UTF-8; Linux allows any bytes in file names."""
+  return name.encode(errors='backslashreplace').decode()

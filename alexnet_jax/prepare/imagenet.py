@@ -1,9 +1,9 @@
-"""ILSVRC-2012 as image-net.org hands it out, read in place.
+"""ILSVRC-2012 as downloaded from image-net.org, read in place.
 
-Either the two archives, whose members are indexed once and never unpacked, or
-the tree that unpacking them makes. The classes are the 1,000 WordNet ids in
-alphabetical order, the labels of the validation images those of the development
-kit, both as tfds has them in its own metadata.
+The source is either the two archives, which are indexed once and never
+unpacked, or the folders that unpacking them creates. The classes are the 1,000
+WordNet ids in alphabetical order; the labels of the validation images are those
+of the development kit. Both lists come with tfds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
-# Of the data set's own documentation.
+# From the documentation of ILSVRC-2012.
 NUM_IMAGES = {'train': 1_281_167, 'validation': 50_000}
-_MAX_NAME = 64  # Bytes; the longest of image-net.org has 30.
-# One member of an archive: a row of the index.
+_MAX_NAME = 64  # Bytes; the longest name in the archives has 30.
+# A row of the index, which describes one image in an archive.
 _MEMBER = np.dtype(
   [
     ('file_name', f'S{_MAX_NAME}'),
@@ -44,18 +44,20 @@ def open_imagenet(
   """The images under `root`: the two archives, or folders train/ and val/.
 
   Args:
-    root: with both archives, or with train/WNID/*.JPEG and either
+    root: folder that holds both archives, or train/WNID/*.JPEG and either
       val/WNID/*.JPEG or val/ILSVRC2012_val_*.JPEG.
-    index: `Source.index` of an earlier call, to save reading the archives.
+    index: `Source.index` of an earlier call, which saves reading the archives
+      again if they have not changed.
 
   Raises:
-    FileNotFoundError: if neither is there.
-    ValueError: if an archive is cut short, has members that are not plain
-      files with plain names, or if a class has no image.
+    FileNotFoundError: if `root` holds neither.
+    ValueError: if an archive is truncated or has members that are not regular
+      files with plain names, if an image does not belong to ILSVRC-2012, or if
+      a class has no images.
   """
   archives = (root / TRAIN_TAR, root / VALIDATION_TAR)
   if all(path.is_file() for path in archives):
-    if index is None or not _is_of(index, archives):
+    if index is None or not _is_current(index, archives):
       log.info('Indexing %s and %s.', *archives)
       index = _index(archives)
     splits = {
@@ -63,7 +65,7 @@ def open_imagenet(
       for split, path in zip(NUM_IMAGES, archives, strict=True)
     }
   elif (root / 'train').is_dir() and (root / 'val').is_dir():
-    index, splits = None, _tree(root)
+    index, splits = None, _unpacked_splits(root)
   else:
     raise FileNotFoundError(
       f'--source=imagenet:{root} has neither {TRAIN_TAR} and {VALIDATION_TAR}'
@@ -73,7 +75,7 @@ def open_imagenet(
   for split, examples in splits.items():
     if len(examples) != NUM_IMAGES[split]:
       log.warning(
-        '%s has %d images; the whole of ILSVRC-2012 has %d.',
+        '%s has %d images, but the complete ILSVRC-2012 has %d.',
         split,
         len(examples),
         NUM_IMAGES[split],
@@ -90,37 +92,39 @@ def open_imagenet(
 @functools.cache
 def class_names() -> tuple[str, ...]:
   """The 1,000 WordNet ids, in the order of their labels."""
-  return tuple(_metadata('labels.txt'))
+  return tuple(_read_tfds_list('labels.txt'))
 
 
 @functools.cache
-def _validation_labels() -> list[str]:
-  """WordNet ids of the validation images, by their number less one."""
-  return _metadata('validation_labels.txt')
+def _validation_wordnet_ids() -> list[str]:
+  """WordNet ids of the validation images; image number n is at n - 1."""
+  return _read_tfds_list('validation_labels.txt')
 
 
-def _metadata(name):
+def _read_tfds_list(name):
   path = tfds.core.tfds_path(f'datasets/imagenet2012/{name}')
   return path.read_text().split()
 
 
 class _Members(Sequence):
-  """Examples in an archive: arrays of offsets, not a million objects."""
+  """Examples in an archive.
+
+  They are stored as arrays; a million `Example` objects would take too much
+  memory, so these are made on access.
+  """
 
   def __init__(self, path: pathlib.Path, index, split: str):
-    column = lambda name: index[f'{split}/{name}']
-    self._path, self._offsets, self._sizes = (
-      path,
-      column('offset'),
-      column('size'),
-    )
-    self._names, self.labels = column('file_name'), column('label')
+    self._path = path
+    self._offsets = index[f'{split}/offset']
+    self._sizes = index[f'{split}/size']
+    self._names = index[f'{split}/file_name']
+    self.labels = index[f'{split}/label']
 
   def __len__(self) -> int:
     return len(self._names)
 
   def __getitem__(self, i: int) -> examples_lib.Example:
-    return examples_lib.in_file(
+    return examples_lib.from_file_range(
       self._path,
       int(self._offsets[i]),
       int(self._sizes[i]),
@@ -130,64 +134,76 @@ class _Members(Sequence):
 
 
 def _index(archives):
-  """Columns of all members by 'SPLIT/COLUMN', and what they are of."""
-  index = {'archives': _signature(archives)}
+  """The columns of all members by 'SPLIT/COLUMN', and 'archives'.
+
+  The entry 'archives' holds the sizes and modification times of the archives,
+  by which `_is_current` recognizes them.
+  """
+  index = {'archives': _stat(archives)}
   for split, path, members in zip(
     NUM_IMAGES, archives, (_train_members, _validation_members), strict=True
   ):
-    found = _checked(path, members)
+    found = _read_members(path, members)
     index |= {f'{split}/{name}': found[name].copy() for name in _MEMBER.names}
   _check_classes(archives[0], index['train/label'])
   return index
 
 
-def _signature(archives):
+def _stat(archives):
   stats = [path.stat() for path in archives]
   return np.array([(s.st_size, s.st_mtime_ns) for s in stats])
 
 
-def _is_of(index, archives):
-  return np.array_equal(index.get('archives'), _signature(archives))
+def _is_current(index, archives):
+  return np.array_equal(index.get('archives'), _stat(archives))
 
 
-def _checked(path, members: Callable) -> np.ndarray:
-  """All members of an archive by name, as `_MEMBER`."""
+def _read_members(path, members: Callable) -> np.ndarray:
+  """All members of an archive as an array of `_MEMBER`, sorted by name."""
   try:
     with tarfile.open(path, 'r:') as archive:
       found = np.fromiter(members(archive), _MEMBER)
   except (tarfile.TarError, EOFError) as error:
     raise ValueError(
-      f'{path} is damaged or cut short ({error}); download it again'
+      f'{path} is damaged or truncated ({error}); download it again'
     ) from error
   if not len(found):
-    raise ValueError(f'{path} holds no image; download it again')
+    raise ValueError(f'{path} contains no images; download it again')
   return found[np.argsort(found['file_name'], kind='stable')]
 
 
 def _train_members(archive):
-  """An archive of one archive for each class."""
+  """Rows of the training archive, which holds one archive per class."""
   labels = {name: label for label, name in enumerate(class_names())}
-  for outer in _plain_files(archive):
+  for outer in _regular_files(archive):
     class_name = pathlib.PurePath(outer.name).stem
     if class_name not in labels:
       raise ValueError(
-        f'{archive.name} holds {outer.name}, which is no class of ILSVRC-2012'
+        f'{archive.name} contains {outer.name}, which is not a class of'
+        ' ILSVRC-2012'
       )
     with tarfile.open(fileobj=archive.extractfile(outer), mode='r:') as inner:
-      for member in _plain_files(inner, archive.name):
+      for member in _regular_files(inner, archive.name):
         offset = outer.offset_data + member.offset_data
         name = f'{class_name}/{member.name}'.encode()
         yield name, labels[class_name], offset, member.size
 
 
 def _validation_members(archive):
-  for member in _plain_files(archive):
+  for member in _regular_files(archive):
     label = _validation_label(pathlib.PurePath(member.name).name)
     yield member.name.encode(), label, member.offset_data, member.size
 
 
-def _plain_files(archive, where=None):
-  """The members that are files; links and names that lead out are refused."""
+def _regular_files(archive, path=None):
+  """Iterates over the members that are regular files.
+
+  Raises:
+    ValueError: for a link, a device, a sparse file, or a name that is too long
+      or leads out of the archive; it names `path`, or else the archive's own
+      path.
+    tarfile.ReadError: if the archive is truncated or damaged.
+  """
   for member in archive:
     name = pathlib.PurePosixPath(member.name)
     if (
@@ -198,53 +214,57 @@ def _plain_files(archive, where=None):
       or member.issparse()
     ):
       raise ValueError(
-        f'{where or archive.name} holds {member.name!r}, which is no plain file'
-        ' inside it with a short name; this is not the archive of image-net.org'
+        f'{path or archive.name} contains {member.name!r}, which is not a'
+        ' regular file with a short relative name; this is not the archive from'
+        ' image-net.org'
       )
     if member.isreg():
       yield member
-    archive.members.clear()  # Else tarfile keeps an object for each.
-  # tarfile takes a damaged header for the end, which is a block of zeros.
+    archive.members.clear()  # tarfile would keep an object for each member.
+  # tarfile takes a damaged header for the end; the real end is a zero block.
   archive.fileobj.seek(archive.offset)
   if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-    raise tarfile.ReadError(f'no header and no end at byte {archive.offset}')
+    raise tarfile.ReadError(
+      f'neither a header nor the end of the archive at byte {archive.offset}'
+    )
 
 
 def _validation_label(name):
   match = _VALIDATION_NAME.fullmatch(name)
-  labels = _validation_labels()
-  if not match or not 1 <= int(match[1]) <= len(labels):
+  wordnet_ids = _validation_wordnet_ids()
+  if not match or not 1 <= int(match[1]) <= len(wordnet_ids):
     raise ValueError(
-      f'{name} is no validation image of ILSVRC-2012; these are'
-      f' ILSVRC2012_val_00000001.JPEG to {len(labels):08d}'
+      f'{name} is not a validation image of ILSVRC-2012; these are'
+      f' ILSVRC2012_val_00000001.JPEG to {len(wordnet_ids):08d}'
     )
-  return class_names().index(labels[int(match[1]) - 1])
+  return class_names().index(wordnet_ids[int(match[1]) - 1])
 
 
-def _check_classes(where, labels):
+def _check_classes(path, labels):
   missing = sorted(set(range(len(class_names()))) - set(labels.tolist()))
   if missing:
     first = ', '.join(class_names()[label] for label in missing[:3])
     raise ValueError(
-      f'{where} lacks {len(missing)} of 1,000 classes, such as {first};'
-      ' get them as well, or use --source=folder: for other classes'
+      f'{path} lacks {len(missing)} of 1,000 classes, such as {first}; add'
+      ' them, or use --source=folder:DIR for other classes'
     )
 
 
-def _tree(root):
+def _unpacked_splits(root):
+  """The examples of the folders train/ and val/ by split."""
   labels = {name: label for label, name in enumerate(class_names())}
   splits = {}
-  for split, part in (('train', 'train'), ('validation', 'val')):
+  for split, subfolder in (('train', 'train'), ('validation', 'val')):
     found = []
-    with os.scandir(root / part) as entries:
+    with os.scandir(root / subfolder) as entries:
       for entry in sorted(entries, key=lambda entry: entry.name):
         if entry.name.startswith('.'):
           continue
         if entry.is_dir():
           if entry.name not in labels:
             raise ValueError(
-              f'{entry.path} is no class of ILSVRC-2012; for other classes use'
-              f' --source=folder:{root}'
+              f'{entry.path} is not a class of ILSVRC-2012; for other classes'
+              f' use --source=folder:{root}'
             )
           found += [
             (f'{entry.name}/{name}', labels[entry.name])
@@ -254,7 +274,9 @@ def _tree(root):
         elif split == 'validation':
           found.append((entry.name, _validation_label(entry.name)))
     if not found:
-      raise ValueError(f'{root / part} holds no image')
-    splits[split] = examples_lib.Files(root / part, *zip(*found, strict=True))
+      raise ValueError(f'{root / subfolder} contains no images')
+    splits[split] = examples_lib.Files(
+      root / subfolder, *zip(*found, strict=True)
+    )
   _check_classes(root / 'train', splits['train'].labels)
   return splits

@@ -2,52 +2,49 @@ r"""Prepares a data set for training, once (section 2 of the paper).
 
     python -m alexnet_jax.prepare --source=folder:DIR --name=NAME
 
-makes DATA_DIR/NAME/1.0.0, an ordinary tfds data set of ArrayRecord shards:
-every image scaled so that its shorter side is `size` pixels (256 in the
-paper), its central square cut out; beside it the training set's mean image
-and the covariance of its RGB values. Needs no TensorFlow.
+creates DATA_DIR/NAME/1.0.0, an ordinary tfds data set of ArrayRecord shards.
+Every image is scaled so that its shorter side has `size` pixels (256 in the
+paper), and its central square is cut out. The mean image of the training split
+and the covariance of its RGB values are stored with the images. Preparation
+needs no TensorFlow.
 
-Every core works on a shard of its own, in a process of its own. Memory: about
-0.4 GB for each process with usual photographs; for a large one 4 (JPEG) to 20
-(JPEG 2000) bytes for every pixel, by its format (images of more than
-`images.MAX_PIXELS`, and files of more than `examples.MAX_BYTES`, are skipped);
-the index of ImageNet's archives takes 0.2 GB while it is made.
+Each CPU core writes shards of its own, in a worker process. Memory: about
+0.4 GB per process for photographs of usual size. A large image takes 4 (JPEG)
+to 20 (JPEG 2000) bytes per pixel, depending on its format; images of more than
+`images.MAX_PIXELS` and files of more than `examples.MAX_BYTES` are skipped. The
+index of the ImageNet archives takes 0.2 GB while it is built.
 
-A killed preparation continues where it was, also after a power loss: complete
-shards are kept, and the data set appears under its name only when it is whole.
-However often it was killed, and on however many cores, its bytes are the same.
+A killed preparation continues where it stopped, even after a power loss:
+complete shards are kept, and the data set gets its name only when it is
+complete. Its bytes do not depend on interruptions or on the number of cores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
-import zipfile
 
 import numpy as np
-import tensorflow_datasets as tfds
 import tqdm
 
 from alexnet_jax import dataset as dataset_lib
-from alexnet_jax import images
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import metadata
+from alexnet_jax.prepare import plan as plan_lib
 from alexnet_jax.prepare import shards
 from alexnet_jax.prepare import sources
 from alexnet_jax.prepare import workers as workers_lib
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
-log = logging.getLogger('alexnet_jax.prepare')  # Also when it is __main__.
+log = logging.getLogger(__name__)
 
-PLAN_FILE = 'plan.json'  # While the preparation is unfinished.
-RECORD_FILE = 'preparation.json'  # How the data set was made.
-INDEX_FILE = 'index.npz'  # Of the source, while the preparation is unfinished.
-SHARD_EXAMPLES = 1280  # About 50 MB of 256x256 JPEG, 1,001 shards of ImageNet.
-ALONE = 4 * SHARD_EXAMPLES  # Up to so many images this process does the work.
+SHARD_EXAMPLES = 1280  # About 50 MB of 256x256 JPEG; 1,001 shards of ImageNet.
+# Up to this many images, this process writes all shards itself.
+ALONE = 4 * SHARD_EXAMPLES
 
 
 def prepare(
@@ -61,138 +58,53 @@ def prepare(
   seed: int = 0,
   workers: int | None = None,
 ) -> pathlib.Path:
-  """Prepares `spec` as the data set `name` under `data_dir`.
+  """Prepares the source `spec` as the data set `name` in `data_dir`.
 
-  More than `ALONE` images are spread over processes, see workers.py.
+  More than `ALONE` images are divided among worker processes; see workers.py.
 
   Args:
-    spec: what `sources.open_source` takes.
-    name: of the data set, letters, digits and underscores.
+    spec: the source, in one of the forms of `sources.open_source`.
+    name: name of the data set: letters, digits and underscores.
     data_dir: folder of the prepared data sets.
-    size: side of the stored images in pixels.
-    quality: of JPEG, 1 to 100, where an image is stored as JPEG.
-    max_bad: unreadable images to skip before the preparation fails.
-    seed: of the order in which the examples are stored.
-    workers: processes that read, decode and encode; default one per core.
+    size: height and width of the stored images in pixels.
+    quality: JPEG quality, 1 to 100, of the images stored as JPEG.
+    max_bad: maximum number of unreadable images to skip.
+    seed: seed of the order in which the examples are stored.
+    workers: number of worker processes; one per CPU core if 0 or None.
 
   Returns:
-    The folder of the data set, existing already or newly made.
+    The folder of the data set, which may have existed already.
 
   Raises:
-    ValueError: if the arguments or the source are wrong, or if an unfinished
-      preparation of other arguments is in the way.
-    RuntimeError: after more than `max_bad` unreadable images, or if a process
-      that worked on a shard has died.
+    ValueError: if an argument or the source is invalid, or if the data set
+      exists, complete or incomplete, with other arguments or images.
+    FileNotFoundError: if the source does not exist.
+    RuntimeError: after more than `max_bad` unreadable images, or if a worker
+      process was killed.
   """
   _check_arguments(name, size, quality, max_bad, workers)
-  out = dataset_lib.dataset_path(data_dir, name)
   spec = sources.absolute(spec)
-  asked = {'source': spec, 'size': size, 'jpeg_quality': quality, 'seed': seed}
-  work = out.with_name(f'{out.name}.incomplete')
-  # Its errors come before anything is written.
-  if out.exists():
-    return _finished(out, asked)
-  source = sources.open_source(spec, _read_index(work))
-  with contextlib.ExitStack() as stack:
-    try:
-      out.parent.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(files.locked(out.parent))
-    except OSError as error:
-      raise ValueError(
-        f'the folder data_dir={data_dir} cannot be written ({error}); name one'
-        ' that can'
-      ) from error
-    if out.exists():  # Another process has been faster.
-      return _finished(out, asked)
-    plan = {
-      **asked,
-      'examples': {split: len(e) for split, e in source.splits.items()},
-      'sha256': source.digest,
-      'encoder': images.ENCODER,
-    }
-    _begin(work, plan, source.index)
-    if not (work / RECORD_FILE).exists():
-      number = workers or processes.available_cores()
-      _write(work, name, source, plan, max_bad, number)
-    # Also what kills have left of shards.
-    for pattern in ('*.sums.npz', '*.tmp', INDEX_FILE, PLAN_FILE):
-      for path in work.glob(pattern):
-        path.unlink()
-    os.replace(work, out)
-  record = json.loads((out / RECORD_FILE).read_text())
-  for line in record['skipped']:
-    log.warning('skipped %s', line)
-  stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
-  skipped = len(record['skipped'])
-  log.info(
-    '%s: %s examples, %d unreadable images skipped.', out, stored, skipped
-  )
-  return out
-
-
-def _finished(out, asked):
-  _check_same(
-    out / RECORD_FILE, asked, f'use another name than {out.parent.name}'
-  )
-  log.info('%s exists: nothing to do.', out)
-  return out
-
-
-def _write(work, name, source, plan, max_bad, workers):
-  """Writes all shards, then what describes them; the record comes last."""
-  todo = list(_shards(work, name, source, plan))
-  with tqdm.tqdm(
-    total=sum(plan['examples'].values()), desc=name, unit='image', disable=None
-  ) as progress:
-    alone = workers == 1 or progress.total <= ALONE
-    write = _write_alone if alone else _write_in_processes
-    write(todo, work, max_bad, progress, workers)
-  splits = {split: _Totals(plan['size']) for split in source.splits}
-  skipped = []
-  for shard in todo:
-    sums = shards.read_sums(shard)
-    splits[shard.split].add(sums)
-    skipped += sums['skipped'].tolist()
-  _describe(work, name, source, plan, splits, skipped)
-
-
-def _write_alone(todo, work, max_bad, progress, _):
-  skipped, done = [], 0
-  for shard in todo:
-    sums = shards.write(shard, max_bad - len(skipped), progress.update)
-    skipped += sums['skipped'].tolist()
-    _check_skipped(skipped, max_bad, work)
-    done += len(shard.examples)
-    progress.update(done - progress.n)  # Where it was written already.
-
-
-def _write_in_processes(todo, work, max_bad, progress, workers):
-  there, waiting, skipped = 0, [], {}  # The last by path.
-  for shard in todo:
-    if shard.path.exists():
-      skipped[shard.path] = shards.read_sums(shard)['skipped'].tolist()
-      there += len(shard.examples)
-    else:
-      waiting.append(shard)
-  progress.initial = progress.last_print_n = progress.n = there
-
-  def report(encoded, of_shards):
-    progress.update(there + encoded - progress.n)
-    lines = skipped | of_shards
-    found = [line for s in todo for line in lines.get(s.path, ())]
-    _check_skipped(found, max_bad, work)
-
-  workers_lib.write_all(waiting, max_bad, workers, report)
-
-
-def _check_skipped(skipped, max_bad, work):
-  if len(skipped) > max_bad:
-    raise RuntimeError(
-      f'more than --max_bad={max_bad} unreadable images:\n'
-      + '\n'.join(skipped)
-      + '\nWith a larger --max_bad the same command continues without them;'
-      f' or repair or remove them, remove {work}, and begin again'
-    )
+  settings = {
+    'source': spec,
+    'size': size,
+    'jpeg_quality': quality,
+    'seed': seed,
+  }
+  folder = dataset_lib.dataset_path(data_dir, name)
+  if folder.exists():
+    return _existing(folder, settings)
+  incomplete = folder.with_name(f'{folder.name}.incomplete')
+  # An invalid source is refused before anything is written.
+  source = sources.open_source(spec, plan_lib.read_index(incomplete))
+  with _created_and_locked(folder.parent, data_dir):
+    if folder.exists():  # Another process has completed it in the meantime.
+      return _existing(folder, settings)
+    plan = plan_lib.begin(incomplete, settings, source)
+    if not (incomplete / plan_lib.RECORD_FILE).exists():
+      _write(incomplete, name, source, plan, max_bad, workers)
+    _complete(incomplete, folder)
+  _log_record(folder)
+  return folder
 
 
 def _check_arguments(name, size, quality, max_bad, workers):
@@ -202,59 +114,59 @@ def _check_arguments(name, size, quality, max_bad, workers):
   if size < 1:
     problems.append(f'--size={size} must be at least 1 pixel')
   if not 1 <= quality <= 100:
-    problems.append(f'--quality={quality} must lie between 1 and 100')
+    problems.append(f'--quality={quality} must be between 1 and 100')
   if max_bad < 0:
     problems.append(f'--max_bad={max_bad} must not be negative')
   if workers is not None and workers < 0:
     problems.append(
-      f'--workers={workers} must not be negative; 0: one per core'
+      f'--workers={workers} must not be negative; 0 means one per CPU core'
     )
   if problems:
     raise ValueError('; '.join(problems))
 
 
-def _check_same(file, asked, way_out):
-  """Raises ValueError if a data set is there, made or begun in another way."""
-  try:
-    made = json.loads(file.read_text())
-  except (FileNotFoundError, ValueError) as error:
-    raise ValueError(
-      f'{file.parent} was not made by this command, or is damaged ({error});'
-      f' remove it, or {way_out}'
-    ) from error
-  differ = [
-    f'{key} {made.get(key)!r} there, {value!r} here'
-    for key, value in asked.items()
-    if made.get(key) != value
-  ]
-  if differ:
-    raise ValueError(
-      f'{file.parent} was made with other arguments ({"; ".join(differ)});'
-      f' remove it, or {way_out}'
-    )
+def _existing(folder, settings):
+  """The folder of a complete data set, if it was made with these settings."""
+  plan_lib.check_same(
+    folder / plan_lib.RECORD_FILE,
+    settings,
+    f'choose a --name other than {folder.parent.name}',
+  )
+  log.info('%s exists already; nothing to do.', folder)
+  return folder
 
 
-def _read_index(work):
-  """What an unfinished preparation knows of its source; None without one."""
-  try:
-    with open(work / INDEX_FILE, 'rb') as file, np.load(file) as index:
-      return dict(index)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-    return None  # Not there, or cut short by a kill.
+@contextlib.contextmanager
+def _created_and_locked(folder, data_dir) -> Iterator[None]:
+  """Creates `folder` and holds its lock; see `files.locked`."""
+  with contextlib.ExitStack() as stack:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(files.locked(folder))
+    except OSError as error:
+      raise ValueError(
+        f'data_dir={data_dir} is not a writable folder ({error}); choose'
+        ' another one'
+      ) from error
+    yield
 
 
-def _begin(work, plan, index):
-  for file in (work / PLAN_FILE, work / RECORD_FILE):
-    if file.exists():
-      return _check_same(file, plan, 'repeat its command')
-  work.mkdir(exist_ok=True)
-  if index is not None:
-    np.savez(work / INDEX_FILE, **index)
-  files.write_json(work / PLAN_FILE, plan)
+def _write(folder, name, source, plan, max_bad, workers):
+  """Writes all shards and the files that describe them."""
+  todo = list(_shards(folder, name, source, plan))
+  with tqdm.tqdm(
+    total=sum(plan['examples'].values()), desc=name, unit='image', disable=None
+  ) as progress:
+    workers = workers or processes.available_cores()
+    if workers == 1 or progress.total <= ALONE:
+      _write_in_this_process(todo, folder, max_bad, progress)
+    else:
+      _write_in_workers(todo, folder, max_bad, progress, workers)
+  _describe(folder, name, source, plan, todo)
 
 
-def _shards(work, name, source, plan) -> Iterator[shards.Shard]:
-  """Every shard, the examples of a split in random order."""
+def _shards(folder, name, source, plan) -> Iterator[shards.Shard]:
+  """All shards; the examples of each split are in random order."""
   for split, examples in source.splits.items():
     order = np.random.default_rng(plan['seed']).permutation(len(examples))
     parts = np.array_split(order, -(-len(order) // SHARD_EXAMPLES))
@@ -262,86 +174,106 @@ def _shards(work, name, source, plan) -> Iterator[shards.Shard]:
       file = f'{name}-{split}.array_record-{i:05d}-of-{len(parts):05d}'
       yield shards.Shard(
         split,
-        work / file,
-        examples_lib.Part(examples, part),
+        folder / file,
+        examples_lib.Subset(examples, part),
         plan['size'],
         plan['jpeg_quality'],
       )
 
 
-def _features(
-  class_names: Sequence[str], size: int
-) -> tfds.features.FeaturesDict:
-  """What tfds is told of an example."""
-  return tfds.features.FeaturesDict(
-    {
-      'image': tfds.features.Image(shape=(size, size, 3)),
-      'label': tfds.features.ClassLabel(names=list(class_names)),
-      'file_name': tfds.features.Text(),
-    }
-  )
+def _write_in_this_process(todo, folder, max_bad, progress):
+  skipped, num_done = [], 0
+  for shard in todo:
+    sums = shards.write(shard, max_bad - len(skipped), progress.update)
+    skipped += sums['skipped'].tolist()
+    _check_skipped(skipped, max_bad, folder)
+    num_done += len(shard.examples)
+    # Counts the images of a shard that was complete already.
+    progress.update(num_done - progress.n)
 
 
-class _Totals:
-  """What the shards of one split add up to; exact, in integers."""
+def _write_in_workers(todo, folder, max_bad, progress, workers):
+  waiting, num_complete, skipped = [], 0, {}
+  for shard in todo:
+    if shard.path.exists():
+      skipped[shard.path] = shards.read_sums(shard)['skipped'].tolist()
+      num_complete += len(shard.examples)
+    else:
+      waiting.append(shard)
+  progress.initial = progress.last_print_n = progress.n = num_complete
 
-  def __init__(self, size: int):
-    self.shard_lengths = []
-    self.num_bytes = 0
-    self.pixel_sum = np.zeros((size, size, 3), np.int64)
-    self.product_sum = np.zeros((3, 3), np.int64)  # Of R, G, B with R, G, B.
+  def report(num_processed, newly_skipped):
+    progress.update(num_complete + num_processed - progress.n)
+    by_path = skipped | newly_skipped
+    lines = [line for shard in todo for line in by_path.get(shard.path, ())]
+    _check_skipped(lines, max_bad, folder)
 
-  def add(self, shard: dict[str, np.ndarray]) -> None:
-    self.shard_lengths.append(int(shard['count']))
-    self.num_bytes += int(shard['num_bytes'])
-    self.pixel_sum += shard['pixel_sum']
-    self.product_sum += shard['product_sum']
+  workers_lib.write_all(waiting, max_bad, workers, report)
 
 
-def _describe(work, name, source, plan, splits, skipped):
-  """Statistics, tfds's metadata and the record of how it was made."""
-  train = splits['train']
-  count = sum(train.shard_lengths)
-  if not count:
-    raise ValueError(f'--source={plan["source"]}: no readable training image')
-  num_pixels = count * plan['size'] ** 2
-  rgb_mean = train.pixel_sum.sum((0, 1)) / num_pixels
-  mean_image = (train.pixel_sum / count).astype(np.float32)
-  made = [plan[key] for key in ('sha256', 'size', 'jpeg_quality', 'seed')]
-  facts = json.dumps([*made, skipped, source.class_names]).encode()
-  np.savez(
-    work / dataset_lib.STATISTICS_FILE,
-    mean_image=mean_image,
-    fingerprint=hashlib.sha256(facts + mean_image.tobytes()).hexdigest()[:16],
-    rgb_covariance=train.product_sum / num_pixels
-    - np.outer(rgb_mean, rgb_mean),
-  )
-  split_infos = [
-    tfds.core.SplitInfo(
-      name=split,
-      shard_lengths=totals.shard_lengths,
-      num_bytes=totals.num_bytes,
-      filename_template=tfds.core.ShardedFileTemplate(
-        dataset_name=name,
-        data_dir=work,
-        split=split,
-        filetype_suffix='array_record',
-      ),
+def _check_skipped(skipped, max_bad, folder):
+  if len(skipped) > max_bad:
+    raise RuntimeError(
+      f'more than --max_bad={max_bad} unreadable images:\n'
+      + '\n'.join(skipped)
+      + '\nTo continue without them, repeat the command with a larger'
+      f' --max_bad; or repair or delete them, remove {folder}, and begin again'
     )
-    for split, totals in splits.items()
-  ]
-  tfds.folder_dataset.write_metadata(
-    data_dir=work,
-    features=_features(source.class_names, plan['size']),
-    split_infos=split_infos,
-    version=dataset_lib.VERSION,
-    filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-    check_data=False,
+
+
+def _describe(folder, name, source, plan, complete_shards):
+  """Writes the statistics, the tfds metadata and the record.
+
+  The record comes last: it says that all other files are complete.
+  """
+  splits = {
+    split: metadata.SplitTotals(plan['size']) for split in source.splits
+  }
+  skipped = []
+  for shard in complete_shards:
+    sums = shards.read_sums(shard)
+    splits[shard.split].add(sums)
+    skipped += sums['skipped'].tolist()
+  if not splits['train'].num_examples:
+    raise ValueError(
+      f'--source={plan["source"]} has no readable training image'
+    )
+  identity = [plan[key] for key in ('sha256', 'size', 'jpeg_quality', 'seed')]
+  identity += [skipped, source.class_names]
+  metadata.write_statistics(folder, splits['train'], identity)
+  metadata.write_tfds_metadata(
+    folder,
+    name,
+    splits,
+    size=plan['size'],
+    class_names=source.class_names,
     description=source.description,
   )
-  stored = {split: sum(t.shard_lengths) for split, t in splits.items()}
-  for path in work.iterdir():
-    files.sync(path)  # The record says that the rest is whole.
-  files.write_json(
-    work / RECORD_FILE, {**plan, 'stored': stored, 'skipped': skipped}
+  for path in folder.iterdir():
+    files.sync(path)
+  stored = {split: totals.num_examples for split, totals in splits.items()}
+  record = {**plan, 'stored': stored, 'skipped': skipped}
+  files.write_json(folder / plan_lib.RECORD_FILE, record)
+
+
+def _complete(incomplete, folder):
+  """Removes temporary files and gives the data set its name."""
+  # Killed processes may have left *.tmp files.
+  temporary = ('*.sums.npz', '*.tmp', plan_lib.INDEX_FILE, plan_lib.PLAN_FILE)
+  for pattern in temporary:
+    for path in incomplete.glob(pattern):
+      path.unlink()
+  os.replace(incomplete, folder)
+
+
+def _log_record(folder):
+  record = json.loads((folder / plan_lib.RECORD_FILE).read_text())
+  for line in record['skipped']:
+    log.warning('skipped %s', line)
+  stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
+  log.info(
+    '%s: %s examples, %d unreadable images skipped.',
+    folder,
+    stored,
+    len(record['skipped']),
   )

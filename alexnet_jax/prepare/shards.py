@@ -1,7 +1,8 @@
-"""One shard of a prepared data set: written whole or not at all.
+"""One shard of a prepared data set, written completely or not at all.
 
-The unit of preparation: whoever writes a shard, and whenever, it holds the same
-bytes. The sums of its pixels lie beside it until all shards are there.
+A shard is the unit of preparation: its bytes do not depend on when or in which
+process it is written. The sums over its pixels are stored in a second file
+until all shards are complete.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +22,14 @@ from alexnet_jax.runtime import files
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A shard to be written.
+  """The examples of a shard, and where and how to store them.
 
   Attributes:
-    split: that it is a part of.
-    path: of its file.
+    split: name of the split that the shard belongs to.
+    path: file to write.
     examples: in the order in which they are stored.
-    size: side of the stored images in pixels.
-    quality: of those stored as JPEG.
+    size: height and width of the stored images in pixels.
+    quality: JPEG quality, 1 to 100, of the images stored as JPEG.
   """
 
   split: str
@@ -39,96 +40,108 @@ class Shard:
 
   @property
   def sums_path(self) -> pathlib.Path:
-    """File of the counts and sums of the shard, as `write` returns them."""
+    """File of the counts and sums that `write` returns."""
     return self.path.with_name(f'{self.path.name}.sums.npz')
 
 
 def write(
-  shard: Shard, may_skip: int, progress: Callable[[], object]
+  shard: Shard, max_skipped: int, progress: Callable[[], object]
 ) -> dict[str, np.ndarray]:
-  """Writes a shard, or finds it written.
+  """Writes a shard, unless it is complete already.
 
   Args:
-    shard: to write.
-    may_skip: unreadable images, before it is given up.
-    progress: is called after every image.
+    shard: the shard to write.
+    max_skipped: number of unreadable images to skip. After one more, the
+      function stops early and leaves no shard.
+    progress: called after every image, whether stored or skipped.
 
   Returns:
-    'count' of its examples, their 'num_bytes', 'pixel_sum' (by pixel and
-    channel) and 'product_sum' (of R, G, B with R, G, B), all exact, and what was
-    'skipped', with the reason. With more than `may_skip` of these there is no
-    file.
+    'count' of the stored examples, their 'num_bytes', 'pixel_sum' (sum over the
+    examples, [size, size, 3]) and 'product_sum' (sums over all pixels of the
+    products of R, G, B with R, G, B, [3, 3]), all exact integers; 'skipped', a
+    line for each skipped image with its name and the reason.
   """
   if shard.path.exists():
     return read_sums(shard)
-  # Below 2 ** 32 for sixteen million images.
+  # Sums of up to 2**24 images fit in uint32.
   pixel_sum = np.zeros((shard.size, shard.size, 3), np.uint32)
   product_sum = np.zeros((3, 3), np.int64)
   num_bytes, count, skipped = 0, 0, []
-  # Another process may still be at it, whose parent has been killed.
+  # A worker whose parent was killed may still be writing the same shard.
   temporary = shard.path.with_name(f'{shard.path.name}.{os.getpid()}.tmp')
-  # Encoded images do not get smaller.
+  # The images are compressed already; a group of one is read by itself.
   writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
   for example in shard.examples:
     try:
-      values = example.read()
+      features = example.read()
       encoded, pixels = images.encode(
-        values['image'], shard.size, shard.quality
+        features['image'], shard.size, shard.quality
       )
-    except Exception as error:  # Of a damaged file: Pillow raises anything.
-      if isinstance(error, MemoryError) or _is_of_the_machine(error):
+    except Exception as error:  # Pillow may raise anything for a damaged file.
+      if _is_transient(error):
         raise
       skipped.append(f'{example.name}: {type(error).__name__}: {error}')
       progress()
-      if len(skipped) > may_skip:
+      if len(skipped) > max_skipped:
         break
       continue
-    record = _record(values | {'image': encoded})
+    record = _serialize(features | {'image': encoded})
     writer.write(record)
     count += 1
     num_bytes += len(record)
     pixel_sum += pixels
-    product_sum += _products(pixels)
+    product_sum += _channel_products(pixels)
     progress()
   writer.close()
-  result = {
+  sums = {
     'count': np.array(count),
     'num_bytes': np.array(num_bytes),
     'pixel_sum': pixel_sum,
     'product_sum': product_sum,
     'skipped': np.array(skipped, dtype=np.str_),
   }
-  if len(skipped) <= may_skip:  # The name says that both are whole.
-    np.savez(shard.sums_path, **result)
-    files.sync(shard.sums_path)
-    files.sync(temporary)
-    os.replace(temporary, shard.path)
-  return result
-
-
-def _is_of_the_machine(error):
-  """Whether the same image may be read another time."""
-  transient = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-  return isinstance(error, OSError) and error.errno in transient
-
-
-def _products(pixels):
-  """Sums of R, G, B times R, G, B, exact; row by row, too little for threads."""
-  planes = np.moveaxis(pixels, -1, 0).astype(np.float64, order='C')
-  return np.vecdot(planes[:, None], planes).sum(-1).astype(np.int64)
-
-
-def _record(values):
-  """An example as tfds reads it."""
-  example = tf_example_pb2.Example()
-  feature = example.features.feature
-  feature['image'].bytes_list.value.append(values['image'])
-  feature['label'].int64_list.value.append(values['label'])
-  feature['file_name'].bytes_list.value.append(values['file_name'].encode())
-  # Else the order of the features is another one in every process.
-  return example.SerializeToString(deterministic=True)
+  if len(skipped) <= max_skipped:
+    _commit(shard, temporary, sums)
+  return sums
 
 
 def read_sums(shard: Shard) -> dict[str, np.ndarray]:
-  """What `write` returned."""
+  """What `write` returned for a complete shard."""
   return dict(np.load(shard.sums_path))
+
+
+def _commit(shard, temporary, sums):
+  """Gives the shard its name, once both of its files are on the disk."""
+  np.savez(shard.sums_path, **sums)
+  files.sync(shard.sums_path)
+  files.sync(temporary)
+  os.replace(temporary, shard.path)
+
+
+def _is_transient(error):
+  """Whether the machine is at fault, so that another attempt may succeed."""
+  transient = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+  return isinstance(error, MemoryError) or (
+    isinstance(error, OSError) and error.errno in transient
+  )
+
+
+def _channel_products(pixels):
+  """Sums over the pixels of the products of R, G, B with R, G, B; exact.
+
+  NumPy computes them row by row, which is too little work for BLAS to start
+  threads.
+  """
+  channels = np.moveaxis(pixels, -1, 0).astype(np.float64, order='C')
+  return np.vecdot(channels[:, None], channels).sum(-1).astype(np.int64)
+
+
+def _serialize(features):
+  """The features of an example as a tf.train.Example, which tfds reads."""
+  example = tf_example_pb2.Example()
+  feature = example.features.feature
+  feature['image'].bytes_list.value.append(features['image'])
+  feature['label'].int64_list.value.append(features['label'])
+  feature['file_name'].bytes_list.value.append(features['file_name'].encode())
+  # Without this the order of the features differs between processes.
+  return example.SerializeToString(deterministic=True)

@@ -1,4 +1,4 @@
-"""Where examples come from: what --source of prepare.py may name."""
+"""Sources of examples: what the flag --source can name."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -13,20 +13,28 @@ from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import tfds_sets
 
 FORMS = "'digits', 'folder:DIR', 'imagenet:DIR' or 'tfds:NAME[:VERSION]'"
+# Descriptions are stored in the data set: rewording them changes its files.
+_DIGITS_DESCRIPTION = """\
+scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels.
+
+  A part of the UCI data set "Optical Recognition of Handwritten Digits" that
+  comes with scikit-learn. Every sixth image is a test image: 1,497 and 300.
+  """
 
 
 def open_source(
   spec: str, index: Mapping[str, np.ndarray] | None = None
 ) -> examples_lib.Source:
-  """The source that `spec` names, see `FORMS`.
+  """The source that `spec` names.
 
   Args:
-    spec: such as 'folder:photographs'.
-    index: `Source.index` of an earlier call with this spec.
+    spec: in one of the `FORMS`, such as 'folder:photographs'.
+    index: `Source.index` of an earlier call with the same spec.
 
   Raises:
-    ValueError: for another spec, or if what is there is not as it should be.
-    FileNotFoundError: if it is not there.
+    ValueError: if the spec has none of the `FORMS`, or the source is damaged
+      or not in the expected layout.
+    FileNotFoundError: if the source does not exist.
   """
   kind, _, argument = spec.partition(':')
   if kind == 'digits' and not argument:
@@ -41,7 +49,7 @@ def open_source(
 
 
 def absolute(spec: str) -> str:
-  """The spec with the whole path of its folder, if it has one."""
+  """The spec with its folder, if it has one, as an absolute path."""
   kind, _, argument = spec.partition(':')
   if kind in ('folder', 'imagenet') and argument:
     return f'{kind}:{pathlib.Path(argument).expanduser().absolute()}'
@@ -49,74 +57,82 @@ def absolute(spec: str) -> str:
 
 
 def digits() -> examples_lib.Source:
-  """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels.
+  """The handwritten digits that come with scikit-learn.
 
-  A part of the UCI data set "Optical Recognition of Handwritten Digits" that
-  comes with scikit-learn. Every sixth image is a test image: 1,497 and 300.
+  1,797 grey images of 8x8 pixels, a part of the UCI data set "Optical
+  Recognition of Handwritten Digits". Every sixth image is a test image: 1,497
+  training images and 300 test images.
   """
-  import sklearn.datasets  # Over a second; only this source needs it.
+  import sklearn.datasets  # Takes over a second; only this source needs it.
 
   data = sklearn.datasets.load_digits()
-  pixels = np.round(data.images * (255 / 16)).astype(np.uint8)  # 0..16 there.
-  whole = np.arange(len(pixels))
+  pixels = np.round(data.images * (255 / 16)).astype(np.uint8)  # From 0..16.
+  indices = np.arange(len(pixels))
   splits = {
-    split: _Digits(pixels, data.target, whole[(whole % 6 > 0) == is_train])
+    split: _Digits(pixels, data.target, indices[(indices % 6 > 0) == is_train])
     for split, is_train in (('train', True), ('test', False))
   }
   return examples_lib.Source(
     class_names=tuple(str(name) for name in data.target_names),
     splits=splits,
-    description=digits.__doc__,
+    description=_DIGITS_DESCRIPTION,
     digest=examples_lib.digest(splits),
   )
 
 
 class _Digits(Sequence):
-  def __init__(self, pixels, labels, numbers):
-    self._pixels, self._numbers = pixels[numbers], numbers
-    self.labels = labels[numbers]
+  """The digits with the given indices, encoded as PNG when they are read."""
+
+  def __init__(self, pixels, labels, indices):
+    self._pixels, self._indices = pixels[indices], indices
+    self.labels = labels[indices]
 
   def __len__(self) -> int:
-    return len(self._numbers)
+    return len(self._indices)
 
   def __getitem__(self, i: int) -> examples_lib.Example:
-    name, label = f'{self._numbers[i]:04d}.png', int(self.labels[i])
-    read = functools.partial(_read_digit, self._pixels[i], name, label)
+    name, label = f'{self._indices[i]:04d}.png', int(self.labels[i])
+    read = functools.partial(_encode_digit, self._pixels[i], name, label)
     return examples_lib.Example(name, read)
 
 
-def _read_digit(pixels, name, label):
+def _encode_digit(pixels, name, label):
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, 'PNG')
   return {'image': buffer.getvalue(), 'label': label, 'file_name': name}
 
 
 def folder(root: pathlib.Path) -> examples_lib.Source:
-  """A folder with train/, val/ and perhaps test/, each with class folders.
+  """A folder with train/, val/ and optionally test/, each with class folders.
 
   The classes are the folders of train/ in alphabetical order; the splits are
-  called 'train', 'validation' and 'test'. Hidden files are passed over.
+  'train', 'validation' and 'test'. Hidden files and folders are ignored.
+
+  Raises:
+    FileNotFoundError: if train/ or val/ is missing.
+    ValueError: if there are no class folders, if one is empty, or if val/ or
+      test/ has one that train/ lacks.
   """
   classes = _class_folders(root / 'train')
   labels = {name: label for label, name in enumerate(classes)}
   splits = {}
-  for split, part in (
+  for split, subfolder in (
     ('train', 'train'),
     ('validation', 'val'),
     ('test', 'test'),
   ):
-    if part == 'test' and not (root / part).exists():
+    if subfolder == 'test' and not (root / subfolder).exists():
       continue
-    found = _class_folders(root / part)
+    found = _class_folders(root / subfolder)
     if unknown := sorted(set(found) - set(classes)):
       raise ValueError(
-        f'{root / part} has class folders that {root / "train"} lacks:'
+        f'{root / subfolder} has class folders that {root / "train"} lacks:'
         f' {", ".join(unknown)}; the classes are the folders of train/'
       )
     names_and_labels = [
-      (f'{part}/{class_name}/{name}', labels[class_name])
+      (f'{subfolder}/{class_name}/{name}', labels[class_name])
       for class_name in found
-      for name in _files(root / part / class_name)
+      for name in _files(root / subfolder / class_name)
     ]
     splits[split] = examples_lib.Files(
       root, *zip(*names_and_labels, strict=True)
@@ -132,7 +148,7 @@ def folder(root: pathlib.Path) -> examples_lib.Source:
 def _class_folders(root: pathlib.Path) -> list[str]:
   if not root.is_dir():
     raise FileNotFoundError(
-      f'no folder {root}; --source=folder:DIR wants DIR/train/CLASS/*.jpg'
+      f'no folder {root}; --source=folder:DIR needs DIR/train/CLASS/*.jpg'
       ' and DIR/val/CLASS/*.jpg (any image format)'
     )
   names = sorted(
@@ -140,7 +156,8 @@ def _class_folders(root: pathlib.Path) -> list[str]:
   )
   if not names:
     raise ValueError(
-      f'{root} has no class folders; put the images of each class into a folder of its own'
+      f'{root} has no class folders; put the images of each class into a folder'
+      ' of its own'
     )
   return names
 

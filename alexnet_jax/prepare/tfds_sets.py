@@ -1,8 +1,9 @@
-"""Data sets that tfds has prepared, as a source of images.
+"""Data sets prepared by TensorFlow Datasets (tfds), as a source of images.
 
-Any with an image feature 'image' and a class 'label', in ArrayRecord or
-TFRecord. Where none is prepared, tfds's own builder downloads and prepares it,
-once; that needs TensorFlow (`pip install -e '.[tensorflow]'`).
+The data set needs an image feature 'image' and a class label 'label', and is
+stored as ArrayRecord or TFRecord files. If tfds has not prepared it yet, it is
+downloaded and prepared by its builder, once; that needs TensorFlow
+(`pip install -e '.[tensorflow]'`).
 """
 
 from collections.abc import Sequence
@@ -30,14 +31,71 @@ log = logging.getLogger(__name__)
 def open_tfds(name: str) -> examples_lib.Source:
   """The data set `name`, such as 'cifar10' or 'imagenette/320px-v2:1.0.0'.
 
-  It is looked for where tfds keeps its data sets: ~/tensorflow_datasets, or
-  $TFDS_DATA_DIR. Splits without labels are left out.
+  It is searched where tfds stores its data sets: in $TFDS_DATA_DIR, by default
+  ~/tensorflow_datasets. Splits without labels are left out.
 
   Raises:
-    FileNotFoundError: if it is not there, and there is no TensorFlow to make it.
-    ValueError: if it has no image, no label, or no split 'train', or is damaged.
+    FileNotFoundError: if it has not been prepared and TensorFlow is missing.
+    ValueError: if it has no 8-bit images, no labels or no split 'train', if a
+      file is missing or damaged, or if tfds cannot prepare it.
   """
   info = _builder(name).info
+  num_classes = len(_class_names(name, info))
+  splits, facts = {}, [info.full_name]
+  for split, split_info in info.splits.items():
+    paths = [pathlib.Path(path) for path in split_info.filepaths]
+    if missing := [path for path in paths if not path.exists()]:
+      raise ValueError(
+        f'--source=tfds:{name} lacks the file {missing[0]}; remove the data set'
+        ' and prepare it again'
+      )
+    facts.append([split, [(p.name, p.stat().st_size) for p in paths]])
+    records = _Records(split, paths, split_info.shard_lengths, num_classes)
+    if len(records) and records.first_label() >= 0:
+      splits[split] = records
+    else:
+      log.warning(
+        '%s: split %s is left out, because it has no examples or no labels.',
+        name,
+        split,
+      )
+  if 'train' not in splits:
+    raise ValueError(
+      f"--source=tfds:{name} has no split 'train' with labels; its splits with"
+      f' labels are: {", ".join(splits) or "none"}'
+    )
+  return examples_lib.Source(
+    class_names=_class_names(name, info),
+    splits=splits,
+    description=info.description or f'{info.full_name} of tfds.',
+    digest=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+  )
+
+
+def _builder(name):
+  """The builder of a prepared data set; prepares it first if necessary."""
+  try:
+    return read_only_builder.builder_from_files(name)
+  except ValueError:  # Includes tfds's DatasetNotFoundError.
+    if importlib.util.find_spec('tensorflow') is None:
+      raise FileNotFoundError(
+        f'--source=tfds:{name}: tfds has not prepared it in'
+        f' {os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")} (set by'
+        " $TFDS_DATA_DIR); install TensorFlow (pip install -e '.[tensorflow]')"
+        ' and repeat this command'
+      ) from None
+  try:
+    builder = tfds.builder(name, file_format='array_record')
+    builder.download_and_prepare()
+  except Exception as error:  # tfds and the network may raise anything.
+    raise ValueError(
+      f'--source=tfds:{name}: tfds cannot prepare it ({error})'
+    ) from error
+  return builder
+
+
+def _class_names(name, info):
+  """The class names; raises ValueError without 8-bit images and labels."""
   is_dict = isinstance(info.features, tfds.features.FeaturesDict)
   features = dict(info.features) if is_dict else {}
   if not (
@@ -46,108 +104,68 @@ def open_tfds(name: str) -> examples_lib.Source:
     and isinstance(features.get('label'), tfds.features.ClassLabel)
   ):
     raise ValueError(
-      f"--source=tfds:{name} needs an 8-bit image 'image' and a class 'label',"
-      f' but has {", ".join(sorted(features)) or "other features"}'
+      f"--source=tfds:{name} needs an 8-bit image 'image' and a class label"
+      f" 'label', but has {', '.join(sorted(features)) or 'other features'}"
     )
-  num_classes = features['label'].num_classes
-  splits, facts = {}, [info.full_name]
-  for split, split_info in info.splits.items():
-    shards = [pathlib.Path(path) for path in split_info.filepaths]
-    if missing := [path for path in shards if not path.exists()]:
-      raise ValueError(
-        f'--source=tfds:{name} lacks {missing[0]}; prepare it again'
-      )
-    facts.append([split, [(p.name, p.stat().st_size) for p in shards]])
-    records = _Records(split, shards, split_info.shard_lengths, num_classes)
-    if len(records) and records.label_of_first() >= 0:
-      splits[split] = records
-    else:
-      log.warning(
-        '%s: split %s has no examples or no labels, and is left out.',
-        name,
-        split,
-      )
-  if 'train' not in splits:
-    raise ValueError(
-      f"--source=tfds:{name} has no split 'train' with labels, only"
-      f' {", ".join(splits) or "none"}'
-    )
-  return examples_lib.Source(
-    class_names=tuple(features['label'].names),
-    splits=splits,
-    description=info.description or f'{info.full_name} of tfds.',
-    digest=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
-  )
-
-
-def _builder(name):
-  try:
-    return read_only_builder.builder_from_files(name)
-  except ValueError:  # tfds's DatasetNotFoundError among them.
-    if importlib.util.find_spec('tensorflow') is None:
-      raise FileNotFoundError(
-        f'--source=tfds:{name}: tfds has not prepared it in'
-        f' {os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")} (see'
-        ' $TFDS_DATA_DIR); prepare it where TensorFlow is: pip install -e'
-        " '.[tensorflow]', then repeat this command"
-      ) from None
-  try:
-    builder = tfds.builder(name, file_format='array_record')
-    builder.download_and_prepare()
-  except Exception as error:  # Of tfds and the network: anything.
-    raise ValueError(
-      f'--source=tfds:{name}: tfds cannot prepare it ({error})'
-    ) from error
-  return builder
+  return tuple(features['label'].names)
 
 
 class _Records(Sequence):
-  """Examples in record files: their places, not a million objects."""
+  """Examples in record files.
+
+  Their positions are stored as arrays; a million `Example` objects would take
+  too much memory, so these are made on access.
+  """
 
   def __init__(
     self,
     split: str,
-    shards: list[pathlib.Path],
+    paths: list[pathlib.Path],
     lengths: list[int],
     num_classes: int,
   ):
-    self._split, self._shards, self._num_classes = split, shards, num_classes
-    self._shard = np.repeat(np.arange(len(shards)), lengths)
-    if shards[0].name.find('.array_record') >= 0:
-      self._read = _from_array_record
-      places = [np.arange(length) for length in lengths]
+    """`lengths` are the numbers of records of the files at `paths`."""
+    self._split, self._paths, self._num_classes = split, paths, num_classes
+    self._file_indices = np.repeat(np.arange(len(paths)), lengths)
+    if '.array_record' in paths[0].name:
+      self._read_record = _read_array_record
+      positions = [np.arange(length) for length in lengths]
     else:
-      self._read = _from_tfrecord
-      places = [_offsets(path) for path in shards]
-    self._place = np.concatenate(places)
-    if len(self._place) != len(self._shard):
+      self._read_record = _read_tfrecord
+      positions = [_tfrecord_offsets(path) for path in paths]
+    self._positions = np.concatenate(positions)
+    if len(self._positions) != len(self._file_indices):
       raise ValueError(
-        f'{shards[0].parent}: split {split} has {len(self._place)} records, not'
-        f' {len(self._shard)}; prepare it again'
+        f'{paths[0].parent}: split {split} has {len(self._positions)} records,'
+        f' but its metadata says {len(self._file_indices)}; remove the data set'
+        ' and prepare it again'
       )
 
   def __len__(self) -> int:
-    return len(self._place)
+    return len(self._positions)
 
   def __getitem__(self, i: int) -> examples_lib.Example:
     name = f'{self._split}/{i:07d}'
-    path, place = self._shards[self._shard[i]], int(self._place[i])
+    path = self._paths[self._file_indices[i]]
+    position = int(self._positions[i])
     read = functools.partial(
-      _features, self._read, path, place, name, self._num_classes
+      _read_example, self._read_record, path, position, name, self._num_classes
     )
     return examples_lib.Example(name, read)
 
-  def label_of_first(self) -> int:
-    """-1 where the examples have none, as in the test split of ImageNet."""
-    path = self._shards[self._shard[0]]
-    feature = _parse(self._read, path, int(self._place[0]))
+  def first_label(self) -> int:
+    """The first label; -1 if there are none, as in test splits of tfds."""
+    path = self._paths[self._file_indices[0]]
+    feature = _parse(self._read_record, path, int(self._positions[0]))
     return feature['label'].int64_list.value[0]
 
 
-def _features(read_record, path, place, name, num_classes):
-  feature = _parse(read_record, path, place)
+def _read_example(read_record, path, position, name, num_classes):
+  feature = _parse(read_record, path, position)
   label = feature['label'].int64_list.value[0]
   if not 0 <= label < num_classes:
+    # Reasons for skipping an image enter the fingerprint of the data set:
+    # rewording one changes the fingerprint.
     raise ValueError(f'label {label} is none of {num_classes} classes')
   names = feature['file_name'].bytes_list.value
   return {
@@ -157,51 +175,57 @@ def _features(read_record, path, place, name, num_classes):
   }
 
 
-def _parse(read_record, path, place):
-  """The features of a record, an image and a label among them."""
+def _parse(read_record, path, position):
+  """The features of a record, which include an image and a label."""
   try:
-    example = tf_example_pb2.Example.FromString(read_record(path, place))
+    example = tf_example_pb2.Example.FromString(read_record(path, position))
     feature = example.features.feature
     _ = (
       feature['image'].bytes_list.value[0],
       feature['label'].int64_list.value[0],
     )
   except (message.DecodeError, RuntimeError, IndexError) as error:
+    # See `_read_example` before rewording.
     raise ValueError(f'{path} has a damaged record ({error})') from error
   return feature
 
 
-def _from_array_record(path, row):
-  return _reader(path).read([row])[0]
+def _read_array_record(path, i):
+  return _array_record_reader(path).read([i])[0]
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(path):
+def _array_record_reader(path):
   return ArrayRecordReader(str(path), 'index_storage_option:in_memory')
 
 
-# A TFRecord file is a sequence of length (8 bytes), its checksum (4), data, and
-# their checksum (4): https://www.tensorflow.org/tutorials/load_data/tfrecord.
-# Checksums are not read: a damaged record shows when it is parsed or decoded,
-# but for its label.
-def _offsets(path):
-  """Where the records of a TFRecord file begin."""
-  found, offset, end = [], 0, path.stat().st_size
+# In a TFRecord file each record consists of the length of its data (8 bytes), a
+# checksum of the length (4), the data, and a checksum of the data (4):
+# https://www.tensorflow.org/tutorials/load_data/tfrecord.
+# The checksums are not verified: a damaged record is noticed when it is parsed
+# or its image is decoded, unless only the label is damaged.
+def _tfrecord_offsets(path):
+  """Byte offsets of the records of a TFRecord file."""
+  offsets, offset, end = [], 0, path.stat().st_size
   with open(path, 'rb') as file:
     while offset < end:
       file.seek(offset)
       header = file.read(8)
-      found.append(offset)
+      offsets.append(offset)
       length = struct.unpack('<Q', header)[0] if len(header) == 8 else end
       offset += 16 + length
   if offset != end:
-    raise ValueError(f'{path} is cut short or damaged; prepare it again')
-  return np.array(found, np.int64)
+    raise ValueError(
+      f'{path} is truncated or damaged; remove the data set and prepare it'
+      ' again'
+    )
+  return np.array(offsets, np.int64)
 
 
-def _from_tfrecord(path, offset):
-  with open(path, 'rb') as file:  # There may be more files than may be open.
+def _read_tfrecord(path, offset):
+  # Opened each time: there may be more files than a process may keep open.
+  with open(path, 'rb') as file:
     file.seek(offset)
     (length,) = struct.unpack('<Q', file.read(8))
-    file.seek(4, os.SEEK_CUR)
+    file.seek(4, os.SEEK_CUR)  # Skips the checksum of the length.
     return file.read(length)

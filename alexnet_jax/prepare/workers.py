@@ -1,7 +1,7 @@
-"""Shards written by processes: one per core, which end with this one.
+"""Worker processes that write shards, and end when this process ends.
 
-They import the module that the program began with: a script that prepares a
-data set needs the usual `if __name__ == '__main__'`.
+They are spawned, so each imports the main module: a script that prepares a data
+set needs the usual `if __name__ == '__main__'`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,57 +19,64 @@ from alexnet_jax.prepare import shards
 
 def write_all(
   todo: Sequence[shards.Shard],
-  may_skip: int,
-  number: int,
+  max_skipped: int,
+  num_workers: int,
   report: Callable[[int, dict[pathlib.Path, list[str]]], None],
 ) -> None:
-  """Writes shards, each whole or not at all.
+  """Writes shards, each completely or not at all.
 
   Args:
-    todo: the shards.
-    may_skip: unreadable images of one shard, before it is given up.
-    number: of processes.
-    report: is called twice a second with the images done so far and what the
-      finished shards skipped; an exception that it raises ends the work.
+    todo: the shards to write.
+    max_skipped: number of unreadable images to skip in one shard; see
+      `shards.write`.
+    num_workers: number of processes.
+    report: called at least twice a second with the number of images processed
+      so far and, by path, the lines about skipped images of every finished
+      shard. An exception that it raises ends the work.
 
   Raises:
-    RuntimeError: if a process has died.
+    RuntimeError: if a worker process was killed.
   """
   context = multiprocessing.get_context('spawn')
-  encoded, stop = context.Value('q', 0), context.RawValue('b', False)
+  num_processed = context.Value('q', 0)
+  stop = context.RawValue('b', False)
   pool = concurrent.futures.ProcessPoolExecutor(
-    number, context, _start, (encoded, stop)
+    num_workers, context, _initialize_worker, (num_processed, stop)
   )
   waiting, running, skipped = list(todo), {}, {}
   try:
     while waiting or running:
-      while waiting and len(running) < 2 * number:
+      while waiting and len(running) < 2 * num_workers:
         shard = waiting.pop(0)
-        examples = list(shard.examples)  # Not the whole split.
-        shard = dataclasses.replace(shard, examples=examples)
-        with _deaf_to_ctrl_c():
-          running[pool.submit(_write, shard, may_skip)] = shard.path
+        # As a list, so that the rest of the split is not pickled with them.
+        shard = dataclasses.replace(shard, examples=list(shard.examples))
+        with _sigint_blocked():  # `submit` starts processes.
+          running[pool.submit(_write, shard, max_skipped)] = shard.path
       done, _ = concurrent.futures.wait(
         running, 0.5, concurrent.futures.FIRST_COMPLETED
       )
       for future in done:
         skipped[running.pop(future)] = future.result()
-      # Without the lock: a killed process may hold it.
-      report(encoded.get_obj().value, skipped)
+      # Read without the lock, which a killed process may hold forever.
+      report(num_processed.get_obj().value, skipped)
   except concurrent.futures.process.BrokenProcessPool as error:
     raise RuntimeError(
-      'a process that worked on a shard was killed, perhaps for want of memory;'
-      ' the same command continues, with less memory by --workers='
-      f'{max(number // 2, 1)}'
+      'a worker process was killed, perhaps because memory ran out; the same'
+      ' command continues, and needs less memory with'
+      f' --workers={max(num_workers // 2, 1)}'
     ) from error
   finally:
-    stop.value = True  # After an error or Ctrl-C; unfinished shards are lost.
+    # After an error or Ctrl-C the workers abandon their unfinished shards.
+    stop.value = True
     pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-  """Processes that begin in it leave Ctrl-C to this one, from their start on."""
+def _sigint_blocked() -> Iterator[None]:
+  """Processes started in this context inherit a blocked SIGINT.
+
+  Ctrl-C reaches every process of a terminal; only the parent handles it.
+  """
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
@@ -77,23 +84,24 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(encoded, stop):
-  global _encoded, _stop
-  _encoded, _stop = encoded, stop
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+def _initialize_worker(num_processed, stop):
+  global _num_processed, _stop
+  _num_processed, _stop = num_processed, stop
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _write(shard, may_skip):
-  return shards.write(shard, may_skip, _count)['skipped'].tolist()
+def _write(shard, max_skipped):
+  return shards.write(shard, max_skipped, _count_image)['skipped'].tolist()
 
 
-def _count():
-  with _encoded.get_lock():
-    _encoded.value += 1
+def _count_image():
+  with _num_processed.get_lock():
+    _num_processed.value += 1
   if _stop.value:
     raise KeyboardInterrupt
 
 
-def _end_with_parent():
+def _exit_with_parent():
+  """Ends this worker at once when its parent was killed."""
   multiprocessing.parent_process().join()
-  os._exit(1)  # It was killed, and nobody waits for this shard.
+  os._exit(1)
