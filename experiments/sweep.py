@@ -39,6 +39,7 @@ from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import digits
+from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
@@ -183,7 +184,7 @@ def _check_recorded_config(workdir, config):
     return
   recorded = config_lib.flatten(workdir_lib.read_config(workdir))
   try:
-    config_lib.check_unchanged(config, recorded, str(file), MAY_CHANGE)
+    recorded_config.check_unchanged(config, recorded, str(file), MAY_CHANGE)
   except ValueError as error:
     raise InputError(str(error).replace('--workdir', '--output')) from error
 
@@ -266,9 +267,7 @@ FLAGS = flags.FLAGS
 
 def define_flags(seeds: int) -> None:
   """Defines the flags of every experiment, --seeds with that default."""
-  flags.DEFINE_string(
-    'output', None, 'Folder of the runs and their tables.', required=True
-  )
+  flags.DEFINE_string('output', None, 'Folder of the sweep.', required=True)
   flags.DEFINE_string(
     'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
   )
@@ -282,7 +281,7 @@ def define_flags(seeds: int) -> None:
 def run_command(main: Callable[[], None]) -> None:
   """Parses the flags and runs an experiment; a user's mistake is one line.
 
-  It may start the program again, see `huge_pages`: call it first of all.
+  It may start the program anew, see `huge_pages`: call it before anything else.
   """
 
   def guarded(argv):
