@@ -305,7 +305,7 @@ def test_metrics_are_fetched_once_per_step_and_one_step_late(
   trace = []
   fetch = placement.fetch
   monkeypatch.setattr(
-    mesh_lib, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
+    placement, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
   )
   run_fake_steps([1.0, 1.0, 1.0], trace=trace)
   assert trace == ['step 1', 'step 2', 'fetch', 'step 3', 'fetch', 'fetch']
