@@ -1,8 +1,8 @@
 """Checkpoints, with Orbax: asynchronous, atomic, exact, sharding-aware.
 
-A checkpoint holds the train state (step, parameters, v) and a JSON record:
-the plateau controller, the config, the newest metrics. The latest two and the
-one with the lowest validation error are kept.
+A checkpoint holds the train state (step, parameters, v) and JSON metadata, see
+`train_state.CheckpointMetadata`. The latest two checkpoints and the one with
+the lowest validation error are kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
 METRIC = 'eval/top1_error'
+# Names of the items on disk.
+STATE, METADATA = 'state', 'record'
 POLICIES = ocp.checkpoint_managers
 
 
 class DamagedError(ValueError):
-  """A checkpoint's files are cut short, changed or missing."""
+  """Files of a checkpoint are truncated, corrupted or missing."""
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def _reading() -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    # Orbax's; where an array cannot be read it raises Exception itself.
+    # Orbax raises these, and `Exception` itself if it cannot read an array.
     known = isinstance(error, ValueError | KeyError | FileNotFoundError)
     if not known and type(error) is not Exception:
       raise
@@ -45,6 +47,15 @@ class Checkpoints:
   """The checkpoints of one work directory."""
 
   def __init__(self, workdir: pathlib.Path, read_only: bool = False):
+    """Opens the checkpoints, and removes what an interrupted save has left.
+
+    Args:
+      workdir: folder of the training.
+      read_only: change nothing there.
+
+    Raises:
+      DamagedError: if the folder cannot be read.
+    """
     best = POLICIES.BestN(
       get_metric_fn=_error,
       reverse=True,
@@ -53,7 +64,7 @@ class Checkpoints:
     )
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-        shutil.rmtree(broken)  # A save that a kill cut short.
+        shutil.rmtree(broken)  # A kill interrupted this save.
       for file in (workdir / FOLDER).glob('*/metrics/metrics'):
         _drop_unreadable_error(file)
     processes.barrier('checkpoints')
@@ -68,7 +79,7 @@ class Checkpoints:
     )
     with _reading():
       self._manager = ocp.CheckpointManager(
-        workdir / FOLDER, options=options, item_names=('state', 'record')
+        workdir / FOLDER, options=options, item_names=(STATE, METADATA)
       )
 
   def steps(self) -> list[int]:
@@ -76,10 +87,11 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def step_of(self, which: str) -> int:
-    """The step with the lowest validation error ('best'), or the 'latest'.
+    """The step of the 'best' (lowest validation error) or the 'latest'.
 
     Raises:
-      FileNotFoundError: if there is none yet.
+      FileNotFoundError: if there is no such checkpoint yet.
+      DamagedError: if the folder cannot be read.
     """
     with _reading():
       if which == 'latest':
@@ -88,63 +100,74 @@ class Checkpoints:
         step = self._manager.best_step()
     if step is None:
       raise FileNotFoundError(
-        f'no {which} checkpoint in {self._manager.directory} yet; train on:'
-        ' --mode=train'
+        f'no {which} checkpoint in {self._manager.directory} yet; continue the'
+        ' training: --mode=train'
       )
     return step
 
   def save(
-    self, step: int, state: PyTree, record: dict, error: float | None
+    self, step: int, state: PyTree, metadata: dict, error: float | None
   ) -> None:
-    """Starts saving; returns once the host has the state.
+    """Starts to save; returns when the state has been copied to the host.
 
-    Where the device is the host nothing is copied here: the step to which the
-    state is donated makes the copy (benchmarks/saving.py).
+    On CPU nothing is copied here: the next step, to which the state is donated,
+    makes the copy.
 
     Args:
       step: training steps done.
       state: the train state.
-      record: JSON values.
-      error: validation error of exactly this state; None if not evaluated.
+      metadata: values that JSON can hold.
+      error: validation error of exactly this state, a fraction; None if it has
+        not been evaluated.
     """
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        **{
+          STATE: ocp.args.StandardSave(state),
+          METADATA: ocp.args.JsonSave(metadata),
+        }
       ),
       metrics=None if error is None else {METRIC: error},
       force=True,
     )
 
   def read_metadata(self, step: int) -> dict:
-    """The record of one checkpoint, without its state."""
+    """The metadata of one checkpoint, without its state.
+
+    Raises:
+      DamagedError: if it cannot be read.
+    """
     return self._read(
-      step, 'record', ocp.JsonCheckpointHandler, ocp.args.JsonRestore()
+      step, METADATA, ocp.JsonCheckpointHandler, ocp.args.JsonRestore()
     )
 
   def restore(self, template: PyTree, step: int) -> PyTree:
     """The state of one checkpoint.
 
     Args:
-      template: `jax.ShapeDtypeStruct`s of the state, with the shardings wanted.
-      step: which.
+      template: tree of `jax.ShapeDtypeStruct`, with the shardings wanted.
+      step: the step of the checkpoint.
+
+    Raises:
+      DamagedError: if it cannot be read, or has other shapes.
     """
     return self._read(
       step,
-      'state',
+      STATE,
       ocp.StandardCheckpointHandler,
       ocp.args.StandardRestore(template),
     )
 
   def _read(self, step, item, handler, args):
     self._manager.wait_until_finished()
-    # Each process by itself: the manager would let those that can read wait
-    # for one that cannot.
-    me = jax.process_index()
+    # Each process reads on its own: with the manager, the processes that can
+    # read would wait for one that cannot.
+    process = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
-      primary_host=me,
-      active_processes={me},
-      barrier_sync_key_prefix=f'process_{me}',
+      primary_host=process,
+      active_processes={process},
+      barrier_sync_key_prefix=f'process_{process}',
     )
     with (
       _reading(),
@@ -161,64 +184,71 @@ class Checkpoints:
   def restore_latest(
     self, template: PyTree, check_metadata: Callable[[dict], None]
   ) -> tuple[PyTree, dict] | None:
-    """State and record of the newest readable checkpoint; None without any.
+    """State and metadata of the newest readable checkpoint, if there are any.
 
-    A damaged one is named, passed over, and put aside once an older one has
-    been read, so that the run can save that step again.
+    A damaged checkpoint is logged and skipped. Once an older one has been read
+    it is renamed, so that the run can save that step again.
 
     Args:
       template: as for `restore`.
-      check_metadata: is called with the record before the state is read.
+      check_metadata: called with the metadata before the state is read.
+
+    Returns:
+      The pair, or None if there are no checkpoints.
 
     Raises:
-      ValueError: if there are checkpoints, and none can be read.
+      ValueError: if there are checkpoints, but none can be read.
     """
     damaged, steps = {}, self.steps()
     processes.check_same({'the list of checkpoints': str(steps)})
     for step in reversed(steps):
       error = None
       try:
-        record = self.read_metadata(step)
-        check_metadata(record)
+        metadata = self.read_metadata(step)
+        check_metadata(metadata)
         state = self.restore(template, step)
       except DamagedError as found:
         error = found
       if not processes.any_process(error is not None):
-        self._put_aside(damaged)
-        return state, record
+        self._rename_damaged(damaged)
+        return state, metadata
       damaged[step] = error or DamagedError('another process cannot read it')
     if damaged:
       raise ValueError(
-        f'none of the checkpoints {sorted(damaged)} in {self._manager.directory}'
-        f' can be read; the newest: {damaged[max(damaged)]}. Use a fresh'
-        ' --workdir to start anew'
+        f'none of the checkpoints {sorted(damaged)} in'
+        f' {self._manager.directory} can be read; the newest:'
+        f' {damaged[max(damaged)]}. Start again with a fresh --workdir'
       )
     return None
 
-  def _put_aside(self, damaged: dict[int, Exception]) -> None:
+  def _rename_damaged(self, damaged: dict[int, Exception]) -> None:
     for step, error in damaged.items() if processes.is_first() else ():
       folder = pathlib.Path(self._manager.directory) / str(step)
-      aside = folder.with_name(f'damaged.{step}')
-      log.error('checkpoint %d cannot be read (%s); now %s', step, error, aside)
-      shutil.rmtree(aside, ignore_errors=True)
-      folder.rename(aside)
+      renamed = folder.with_name(f'damaged.{step}')
+      log.error(
+        'checkpoint %d cannot be read (%s); renamed to %s', step, error, renamed
+      )
+      shutil.rmtree(renamed, ignore_errors=True)
+      folder.rename(renamed)
     if damaged:
       processes.barrier('damaged checkpoints')
       self._manager.reload()
 
   def close(self) -> None:
-    """Waits for the saves under way."""
+    """Waits for pending saves."""
     self._manager.close()
 
 
 def _drop_unreadable_error(file: pathlib.Path) -> None:
-  """A damaged validation error must not cost the state beside it."""
+  """Removes a damaged validation error, which would make Orbax fail."""
   try:
     float(json.loads(file.read_text())[METRIC])
   except (ValueError, KeyError, TypeError):
     step = file.parents[1].name
     log.error(
-      'checkpoint %s has lost its validation error: not evaluated', step
+      'the validation error of checkpoint %s cannot be read; it is now taken'
+      ' as not evaluated',
+      step,
     )
     shutil.rmtree(file.parent)
 

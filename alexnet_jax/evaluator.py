@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from alexnet_jax import augment
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax.runtime import compilation
 
@@ -180,9 +181,9 @@ def evaluate(
   pending = None
 
   def finish(batch, sums, log_probs):
-    totals.add(mesh_lib.fetch(sums))
+    totals.add(placement.fetch(sums))
     if predictions is not None:
-      log_probs, labels, mask = mesh_lib.fetch(
+      log_probs, labels, mask = placement.fetch(
         (log_probs, batch['label'], batch['mask'])
       )
       predictions.append((log_probs[mask], labels[mask]))
@@ -235,7 +236,7 @@ class Evaluator:
       params,
       run.eval_batches(),
       run.statistics.mean_image,
-      mesh_lib.place(offsets, run.mesh),
+      placement.place(offsets, run.mesh),
       num_examples=run.dataset.num_examples[inputs.eval_split],
       prefix=metrics.many_view_prefix(flip) if many else 'eval',
       predictions=predictions,

@@ -1,7 +1,7 @@
 """TensorBoard's event files of a work directory.
 
-A module of its own since tensorboardX imports PyTorch where that is installed,
-which takes over a second: only processes that write events should pay for it.
+Only processes that write events import this module: tensorboardX imports
+PyTorch if it is installed, which takes more than a second.
 """
 
 from collections.abc import Mapping
@@ -17,28 +17,35 @@ from tensorboardX import summary
 
 
 class EventWriter:
-  """One more event file; what earlier ones hold beyond `step` is removed.
+  """A new event file; events after `step` are removed from the earlier ones.
 
-  Writes are in the file when a method returns.
+  tensorboardX's `purge_step` would only hide them in TensorBoard: other readers
+  of the files would see the steps after a resumed one twice. When a method
+  returns, what it wrote is in the file.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    """Opens a file to continue behind `step`; 0 starts anew."""
+    """Opens a file to continue after `step`; 0 removes all earlier files."""
     _rewind(workdir, step)
     self._writer = event_file_writer.EventsWriter(
       str(workdir / 'events'), f'.{time.time_ns()}'
     )
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """One point per tag."""
+    """Writes one point per tag."""
     self._write(step, *(summary.scalar(tag, x) for tag, x in values.items()))
 
   def image(self, step: int, tag: str, image: np.ndarray) -> None:
-    """One picture, uint8 [height, width, 3]."""
+    """Writes one picture, uint8 [height, width, 3]."""
     self._write(step, summary.image(tag, image, dataformats='HWC'))
 
   def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
-    """Values by dotted key, for the HPARAMS tab, and the tag that they decide."""
+    """Writes hyperparameters for TensorBoard's HPARAMS tab.
+
+    Args:
+      values: by dotted key.
+      metric: tag that the tab shows beside them.
+    """
     plain = {
       k: v if isinstance(v, bool | int | float) else str(v)
       for k, v in values.items()
@@ -49,16 +56,16 @@ class EventWriter:
     self._writer.close()
 
   def _write(self, step, *summaries):
-    for one in summaries:
+    for value in summaries:
       event = proto.event_pb2.Event(
-        summary=one, step=step, wall_time=time.time()
+        summary=value, step=step, wall_time=time.time()
       )
       self._writer.write_event(event)
     self._writer.flush()
 
 
 def _rewind(workdir: pathlib.Path, step: int) -> None:
-  """Removes what the event files hold beyond `step`, and broken tails."""
+  """Removes events after `step`, and incomplete records at the end of files."""
   for path in workdir.glob('events.out.tfevents.*'):
     if step == 0:
       path.unlink()
@@ -68,13 +75,13 @@ def _rewind(workdir: pathlib.Path, step: int) -> None:
       record for record, event in _records(content) if event.step <= step
     )
     if kept != content:
-      temporary = workdir / 'rewound.tmp'  # A name TensorBoard passes over.
+      temporary = workdir / 'rewound.tmp'  # TensorBoard ignores this name.
       temporary.write_bytes(kept)
       os.replace(temporary, path)
 
 
 def _records(content: bytes):
-  """(framed bytes, event) of an event file: length, crc, data, crc."""
+  """Yields (bytes, event) for every complete record: length, CRC, data, CRC."""
   start = 0
   while start + 12 <= len(content):
     (length,) = struct.unpack_from('<Q', content, start)

@@ -8,7 +8,7 @@ from jaxtyping import Float, PyTree
 import numpy as np
 
 from alexnet_jax import input_pipeline
-from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_step
 from alexnet_jax.runtime import compilation
@@ -16,7 +16,7 @@ from alexnet_jax.runtime import compilation
 
 def conv1(params: PyTree) -> np.ndarray:
   """The kernels of conv1, see `kernel_grid`."""
-  return kernel_grid(mesh_lib.fetch(params['conv1']['kernel']))
+  return kernel_grid(placement.fetch(params['conv1']['kernel']))
 
 
 def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
@@ -42,10 +42,10 @@ def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
     jnp.asarray(images),
     jnp.asarray(indices),
     jnp.zeros(images.shape[1:]),  # No mean is subtracted: people look at this.
-    jnp.asarray(mesh_lib.fetch(run.statistics.directions)),
+    jnp.asarray(placement.fetch(run.statistics.directions)),
     run.config.augment.color_std,
   )
-  return image_grid(mesh_lib.fetch(views), columns=8)
+  return image_grid(placement.fetch(views), columns=8)
 
 
 def image_grid(

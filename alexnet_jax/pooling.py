@@ -1,8 +1,9 @@
 """Overlapping max pooling (section 3.4), with a gradient that is fast on CPU.
 
-XLA's own gradient scatters: on CPU one number at a time, a seventh of the train
-step. Here every pixel gathers from the up to four windows that it lies in, a
-vector of maps at a time. It has not been measured on GPU and TPU.
+XLA's own gradient is a scatter, which on CPU handles one number at a time and
+takes a seventh of the train step. Here every pixel gathers the gradient of the
+up to four windows that contain it, for a vector of maps at a time. The speed on
+GPU and TPU has not been measured.
 """
 
 import functools
@@ -17,12 +18,12 @@ from jaxtyping import Array, Float, Int8
 def max_pool(
   x: Float[Array, 'batch height width features'], size: int
 ) -> Float[Array, 'batch out_height out_width features']:
-  """Maxima of windows of `size` (2 or 3) pixels a side, two pixels apart.
+  """Maxima of square windows of `size` (2 or 3) pixels, with stride 2.
 
-  Whole windows alone: `(height - size) // 2 + 1` of them. The gradient goes to
-  the first of equal maxima, row by row, as in XLA and PyTorch; where a window
-  holds a NaN, which is then its maximum, to some pixel of the window. It has a
-  gradient in reverse mode alone.
+  Only whole windows count: `(height - size) // 2 + 1` of them. The gradient
+  goes to the first of equal maxima in row-major order, as in XLA and PyTorch;
+  if a window has a NaN, which is then its maximum, to some pixel of the window.
+  Only reverse-mode differentiation is supported.
   """
   return nn.max_pool(x, (size, size), (2, 2))
 
@@ -30,7 +31,7 @@ def max_pool(
 def _places(
   x: Float[Array, 'batch height width features'], size: int
 ) -> Int8[Array, 'batch out_height out_width features']:
-  """Where in its window each maximum is: row * `size` + column."""
+  """Position of each maximum in its window: row * `size` + column."""
   rows, columns = ((n - size) // 2 + 1 for n in x.shape[1:3])
   best, places = jnp.full((), -jnp.inf, x.dtype), jnp.int8(0)
   for place in range(size**2):
@@ -51,8 +52,8 @@ def _forward(x, size):
 def _backward(size, x, g):
   batch, height, width, features = x.shape
   rows, columns = (height + 1) // 2, (width + 1) // 2
-  # Pixel (2i + p, 2j + q) is in windows i and i - 1, j and j - 1. Those before
-  # the first and after the last have the gradient 0.
+  # Pixel (2i + p, 2j + q) is in windows i and i - 1, j and j - 1. Windows
+  # before the first and after the last have gradient 0.
   edges = (1, rows - g.shape[1]), (1, columns - g.shape[2])
   places = jnp.pad(_places(x, size), ((0, 0), *edges, (0, 0)))
   g = jnp.pad(g, ((0, 0), *edges, (0, 0)))

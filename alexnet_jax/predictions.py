@@ -1,7 +1,7 @@
-"""Predictions of a net for every example of a split, kept in a file.
+"""Predictions of a net for every example of a split, and their file.
 
-An ensemble averages the predictions of several nets (section 6), and needs no
-second pass over the data for those that are on disk.
+An ensemble averages the predictions of several nets (section 6). Nets whose
+predictions are on disk need no second pass over the data.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,23 +14,24 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import placement
 
 FOLDER = 'predictions'
-# Examples whose errors are counted at once.
+# Number of examples whose errors are counted at once.
 CHUNK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """What a net, or an ensemble, says of every example of a split.
+  """Class probabilities for every example of a split, by a net or an ensemble.
 
   Attributes:
-    log_probs: logarithms of the softmax outputs, which have been averaged over
-      the views and over the nets; examples in stored order.
-    labels: of the examples.
-    made_from: what they depend on, by name: training, step, split, views.
+    log_probs: logarithms of the softmax outputs, averaged over the views and
+      over the nets; examples in stored order.
+    labels: labels of the examples.
+    made_from: what the predictions depend on, by name: training, step, split,
+      views.
   """
 
   log_probs: Float[np.ndarray, 'examples classes']
@@ -38,14 +39,17 @@ class Predictions:
   made_from: Mapping[str, str]
 
   def errors(self) -> dict[str, float]:
-    """Mean loss, top-1 and top-5 error (fractions), by `metrics.EVAL_METRICS`."""
+    """Mean loss (nats), top-1 and top-5 error (fractions), by name.
+
+    The names are `metrics.EVAL_METRICS`.
+    """
     totals = metrics.Totals()
     for start in range(0, len(self.labels), CHUNK):
       part = slice(start, start + CHUNK)
       log_probs = jnp.asarray(self.log_probs[part])
       labels = jnp.asarray(self.labels[part])
       every = jnp.ones(labels.shape, bool)
-      totals.add(mesh_lib.fetch(metrics.batch_sums(log_probs, labels, every)))
+      totals.add(placement.fetch(metrics.batch_sums(log_probs, labels, every)))
     return totals.means(metrics.EVAL_METRICS)
 
   def save(self, path: pathlib.Path) -> None:
@@ -67,7 +71,16 @@ class Predictions:
 def load(
   path: pathlib.Path, made_from: Mapping[str, str]
 ) -> Predictions | None:
-  """The predictions in a file; None where it is not there or of other origin."""
+  """The predictions in a file, if they can be used.
+
+  Args:
+    path: written by `Predictions.save`.
+    made_from: what the predictions must have been made from.
+
+  Returns:
+    The predictions; None if the file is missing or damaged, or was made from
+    something else.
+  """
   try:
     with open(path, 'rb') as file, np.load(file) as arrays:
       found = {
@@ -85,7 +98,7 @@ def load(
     EOFError,
     zipfile.BadZipFile,
   ):
-    return None  # Not there, or cut short: made anew.
+    return None  # Missing or truncated: the caller computes them again.
 
 
 def ensemble(members: Iterable[Predictions]) -> Predictions:

@@ -9,6 +9,7 @@ import jax
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import placement
 from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
@@ -74,5 +75,5 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
       ) from error
   log.info('All layers but fc8 start from step %d of %s.', step, where)
   params |= {'fc8': state.params['fc8']}
-  placed = mesh_lib.place(params, run.mesh, run.param_specs(params))
+  placed = placement.place(params, run.mesh, run.param_specs(params))
   return state.replace(params=placed)

@@ -128,10 +128,12 @@ def check_same_network(
 
 
 def _differences(keys, recorded, now, where):
+  missing = object()
+  differ = lambda key: recorded.get(key, missing) != now.get(key, missing)
   shown = lambda values, key: repr(values[key]) if key in values else 'not set'
   return [
     f'config.{key} is {shown(recorded, key)} in {where} but {shown(now, key)}'
     ' here'
     for key in keys
-    if shown(recorded, key) != shown(now, key)
+    if differ(key)
   ]

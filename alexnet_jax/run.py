@@ -22,6 +22,7 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Run:
       batch_size=inputs.batch_size,
       seed=self.config.seed,
       start_step=step,
-      batch_indices=mesh_lib.local_batch_indices(inputs.batch_size, self.mesh),
+      batch_indices=placement.local_batch_indices(inputs.batch_size, self.mesh),
     )
     return self._on_devices(batches)
 
@@ -97,12 +98,12 @@ class Run:
       self.dataset,
       self.config.input.eval_split,
       batch_size=batch_size,
-      batch_indices=mesh_lib.local_batch_indices(batch_size, self.mesh),
+      batch_indices=placement.local_batch_indices(batch_size, self.mesh),
     )
     return self._on_devices(batches)
 
   def _on_devices(self, batches):
-    put = functools.partial(mesh_lib.place_batch, mesh=self.mesh)
+    put = functools.partial(placement.place_batch, mesh=self.mesh)
     return input_pipeline.prefetch_to_device(batches, put)
 
 
@@ -147,4 +148,4 @@ def open_run(config: ml_collections.ConfigDict) -> Run:
     dataset.rgb_covariance, config.augment.color_square_root
   )
   statistics = Statistics(dataset.mean_image, directions)
-  return Run(config, dataset, mesh, mesh_lib.place(statistics, mesh))
+  return Run(config, dataset, mesh, placement.place(statistics, mesh))

@@ -1,4 +1,4 @@
-"""What happens after which step: rates, rows of metrics, evaluations, saves."""
+"""What happens after which step: changes of rates, logs, evaluations, saves."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,8 +14,15 @@ ROUNDING = 1e-9  # 0.07 * 100 is a little more than 7 in floating point.
 class Timetable:
   """What happens after which step; steps count from 1, epochs are fractions.
 
-  The fields are keys of config.train, but for the first two and
-  `change_epochs`: epochs at which rates or augmentation change.
+  Attributes:
+    num_examples: number of training examples.
+    batch_size: examples per step.
+    epochs: length of the training; key of config.train, as are the next three.
+    log_every_steps: steps between rows of metrics.
+    eval_every_epochs: epochs between evaluations.
+    checkpoint_every_steps: steps between checkpoints.
+    change_epochs: epochs at which rates jump or augmentation changes, in any
+      order.
   """
 
   num_examples: int
@@ -28,6 +35,7 @@ class Timetable:
 
   @property
   def total_steps(self) -> int:
+    """Steps of the whole training."""
     steps = self.epochs * self.num_examples / self.batch_size
     return math.ceil(steps - ROUNDING)
 
@@ -36,25 +44,30 @@ class Timetable:
     return step * self.batch_size / self.num_examples
 
   def changes(self, step: int) -> int:
-    """How many changes the step after `step` has behind it."""
+    """Number of changes before the step that follows `step`."""
     return optimizer.drops_at(self.epoch(step), self.change_epochs)
 
   def evaluates(self, step: int) -> bool:
-    """Whether a multiple of `eval_every_epochs` ends with this step."""
-    done = lambda s: math.floor(
+    """Whether to evaluate after this step.
+
+    It is the first at or after a multiple of `eval_every_epochs`, or the last.
+    """
+    evaluations = lambda s: math.floor(
       self.epoch(s) / self.eval_every_epochs + ROUNDING
     )
-    return done(step) > done(step - 1) or step == self.total_steps
+    is_due = evaluations(step) > evaluations(step - 1)
+    return is_due or step == self.total_steps
 
   def saves(self, step: int) -> bool:
-    """Whether a checkpoint is saved."""
+    """Whether to save a checkpoint after this step."""
     return step % self.checkpoint_every_steps == 0 or self.evaluates(step)
 
   def logs(self, step: int) -> bool:
-    """Whether a row of metrics ends with this step.
+    """Whether to write a row of metrics after this step.
 
-    Also before a change and with every checkpoint, so that a row has one rate
-    and a resumed run writes the rows of the uninterrupted one.
+    Rows also end before every change, so that no rate jumps within a row, and
+    with every checkpoint, so that a resumed run writes the same rows as an
+    uninterrupted one.
     """
     return (
       step % self.log_every_steps == 0
@@ -63,5 +76,5 @@ class Timetable:
     )
 
   def next_log(self, step: int) -> int:
-    """The first step after `step` that ends a row of metrics."""
+    """The first step after `step` at which `logs` holds."""
     return next(s for s in itertools.count(step + 1) if self.logs(s))

@@ -17,9 +17,9 @@ from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluator as evaluator_lib
-from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import pictures
+from alexnet_jax import placement
 from alexnet_jax import pretrained
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
@@ -58,7 +58,7 @@ def train_and_evaluate(
     checkpoints = checkpoint.Checkpoints(workdir)
     stack.callback(checkpoints.close)
     state, metadata = _create_or_restore(run, checkpoints)
-    step = int(mesh_lib.fetch(state.step))
+    step = int(placement.fetch(state.step))
     batches = run.train_batches(step)
     stack.callback(batches.close)
     writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
@@ -144,7 +144,7 @@ def _state_norm(state):
 
 
 def _norm(state):
-  return mesh_lib.fetch(_state_norm(state))
+  return placement.fetch(_state_norm(state))
 
 
 def _observed(plateau, row, optim):
@@ -188,7 +188,7 @@ def run_steps(
   totals, waited, began, pending = metrics.Totals(), 0.0, time.time(), None
 
   def finish(step, sums):
-    sums = mesh_lib.fetch(sums)
+    sums = placement.fetch(sums)
     _check_finite(sums['loss'], 'train/loss', step)
     totals.add(sums)
     progress.update()

@@ -16,6 +16,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax.runtime import compilation
@@ -81,7 +82,7 @@ def create_train_state(run: run_lib.Run) -> TrainState:
   options = compilation.fast_compile_options()
   create = jax.jit(_creator(run), compiler_options=options)
   state = create(jax.random.key(run.config.seed))
-  return mesh_lib.place(state, run.mesh, run.param_specs(state))
+  return placement.place(state, run.mesh, run.param_specs(state))
 
 
 def state_template(
@@ -131,7 +132,7 @@ def create_or_restore(
   )
   if restored is None:
     state = create(run)
-    params = mesh_lib.fetch(state.params)
+    params = placement.fetch(state.params)
     if processes.is_first():
       table = parameter_overview.get_parameter_overview(
         params, include_stats=True
@@ -142,7 +143,7 @@ def create_or_restore(
     return state, CheckpointMetadata(config, fingerprint, metrics={})
   state, metadata = restored
   log.info(
-    'Restored the checkpoint of step %d.', int(mesh_lib.fetch(state.step))
+    'Restored the checkpoint of step %d.', int(placement.fetch(state.step))
   )
   plateau = optimizer.Plateau(**metadata['plateau'])
   return state, CheckpointMetadata(**metadata | {'plateau': plateau})

@@ -15,6 +15,7 @@ import optax
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import timetable
 from alexnet_jax import train_state
@@ -123,7 +124,7 @@ def compile_train_step(
     run.network, run.mesh, run.random_views, run.make_optimizer
   )
   inputs = run.config.input
-  batch = mesh_lib.batch_template(
+  batch = placement.batch_template(
     inputs.batch_size, inputs.image_size, run.mesh
   )
   return train_step.lower(state, batch, *arguments).compile()
@@ -135,7 +136,7 @@ class StepArguments:
   def __init__(self, run: run_lib.Run, table: timetable.Timetable):
     self._run, self._table = run, table
     self.schedule = rate_schedule(run.config)
-    self._key = mesh_lib.place(jax.random.key(run.config.seed), run.mesh)
+    self._key = placement.place(jax.random.key(run.config.seed), run.mesh)
     self._values, self._placed = None, None
 
   def __call__(self, step: int, plateau_drops: int = 0) -> tuple:
@@ -151,7 +152,7 @@ class StepArguments:
     )
     if values != self._values:
       scalars = jax.tree.map(np.float32, values)
-      self._placed = mesh_lib.place(scalars, self._run.mesh)
+      self._placed = placement.place(scalars, self._run.mesh)
       self._values = values
     return (self._run.statistics, self._key, *self._placed)
 

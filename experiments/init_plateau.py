@@ -1,7 +1,7 @@
 r"""How often a net leaves the loss of ln(classes), by its initial weights.
 
     python -m alexnet_jax.prepare --source=folder:DIR --name=imagenette --size=112
-    python -m experiments.init_plateau --output=FILE.csv
+    python -m experiments.init_plateau --output=DIR [--seeds=5] [--steps=150]
 
 The paper's widths, layers and training (section 5: batch 128, rate 0.01,
 dropout, augmentation) on ten classes of photographs, with three sets of initial
@@ -15,158 +15,141 @@ and configs/caffe.py:
 | caffe | 0.01 | 0.01 | 0.005 | 0.1 |
 
 A net has left the plateau at the first step from which, to the end, the mean
-training loss of the last WINDOW steps lies at least NEAR below ln(classes). Crops of 99 pixels (maps of 23, 11, 5 and 2) take a fifth of the time
-of 224; on an accelerator --size=256 --crop_size=224 is the full geometry.
-Training is alexnet_jax's own step and pipeline. A finished run is a row of
-FILE.csv and is not run again.
+training loss of the last WINDOW steps is at least NEAR below ln(classes). Crops
+of 99 pixels (maps of 23, 11, 5 and 2) take a fifth of the time of 224; on an
+accelerator --size=256 --crop_size=224 is the full geometry. --output is as
+`sweep` describes it.
 """
 
-import collections
-import contextlib
+from collections.abc import Mapping, Sequence
 import csv
 import math
 import pathlib
-import sys
-import tempfile
-import time
+import statistics
 
-from absl import app
 from absl import flags
-import jax
-import numpy as np
+import ml_collections
 
+from alexnet_jax import chance_loss
 from alexnet_jax import dataset as dataset_lib
-from alexnet_jax import input_pipeline
-from alexnet_jax import mesh as mesh_lib
-from alexnet_jax import run as run_lib
-from alexnet_jax import train
-from alexnet_jax import train_state
+from alexnet_jax import digits
+from alexnet_jax import metrics
 from alexnet_jax import workdir as workdir_lib
 from configs import imagenette
+from configs import quickstart
+from experiments import summary
+from experiments import sweep
 
 INITS = {
-  'text': {},
-  'source': {'conv345_init_std': 0.03},
-  'caffe': {'fc67_init_std': 0.005, 'init_bias': 0.1},
+  'text': {'model.conv345_init_std': 0.01},
+  'source': {'model.conv345_init_std': 0.03},
+  'caffe': {
+    'model.conv345_init_std': 0.01,
+    'model.fc67_init_std': 0.005,
+    'model.init_bias': 0.1,
+  },
 }
 WINDOW = 10  # steps
-NEAR = train.ChanceLossWarning.NEAR  # nats
-# What a run is, and what came of it.
-RUN = ('init', 'seed', 'steps', 'dataset', 'size', 'crop_size')
-COLUMNS = (*RUN, 'left_at', 'last_loss', 'seconds', 'commit')
+NEAR = chance_loss.ChanceLossWarning.NEAR  # nats
+# Flags of the quick start's narrow net on the digits.
+QUICK = {'dataset': 'digits', 'size': 76, 'crop_size': 67, 'steps': 20}
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
   """The flags of the command."""
-  flags.DEFINE_string(
-    'output', None, 'csv file, made or added to.', required=True
-  )
+  sweep.define_flags(seeds=5)
   flags.DEFINE_string('dataset', 'imagenette', 'Name of the prepared data set.')
-  flags.DEFINE_string(
-    'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
-  )
   flags.DEFINE_integer('size', 112, 'Side of the stored images in pixels.')
   flags.DEFINE_integer('crop_size', 99, 'Side of the crops in pixels.')
   flags.DEFINE_integer('steps', 150, 'Steps of each run.')
-  flags.DEFINE_integer('seeds', 5, 'Seeds 0, 1, ... of each init.')
 
 
-def get_config(init: str, seed: int):
-  """The config of one run."""
-  config = imagenette.get_config().unlock()
-  config.model.conv345_init_std = 0.01
-  config.model.update(INITS[init])
-  config.seed = seed
-  config.input.dataset, config.input.data_dir = FLAGS.dataset, FLAGS.data_dir
-  config.input.image_size, config.input.crop_size = FLAGS.size, FLAGS.crop_size
-  return config.lock()
+def get_config(quick: bool = False) -> ml_collections.ConfigDict:
+  """The config that `INITS` override; the flags complete it."""
+  config = (quickstart if quick else imagenette).get_config()
+  config.train.log_every_steps = 1  # The loss of every step.
+  return config
 
 
-def losses(config, steps: int):
-  """Yields the training loss of every step."""
-  with tempfile.TemporaryDirectory() as unused:
-    run = run_lib.open_run(config, unused)
-  step = train.train_step_of(run)
-  schedule = train.rate_schedule(config.optimizer)
-  key = mesh_lib.place(jax.random.key(config.seed), run.mesh)
-  arguments = train.step_arguments(run, schedule, key, epoch=0.0)
-  state = train_state.create_train_state(run)
-  batches = input_pipeline.prefetch_to_device(
-    train.host_batches(run, 0), run.place_batch
-  )
-  with contextlib.closing(batches):
-    for _ in range(steps):
-      state, sums = step(state, next(batches), *arguments)
-      sums = mesh_lib.fetch(sums)
-      yield float(sums['loss'] / sums['count'])
+def set_steps(config: ml_collections.ConfigDict, steps: int) -> None:
+  """Makes the config one of `steps` steps, evaluated after the last one.
+
+  Raises:
+    FileNotFoundError: if its data set has not been prepared.
+  """
+  digits.prepare_if_missing(config)
+  inputs = config.input
+  dataset = dataset_lib.open_dataset(inputs.data_dir, inputs.dataset)
+  num_examples = dataset.num_examples[inputs.train_split]
+  epochs = steps * inputs.batch_size / num_examples
+  config.train.epochs = config.train.eval_every_epochs = epochs
 
 
-def run_one(init: str, seed: int) -> dict[str, object]:
-  """Trains one net; its row of the csv file."""
-  began = time.time()
-  config = get_config(init, seed)
-  plateau = math.log(config.model.num_classes)
-  recent, left_at, mean = collections.deque(maxlen=WINDOW), None, math.inf
-  for number, loss in enumerate(losses(config, FLAGS.steps), start=1):
-    recent.append(loss)
-    mean = sum(recent) / len(recent)
-    if len(recent) < WINDOW or not mean <= plateau - NEAR:  # Or NaN.
-      left_at = None
-    elif left_at is None:
-      left_at = number
+def measure(workdir: pathlib.Path) -> dict[str, float | None]:
+  """When a net left the plateau (a step), and the mean loss of its last steps."""
+  with open(workdir / metrics.CSV_FILE, newline='') as file:
+    losses = [float(row['train/loss']) for row in csv.DictReader(file)]
+  classes = workdir_lib.read_config(workdir).model.num_classes
   return {
-    'init': init,
-    'seed': seed,
-    'steps': FLAGS.steps,
-    'dataset': FLAGS.dataset,
-    'size': FLAGS.size,
-    'crop_size': FLAGS.crop_size,
-    'left_at': '' if left_at is None else left_at,
-    'last_loss': f'{mean:.3f}',
-    'seconds': f'{time.time() - began:.0f}',
-    'commit': workdir_lib.current_commit(),
+    'left_at': left_at(losses, classes),
+    'last_loss': statistics.fmean(losses[-WINDOW:]),
   }
 
 
-def main(_) -> None:
-  path = pathlib.Path(FLAGS.output)
-  rows = []
-  if path.exists():
-    with open(path, newline='') as file:
-      reader = csv.DictReader(file)
-      rows = list(reader)
-    if tuple(reader.fieldnames or COLUMNS) != COLUMNS:
-      sys.exit(f'--output={path} has other columns; name a new file')
-  setting = (FLAGS.steps, FLAGS.dataset, FLAGS.size, FLAGS.crop_size)
-  here = tuple(map(str, setting))
-  run_of = lambda row: tuple(row[name] for name in RUN)
-  done = {run_of(row) for row in rows}
-  for seed in range(FLAGS.seeds):
-    for init in INITS:
-      if (init, str(seed), *here) in done:
-        continue
-      row = run_one(init, seed)
-      rows.append({name: str(value) for name, value in row.items()})
-      print(row, flush=True)
-      with open(path, 'a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
-          writer.writeheader()
-        writer.writerow(row)
-  print('| init | left the plateau | at step (median of those) | last loss |')
-  print('|---|---|---|---|')
+def left_at(losses: Sequence[float], classes: int) -> int | None:
+  """The step at which a net has left the plateau; None if it has not.
+
+  Args:
+    losses: training loss of every step, in nats.
+    classes: number of classes.
+  """
+  left = None
+  for step in range(WINDOW, len(losses) + 1):
+    mean = statistics.fmean(losses[step - WINDOW : step])
+    if not mean <= math.log(classes) - NEAR:  # Or NaN.
+      left = None
+    elif left is None:
+      left = step
+  return left
+
+
+def table(rows: Sequence[Mapping]) -> str:
+  """What README.md shows, from the rows of runs.csv."""
+  lines = [
+    '| init | left the plateau | at step (median) | loss of the last ten steps |',
+    '|---|---|---|---|',
+  ]
   for init in INITS:
-    kept = [
-      row for row in rows if row['init'] == init and run_of(row)[2:] == here
-    ]
-    left = [int(row['left_at']) for row in kept if row['left_at']]
-    median = f'{np.median(left):.0f}' if left else '-'
-    loss = np.mean([float(row['last_loss']) for row in kept])
-    print(f'| {init} | {len(left)} of {len(kept)} | {median} | {loss:.3f} |')
+    left = summary.values_of(rows, init, 'left_at')
+    losses = summary.values_of(rows, init, 'last_loss')
+    at = '-'
+    if left:
+      at = f'{statistics.median(left):.0f} ({min(left):.0f} to {max(left):.0f})'
+    loss = f'{statistics.fmean(losses):.3f}' if losses else '-'
+    lines.append(f'| {init} | {len(left)} of {len(losses)} | {at} | {loss} |')
+  return '\n'.join(lines)
+
+
+def main() -> None:
+  for name, value in QUICK.items() if FLAGS.quick else ():
+    FLAGS.set_default(name, value)  # A flag that is given stays.
+  config = get_config(FLAGS.quick)
+  config.input.data_dir, config.input.dataset = FLAGS.data_dir, FLAGS.dataset
+  config.input.image_size, config.input.crop_size = FLAGS.size, FLAGS.crop_size
+  set_steps(config, FLAGS.steps)
+  rows = sweep.run(
+    config, INITS, FLAGS.seeds, FLAGS.output, measure, keep_checkpoints=False
+  )
+  print(table(rows))
+  labels = {
+    'left_at': 'left the plateau at step',
+    'last_loss': f'loss of the last {WINDOW} steps (nats)',
+  }
+  print(summary.draw(FLAGS.output, labels))
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  sweep.run_command(main)

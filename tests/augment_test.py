@@ -15,7 +15,7 @@ import pytest
 
 from alexnet_jax import augment
 
-# Of ImageNet's training set (the original source's run log).
+# ImageNet's training set, from the original source's run log.
 RGB_STD = np.array([19.72, 37.09, 121.78])
 RGB_VECTORS = np.array(
   [
@@ -49,7 +49,7 @@ def _draw(
   images,
   *,
   key=0,
-  rows=None,
+  batch_indices=None,
   mean=None,
   color_std=0.0,
   directions=None,
@@ -57,10 +57,11 @@ def _draw(
   **kwargs,
 ):
   size = images.shape[1]
+  indices = np.arange(len(images), dtype=np.int32)
   views = _views(
     jax.random.key(key),
     images,
-    np.arange(len(images), dtype=np.int32) if rows is None else rows,
+    indices if batch_indices is None else batch_indices,
     (np.zeros((size, size, 3)) if mean is None else mean).astype(np.float32),
     augment.color_directions(COVARIANCE) if directions is None else directions,
     np.float32(color_std),
@@ -247,12 +248,12 @@ def test_colour_noise_is_one_colour_per_image():
   assert len(np.unique(noise[:, 0, 0].round(3), axis=0)) == 64
 
 
-def test_a_draw_depends_on_the_row_of_the_global_batch_alone():
+def test_a_draw_depends_only_on_the_index_in_the_global_batch():
   options = {'flip': True, 'color_std': 0.1, 'mean': _random_image(40)}
   images = _painted(96, 40)
-  rows = np.arange(96, dtype=np.int32)
-  first = _draw(images[:64], rows=rows[:64], **options)
-  last = _draw(images[32:], rows=rows[32:], **options)
+  indices = np.arange(96, dtype=np.int32)
+  first = _draw(images[:64], batch_indices=indices[:64], **options)
+  last = _draw(images[32:], batch_indices=indices[32:], **options)
   np.testing.assert_array_equal(first[32:], last[:32])
   assert (first[:32] != last[:32]).any((1, 2, 3)).all()
 

@@ -1,6 +1,6 @@
-"""Checkpoints: what was saved comes back, damage is named and survived.
+"""Checkpoints: what was saved is restored, damage is reported and survived.
 
-The oracles are the values that went in, and directories damaged by hand.
+The oracles are the values that were saved, and directories damaged by hand.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ import pytest
 from alexnet_jax import checkpoint
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
-from alexnet_jax import run
+from alexnet_jax import placement
+from alexnet_jax import train_state
 from alexnet_jax.runtime import processes
 
 # Orbax abandons the tasks that read the rest of a damaged checkpoint.
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def collect_abandoned_tasks():
   yield
-  gc.collect()  # Here, where their warning is ignored, and not in another file.
+  gc.collect()  # Now, while their warning is ignored, not in another file.
 
 
 def make_state(step, mesh=None):
@@ -40,8 +41,8 @@ def make_state(step, mesh=None):
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
   opt_state = optax.TraceState(jax.tree.map(lambda x: x * 2, params))
-  state = run.TrainState(jnp.int32(step), params, opt_state)
-  return mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
+  state = train_state.TrainState(jnp.int32(step), params, opt_state)
+  return placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
 
 
 def abstract(state):
@@ -79,9 +80,9 @@ def assert_states_equal(found, expected):
   )
 
 
-def test_every_field_of_state_and_record_comes_back(tmp_path):
+def test_every_field_of_state_and_metadata_is_restored(tmp_path):
   state = make_state(7)
-  record = run.Record(
+  record = train_state.CheckpointMetadata(
     config={'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
     dataset='0f',
     metrics={'eval/loss': 0.1 + 0.2},
@@ -94,7 +95,7 @@ def test_every_field_of_state_and_record_comes_back(tmp_path):
   template = jax.tree.map(jnp.zeros_like, state)
   with opened(tmp_path) as checkpoints:
     found, found_record = checkpoints.restore_latest(abstract(template), accept)
-  assert isinstance(found, run.TrainState)
+  assert isinstance(found, train_state.TrainState)
   assert_states_equal(found, make_state(7))
   assert found_record == {
     'config': {'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
@@ -106,11 +107,11 @@ def test_every_field_of_state_and_record_comes_back(tmp_path):
   }
 
 
-def test_a_plateau_without_an_error_so_far_comes_back(tmp_path):
-  record = dataclasses.asdict(run.Record({}, '0f', {}))
+def test_a_plateau_without_an_error_so_far_is_restored(tmp_path):
+  record = dataclasses.asdict(train_state.CheckpointMetadata({}, '0f', {}))
   with opened(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1), record, None)
-    found = checkpoints.read_record(1)
+    found = checkpoints.read_metadata(1)
   assert optimizer.Plateau(**found['plateau']) == optimizer.Plateau()
 
 
@@ -162,7 +163,7 @@ def test_a_half_written_step_is_ignored_and_can_be_saved_again(tmp_path):
   (folder / '8').rename(folder / '8.orbax-checkpoint-tmp')  # As a kill does.
   with opened(tmp_path) as checkpoints:
     assert checkpoints.steps() == [4]
-    assert [path.name for path in folder.iterdir()] == ['4']  # Swept up.
+    assert [path.name for path in folder.iterdir()] == ['4']  # It is removed.
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
     assert_states_equal(state, make_state(4))
   save(tmp_path, {8: 0.4})
@@ -251,17 +252,17 @@ def test_a_damaged_error_file_does_not_lose_the_state(tmp_path):
     checkpoints.save(12, make_state(12), make_record(12), 0.3)
 
 
-def test_what_another_process_cannot_read_is_damaged_for_all(
+def test_what_another_process_cannot_read_is_damaged_for_all_of_them(
   tmp_path, monkeypatch, caplog
 ):
   save(tmp_path, {4: 0.5, 8: 0.4})
   said = []
 
-  def any_of(value):
+  def any_process(value):
     said.append(value)
     return len(said) == 1  # Another one has damage in the newest.
 
-  monkeypatch.setattr(processes, 'any_of', any_of)
+  monkeypatch.setattr(processes, 'any_process', any_process)
   with opened(tmp_path) as checkpoints:
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
     assert checkpoints.steps() == [4]
@@ -275,17 +276,19 @@ def test_only_the_first_process_tidies_up_before_the_others_go_on(
   tmp_path, monkeypatch, first
 ):
   save(tmp_path, {4: 0.5, 8: 0.4})
-  folder, at_wait = tmp_path / 'checkpoints', []
+  folder, at_barrier = tmp_path / 'checkpoints', []
   truncate(folder / '8')
   (folder / '9.orbax-checkpoint-tmp').mkdir()
   names = lambda: sorted(path.name for path in folder.iterdir())
   monkeypatch.setattr(processes, 'is_first', lambda: first)
-  monkeypatch.setattr(processes, 'wait', lambda _: at_wait.append(names()))
+  monkeypatch.setattr(
+    processes, 'barrier', lambda _: at_barrier.append(names())
+  )
   with opened(tmp_path) as checkpoints:
     checkpoints.restore_latest(abstract(make_state(0)), accept)
   swept = ['4', '8'] if first else ['4', '8', '9.orbax-checkpoint-tmp']
   put_aside = ['4', 'damaged.8'] if first else swept
-  assert at_wait == [swept, put_aside]
+  assert at_barrier == [swept, put_aside]
   assert names() == put_aside
 
 
@@ -309,12 +312,12 @@ def test_another_shape_is_an_error_and_removes_nothing(tmp_path):
     assert checkpoints.steps() == [4, 8]
 
 
-def test_reading_alone_writes_nothing(tmp_path):
+def test_opening_read_only_writes_nothing(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
   truncate(tmp_path / 'checkpoints' / '8')
   under_way = tmp_path / 'checkpoints' / '12.orbax-checkpoint-tmp' / 'metrics'
   under_way.mkdir(parents=True)
-  (under_way / 'metrics').write_text('{"eval')  # Of a run beside this one.
+  (under_way / 'metrics').write_text('{"eval')  # Another run is saving.
   files = lambda: {
     str(p): p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
   }

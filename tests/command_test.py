@@ -1,4 +1,4 @@
-"""What the commands share: lines for wrong configs (see main_test for more)."""
+"""One line for a wrong config, and what libraries log (more in main_test)."""
 
 import logging
 
@@ -30,7 +30,7 @@ def test_without_an_error_it_does_nothing():
     pass
 
 
-def test_libraries_log_errors_alone_and_jax_warnings():
+def test_libraries_log_only_errors_and_jax_also_warnings():
   names = ('alexnet_jax.run', 'jax._src.xla_bridge', 'orbax')
   loggers = [logging.getLogger(name) for name in (*names, 'absl')]
   levels = [logging.getLogger(n).level for n in ('alexnet_jax', 'jax', None)]

@@ -1,4 +1,4 @@
-"""Options for XLA, and compiled programs that the next command finds."""
+"""Compiler options, and the cache that the next command finds."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ print(seen.count('/jax/compilation_cache/cache_hits'))
 
 
 def hits(folder, **variables):
-  """Programs that a process of its own has found compiled."""
+  """Number of cache hits in a process that compiles one program."""
   environment = os.environ.copy()
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
   done = subprocess.run(
@@ -37,7 +37,7 @@ def hits(folder, **variables):
   return int(done.stdout)
 
 
-def test_what_one_command_compiles_the_next_one_finds(tmp_path):
+def test_what_one_command_compiles_the_next_one_finds_in_the_cache(tmp_path):
   folder = tmp_path / 'not' / 'there'
   assert hits(str(folder)) == 0
   assert any(folder.iterdir())
@@ -46,7 +46,7 @@ def test_what_one_command_compiles_the_next_one_finds(tmp_path):
   assert hits('', JAX_COMPILATION_CACHE_DIR=str(folder)) == 0
 
 
-def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path):
+def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path):
   (tmp_path / 'file').write_text('')
   assert hits(f'{tmp_path}/file/cache') == 0
 
@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_alone(tmp_path):
     {'xla_cpu_experimental_ynn_fusion_type': 'NO_SUCH_VALUE'},
   ],
 )
-def test_compiler_options_are_empty_where_xla_refuses(monkeypatch, refused):
+def test_compiler_options_are_empty_if_xla_refuses_them(monkeypatch, refused):
   jit = jax.jit
   monkeypatch.setattr(
     jax, 'jit', lambda fn, compiler_options: jit(fn, compiler_options=refused)
@@ -66,22 +66,22 @@ def test_compiler_options_are_empty_where_xla_refuses(monkeypatch, refused):
   assert compilation.network_options() == {}
 
 
-def test_compiler_options_are_not_empty_where_xla_accepts(monkeypatch):
+def test_compiler_options_are_not_empty_if_xla_accepts_them(monkeypatch):
   jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda fn, compiler_options: jit(fn))
   assert compilation.network_options()
 
 
-def test_compiler_options_are_empty_off_the_cpu(monkeypatch):
+def test_compiler_options_are_empty_on_other_backends_than_cpu(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert compilation.network_options() == {}
 
 
-def test_what_runs_once_computes_the_same():
+def test_what_compiles_fast_computes_the_same():
   draw = lambda key: jnp.exp(
     jax.random.normal(key, (999,)) @ jnp.ones((999, 9))
   )
   usual = jax.jit(draw)(jax.random.key(0))
-  once = jax.jit(draw, compiler_options=compilation.fast_compile_options())
-  # Sums of 999 in another order.
-  np.testing.assert_allclose(once(jax.random.key(0)), usual, rtol=1e-5)
+  fast = jax.jit(draw, compiler_options=compilation.fast_compile_options())
+  # Sums of 999 numbers in another order.
+  np.testing.assert_allclose(fast(jax.random.key(0)), usual, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What the experiment reads from a compiled program's text."""
+"""What the experiment reads from the text of a compiled program."""
 
 import subprocess
 import sys
@@ -24,12 +24,14 @@ ENTRY %main (x: f32[2,3], y: bf16[4]) -> (f32[2,3], bf16[4]) {
 """
 
 
-def test_size_adds_the_parts_of_a_tuple():
-  assert compile_for_gpu.size('f32[2,3]{1,0}') == 24
-  assert compile_for_gpu.size('(bf16[4]{0}, pred[]{}, u32[2]{0})') == 8 + 1 + 8
+def test_the_bytes_of_a_tuple_are_those_of_its_parts():
+  assert compile_for_gpu.num_bytes('f32[2,3]{1,0}') == 24
+  assert (
+    compile_for_gpu.num_bytes('(bf16[4]{0}, pred[]{}, u32[2]{0})') == 8 + 1 + 8
+  )
 
 
-def test_kernels_are_those_of_the_entry_with_what_they_read_and_write():
+def test_kernels_are_those_of_the_entry_with_the_bytes_they_access():
   assert compile_for_gpu.kernels(PROGRAM) == [
     (24 + 5 + 24 + 8, 'cudnn', 'step/conv1'),
     (1 + 24, 'fusion', ''),
@@ -45,4 +47,4 @@ def test_a_missing_file_is_one_line():
     text=True,
   )
   assert done.returncode == 1
-  assert done.stderr == '--target=no.txtpb is no file\n'
+  assert done.stderr == '--target=no.txtpb is not a file\n'

@@ -10,6 +10,7 @@ from alexnet_jax import augment
 from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import placement
 
 CLASSES = 7
 IMAGE, CROP = 4, 2
@@ -71,14 +72,14 @@ def run(
   num_examples=None,
   predictions=None,
 ):
-  put = lambda batch: mesh_lib.place(batch, mesh, mesh_lib.batch_spec())
+  put = lambda batch: placement.place(batch, mesh, mesh_lib.batch_spec())
   offsets = augment.view_offsets(IMAGE, CROP, many=many, flip=flip)
   return evaluator.evaluate(
     evaluator.make_eval_step(Lookup(), mesh, CROP),
-    mesh_lib.place({'table': table}, mesh),
+    placement.place({'table': table}, mesh),
     map(put, padded_batches(images, labels, 8)),
-    mesh_lib.place(np.zeros((IMAGE, IMAGE, 3), np.float32), mesh),
-    mesh_lib.place(offsets, mesh),
+    placement.place(np.zeros((IMAGE, IMAGE, 3), np.float32), mesh),
+    placement.place(offsets, mesh),
     num_examples=len(labels) if num_examples is None else num_examples,
     prefix='p',
     predictions=predictions,
@@ -191,7 +192,7 @@ def test_a_transfer_that_nobody_asked_for_is_an_error(table):
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
     evaluator.evaluate(
       evaluator.make_eval_step(Lookup(), None, CROP),
-      mesh_lib.place({'table': table}, None),
+      placement.place({'table': table}, None),
       padded_batches(plain_images([1]), np.zeros(1, np.int32), 8),
       jax.device_put(np.zeros((IMAGE, IMAGE, 3), np.float32)),
       jax.device_put(augment.view_offsets(IMAGE, CROP, many=False, flip=True)),

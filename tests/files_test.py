@@ -1,4 +1,4 @@
-"""Files that a kill cannot spoil, and locks that end with their holder."""
+"""Atomic writes, and locks that end with the process that holds them."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 
 def test_a_lock_of_another_process_ends_with_it(tmp_path):
   code = (
-    'import pathlib, sys, time; from alexnet_jax import files\n'
+    'import pathlib, sys, time; from alexnet_jax.runtime import files\n'
     'with files.locked(pathlib.Path(sys.argv[1])):\n'
     '  print("locked", flush=True); time.sleep(60)\n'
   )

@@ -1,4 +1,4 @@
-"""The program that begins again."""
+"""The program that restarts itself with huge pages."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 from alexnet_jax.runtime import huge_pages
 
 
-def test_a_program_begins_again_once_with_large_pages(monkeypatch):
+def test_a_program_restarts_once_with_huge_pages(monkeypatch):
   monkeypatch.setattr(sys, 'platform', 'linux')
   monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
   calls = []
@@ -17,7 +17,7 @@ def test_a_program_begins_again_once_with_large_pages(monkeypatch):
   assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
 
 
-def test_what_a_user_has_set_is_left_alone(monkeypatch):
+def test_a_value_that_the_user_has_set_is_kept(monkeypatch):
   monkeypatch.setenv('GLIBC_TUNABLES', '')
   monkeypatch.setattr(os, 'execv', None)
   huge_pages.reexec_with_huge_pages()

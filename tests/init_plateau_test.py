@@ -1,120 +1,141 @@
-"""The plateau experiment: when a net has left, by hand; what a file gets.
+"""The plateau experiment: when a net has left, by hand; its runs and table.
 
-Losses are given here. That the experiment trains as the training loop does is
-in train_test.py, which has the compiled step.
+Losses are given here. That a sweep trains as the training loop does is in
+sweep_test.py.
 """
 
 import csv
+import os
+import pathlib
+import subprocess
+import sys
 import types
 
-from absl import flags
 import pytest
 
+from alexnet_jax import run as run_lib
+from alexnet_jax import train
+from alexnet_jax import train_step
+from alexnet_jax import workdir as workdir_lib
 from configs import caffe
 from configs import paper
 from configs import source
 from experiments import init_plateau
+from experiments import summary
+from experiments import sweep
 
-FLAGS = flags.FLAGS
+ROOT = pathlib.Path(__file__).parents[1]
 STUCK, LEARNS = [2.3] * 20, [2.3] * 10 + [2.0] * 10  # ln(10) is 2.3026.
 
 
+def write_losses(workdir, losses):
+  lines = ['step,train/loss', *(f'{n},{x}' for n, x in enumerate(losses, 1))]
+  (workdir / 'metrics.csv').write_text('\n'.join(lines) + '\n')
+
+
 @pytest.fixture
-def flag_values(tmp_path, monkeypatch):
-  """The flags of the command with their defaults, apart from other commands'."""
-  before = set(FLAGS)
-  init_plateau.define_flags()
-  defined = {name: FLAGS[name].value for name in set(FLAGS) - before}
-  for name in defined:
-    delattr(FLAGS, name)
-  values = types.SimpleNamespace(**defined)
-  values.output = str(tmp_path / 'runs.csv')
-  monkeypatch.setattr(init_plateau, 'FLAGS', values)
-  return values
-
-
-def run_main(flag_values, monkeypatch, losses, **changes):
+def command(tmp_path, data_dir, monkeypatch):
   """Runs the command on given losses: what it trained, and its rows."""
-  trained = []
 
-  def given(config, steps):
-    trained.append((config.model.conv345_init_std, config.seed))
-    return losses[:steps]
+  def run(losses, **changes):
+    trained = []
 
-  monkeypatch.setattr(init_plateau, 'losses', given)
-  for name, value in changes.items():
-    setattr(flag_values, name, value)
-  init_plateau.main([])
-  with open(flag_values.output, newline='') as file:
-    return trained, list(csv.DictReader(file))
+    def end(config, workdir):
+      trained.append((config.model.conv345_init_std, config.seed))
+      workdir_lib.write_config(workdir, config)
+      workdir_lib.write_result(workdir, 20, 1.0, 5.0, 'abc', {})
+      write_losses(workdir, losses)
+
+    values = {
+      'output': tmp_path / 'out',
+      'data_dir': str(data_dir),
+      'quick': True,
+    }
+    given = types.SimpleNamespace(**values | changes)
+    given.set_default = lambda name, value: setattr(
+      given, name, changes.get(name, value)
+    )
+    monkeypatch.setattr(init_plateau, 'FLAGS', given)
+    monkeypatch.setattr(train, 'train_and_evaluate', end)
+    monkeypatch.setattr(summary, 'draw', lambda output, labels: 'figure.png')
+    init_plateau.main()
+    with open(tmp_path / 'out' / 'runs.csv', newline='') as file:
+      return trained, list(csv.DictReader(file))
+
+  return run
 
 
 @pytest.mark.parametrize(
   ('losses', 'left_at'),
   [
-    (STUCK, ''),
+    (STUCK, None),
     # Means of ten: 2.3, and 2.27 from step 11 on; 2.2826 is 0.02 below ln(10).
     (LEARNS, 11),
     ([2.3] * 10 + [2.1] * 10, 11),  # 2.28
     ([2.3] * 10 + [2.2] * 10, 12),  # 2.29, 2.28
-    ([1.0] * 9, ''),  # No ten steps yet.
+    ([1.0] * 9, None),  # No ten steps yet.
     ([1.0] * 12, 10),
-    ([1.0] * 12 + [2.3] * 10, ''),  # Has come back.
+    ([1.0] * 12 + [2.3] * 10, None),  # Has come back.
     ([1.0] * 12 + [2.3] * 10 + [2.0], 23),  # Has left again.
-    ([9.0] * 12, ''),
-    ([2.3] * 12 + [float('nan')] * 10, ''),
+    ([9.0] * 12, None),
+    ([2.3] * 12 + [float('nan')] * 10, None),
   ],
 )
 def test_a_net_has_left_from_the_step_after_which_it_stays_away(
-  flag_values, monkeypatch, losses, left_at
+  tmp_path, losses, left_at
 ):
-  monkeypatch.setattr(init_plateau, 'losses', lambda config, steps: losses)
-  row = init_plateau.run_one('text', 3)
-  assert row['left_at'] == left_at
-  assert (row['init'], row['seed']) == ('text', 3)
-  assert row['last_loss'] == f'{sum(losses[-10:]) / len(losses[-10:]):.3f}'
+  workdir_lib.write_config(tmp_path, init_plateau.get_config())
+  write_losses(tmp_path, losses)
+  found = init_plateau.measure(tmp_path)
+  assert found['left_at'] == left_at
+  last = sum(losses[-10:]) / len(losses[-10:])
+  assert found['last_loss'] == pytest.approx(last, nan_ok=True)
 
 
-def test_every_init_and_seed_is_a_row_and_none_is_run_again(
-  flag_values, monkeypatch, capsys
-):
-  run = lambda losses, **changes: run_main(
-    flag_values, monkeypatch, losses, steps=20, **changes
-  )
-  trained, rows = run(STUCK, seeds=1)
+def test_every_init_and_seed_is_a_row_and_none_is_run_again(command, capsys):
+  trained, rows = command(STUCK, seeds=1)
   assert trained == [(0.01, 0), (0.03, 0), (0.01, 0)]
-  assert [(row['init'], row['left_at']) for row in rows] == [
+  assert [(row['variant'], row['left_at']) for row in rows] == [
     ('text', ''),
     ('source', ''),
     ('caffe', ''),
   ]
   assert '| text | 0 of 1 | - | 2.300 |' in capsys.readouterr().out
-  assert run(LEARNS, seeds=1) == ([], rows)
-  trained, more = run(LEARNS, seeds=3)
+  assert command(LEARNS, seeds=1) == ([], rows)
+  trained, more = command(LEARNS, seeds=3)
   assert [seed for _, seed in trained] == [1, 1, 1, 2, 2, 2]
   assert more[:3] == rows
   assert {row['left_at'] for row in more[3:]} == {'11'}
   # Last losses 2.3, 2.0 and 2.0.
-  assert '| text | 2 of 3 | 11 | 2.100 |' in capsys.readouterr().out
+  assert '| text | 2 of 3 | 11 (11 to 11) | 2.100 |' in capsys.readouterr().out
 
 
-def test_runs_of_other_numbers_of_steps_are_other_runs(
-  flag_values, monkeypatch, capsys
-):
-  run_main(flag_values, monkeypatch, STUCK, steps=20, seeds=1)
-  capsys.readouterr()
-  trained, rows = run_main(flag_values, monkeypatch, LEARNS, steps=19, seeds=1)
-  assert len(trained) == 3
-  assert [row['steps'] for row in rows] == ['20'] * 3 + ['19'] * 3
-  assert '| text | 1 of 1 | 11 |' in capsys.readouterr().out
+def test_a_sweep_of_other_steps_needs_another_folder(command):
+  command(STUCK, seeds=1)
+  with pytest.raises(
+    ValueError, match='config.train.epochs is .*out/runs/text'
+  ):
+    command(STUCK, seeds=1, steps=19)
+
+
+def test_the_runs_have_the_steps_of_the_flag_and_one_evaluation(data_dir):
+  config = init_plateau.get_config(quick=True)
+  config.input.data_dir = str(data_dir)
+  init_plateau.set_steps(config, 100)  # Four epochs, and evaluations at 3.
+  times = train_step.make_timetable(run_lib.open_run(config))
+  steps = range(1, times.total_steps + 1)
+  assert [step for step in steps if times.logs(step)] == [*range(1, 101)]
+  assert [step for step in steps if times.evaluates(step)] == [100]
 
 
 @pytest.mark.parametrize(
   ('init', 'config'), [('text', paper), ('source', source), ('caffe', caffe)]
 )
-def test_initial_values_are_those_of_the_configs(flag_values, init, config):
-  found = init_plateau.get_config(init, 5).model
-  expected = config.get_config().model
+def test_initial_values_are_those_of_the_configs(tmp_path, init, config):
+  base = init_plateau.get_config()
+  variant = {init: init_plateau.INITS[init]}
+  (training,) = sweep.plan(base, variant, 1, tmp_path)
+  found, expected = training.config.model, config.get_config().model
   for key in ('init_std', 'conv345_init_std', 'fc67_init_std', 'init_bias'):
     assert found[key] == expected[key]
   # All else is the text's.
@@ -122,11 +143,56 @@ def test_initial_values_are_those_of_the_configs(flag_values, init, config):
     assert found[key] == paper.get_config().model[key]
 
 
-def test_a_run_has_its_own_seed_data_and_geometry(flag_values):
-  flag_values.dataset, flag_values.data_dir = 'photographs', '/data'
-  flag_values.size, flag_values.crop_size = 256, 224
-  config = init_plateau.get_config('text', 5)
-  assert config.seed == 5
+def test_the_flags_give_data_and_geometry(monkeypatch):
+  values = {'dataset': 'photographs', 'size': 256, 'crop_size': 224}
+  given = {'quick': False, 'data_dir': '/data', 'steps': 7, **values}
+  given |= {'seeds': 2, 'output': 'DIR'}
+  monkeypatch.setattr(init_plateau, 'FLAGS', types.SimpleNamespace(**given))
+  swept = []
+
+  def run(config, variants, seeds, output, measure, keep_checkpoints):
+    swept.append((config, seeds, output))
+    return []
+
+  monkeypatch.setattr(sweep, 'run', run)
+  monkeypatch.setattr(summary, 'draw', lambda output, labels: 'figure.png')
+  monkeypatch.setattr(
+    init_plateau, 'set_steps', lambda config, steps: swept.append(steps)
+  )
+  init_plateau.main()
+  steps, (config, seeds, output) = swept
+  assert (steps, seeds, output) == (7, 2, 'DIR')
   assert config.input.dataset == 'photographs'
   assert config.input.data_dir == '/data'
   assert (config.input.image_size, config.input.crop_size) == (256, 224)
+
+
+def test_the_record_gives_the_figures_of_the_log():
+  path = ROOT / 'experiments' / 'results' / 'init_plateau' / 'runs.csv'
+  with open(path, newline='') as file:
+    rows = [
+      {
+        'variant': row['init'],
+        'left_at': float(row['left_at']) if row['left_at'] else None,
+        'last_loss': float(row['last_loss']),
+      }
+      for row in csv.DictReader(file)
+    ]
+  assert init_plateau.table(rows).splitlines()[2:] == [
+    '| text | 5 of 5 | 116 (108 to 128) | 2.122 |',
+    '| source | 5 of 5 | 40 (36 to 50) | 1.617 |',
+    '| caffe | 0 of 5 | - | 2.305 |',
+  ]
+
+
+def test_a_wrong_flag_is_one_line(tmp_path):
+  flags = ['--seeds=0', f'--output={tmp_path / "out"}']
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.init_plateau', *flags],
+    cwd=ROOT,
+    env={**os.environ, 'GLIBC_TUNABLES': ''},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr == 'InputError: --seeds=0 must be at least 1\n'

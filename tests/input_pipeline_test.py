@@ -10,7 +10,6 @@ import contextlib
 import gc
 import itertools
 import mmap
-import shutil
 import threading
 import time
 import unittest.mock
@@ -22,6 +21,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
+from alexnet_jax import buffer_pool
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
@@ -45,14 +45,16 @@ def dataset(tmp_path_factory):
   return _prepare(tmp_path_factory.mktemp('painted'))
 
 
-def _take(dataset, count, *, batch_size=5, seed=0, start_step=0, rows=None):
+def _take(
+  dataset, count, *, batch_size=5, seed=0, start_step=0, batch_indices=None
+):
   batches = input_pipeline.train_batches(
     dataset,
     'train',
     batch_size=batch_size,
     seed=seed,
     start_step=start_step,
-    rows=rows,
+    batch_indices=batch_indices,
   )
   with contextlib.closing(batches):
     return list(itertools.islice(batches, count))
@@ -156,14 +158,14 @@ def test_evaluation_holds_every_example_once_and_masks_the_tail(
 @pytest.fixture
 def used_buffers(monkeypatch):
   """No buffer is zero when it is taken."""
-  take = input_pipeline.BufferPool.take
+  take = buffer_pool.BufferPool.take
 
   def take_used(pool):
     array = take(pool)
     array[:] = 7
     return array
 
-  monkeypatch.setattr(input_pipeline.BufferPool, 'take', take_used)
+  monkeypatch.setattr(buffer_pool.BufferPool, 'take', take_used)
 
 
 def test_the_tail_is_zero_also_in_a_used_buffer(dataset, used_buffers):
@@ -172,29 +174,31 @@ def test_the_tail_is_zero_also_in_a_used_buffer(dataset, used_buffers):
   assert not batch['image'][NUM_VAL:].any()
 
 
-def _assert_rows(found, whole, rows):
+def _assert_part(found, whole, indices):
   for part, batch in zip(found, whole, strict=True):
     assert part.keys() == batch.keys()
     for key in part:
-      expected = batch[key][rows]
+      expected = batch[key][indices]
       np.testing.assert_array_equal(part[key], expected, strict=True)
 
 
-@pytest.mark.parametrize('rows', [[0, 1], [2, 3, 4], [1, 3], [4]], ids=str)
-def test_some_rows_of_training_are_those_of_the_whole_batches(dataset, rows):
+@pytest.mark.parametrize('indices', [[0, 1], [2, 3, 4], [1, 3], [4]], ids=str)
+def test_a_part_of_training_is_that_of_the_whole_batches(dataset, indices):
   # Batches 4 and 9 span the ends of the first epochs, after 23 and 46 examples.
   whole = _take(dataset, 10)
-  _assert_rows(_take(dataset, 10, rows=np.array(rows)), whole, rows)
-  resumed = _take(dataset, 7, start_step=3, rows=np.array(rows))
-  _assert_rows(resumed, whole[3:], rows)
+  _assert_part(
+    _take(dataset, 10, batch_indices=np.array(indices)), whole, indices
+  )
+  resumed = _take(dataset, 7, start_step=3, batch_indices=np.array(indices))
+  _assert_part(resumed, whole[3:], indices)
   assert (
     _numbers(resumed)
-    == np.ravel(np.reshape(_numbers(whole), (10, 5))[3:, rows]).tolist()
+    == np.ravel(np.reshape(_numbers(whole), (10, 5))[3:, indices]).tolist()
   )
 
 
 @pytest.mark.parametrize(
-  'batch_size, rows, kept',
+  'batch_size, indices, kept',
   [
     (4, [0, 1], 6),
     (4, [1, 2], 5),  # The last batch: one example, one padding.
@@ -204,22 +208,22 @@ def test_some_rows_of_training_are_those_of_the_whole_batches(dataset, rows):
   ],
   ids=str,
 )
-def test_some_rows_of_evaluation_are_those_of_the_whole_batches(
-  dataset, used_buffers, batch_size, rows, kept
+def test_a_part_of_evaluation_is_that_of_the_whole_batches(
+  dataset, used_buffers, batch_size, indices, kept
 ):
   whole, found = (
     list(
       input_pipeline.eval_batches(
-        dataset, 'validation', batch_size=batch_size, rows=some
+        dataset, 'validation', batch_size=batch_size, batch_indices=some
       )
     )
-    for some in (None, np.array(rows))
+    for some in (None, np.array(indices))
   )
-  _assert_rows(found, whole, rows)
+  _assert_part(found, whole, indices)
   assert sum(batch['mask'].sum() for batch in found) == kept
 
 
-def test_only_the_rows_asked_for_are_read_and_decoded(dataset, monkeypatch):
+def test_only_the_indices_asked_for_are_read_and_decoded(dataset, monkeypatch):
   builder = tfds.builder_from_directory(dataset.path)
   source = type(builder.as_data_source('validation').data_source)
   read, decode = source.__getitem__, images.decode
@@ -236,7 +240,7 @@ def test_only_the_rows_asked_for_are_read_and_decoded(dataset, monkeypatch):
   monkeypatch.setattr(source, '__getitem__', count_read)
   monkeypatch.setattr(images, 'decode', count_decode)
   batches = input_pipeline.eval_batches(
-    dataset, 'validation', batch_size=4, rows=np.array([1, 3])
+    dataset, 'validation', batch_size=4, batch_indices=np.array([1, 3])
   )
   found = list(batches)
   assert sorted(reads) == [1, 3, 5, 7, 9]  # Of 10.
@@ -244,98 +248,9 @@ def test_only_the_rows_asked_for_are_read_and_decoded(dataset, monkeypatch):
   assert sorted(decodes) == sorted(real[:, 0, 0, 0].tolist())
   reads.clear()
   decodes.clear()
-  _take(dataset, 3, rows=np.array([1, 3]))
-  # Three batches and the few that were read ahead, half of their rows.
+  _take(dataset, 3, batch_indices=np.array([1, 3]))
+  # Three batches and the few that were read ahead, half of their examples.
   assert 6 <= len(decodes) <= len(reads) <= 2 * (3 + 4)
-
-
-def test_open_dataset_reads_the_facts(dataset):
-  assert dataset.class_names == ('class0', 'class1', 'class2')
-  assert dataset.num_examples == {'train': NUM_TRAIN, 'validation': NUM_VAL}
-  assert dataset.image_size == SIZE
-  np.testing.assert_array_equal(
-    dataset.mean_image, np.full((SIZE, SIZE, 3), [11, 11, 244], np.float32)
-  )
-  # The variance of 0, ..., 22 is (23 ** 2 - 1) / 12 = 44; exact in float64 up
-  # to the rounding of E[x^2] - E[x]^2, 1e-16 * 244 ** 2.
-  sign = np.array([1, 1, -1])
-  np.testing.assert_allclose(
-    dataset.rgb_covariance, 44 * np.outer(sign, sign), rtol=1e-10
-  )
-
-
-def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
-  with pytest.raises(FileNotFoundError) as error:
-    dataset_lib.open_dataset(tmp_path, 'flowers')
-  assert str(error.value) == (
-    'no prepared data set config.input.dataset=flowers under'
-    f' config.input.data_dir={tmp_path}; prepare it: python -m'
-    ' alexnet_jax.prepare --source=folder:DIR --name=flowers'
-    f' --size=SIZE --data_dir={tmp_path}, SIZE being config.input.image_size'
-  )
-
-
-FACTS = {
-  'mean_image': np.zeros((SIZE, SIZE, 3)),
-  'rgb_covariance': np.eye(3),
-  'fingerprint': 'f',
-}
-
-
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    ({'mean_image': np.zeros((9, 9, 3))}, r'mean image of \(9, 9, 3\)'),
-    ({'rgb_covariance': np.eye(2)}, r'covariance of \(2, 2\)'),
-    ({'mean_image': FACTS['mean_image'] - 1}, 'no image of 0..255'),
-    ({'mean_image': FACTS['mean_image'] + 256}, 'no image of 0..255'),
-    ({'mean_image': FACTS['mean_image'] * np.nan}, 'no image of 0..255'),
-    ({'rgb_covariance': np.full((3, 3), np.inf)}, 'no image of 0..255'),
-    ({'fingerprint': None}, 'damaged .*fingerprint'),
-    ({'mean_image': None}, 'damaged .*mean_image'),
-  ],
-)
-def test_statistics_that_do_not_fit_the_images_are_named(
-  dataset, tmp_path, change, message
-):
-  path = tmp_path / dataset.path.parent.name / dataset.path.name
-  shutil.copytree(dataset.path, path)
-  file = path / dataset_lib.STATISTICS_FILE
-  facts = {k: v for k, v in (FACTS | change).items() if v is not None}
-  np.savez(file, **facts)
-  with pytest.raises(ValueError, match=f'{file} .*{message}') as error:
-    dataset_lib.open_dataset(tmp_path, path.parent.name)
-  assert 'prepare it again' in str(error.value)
-
-
-def test_check_dataset_accepts_what_fits(dataset):
-  dataset_lib.check_dataset(
-    dataset,
-    image_size=SIZE,
-    num_classes=3,
-    splits={'config.input.train_split': 'train'},
-  )
-
-
-def test_check_dataset_reports_all_mismatches_at_once(dataset):
-  with pytest.raises(ValueError) as error:
-    dataset_lib.check_dataset(
-      dataset,
-      image_size=256,
-      num_classes=1000,
-      splits={'a.split': 'test', 'b.split': 'train', 'c.split': 'holdout'},
-    )
-  lines = str(error.value).splitlines()
-  assert [line.split(',')[0].split(' ')[0] for line in lines] == [
-    'config.input.image_size=256',
-    'config.model.num_classes=1000',
-    'a.split=test',
-    'c.split=holdout',
-  ]
-  assert 'of 8 pixels' in lines[0] and '--size=256' in lines[0]
-  assert 'has 3 classes' in lines[1]
-  assert lines[2].endswith('one of its splits train, validation')
-  assert all(str(dataset.path) in line for line in lines)
 
 
 def test_an_undecodable_record_is_named(tmp_path, monkeypatch):
@@ -364,47 +279,6 @@ def test_a_flipped_bit_in_a_shard_is_reported_as_damage(tmp_path):
     _take(dataset, 5)
 
 
-# Memory that comes back is known by its contents: the system gives fresh
-# memory the same address again, but zeroed.
-def test_the_pool_reuses_memory_once_it_is_free():
-  pool = input_pipeline.BufferPool((4, 8, 8, 3))
-  array = pool.take()
-  array[:] = 1
-  del array
-  assert (pool.take() == 1).all()
-
-
-def test_the_pool_keeps_memory_while_a_view_of_a_view_lives():
-  pool = input_pipeline.BufferPool((4, 8, 8, 3))
-  array = pool.take()
-  array[:] = 1
-  view = array[1:].reshape(3, -1)[:, ::2]
-  del array
-  pool.take()[:] = 2
-  assert (view == 1).all()
-  del view
-  assert (pool.take() == 1).all()
-
-
-def test_device_put_aliases_a_buffer_and_the_pool_waits_for_the_array():
-  pool = input_pipeline.BufferPool((4, 8, 8, 3))
-  array = pool.take()
-  address = array.ctypes.data
-  assert address % 64 == 0
-  array[:] = 1
-  on_device = jax.device_put(array, jax.devices()[0]).block_until_ready()
-  # Without the alias this test would not see the trap.
-  assert on_device.unsafe_buffer_pointer() == address
-  del array
-  gc.collect()
-  other = pool.take()
-  assert other.ctypes.data != address
-  other[:] = 2
-  assert (np.asarray(on_device) == 1).all()
-  del on_device, other
-  _wait_until(lambda: any((a == 1).all() for a in (pool.take(), pool.take())))
-
-
 @pytest.mark.parametrize('num_devices', [1, 4])
 def test_kept_device_batches_stay_right_while_buffers_are_reused(
   dataset, num_devices, monkeypatch
@@ -424,7 +298,7 @@ def test_kept_device_batches_stay_right_while_buffers_are_reused(
     dataset, 'train', batch_size=8, seed=0, start_step=0
   )
   allocate = unittest.mock.Mock(side_effect=mmap.mmap)
-  monkeypatch.setattr(input_pipeline.mmap, 'mmap', allocate)
+  monkeypatch.setattr(buffer_pool.mmap, 'mmap', allocate)
   stream = input_pipeline.prefetch_to_device(batches, put)
   kept = {}
   with contextlib.closing(stream):

@@ -62,6 +62,7 @@ ORDER = [
   'layers',
   'pooling',
   'towers',
+  'placement',
   'mesh',
   'optimizer',
   'runtime.command',
@@ -117,7 +118,7 @@ WALLS = {
 # business of two, and a library does not end its program.
 PARTS = {
   'jax.distributed': ['runtime.processes'],
-  'multihost_utils': ['mesh', 'runtime.processes'],
+  'multihost_utils': ['placement', 'runtime.processes'],
   'os._exit': ['prepare.workers', 'runtime.processes'],
   'sys.exit': ['evaluate', 'main', 'prepare.__main__', 'runtime.command'],
 }

@@ -275,7 +275,7 @@ def test_a_data_folder_that_cannot_be_written_is_named(fail, tmp_path):
   (tmp_path / 'file').write_text('')
   flag = f'--config.input.data_dir={tmp_path}/file/data'
   message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
-  assert f'data_dir={tmp_path}/file/data cannot be written' in message
+  assert f'data_dir={tmp_path}/file/data is not a writable folder' in message
 
 
 @pytest.mark.parametrize('which', ['best', 'latest'])

@@ -1,22 +1,18 @@
-"""Metrics against NumPy loops, and the files as TensorBoard and csv read them."""
+"""Metrics against NumPy loops; their files as TensorBoard and csv read them."""
 
 import csv
-import inspect
+import functools
 import math
 import os
 import sys
 import types
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
-from alexnet_jax import pictures
 
 
 def read_rows(workdir):
@@ -34,11 +30,16 @@ def scalar_points(workdir, tag):
   return [(e.step, e.value) for e in read_events(workdir).Scalars(tag)]
 
 
+def train_row(step):
+  """A row without evaluation: every tag is step / 8, exact in float32."""
+  return dict.fromkeys(metrics.TRAIN_TAGS, step / 8)
+
+
 def write_run(workdir, start, stop):
-  """Steps after `start` to `stop`, with a/x = step / 8: exact in float32."""
-  writer = metrics.MetricsWriter(workdir, ('a/x', 'a/y'), start)
+  """Writes the rows of the steps after `start` to `stop`."""
+  writer = metrics.MetricsWriter(workdir, True, start)
   for step in range(start + 1, stop + 1):
-    writer.scalars(step, step / 2, {'a/x': step / 8})
+    writer.scalars(step, step / 2, train_row(step))
   writer.close()
 
 
@@ -70,6 +71,15 @@ def test_batch_sums_equal_a_loop_over_the_examples_that_the_mask_keeps(classes):
   expected = expected_sums(log_probs, labels, mask)
   assert {k: float(v) for k, v in sums.items()} == expected
   assert (expected['top5_error'] > 0) == (classes >= 6)
+
+
+def test_cross_entropy_is_the_negative_log_probability_of_the_label():
+  log_probs = np.log(np.array([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375]]))
+  found = metrics.cross_entropy(
+    jnp.asarray(log_probs, jnp.float32), jnp.array([1, 0])
+  )
+  # float32; in nats: log 4 and log 8.
+  np.testing.assert_allclose(found, np.log([4.0, 8.0]), rtol=1e-6)
 
 
 def test_ties_count_against_the_net():
@@ -108,9 +118,9 @@ def test_totals_are_means_over_examples_not_over_batches():
     sums = {'loss': loss, 'top1_error': error, 'count': count}
     totals.add({name: np.array(value) for name, value in sums.items()})
   assert totals.count == 4
-  assert totals.means('eval', ('loss', 'top1_error')) == {
-    'eval/loss': 2.5,
-    'eval/top1_error': 0.75,
+  assert totals.means(('loss', 'top1_error')) == {
+    'loss': 2.5,
+    'top1_error': 0.75,
   }
 
 
@@ -123,17 +133,19 @@ def test_totals_add_in_double_precision():
 
 def test_csv_has_a_row_per_step_and_blanks_for_what_was_not_measured(tmp_path):
   write_run(tmp_path, 0, 2)
+  measured = lambda value: dict.fromkeys(metrics.TRAIN_TAGS, value)
+  blanks = dict.fromkeys(metrics.eval_tags(True), '')
   assert read_rows(tmp_path) == [
-    {'step': '1', 'epoch': '0.5000', 'a/x': '0.125', 'a/y': ''},
-    {'step': '2', 'epoch': '1.0000', 'a/x': '0.25', 'a/y': ''},
+    {'step': '1', 'epoch': '0.5000', **measured('0.125'), **blanks},
+    {'step': '2', 'epoch': '1.0000', **measured('0.25'), **blanks},
   ]
 
 
 def test_rows_and_points_are_in_the_files_before_the_writer_is_closed(tmp_path):
-  writer = metrics.MetricsWriter(tmp_path, ('a/x',), 0)
-  writer.scalars(1, 0.5, {'a/x': 0.125})
+  writer = metrics.MetricsWriter(tmp_path, True, 0)
+  writer.scalars(1, 0.5, train_row(1))
   assert [row['step'] for row in read_rows(tmp_path)] == ['1']
-  assert scalar_points(tmp_path, 'a/x') == [(1, 0.125)]
+  assert scalar_points(tmp_path, 'train/loss') == [(1, 0.125)]
   writer.close()
 
 
@@ -142,16 +154,16 @@ def test_every_step_is_there_once_after_a_rewind(tmp_path):
   write_run(tmp_path, 4, 8)
   write_run(tmp_path, 7, 9)
   expected = [(step, step / 8) for step in range(1, 10)]
-  rows = [(int(r['step']), float(r['a/x'])) for r in read_rows(tmp_path)]
+  rows = [(int(r['step']), float(r['train/loss'])) for r in read_rows(tmp_path)]
   assert rows == expected
-  assert scalar_points(tmp_path, 'a/x') == expected
+  assert scalar_points(tmp_path, 'train/loss') == expected
 
 
 def test_step_0_starts_anew(tmp_path):
   write_run(tmp_path, 0, 6)
   write_run(tmp_path, 0, 2)
   assert [row['step'] for row in read_rows(tmp_path)] == ['1', '2']
-  assert scalar_points(tmp_path, 'a/x') == [(1, 0.125), (2, 0.25)]
+  assert scalar_points(tmp_path, 'train/loss') == [(1, 0.125), (2, 0.25)]
 
 
 @pytest.mark.parametrize('cut', [1, 3, 8])
@@ -171,7 +183,7 @@ def test_a_kill_while_the_csv_file_is_rewound_loses_no_row(
   with monkeypatch.context() as patch:
     patch.setattr(metrics.csv.DictWriter, 'writerows', _killed)
     with pytest.raises(KeyboardInterrupt):
-      metrics.MetricsWriter(tmp_path, ('a/x', 'a/y'), 2)
+      metrics.MetricsWriter(tmp_path, True, 2)
   write_run(tmp_path, 2, 3)
   assert [row['step'] for row in read_rows(tmp_path)] == ['1', '2', '3']
 
@@ -180,111 +192,77 @@ def _killed(*_):
   raise KeyboardInterrupt
 
 
-def public_methods(cls):
-  return {
-    name: inspect.signature(member)
-    for name, member in vars(cls).items()
-    if not name.startswith('_')
-  }
+@pytest.mark.parametrize('tag', [*metrics.TRAIN_TAGS])
+@pytest.mark.parametrize('is_first', [True, False])
+def test_a_listed_tag_that_is_not_computed_is_an_error_that_names_it(
+  tmp_path, monkeypatch, tag, is_first
+):
+  monkeypatch.setattr(metrics.processes, 'is_first', lambda: is_first)
+  writer = metrics.MetricsWriter(tmp_path, True, 0)
+  values = {name: x for name, x in train_row(1).items() if name != tag}
+  with pytest.raises(KeyError, match=f'{tag}: listed there, but not computed'):
+    writer.scalars(1, 0.5, values)
+  writer.close()
+  assert not is_first or read_rows(tmp_path) == []
 
 
-def test_the_null_writer_has_the_methods_of_the_writer():
-  methods = public_methods(metrics.MetricsWriter)
-  assert {'scalars', 'image', 'hyperparameters', 'close'} <= methods.keys()
-  assert public_methods(metrics.NullWriter) == methods
+@pytest.mark.parametrize('tag', ['train/new', 'eval_five_view/loss'])
+@pytest.mark.parametrize('is_first', [True, False])
+def test_a_computed_tag_that_is_not_listed_is_an_error_that_names_it(
+  tmp_path, monkeypatch, tag, is_first
+):
+  monkeypatch.setattr(metrics.processes, 'is_first', lambda: is_first)
+  writer = metrics.MetricsWriter(tmp_path, True, 0)  # With flips: ten views.
+  with pytest.raises(KeyError, match=f'{tag}: computed, but not listed there'):
+    writer.scalars(1, 0.5, train_row(1) | {tag: 0.5})
+  writer.close()
+  assert not is_first or read_rows(tmp_path) == []
 
 
-def test_the_null_writer_writes_nothing(tmp_path, monkeypatch, capfd):
+def test_one_error_names_all_tags_that_are_missing_or_unknown():
+  with pytest.raises(KeyError) as error:
+    metrics.check_tags({'a': 1.0, 'y': 1.0, 'x': 1.0}, ('a', 'b', 'c'), ('d',))
+  assert error.value.args == (
+    'the tags in metrics.py: b, c: listed there, but not computed;'
+    ' x, y: computed, but not listed there',
+  )
+  metrics.check_tags({'a': 1.0, 'd': 1.0}, ('a',), ('d', 'e'))
+
+
+def test_a_metric_of_evaluation_without_a_sum_is_an_error_that_names_it():
+  totals = metrics.Totals()
+  totals.add({'loss': np.ones(()), 'count': np.ones(())})
+  with pytest.raises(KeyError, match='top9_error: listed .* not computed'):
+    totals.means(('loss', 'top9_error'))
+
+
+@pytest.mark.parametrize(
+  ('flip', 'many'), [(True, 'eval_ten_view'), (False, 'eval_five_view')]
+)
+def test_the_tags_of_evaluation(tmp_path, flip, many):
+  names = ('loss', 'top1_error', 'top5_error')
+  expected = [f'{prefix}/{name}' for prefix in ('eval', many) for name in names]
+  assert metrics.eval_tags(flip) == expected
+  writer = metrics.MetricsWriter(tmp_path, flip, 0)
+  writer.scalars(1, 0.5, train_row(1) | dict.fromkeys(expected, 0.5))
+  writer.close()
+  (row,) = read_rows(tmp_path)
+  assert list(row) == ['step', 'epoch', *metrics.TRAIN_TAGS, *expected]
+  assert {row[tag] for tag in expected} == {'0.5'}
+
+
+def test_other_processes_than_the_first_write_nothing(
+  tmp_path, monkeypatch, capfd
+):
   monkeypatch.chdir(tmp_path)
-  writer = metrics.NullWriter()
+  monkeypatch.setattr(metrics.processes, 'is_first', lambda: False)
+  writer = metrics.MetricsWriter(tmp_path, True, 0)
   writer.hyperparameters({'a.rate': 0.5}, 'a/x')
-  writer.scalars(1, 0.5, {'a/x': 0.125})
+  writer.scalars(1, 0.5, train_row(1))
   writer.image(1, 'a/picture', np.zeros((2, 2, 3), np.uint8))
   writer.close()
   assert os.listdir(tmp_path) == []
   assert capfd.readouterr() == ('', '')
-
-
-@pytest.mark.parametrize('spec', [None, (), ('x',), ('x', 'y'), (None, 'y')])
-def test_what_is_fetched_is_numpys_whole_array(spec):
-  values = np.arange(32, dtype=np.float32).reshape(4, 8)
-  if spec is None:
-    place = jax.devices()[0]
-  else:
-    mesh = jax.make_mesh((2, 2), ('x', 'y'), (AxisType.Auto,) * 2)
-    place = NamedSharding(mesh, PartitionSpec(*spec))
-  tree = {'on_device': jax.device_put(values, place), 'on_host': values[0]}
-  found = mesh_lib.fetch(tree)
-  assert {type(x) for x in found.values()} == {np.ndarray}
-  np.testing.assert_array_equal(found['on_device'], values, strict=True)
-  np.testing.assert_array_equal(found['on_host'], values[0], strict=True)
-
-
-def test_parts_of_other_processes_may_be_fetched_where_transfers_are_guarded(
-  monkeypatch,
-):
-  class Part:
-    is_fully_addressable = is_fully_replicated = False
-
-  def gather(part, tiled):
-    # On CPU, where a read needs no transfer, the guard would not notice it.
-    assert tiled
-    return jax.config.jax_transfer_guard_device_to_host
-
-  monkeypatch.setattr(metrics.jax, 'Array', Part)
-  monkeypatch.setattr(metrics.multihost_utils, 'process_allgather', gather)
-  with jax.transfer_guard('disallow'):
-    assert metrics._whole(Part()) == 'allow'
-
-
-def test_image_grid_puts_images_in_rows_with_white_lines_between():
-  grays = np.array([10, 20.6, 300, -5, 40], np.float32)  # Rounded and clipped.
-  images = np.ones((5, 2, 3, 3), np.float32) * grays[:, None, None, None]
-  picture = pictures.image_grid(images, 3)
-  line = [255]
-  row = lambda a, b, c: [a] * 3 + line + [b] * 3 + line + [c] * 3 + line
-  white = [255] * 12
-  upper, lower = row(10, 21, 255), row(0, 40, 255)
-  expected = np.array([upper, upper, white, lower, lower, white], np.uint8)
-  assert picture.dtype == np.uint8
-  np.testing.assert_array_equal(picture, np.stack([expected] * 3, -1))
-
-
-def test_kernel_grid_shows_tower_0_above_tower_1_each_kernel_at_full_range():
-  # One bright pixel per kernel, its place telling the kernel; odd scales.
-  kernels = np.zeros((2, 2, 3, 4), np.float32)
-  places = [(0, 0), (0, 1), (1, 0), (1, 1)]
-  for feature, (y, x) in enumerate(places):
-    kernels[..., feature] = -feature
-    kernels[y, x, :, feature] = 10**feature
-  picture = pictures.kernel_grid(kernels, zoom=1)[..., 0]
-  # Each of the two rows: two kernels with a line right of and below each;
-  # a line of `zoom` pixels between the towers.
-  expected = [
-    [255, 0, 255, 0, 255, 255],
-    [0, 0, 255, 0, 0, 255],
-    [255] * 6,
-    [255] * 6,
-    [0, 0, 255, 0, 0, 255],
-    [255, 0, 255, 0, 255, 255],
-    [255] * 6,
-  ]
-  np.testing.assert_array_equal(picture, expected)
-
-
-def test_kernel_grid_zooms_every_weight_to_a_square_of_its_color():
-  kernels = np.zeros((1, 2, 3, 2), np.float32)
-  kernels[0, 0] = [[1, 1], [0.5, 0.5], [0, 0]]
-  picture = pictures.kernel_grid(kernels, zoom=2)
-  left = [255, 128, 0]  # 127.5 rounds to even.
-  np.testing.assert_array_equal(picture[:2, :2], np.full((2, 2, 3), left))
-  np.testing.assert_array_equal(picture[:2, 2:4], np.zeros((2, 2, 3)))
-
-
-def test_kernel_grid_of_equal_weights_is_finite():
-  assert (
-    pictures.kernel_grid(np.ones((1, 1, 3, 2), np.float32), 1)[0, 0, 0] == 0
-  )
 
 
 def test_progress_prints_plain_lines_where_there_is_no_terminal(
@@ -310,14 +288,19 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(
 
 
 @pytest.mark.parametrize('terminal', [False, True])
-def test_silent_progress_prints_nothing(capfd, monkeypatch, terminal):
+def test_progress_is_silent_in_other_processes_than_the_first(
+  capfd, monkeypatch, terminal
+):
   for stream in (sys.stdout, sys.stderr):
     monkeypatch.setattr(stream, 'isatty', lambda: terminal)
   values = {'train/loss': 2.5, 'eval/loss': 2.5}
-  for silent in (False, True):  # The first shows that it would be seen.
-    progress = metrics.Progress(0, 2, began=0.0, silent=silent)
+  for is_first in (True, False):  # The first shows that it would be seen.
+    monkeypatch.setattr(
+      metrics.processes, 'is_first', functools.partial(bool, is_first)
+    )
+    progress = metrics.Progress(0, 2, began=0.0)
     progress.update()
     progress.report(1, 0.5, values)
     progress.close()
     out, err = capfd.readouterr()
-    assert (bool(out), bool(err)) == (not silent, terminal and not silent)
+    assert (bool(out), bool(err)) == (is_first, terminal and is_first)

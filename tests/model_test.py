@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import layers
 from alexnet_jax import model
-from alexnet_jax import towers
 from alexnet_jax.runtime import compilation
 
 # Kernel shapes of the text: a kernel sees the maps of its own tower alone in
@@ -320,103 +318,6 @@ def test_initial_biases(initial):
   } == {name: {0.25 if name in filled else 0.0} for name in initial}
 
 
-# Section 3.3; Deviation S2 with Caffe's k.
-@pytest.fixture(params=[{}, {'k': 1.0, 'alpha': 2e-5}], ids=['text', 'caffe'])
-def constants(request):
-  return request.param
-
-
-@pytest.mark.parametrize('groups', [1, 2])
-def test_response_norm_matches_the_formula(groups, constants):
-  k, alpha = constants.get('k', 2), constants.get('alpha', 1e-4)
-  # On this scale the sum weighs about as much as k.
-  x = np.random.default_rng(0).normal(scale=60, size=(2, 3, 2, 16))
-  x = x.astype(np.float32)
-  maps = 16 // groups
-  expected = np.empty(x.shape)
-  for i in range(16):
-    first = i // maps * maps  # Of the group.
-    total = np.zeros(x.shape[:-1])
-    for j in range(max(first, i - 2), min(first + maps - 1, i + 2) + 1):
-      total += x[..., j].astype(np.float64) ** 2
-    expected[..., i] = x[..., i] / (k + alpha * total) ** 0.75
-  out = layers.local_response_norm(jnp.asarray(x), groups, **constants)
-  np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
-
-
-def test_response_norm_matches_torch(torch, constants):
-  k, alpha = constants.get('k', 2.0), constants.get('alpha', 1e-4)
-  x = np.random.default_rng(0).normal(scale=60, size=(2, 3, 2, 7))
-  x = x.astype(np.float32)
-  expected = torch.nn.functional.local_response_norm(
-    torch.tensor(x).permute(0, 3, 1, 2),
-    size=5,
-    alpha=5 * alpha,  # Torch divides it by the size.
-    beta=0.75,
-    k=k,
-  ).permute(0, 2, 3, 1)
-  out = layers.local_response_norm(jnp.asarray(x), 1, **constants)
-  np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
-
-
-def test_within_map_norm_matches_the_formula():
-  # On this scale the sum of a whole window weighs up to three times the 1.
-  x = np.random.default_rng(0).normal(scale=60, size=(2, 7, 6, 3))
-  x = x.astype(np.float32)
-  squares = np.square(x, dtype=np.float64)
-  expected = np.empty(x.shape)
-  for i, j in np.ndindex(7, 6):
-    window = squares[:, max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3]
-    total = window.sum((1, 2))  # Less at the edges of the map.
-    expected[:, i, j] = x[:, i, j] / (1 + 1e-3 / 25 * total) ** 0.75
-  out = layers.within_map_norm(jnp.asarray(x))
-  np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
-
-
-def test_within_map_norm_matches_torch(torch):
-  x = np.random.default_rng(0).normal(scale=60, size=(2, 7, 6, 3))
-  x = x.astype(np.float32)
-  mean_square = torch.nn.functional.avg_pool2d(
-    torch.tensor(x).permute(0, 3, 1, 2) ** 2,
-    kernel_size=5,
-    stride=1,
-    padding=2,
-    count_include_pad=True,  # Divides by 25 at the edges, too.
-  ).permute(0, 2, 3, 1)
-  expected = x / (1 + 1e-3 * mean_square.numpy()) ** 0.75
-  out = layers.within_map_norm(jnp.asarray(x))
-  np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
-
-
-def test_response_norm_stays_in_its_tower():
-  x = np.full((1, 1, 1, 8), 100.0, np.float32)
-  other = x.copy()
-  other[..., 4:] = 1.0  # Tower 1.
-  norm = lambda x, groups: layers.local_response_norm(jnp.asarray(x), groups)
-  np.testing.assert_array_equal(norm(x, 2)[..., :4], norm(other, 2)[..., :4])
-  # Without towers, the window reaches two maps further.
-  reached = norm(x, 1)[0, 0, 0] != norm(other, 1)[0, 0, 0]
-  assert reached[:4].tolist() == [False, False, True, True]
-
-
-@pytest.mark.parametrize('groups', [1, 2])
-def test_grouped_convolution_matches_torch(torch, groups):
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(2, 7, 7, 6))
-  kernel = rng.normal(size=(3, 3, 6 // groups, 4))
-  out = towers.grouped_conv(
-    jnp.float32(x), jnp.float32(kernel), 2, ((1, 2), (0, 1)), groups
-  )
-  padded = torch.nn.functional.pad(
-    torch.tensor(x).permute(0, 3, 1, 2), (0, 1, 1, 2)
-  )
-  expected = torch.nn.functional.conv2d(
-    padded, torch.tensor(kernel).permute(3, 2, 0, 1), stride=2, groups=groups
-  ).permute(0, 2, 3, 1)
-  # Sums of up to 54 products of float32, of size one.
-  np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
 def test_conv1_padding_pooling_and_flattening_match_torch(torch):
   # Maps of 28, 13, 6 and 2 pixels: a pooled map of more than one pixel, from
   # one of even size, whose last row and column no window covers.
@@ -706,74 +607,12 @@ def test_towers_hear_of_each_other_through_links_alone(links):
   assert [tower.any() for tower in moved] == [links, True]
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-def test_gradients_of_add_bias(monkeypatch, backend):
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  rng = np.random.default_rng(0)
-  g = rng.normal(loc=0.1, size=(4, 9, 7, 5)).astype(np.float32)
-  x, bias = jnp.zeros(g.shape), jnp.arange(5.0)
-  out, pullback = jax.vjp(towers.add_bias, x, bias)
-  x_gradient, bias_gradient = pullback(jnp.asarray(g))
-  np.testing.assert_array_equal(out[2, 3, 4], bias)
-  np.testing.assert_array_equal(x_gradient, g)
-  # Sums of 252 float32 of size one.
-  np.testing.assert_allclose(
-    bias_gradient, g.astype(np.float64).sum((0, 1, 2)), atol=1e-4
-  )
-  assert ('dot_general' in str(jax.make_jaxpr(pullback)(g))) == (
-    backend == 'cpu'
-  )
-  _, pullback = jax.vjp(towers.add_bias, x.astype(jnp.bfloat16), bias)
-  halves = jnp.asarray(g, jnp.bfloat16)
-  bias_gradient = pullback(halves)[1]
-  assert bias_gradient.dtype == jnp.float32
-  np.testing.assert_allclose(
-    bias_gradient, np.float64(halves).sum((0, 1, 2)), atol=1e-4
-  )
-
-
-def dropout(key, rows, units=range(200), rate=0.5):
-  """What is left of ones of the units, of a layer of 100 per tower."""
-  ones = jnp.ones((len(rows), len(units)))
-  args = jax.random.key(key), rate, jnp.array(rows), 200, 2, units[0]
-  jitted = jax.jit(
-    layers.dropout, static_argnums=(2, 4, 5), compiler_options=CHEAP
-  )
-  return np.asarray(jitted(ones, *args))
-
-
-@pytest.mark.parametrize('rate', [0.5, 0.2])
-def test_dropout_drops_its_share_and_keeps_the_rest_unscaled(rate):
-  out = dropout(0, range(50), rate=rate)
-  assert set(out.ravel().tolist()) == {0.0, 1.0}
-  # 10,000 units: five standard errors are at most 0.025.
-  assert (out == 0).mean() == pytest.approx(rate, abs=0.025)
-
-
-def test_dropout_draws_anew_for_key_row_and_tower():
-  first, second = dropout(0, [0, 1]), dropout(1, [0, 1])
-  masks = [*first.reshape(4, 100), *second.reshape(4, 100)]
-  # Two masks drawn apart agree on half of their units; five standard errors
-  # of 100 units are 25.
-  agreement = (np.array(masks)[:, None] == np.array(masks)).sum(-1)
-  others = agreement[~np.eye(8, dtype=bool)]
-  assert np.abs(others - 50).max() <= 25
-
-
-def test_dropout_does_not_depend_on_the_split_over_devices():
-  whole = dropout(0, range(6))
-  np.testing.assert_array_equal(dropout(0, [3, 4, 5]), whole[3:])
-  for units in (range(100, 200), range(50), range(50, 150)):
-    part = dropout(0, range(6), units)
-    np.testing.assert_array_equal(part, whole[:, units[0] : units[-1] + 1])
-
-
 @pytest.fixture(scope='module')
 def probe():
   """A net whose fc layers show what dropout did to fc6 and to fc7.
 
-  Maps (train, key, rows) to the 64 units of fc6 and of fc7, which are 1 until
-  they are dropped or scaled. `which` names another net: with inverted dropout,
+  Maps (train, key, batch indices) to the 64 units of fc6 and of fc7, which are
+  1 until they are dropped or scaled. `which` names another net: with inverted dropout,
   or with activations in bfloat16.
   """
   net = model.AlexNet(
@@ -789,11 +628,11 @@ def probe():
   params['fc7'] = {'kernel': np.eye(64, dtype=np.float32), 'bias': one}
   params['fc8'] = {'kernel': np.eye(64, dtype=np.float32), 'bias': zero}
 
-  def units(net, params, train, key, rows):
+  def units(net, params, train, key, indices):
     images = jnp.zeros((3, SMALL_CROP, SMALL_CROP, 3))
     rngs = {'dropout': key} if train else {}
     logits, outputs = capture(
-      net, params, images, train=train, rows=rows, rngs=rngs
+      net, params, images, train=train, batch_indices=indices, rngs=rngs
     )
     return outputs['fc7'] - 1, logits / outputs['fc7']
 
@@ -804,15 +643,16 @@ def probe():
     'bfloat16': net.clone(dtype='bfloat16'),
   }
   jitted = jax.jit(
-    lambda params, train, key, rows: {
-      name: units(net, params, train, key, rows) for name, net in nets.items()
+    lambda params, train, key, indices: {
+      name: units(net, params, train, key, indices)
+      for name, net in nets.items()
     },
     static_argnums=1,
     compiler_options=CHEAP,
   )
 
-  def fn(train, key=0, rows=(0, 1, 2), which='plain'):
-    every = jitted(params, train, jax.random.key(key), jnp.array(rows))
+  def fn(train, key=0, indices=(0, 1, 2), which='plain'):
+    every = jitted(params, train, jax.random.key(key), jnp.array(indices))
     return jax.device_get(every[which])
 
   return fn
@@ -852,12 +692,120 @@ def test_each_layer_and_key_draws_its_own_dropout(probe):
     assert (x != y).mean() > 0.15  # 0.32 if apart; 192 units.
 
 
-def test_network_passes_the_rows_to_dropout(probe):
-  first = probe(train=True, rows=(0, 1, 2))
-  later = probe(train=True, rows=(2, 3, 4))
+def test_network_passes_the_batch_indices_to_dropout(probe):
+  first = probe(train=True, indices=(0, 1, 2))
+  later = probe(train=True, indices=(2, 3, 4))
   for x, y in zip(first, later, strict=True):
     np.testing.assert_array_equal(x[2], y[0])
     assert (x[0] != y[0]).any()
+
+
+def windows(x, size, stride):
+  """Views of all windows, [batch, rows, columns, maps, size, size]."""
+  found = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+  return found[:, ::stride, ::stride]
+
+
+def plain_activations(net, params, images):
+  """Every activation by the definition, by NumPy in float64, at test."""
+  weights = jax.tree.map(np.float64, params)
+  found, x = {}, np.float64(images)
+
+  def conv(name, x, size, stride, padding, groups):
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    parts = [
+      np.einsum('brcmij,ijmf->brcf', windows(part, size, stride), kernel)
+      for part, kernel in zip(
+        np.split(x, groups, -1),
+        np.split(weights[name]['kernel'], groups, -1),
+        strict=True,
+      )
+    ]
+    return np.concatenate(parts, -1) + weights[name]['bias']
+
+  def norm(x):  # Section 3.3, within each tower.
+    out = np.empty_like(x)
+    maps = x.shape[-1] // 2
+    for i in range(x.shape[-1]):
+      first = i // maps * maps
+      near = x[..., max(first, i - 2) : min(first + maps, i + 3)]
+      out[..., i] = x[..., i] / (2 + 1e-4 * (near**2).sum(-1)) ** 0.75
+    return out
+
+  for number, width in enumerate(net.conv_features, 1):
+    name = f'conv{number}'
+    if width:
+      geometry = {1: (net.conv1_kernel, net.conv1_stride, 0), 2: (5, 1, 2)}
+      groups = 1 if number in (1, 3, 6) else 2
+      x = conv(name, x, *geometry.get(number, (3, 1, 1)), groups)
+      found[f'{name}/linear'] = x
+      late = name in net.lrn_before_activation
+      x = x if late else np.maximum(x, 0)
+      x = norm(x) if number <= 2 else x
+      x = np.maximum(x, 0) if late else x
+    if number in (1, 2, 5):
+      x = windows(x, 3, 2).max((-2, -1))
+    found[name] = x
+  x = x.reshape(len(x), -1)
+  for name, width in zip(('fc6', 'fc7'), net.fc_features, strict=True):
+    if width:
+      x = x @ weights[name]['kernel'] + weights[name]['bias']
+      found[f'{name}/linear'] = x
+      x = found[name] = np.maximum(x, 0)
+      x = x * 0.5  # At test, by the share of the units that training keeps.
+  found['fc8'] = x @ weights['fc8']['kernel'] + weights['fc8']['bias']
+  return found
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'lrn_before_activation': ('conv1',)},
+    {'conv_features': (8, 0, 12, 0, 8, 6), 'fc_features': (0, 12)},
+  ],
+  ids=str,
+)
+def test_every_activation_that_is_captured_is_that_of_its_name(changes):
+  net = model.AlexNet(**NARROW | SMALL | changes)
+  params = random_params(net, SMALL_CROP)
+  images = random_images(2, SMALL_CROP)
+  expected = plain_activations(net, params, images)
+
+  def fn(params, images):
+    captured = {}
+    logits = net.apply({'params': params}, images, capture=captured)
+    return logits, captured
+
+  jitted = jax.jit(fn, compiler_options=CHEAP)
+  logits, captured = jax.device_get(jitted(params, images))
+  assert captured.keys() == expected.keys()
+  np.testing.assert_array_equal(captured['fc8'], logits)
+  for name, value in expected.items():
+    assert captured[name].shape == value.shape, name
+    assert np.linalg.norm(value) > 1, name
+    # Float32 through at most eight layers.
+    error = np.linalg.norm(captured[name] - value) / np.linalg.norm(value)
+    assert error < 1e-5, name
+
+
+def test_what_is_captured_in_training_is_before_dropout():
+  net = model.AlexNet(**NARROW, **SMALL)
+  params = jax.tree.map(jnp.asarray, random_params(net, SMALL_CROP))
+  images = jnp.asarray(random_images(2, SMALL_CROP))
+
+  def fn(key):
+    captured = {}
+    rngs = {'dropout': key}
+    net.apply(
+      {'params': params}, images, train=True, rngs=rngs, capture=captured
+    )
+    return captured['fc6'], captured['fc7/linear']
+
+  jitted = jax.jit(fn, compiler_options=CHEAP)
+  (fc6, later), (again, other) = (jitted(jax.random.key(k)) for k in (0, 1))
+  np.testing.assert_array_equal(fc6, again)
+  assert (later != other).any()  # fc7 reads what dropout has left.
 
 
 def both_dtypes(fn, **changes):
@@ -891,28 +839,6 @@ def test_logits_of_bfloat16_are_not_rounded():
   logits = np.asarray(apply({'params': params}, images))
   rounded = logits.astype(jnp.bfloat16).astype(np.float32)
   assert (logits != rounded).mean() > 0.9  # 65,535 of 65,536.
-
-
-# In 8 bits 256 + 1 is 256, and these norms would be 1.2% too large.
-@pytest.mark.parametrize('place', [0, 2, 4])
-def test_norms_of_bfloat16_are_computed_in_float32(place):
-  values = np.ones(5, np.float32)
-  values[place] = 16
-  expected = values / 260**0.75
-  maps = jnp.asarray(values, jnp.bfloat16).reshape(1, 1, 1, 5)
-  # Five maps that all lie in the window of the one in the middle.
-  out = layers.local_response_norm(maps, 1, k=0.0, alpha=1.0)
-  assert out.dtype == jnp.bfloat16
-  # Half of the last of 8 bits.
-  np.testing.assert_allclose(
-    np.float32(out[0, 0, 0, 2]), expected[2], rtol=2**-8
-  )
-  column = maps.reshape(1, 5, 1, 1)
-  out = layers.within_map_norm(column, alpha=1.0)
-  assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(
-    np.float32(out[0, 2, 0, 0]), values[2] / 261**0.75, rtol=2**-8
-  )
 
 
 def test_softmax_of_bfloat16_is_computed_in_float32():

@@ -1,10 +1,11 @@
-"""The update rule against float64 arithmetic by hand, and the two schedules.
+"""The update rule against float64 arithmetic by hand, and the schedules.
 
-The rates of configs/source.py are literals here: of its layer files and run
-notes, as the deviations S5 and S6 have them.
+The rates of configs/source.py are literals here, taken from the source's layer
+files and run notes (deviations S5 and S6).
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 import pytest
 
 from alexnet_jax import optimizer
-from alexnet_jax import train
+from alexnet_jax import train_step
 from configs import conv6_finetune
 from configs import paper
 from configs import source
@@ -182,8 +183,8 @@ def test_rate_drops_at_its_epoch(epoch, drop_epochs, drops):
 
 
 def schedule_of(config, **changes):
-  """The schedule that a config asks for."""
-  return dataclasses.replace(train.rate_schedule(config.optimizer), **changes)
+  """The schedule of a config, with changes."""
+  return dataclasses.replace(train_step.rate_schedule(config), **changes)
 
 
 def rates_of(schedule, epoch, plateau_drops=0):
@@ -248,14 +249,78 @@ def test_a_plateau_drops_all_rates_of_the_text(drops):
 
 def test_a_plateau_spares_the_rates_of_biases_where_they_do_not_drop():
   schedule = optimizer.RateSchedule(
-    0.01, 10.0, bias_rate_factor=2.0, drop_bias_rate=False
+    'plateau', 0.01, 90.0, 10.0, bias_rate_factor=2.0, drop_bias_rate=False
   )
   assert [1e-4, 0.02, 1e-4, 0.02] == rates_of(schedule, 9.0, 2)
 
 
-def test_drops_divide_by_the_drop_factor():
-  schedule = optimizer.RateSchedule(1.0, 4.0, (1.0,), conv1_drop_epochs=(2.0,))
-  assert [0.0625, 0.0625, 1 / 64, 0.0625] == rates_of(schedule, 2.0, 1)
+@pytest.mark.parametrize(
+  ('name', 'drop_epochs', 'plateau_drops'),
+  [('steps', (1.0, 2.0), 0), ('plateau', (), 2)],
+)
+def test_drops_divide_by_the_drop_factor(name, drop_epochs, plateau_drops):
+  schedule = optimizer.RateSchedule(
+    name, 1.0, 90.0, 4.0, drop_epochs, conv1_drop_epochs=(2.0,)
+  )
+  expected = [0.0625, 0.0625, 1 / 64, 0.0625]
+  assert expected == rates_of(schedule, 2.0, plateau_drops)
+
+
+# epoch / epochs of the run: the factor, (1 + cos(pi x)) / 2 by hand.
+COSINE = {
+  0.0: 1.0,
+  0.25: (2 + math.sqrt(2)) / 4,
+  1 / 3: 0.75,
+  0.5: 0.5,
+  2 / 3: 0.25,
+  0.75: (2 - math.sqrt(2)) / 4,
+  1.0: 0.0,
+}
+
+
+@pytest.mark.parametrize('epochs', [6.0, 90.0])
+@pytest.mark.parametrize('share', COSINE)
+def test_cosine_falls_from_the_rate_at_the_start_to_zero(share, epochs):
+  config = paper.get_config()
+  config.optimizer.schedule = 'cosine'
+  config.train.epochs = epochs
+  rates = schedule_of(config).rates(share * epochs, 0)
+  near = pytest.approx(0.01 * COSINE[share], rel=1e-12, abs=1e-18)
+  assert rates == dict.fromkeys(optimizer.RATE_KEYS, near)
+
+
+def test_cosine_ends_at_zero_even_if_the_last_step_ends_behind_the_last_epoch():
+  schedule = optimizer.RateSchedule('cosine', 0.1, 2.5, 10.0)
+  near_zero = pytest.approx(0.0, abs=1e-17)
+  assert rates_of(schedule, 2.6) == [near_zero] * 4
+
+
+def test_biases_and_conv1_depart_from_a_cosine_as_from_the_other_schedules():
+  schedule = optimizer.RateSchedule(
+    'cosine',
+    0.01,
+    90.0,
+    10.0,
+    bias_rate_factor=2.0,
+    drop_bias_rate=False,
+    conv1_drop_epochs=(30.0,),
+    conv1_freeze_epoch=60.0,
+  )
+  assert [0.0075, 0.02, 0.00075, 0.02] == rates_of(schedule, 30.0)
+  assert [0.0025, 0.02, 0.0, 0.0] == rates_of(schedule, 60.0)
+
+
+@pytest.mark.parametrize('name', ['steps', 'cosine'])
+def test_plateau_drops_are_for_the_schedule_plateau_alone(name):
+  schedule = optimizer.RateSchedule(name, 0.01, 90.0, 10.0)
+  assert schedule.rates(20.0, 3) == schedule.rates(20.0, 0)
+
+
+def test_a_cosine_has_another_rate_at_every_step():
+  schedule = optimizer.RateSchedule('cosine', 0.01, 2.0, 10.0)
+  rates = [schedule.rates(step / 8, 0)['kernel'] for step in range(16)]
+  assert rates == sorted(set(rates), reverse=True)
+  assert min(rates) > 0
 
 
 @pytest.mark.parametrize(

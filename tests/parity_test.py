@@ -6,6 +6,7 @@ weights, see the same batches and drop no unit; the other half is the compiled
 train step with the rates of `RateSchedule`, as a run has them.
 """
 
+import functools
 import itertools
 
 import jax
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
+from alexnet_jax import augment
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
-from alexnet_jax import train
 from alexnet_jax import train_state
+from alexnet_jax import train_step as train_step_lib
 from configs import paper
 from configs import source
 
@@ -138,32 +141,38 @@ def torch_layout(params):
 
 def jax_training(config, params, batches, mean, plan, num_devices):
   """Losses, final weights and momenta of this project's half."""
-  optim, augment = config.optimizer, config.augment
+  optim, augmentation = config.optimizer, config.augment
   mesh = mesh_lib.create_mesh('towers', 'auto', jax.devices()[:num_devices])
-  train_step = train.make_train_step(
+  train_step = train_step_lib.make_train_step(
     model.AlexNet(
       **config.model, **mesh_lib.model_parallel_sizes('towers', mesh)
     ),
     mesh,
-    crop_size=config.input.crop_size,
-    flip=augment.flip,
-    color_divide=augment.color_divide,
-    central_mean=augment.central_mean,
-    momentum=optim.momentum,
-    weight_decay=optim.weight_decay,
-    decay_biases=optim.decay_biases,
+    functools.partial(
+      augment.random_views,
+      crop_size=config.input.crop_size,
+      flip=augmentation.flip,
+      color_divide=augmentation.color_divide,
+      central_mean=augmentation.central_mean,
+    ),
+    functools.partial(
+      optimizer.paper_sgd,
+      momentum=optim.momentum,
+      weight_decay=optim.weight_decay,
+      decay_biases=optim.decay_biases,
+    ),
   )
-  schedule = train.rate_schedule(optim)
+  schedule = train_step_lib.rate_schedule(config)
   v = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, v)
-  state = mesh_lib.place(state, mesh, mesh_lib.param_specs(state, mesh))
+  state = placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
   # Colour noise along directions of no length: the division by 1.1 stays.
   statistics = run_lib.Statistics(
     np.float32(mean), np.zeros((3, 3), np.float32)
   )
-  statistics, key = mesh_lib.place((statistics, jax.random.key(0)), mesh)
+  statistics, key = placement.place((statistics, jax.random.key(0)), mesh)
   placed = [
-    mesh_lib.place(
+    placement.place(
       {'image': images, 'label': labels, 'mask': labels >= 0},
       mesh,
       mesh_lib.batch_spec(),
@@ -172,12 +181,12 @@ def jax_training(config, params, batches, mean, plan, num_devices):
   ]
   losses = []
   for (epoch, drops), batch in zip(plan, itertools.cycle(placed)):
-    ended = 0 < augment.color_end_epoch <= epoch
+    ended = 0 < augmentation.color_end_epoch <= epoch
     scalars = (
       schedule.rates(epoch, drops if optim.schedule == 'plateau' else 0),
-      0.0 if ended else augment.color_std,
+      0.0 if ended else augmentation.color_std,
     )
-    scalars = mesh_lib.place(jax.tree.map(mean.dtype.type, scalars), mesh)
+    scalars = placement.place(jax.tree.map(mean.dtype.type, scalars), mesh)
     state, sums = train_step(state, batch, statistics, key, *scalars)
     losses.append(float(sums['loss'] / sums['count']))
   v = state.opt_state.trace

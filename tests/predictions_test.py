@@ -57,7 +57,7 @@ def test_members_must_predict_the_same_examples():
     predictions.ensemble([make(0), make(0, examples=12)])
 
 
-def test_a_file_gives_back_what_was_saved(tmp_path):
+def test_a_file_restores_what_was_saved(tmp_path):
   made = make(1)
   path = tmp_path / 'new/p.npz'
   made.save(path)
@@ -71,13 +71,13 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
 @pytest.mark.parametrize(
   'other', [{'step': '8', 'split': 'test'}, {'step': '7'}, ORIGIN | {'n': '1'}]
 )
-def test_a_file_of_other_origin_is_passed_over(tmp_path, other):
+def test_a_file_made_from_something_else_is_ignored(tmp_path, other):
   make(1).save(tmp_path / 'p.npz')
   assert predictions.load(tmp_path / 'p.npz', other) is None
 
 
 @pytest.mark.parametrize('length', [None, 0, 10, 200, -30])
-def test_a_missing_or_broken_file_is_passed_over(tmp_path, length):
+def test_a_missing_or_damaged_file_is_ignored(tmp_path, length):
   path = tmp_path / 'p.npz'
   if length is not None:
     make(1).save(path)

@@ -1,4 +1,4 @@
-"""Many processes, real ones on the loopback, against one.
+"""Several real processes, connected by the loopback interface, against one.
 
 Commands as a user starts them, each process with CPU devices of its own. Python
 and JAX take seconds to start, so a few runs serve all tests. `_beside` below is
@@ -39,7 +39,9 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import main
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
+from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
@@ -91,7 +93,7 @@ def free_port():
 
 
 def cluster(number, port=None, module='alexnet_jax.main', **how):
-  """Commands of all processes of a run, but for --config and --workdir."""
+  """Commands of all processes of a run, without --config and --workdir."""
   address = f'127.0.0.1:{port or free_port()}'
   how = [json.dumps(how)] if how else []
   return [
@@ -109,13 +111,13 @@ def hurried(number, port=None, **how):
 
 
 def run_all(commands, *flags, devices=1, stopped=None):
-  """Runs commands at once; the exit code, output and end of each.
+  """Runs commands at the same time; exit code, output and end of each.
 
-  `stopped` never ends by itself: it is killed after the others.
+  The process `stopped` does not end by itself: it is killed after the others.
   """
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    # Level 0: compiles in half the time.
+    # Level 0 compiles in half the time.
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
     ' --xla_backend_optimization_level=0',
   }
@@ -171,7 +173,7 @@ def read_rows(workdir):
 
 
 def assert_same_rows(workdir, expected):
-  """Every step once, and the same numbers."""
+  """Asserts that both have every step once, with the same numbers."""
   rows, wanted = read_rows(workdir), read_rows(expected)
   assert [int(row['step']) for row in rows] == ROWS
   assert [int(row['step']) for row in wanted] == ROWS
@@ -179,7 +181,7 @@ def assert_same_rows(workdir, expected):
     assert row.keys() == right.keys()
     for tag in row.keys() - TIMINGS:
       if tag.endswith('loss') and right[tag]:
-        # float32, other orders of summation: 1e-7 a step, few steps.
+        # float32 sums in another order: 1e-7 a step, and few steps.
         assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)
       else:  # Errors are counts.
         assert row[tag] == right[tag]
@@ -187,12 +189,12 @@ def assert_same_rows(workdir, expected):
 
 def saved_state(workdir, config):
   """The newest checkpoint, read by this one process."""
-  run = run_lib.open_run(config, workdir)
+  run = run_lib.open_run(config)
   with contextlib.closing(
     checkpoint.Checkpoints(workdir, read_only=True)
   ) as checkpoints:
     step = checkpoints.step_of('latest')
-    return mesh_lib.fetch(
+    return placement.fetch(
       checkpoints.restore(train_state.state_template(run), step)
     )
 
@@ -200,7 +202,7 @@ def saved_state(workdir, config):
 def assert_same_state(workdir, expected, config):
   found, wanted = (saved_state(w, config) for w in (workdir, expected))
   assert int(found.step) == int(wanted.step) == ROWS[-1]
-  # Of weights of 0.1 and v of 1e-3; see `assert_same_rows`.
+  # The weights are about 0.1, v about 1e-3; see `assert_same_rows`.
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
   jax.tree.map(near, found, wanted)
 
@@ -210,7 +212,7 @@ def assert_same_state(workdir, expected, config):
 
 @pytest.fixture(scope='module')
 def alone(config_file, tmp_path_factory):
-  """One process trains; others do not find theirs. At once: half the time."""
+  """One process trains, while others wait in vain for theirs."""
   folder = tmp_path_factory.mktemp('alone')
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
@@ -231,7 +233,7 @@ def alone(config_file, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def one(alone):
-  """The work directory of a process that has been told of no other."""
+  """The work directory of a single process, started without flags."""
   folder, done = alone
   succeed([done['one']])
   return folder / 'one'
@@ -244,7 +246,7 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(alone, name):
   assert done[name].out == ''
   (line,) = done[name].err.splitlines()
   assert re.match(
-    r'ValueError: 2 processes have not come together at 127\.0\.0\.1:\d+ within'
+    r'ValueError: not all 2 processes have connected to 127\.0\.0\.1:\d+ within'
     ' 2 s; start them with the same --coordinator_address',
     line,
   )
@@ -261,7 +263,7 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
   )
 
 
-# What JAX is told where it would choose other GPUs
+# Which GPUs a Slurm task uses
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
     ('0,1,2,3', '2', '2', {}, [0, 1, 2, 3]),  # One task a host.
     ('0', '4', '1', {}, [0]),  # --gpus-per-task=1
     ('0,1', '4', '1', {'SLURM_GPUS_ON_NODE': '8'}, [0, 1]),  # ... =2
-    # All see all: task i takes GPU i, as JAX has it.
+    # All tasks see all GPUs: task i takes GPU i, as JAX does.
     ('0,1,2,3', '4', '1', {'SLURM_GPUS_ON_NODE': '4'}, None),
     ('0,1,2,3', '4', '1', {}, None),
     ('0,1', '1', '1', {'JAX_LOCAL_DEVICE_IDS': '1'}, None),
@@ -304,16 +306,16 @@ def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
   assert asked == [expected, None]
 
 
-# Two processes train, one dies, they go on, the other dies, they go on
+# Two processes train, one dies, both continue, the other dies, both continue
 
 
-# By process. A plain `kill`, too, must reach it: JAX would catch it.
+# The signal for each process. SIGTERM must end it: JAX could catch it.
 KILLS = [signal.SIGTERM, signal.SIGKILL]
 
 
 @pytest.fixture(scope='module')
 def two(config_file, tmp_path_factory):
-  """The work directory; what was printed before each death, and at last."""
+  """The work directory, and what each of the three runs printed."""
   workdir = tmp_path_factory.mktemp('two')
   flags = (f'--config={config_file}', f'--workdir={workdir}')
   how = {'heartbeat_seconds': HEARTBEAT}
@@ -359,7 +361,7 @@ def test_only_the_first_process_writes_and_logs(two):
   assert result['step'] == ROWS[-1]
 
 
-# Four processes go on where one has been, with another layout
+# Four processes continue the run of one, with another layout
 
 
 @pytest.mark.slow  # Each of four compiles, on what may be two cores.
@@ -381,7 +383,7 @@ def test_four_processes_continue_the_run_of_one(one, config_file, tmp_path):
   assert_same_state(workdir, one, load(config_file))
 
 
-# Errors of one process alone
+# Errors in one process only
 
 
 def test_an_error_of_the_first_process_alone_ends_all(
@@ -411,7 +413,7 @@ def beside(two, config_file, tmp_path_factory):
   folder = tmp_path_factory.mktemp('beside')
   for copy in ('evaluated', 'damaged'):
     shutil.copytree(two.workdir, folder / copy)
-  # What the second process wrote: it alone cannot read its half.
+  # The second process wrote these files: only it cannot read its half.
   written = folder / 'damaged/checkpoints/18/state/ocdbt.process_1/d'
   for file in written.iterdir():
     file.write_bytes(file.read_bytes()[:10])
@@ -455,8 +457,8 @@ def test_processes_that_differ_learn_it_all(beside):
   ):
     for found in reported(beside, name):
       assert re.match(
-        f'ValueError: {words}.* of the processes \\[1\\] is not that of process'
-        ' 0; all need the same command, and the same prepared data',
+        f'ValueError: {words}.* of the processes \\[1\\] differs from that of'
+        ' process 0; all need the same command and the same prepared data',
         found,
       )
 
@@ -468,7 +470,7 @@ def test_processes_that_agree_pass(beside):
 def test_a_workdir_that_one_process_does_not_see_is_named(beside):
   for found in reported(beside, 'unseen'):
     assert re.match(
-      'ValueError: --workdir=.* must lie on a file system that all hosts', found
+      'ValueError: --workdir=.* must be on a file system that all hosts', found
     )
 
 
@@ -478,20 +480,20 @@ def stored_labels(data_dir):
   return [int(example['label']) for example in stored]
 
 
-def test_each_process_reads_the_rows_of_its_devices_alone(beside, data_dir):
+def test_each_process_reads_only_the_examples_of_its_devices(beside, data_dir):
   labels = stored_labels(data_dir)
   halves = reported(beside, 'halves')
   for batch in range(3):
-    rows = [half['labels'][batch] for half in halves]
-    assert rows[0] + rows[1] == labels[100 * batch : 100 * batch + 100]
-  assert [half['rows'] for half in halves] == [
+    parts = [half['labels'][batch] for half in halves]
+    assert parts[0] + parts[1] == labels[100 * batch : 100 * batch + 100]
+  assert [half['indices'] for half in halves] == [
     list(range(50)),
     list(range(50, 100)),
   ]
   assert [half['decoded'] for half in halves] == [150, 150]  # Of 300.
   for both in reported(beside, 'towers'):
     assert sum(both['labels'], []) == labels
-    assert both['rows'] == list(range(100))
+    assert both['indices'] == list(range(100))
     assert both['decoded'] == 300
   # Together again on the devices.
   assert reported(beside, 'placed') == [labels[:100]] * 2
@@ -502,15 +504,19 @@ def test_evaluation_by_two_processes_is_that_of_one(
 ):
   found = reported(beside, 'evaluation')
   assert found[0] == found[1]
-  expected = evaluate.evaluate_checkpoint(load(config_file), one, 'latest')
+  expected = evaluate.evaluate([one], 'latest', config=load(config_file))
   printed = capfd.readouterr().out
   for tag, value in expected.items():
     near = 1e-5 if tag.endswith('loss') else 0  # See `assert_same_rows`.
     assert found[0][tag] == pytest.approx(value, rel=near, abs=0)
-  file = beside.folder / 'evaluated/evaluation.json'
-  assert json.loads(file.read_text()).items() >= found[0].items()
+  workdir = beside.folder / 'evaluated'
+  evaluation = json.loads((workdir / 'evaluation.json').read_text())
+  assert evaluation.items() >= found[0].items()
   assert printed.startswith('latest checkpoint')
-  assert [printed in done.out for done in beside.done] == [True, False]
+  # The columns are as wide as the name of the folder.
+  words = lambda text: ' '.join(text.split())
+  printed = words(printed.replace(str(one), str(workdir)))
+  assert [printed in words(done.out) for done in beside.done] == [True, False]
   assert 'eval' not in beside.done[1].out
 
 
@@ -534,7 +540,7 @@ def test_a_process_that_hangs_ends_the_other_within_the_heartbeat(beside):
 
 
 def _beside(address, index, config_file, folder):
-  """Reports to a file what the functions of the package do."""
+  """Calls functions of the package, and writes to a file what they return."""
   folder, report = pathlib.Path(folder), {}
   processes.HEARTBEAT_SECONDS = HEARTBEAT
   with processes.abort_all_on_error():
@@ -566,45 +572,44 @@ def _beside(address, index, config_file, folder):
     report['check_same'] = error_of(processes.check_same, same | other)
 
     workdir = folder / 'evaluated'
-    run = run_lib.open_run(config, workdir)
+    run = run_lib.open_run(config)
     report['workdir'] = error_of(
-      run_lib.open_run, config, folder / f'none{index}'
+      train.train_and_evaluate, config, folder / f'none{index}'
     )
-    private = dataclasses.replace(run, workdir=folder / f'private{index}')
-    report['unseen'] = error_of(workdir_lib.owned_workdir, private)
+    report['unseen'] = error_of(
+      workdir_lib.owned_workdir, folder / f'private{index}', config
+    )
     open_dataset = dataset_lib.open_dataset
     dataset_lib.open_dataset = lambda *args: dataclasses.replace(
       open_dataset(*args), fingerprint=str(index)
     )
-    report['dataset'] = error_of(run_lib.open_run, config, workdir)
+    report['dataset'] = error_of(run_lib.open_run, config)
     dataset_lib.open_dataset = open_dataset
     # A device of each process: a tower on each.
     pair = mesh_lib.create_mesh('towers', '2', jax.devices()[::2])
     pair = dataclasses.replace(run, mesh=pair)
     report['towers'] = _read_all(pair)
     config.mesh.layout = 'data'
-    halves = run_lib.open_run(config, workdir)
+    halves = run_lib.open_run(config)
     report['halves'] = _read_all(halves)
     (batch,) = (
-      halves.place_batch({'label': np.array(labels)})
+      placement.place_batch({'label': np.array(labels)}, halves.mesh)
       for labels in report['halves']['labels'][:1]
     )
-    report['placed'] = mesh_lib.fetch(batch)['label'].tolist()
+    report['placed'] = placement.fetch(batch)['label'].tolist()
     config.mesh.layout = 'towers'
     config.train.log_every_steps = 1 + index
-    report['config'] = error_of(run_lib.open_run, config, workdir)
+    report['config'] = error_of(run_lib.open_run, config)
     config = load(config_file)
 
-    report['evaluation'] = evaluate.evaluate_checkpoint(
-      config, workdir, 'latest'
-    )
+    report['evaluation'] = evaluate.evaluate([workdir], 'latest', config=config)
     with contextlib.closing(
       checkpoint.Checkpoints(folder / 'damaged')
     ) as checkpoints:
       state, _ = checkpoints.restore_latest(
         train_state.state_template(pair), lambda record: None
       )
-    report['restored'] = int(mesh_lib.fetch(state.step))
+    report['restored'] = int(placement.fetch(state.step))
     report['reported_at'] = time.monotonic()
     (folder / f'{index}.json').write_text(json.dumps(report))
     processes.barrier('reports')
@@ -617,13 +622,19 @@ def _read_all(run):
   """Labels of the evaluation split by batch; how many images were decoded."""
   decode, decoded = images.decode, []
   images.decode = lambda *args: decoded.append(decode(*args))
-  rows = run.local_rows(100)
+  indices = placement.local_batch_indices(100, run.mesh)
   with contextlib.closing(
-    input_pipeline.eval_batches(run.dataset, 'test', batch_size=100, rows=rows)
+    input_pipeline.eval_batches(
+      run.dataset, 'test', batch_size=100, batch_indices=indices
+    )
   ) as batches:
     labels = [batch['label'].tolist() for batch in batches]
   images.decode = decode
-  return {'labels': labels, 'decoded': len(decoded), 'rows': rows.tolist()}
+  return {
+    'labels': labels,
+    'decoded': len(decoded),
+    'indices': indices.tolist(),
+  }
 
 
 def _hurry(

@@ -43,7 +43,7 @@ def test_a_change_comes_after_the_first_step_that_ends_at_or_after_its_epoch():
 
 
 def test_changes_in_any_order_end_rows_those_of_one_epoch_one_row():
-  # As a config has them: drops; conv1's drops and freeze; the colour noise.
+  # As in a config: drops; conv1's drops and freeze; the end of colour noise.
   changes = (0.3, 0.9, 0.5, 0.7, 0.5, math.inf)
   table = timetable.Timetable(1000, 100, 1.2, 100, 1.2, 100, changes)
   assert steps_where(table.logs, 12) == [3, 5, 7, 9, 12]
@@ -64,7 +64,7 @@ def test_next_log_goes_from_row_to_row():
 
 
 @pytest.mark.parametrize('every', [0.1, 0.2, 0.3, 0.7, 1.1])
-def test_epochs_that_are_no_binary_fractions_are_evaluated_on_time(every):
+def test_evaluation_is_on_time_if_the_epochs_are_no_binary_fractions(every):
   table = timetable.Timetable(1000, 100, 100.0, 10, every, 10)
   period = round(every * 10)
   assert steps_where(table.evaluates, 900) == list(range(period, 901, period))

@@ -3,7 +3,6 @@
 What needs eight devices runs as a program of its own, which is this file.
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -14,18 +13,21 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from alexnet_jax import augment
-from alexnet_jax import evaluate
+from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
-from alexnet_jax import train
+from alexnet_jax import towers
 from alexnet_jax import train_state
+from alexnet_jax import train_step as train_step_lib
 
 # Layout, devices that share a network (where it matters), number of devices.
 # The names of the layouts 'towers' and 'data' are data x tower.
@@ -88,10 +90,14 @@ def create_net(mesh_name='single', **changes):
   return model.AlexNet(**settings | sharing | changes)
 
 
+def make_optimizer(rates):
+  return optimizer.paper_sgd(rates, momentum=0.9, weight_decay=0.0005)
+
+
 def state_shapes(**changes):
   """The train state as shapes."""
   create = functools.partial(
-    train_state.initial_state, create_net(**changes), CROP
+    train_state.initial_state, create_net(**changes), make_optimizer, CROP
   )
   return jax.eval_shape(create, jax.random.key(0))
 
@@ -144,12 +150,15 @@ def prepare(mesh_name, dtype):
     directions=rng.normal(scale=50, size=(3, 3)).astype(np.float32),
   )
   rest = (statistics, jax.random.key(0), rates(1e-3, 1e-2), np.float32(0.1))
-  train_step = train.make_train_step(
-    net, mesh, crop_size=CROP, flip=True, momentum=0.9, weight_decay=0.0005
+  random_views = functools.partial(
+    augment.random_views, crop_size=CROP, flip=True
   )
-  batch = mesh_lib.place_batch(host_batch(), mesh)
-  args = (batch, *mesh_lib.place(rest, mesh))
-  return train_step, mesh_lib.place(state, mesh, specs), args
+  train_step = train_step_lib.make_train_step(
+    net, mesh, random_views, make_optimizer
+  )
+  batch = placement.place_batch(host_batch(), mesh)
+  args = (batch, *placement.place(rest, mesh))
+  return train_step, placement.place(state, mesh, specs), args
 
 
 def compute(mesh_name, dtype):
@@ -172,8 +181,8 @@ def compute(mesh_name, dtype):
   batch, statistics, key, _, color_std = args
   if dtype == 'float32':
     offsets = augment.view_offsets(IMAGE, CROP, many=True, flip=True)
-    offsets = mesh_lib.place(offsets, mesh)
-    eval_step = evaluate.make_eval_step(create_net(mesh_name), mesh, CROP)
+    offsets = placement.place(offsets, mesh)
+    eval_step = evaluator.make_eval_step(create_net(mesh_name), mesh, CROP)
     result['evaluation'], result['log_probs'] = jax.device_get(
       eval_step(state.params, batch, statistics.mean_image, offsets)
     )
@@ -181,7 +190,7 @@ def compute(mesh_name, dtype):
   state = state.replace(
     opt_state=jax.tree.map(lambda v: 0 * v, state.opt_state)
   )
-  fast = mesh_lib.place(rates(0.01, 0.01), mesh)
+  fast = placement.place(rates(0.01, 0.01), mesh)
   state, _ = compiled(state, batch, statistics, key, fast, color_std)
   result['gradients'] = jax.tree.map(
     lambda v, w: -v / 0.01 - 0.0005 * w,
@@ -220,6 +229,7 @@ def programs(tmp_path_factory):
   for process in started.values():
     process.kill()
     process.wait()
+    process.stdout.close()
 
 
 @pytest.fixture(scope='module')
@@ -244,249 +254,73 @@ def relative_computed(name, mesh_name):
   labels = rng.integers(0, 10, BATCH)
 
   def local_loss(params, images, labels):
-    rows = mesh_lib.global_batch_indices(labels.size, mesh)
+    indices = mesh_lib.global_batch_indices(labels.size, mesh)
     rngs = {'dropout': jax.random.key(0)}
     logits = net.apply(
-      {'params': params}, images, train=True, rows=rows, rngs=rngs
+      {'params': params}, images, train=True, batch_indices=indices, rngs=rngs
     )
     chosen = jax.nn.log_softmax(logits)[jnp.arange(labels.size), labels]
     loss = -chosen.sum() / BATCH
     return loss if mesh is None else jax.lax.psum(loss, 'data'), logits
 
   specs = mesh_lib.param_specs(params, mesh, net.layers_sharded_over_data)
-  rows = mesh_lib.batch_spec()
+  batch = mesh_lib.batch_spec()
   loss = mesh_lib.shard_map(
-    local_loss, mesh, (specs, rows, rows), (mesh_lib.REPLICATED, rows)
+    local_loss, mesh, (specs, batch, batch), (mesh_lib.REPLICATED, batch)
   )
   return jax.device_get(
     jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)(
-      mesh_lib.place(params, mesh, specs),
-      *mesh_lib.place((images, labels), mesh, rows),
+      placement.place(params, mesh, specs),
+      *placement.place((images, labels), mesh, batch),
     )
   )
 
 
-@pytest.mark.parametrize(
-  ('layout', 'devices_per_net', 'num_devices', 'shape'),
-  [
-    ('towers', 'auto', 1, (1, 1)),
-    ('towers', 'auto', 2, (1, 2)),
-    ('towers', 'auto', 3, (3, 1)),
-    ('towers', 'auto', 4, (2, 2)),
-    ('towers', 'auto', 8, (4, 2)),
-    ('towers', '1', 1, (1, 1)),
-    ('towers', '1', 4, (4, 1)),
-    ('towers', 1, 3, (3, 1)),
-    ('towers', '2', 2, (1, 2)),
-    ('towers', 2, 6, (3, 2)),
-    ('data', 'auto', 1, (1, 1)),
-    ('data', 'auto', 4, (4, 1)),
-    ('data', '2', 3, (3, 1)),  # Ignored.
-    ('one_weird_trick', 'auto', 1, (1, 1)),
-    ('one_weird_trick', 'auto', 8, (8, 1)),
-    ('one_weird_trick', '2', 3, (3, 1)),  # Ignored.
-  ],
-)
-def test_mesh_shape(layout, devices_per_net, num_devices, shape):
-  assert mesh_lib.mesh_shape(layout, devices_per_net, num_devices) == shape
-
-
-layouts = pytest.mark.parametrize('layout', mesh_lib.LAYOUTS)
-
-
-@layouts
-@pytest.mark.parametrize('devices_per_net', ['auto', '1', 1])
-@pytest.mark.parametrize('num_devices', [1, 3, 4])
-def test_one_tower_stays_on_one_device(layout, devices_per_net, num_devices):
-  shape = mesh_lib.mesh_shape(layout, devices_per_net, num_devices, 1)
-  assert shape == (num_devices, 1)
-
-
-@pytest.mark.parametrize('devices_per_net', ['2', 2])
-def test_one_tower_cannot_spread_over_two_devices(devices_per_net):
-  message = (
-    'config.mesh.towers=2 needs a network of two towers, but'
-    " config.model.num_towers=1; use config.mesh.towers=1 or 'auto'"
+@pytest.mark.parametrize('groups', [1, 2])
+def test_grouped_convolution_matches_torch(groups):
+  torch = pytest.importorskip(
+    'torch', reason='PyTorch is the oracle: pip install torch'
   )
-  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
-    mesh_lib.mesh_shape('towers', devices_per_net, 4, 1)
-
-
-def test_mesh_of_one_tower_has_every_device_for_data():
-  mesh = mesh_lib.create_mesh('towers', 'auto', jax.devices()[:4], 1)
-  assert mesh.shape == {'data': 4, 'tower': 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tpu:
-  """A stand-in for a device of a slice with four on each host."""
-
-  id: int
-  coords: tuple[int, ...]
-  device_kind: str
-  platform: str = 'tpu'
-  core_on_chip: int = 0
-  slice_index: int = 0
-
-  @property
-  def process_index(self):
-    return self.id // 4
-
-  @property
-  def __class__(self):
-    return jax.Device  # As which the types of arguments are checked.
-
-
-@pytest.mark.parametrize(
-  ('kind', 'sides'),
-  [
-    ('TPU v5 lite', (2, 4, 1)),
-    ('TPU v5 lite', (4, 4, 1)),  # No physical axis of two.
-    ('TPU v6 lite', (8, 8, 1)),
-    ('TPU v4', (4, 4, 4)),
-  ],
-)
-def test_every_slice_of_tpus_has_its_pairs(kind, sides):
-  places = np.ndindex(sides[::-1])
-  devices = [Tpu(i, place[::-1], kind) for i, place in enumerate(places)]
-  mesh = mesh_lib.create_mesh('towers', 'auto', devices)
-  assert mesh.shape == {'data': len(devices) // 2, 'tower': 2}
-  assert {d.id for d in mesh.devices.flat} == set(range(len(devices)))
-
-
-@pytest.mark.parametrize(
-  ('devices_per_net', 'num_devices'), [('2', 1), ('2', 3), (2, 5)]
-)
-def test_two_towers_need_an_even_number_of_devices(
-  devices_per_net, num_devices
-):
-  message = (
-    'config.mesh.towers=2 needs an even number of devices, here are '
-    f"{num_devices}; use config.mesh.towers=1 or 'auto'"
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 7, 7, 6))
+  kernel = rng.normal(size=(3, 3, 6 // groups, 4))
+  out = towers.grouped_conv(
+    jnp.float32(x), jnp.float32(kernel), 2, ((1, 2), (0, 1)), groups
   )
-  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
-    mesh_lib.mesh_shape('towers', devices_per_net, num_devices)
-
-
-@layouts
-def test_one_device_has_no_mesh(layout):
-  assert mesh_lib.create_mesh(layout, 'auto', jax.devices()[:1]) is None
-
-
-def test_mesh_holds_every_device_once():
-  mesh = create_mesh('2x2')
-  assert mesh.shape == {'data': 2, 'tower': 2}
-  assert {d.id for d in mesh.devices.flat} == {d.id for d in jax.devices()[:4]}
-
-
-@pytest.mark.parametrize(
-  ('mesh', 'tower_devices', 'fc_devices'),
-  [
-    ('single', 1, 1),
-    ('1x2', 2, 1),
-    ('2x2', 2, 1),
-    ('4x1', 1, 1),
-    ('trick 2', 1, 2),
-    ('trick 4', 1, 4),
-  ],
-)
-def test_network_knows_how_devices_share_it(mesh, tower_devices, fc_devices):
-  assert mesh_lib.model_parallel_sizes(MESHES[mesh][0], create_mesh(mesh)) == {
-    'tower_devices': tower_devices,
-    'fc_devices': fc_devices,
-  }
-
-
-def test_one_device_shares_with_nobody():
-  alone = {'tower_devices': 1, 'fc_devices': 1}
-  assert mesh_lib.model_parallel_sizes('one_weird_trick', None) == alone
-
-
-@pytest.mark.parametrize('mesh', ['1x2', '2x2'])
-def test_every_leaf_is_split_on_its_last_axis(mesh):
-  state = state_shapes()
-  specs = mesh_lib.param_specs(state, create_mesh(mesh))
-  layer = lambda conv: {
-    'kernel': P(None, None, None, 'tower') if conv else P(None, 'tower'),
-    'bias': P('tower'),
-  }
-  params = {f'conv{i}': layer(True) for i in range(1, 6)}
-  params |= {f'fc{i}': layer(False) for i in range(6, 9)}
-  assert specs.step == P()
-  assert specs.params == params
-  assert velocity(specs) == params
-
-
-@pytest.mark.parametrize(
-  ('mesh', 'classes', 'split'),
-  [
-    ('trick 2', 10, ('fc6', 'fc7', 'fc8')),
-    ('trick 4', 10, ('fc6', 'fc7')),
-    ('trick 4', 12, ('fc6', 'fc7', 'fc8')),
-  ],
-)
-def test_one_weird_trick_splits_the_layers_of_many_weights(
-  mesh, classes, split
-):
-  net = create_net(mesh, num_classes=classes)
-  state = state_shapes(num_classes=classes)
-  specs = mesh_lib.param_specs(
-    state, create_mesh(mesh), net.layers_sharded_over_data
+  padded = torch.nn.functional.pad(
+    torch.tensor(x).permute(0, 3, 1, 2), (0, 1, 1, 2)
   )
-  whole = {'kernel': P(), 'bias': P()}
-  parts = {'kernel': P(None, 'data'), 'bias': P('data')}
-  params = {f'conv{i}': whole for i in range(1, 6)}
-  params |= {f'fc{i}': whole for i in range(6, 9)} | dict.fromkeys(split, parts)
-  assert specs.step == P()
-  assert specs.params == params
-  assert velocity(specs) == params
+  expected = torch.nn.functional.conv2d(
+    padded, torch.tensor(kernel).permute(3, 2, 0, 1), stride=2, groups=groups
+  ).permute(0, 2, 3, 1)
+  # Sums of up to 54 products of float32, of size one.
+  np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('mesh', ['single', '2x1'])
-def test_no_leaf_is_split_where_a_device_holds_both_towers(mesh):
-  specs = mesh_lib.param_specs(state_shapes(), create_mesh(mesh))
-  leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
-  assert len(leaves) == 33  # 8 kernels, 8 biases, v of each, and the step.
-  assert set(leaves) == {P()}
-
-
-def shards(array):
-  return {s.device: s.data.tolist() for s in array.addressable_shards}
-
-
-def test_each_device_holds_its_tower_and_its_rows():
-  mesh = create_mesh('2x2')
-  kernel, rows = np.arange(6.0).reshape(1, 6), np.arange(4)
-  tree = {'kernel': kernel}
-  placed = mesh_lib.place(tree, mesh, mesh_lib.param_specs(tree, mesh))[
-    'kernel'
-  ]
-  placed_rows = mesh_lib.place_batch({'label': rows}, mesh)['label']
-  for data, tower in np.ndindex(2, 2):
-    device = mesh.devices[data, tower]
-    part = kernel[:, 3 * tower : 3 * tower + 3].tolist()
-    assert shards(placed)[device] == part
-    assert shards(placed_rows)[device] == [2 * data, 2 * data + 1]
-
-
-def test_each_device_holds_its_units_and_its_rows():
-  mesh = create_mesh('trick 4')
-  kernel, rows = np.arange(8.0).reshape(1, 8), np.arange(8)
-  tree = {'conv1': {'kernel': kernel}, 'fc6': {'kernel': kernel}}
-  specs = mesh_lib.param_specs(tree, mesh, ('fc6', 'fc7'))
-  placed = mesh_lib.place(tree, mesh, specs)
-  placed_rows = mesh_lib.place_batch({'label': rows}, mesh)['label']
-  for i, device in enumerate(mesh.devices[:, 0]):
-    mine = [2 * i, 2 * i + 1]
-    assert shards(placed['conv1']['kernel'])[device] == kernel.tolist()
-    assert shards(placed['fc6']['kernel'])[device] == [mine]
-    assert shards(placed_rows)[device] == mine
-
-
-@pytest.mark.parametrize('mesh', ['single', '2x1', '2x2', 'trick 4'])
-def test_one_process_reads_every_row(mesh):
-  rows = mesh_lib.local_batch_indices(8, create_mesh(mesh))
-  assert rows.tolist() == list(range(8))
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_gradients_of_add_bias(monkeypatch, backend):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  rng = np.random.default_rng(0)
+  g = rng.normal(loc=0.1, size=(4, 9, 7, 5)).astype(np.float32)
+  x, bias = jnp.zeros(g.shape), jnp.arange(5.0)
+  out, pullback = jax.vjp(towers.add_bias, x, bias)
+  x_gradient, bias_gradient = pullback(jnp.asarray(g))
+  np.testing.assert_array_equal(out[2, 3, 4], bias)
+  np.testing.assert_array_equal(x_gradient, g)
+  # Sums of 252 float32 of size one.
+  np.testing.assert_allclose(
+    bias_gradient, g.astype(np.float64).sum((0, 1, 2)), atol=1e-4
+  )
+  assert ('dot_general' in str(jax.make_jaxpr(pullback)(g))) == (
+    backend == 'cpu'
+  )
+  _, pullback = jax.vjp(towers.add_bias, x.astype(jnp.bfloat16), bias)
+  halves = jnp.asarray(g, jnp.bfloat16)
+  bias_gradient = pullback(halves)[1]
+  assert bias_gradient.dtype == jnp.float32
+  np.testing.assert_allclose(
+    bias_gradient, np.float64(halves).sum((0, 1, 2)), atol=1e-4
+  )
 
 
 # Before the tests of what the programs compute, which meanwhile run. 2x2
@@ -509,6 +343,59 @@ def test_relatives_do_not_depend_on_the_mesh(name, mesh):
   check_trees(
     {'logits': logits, **gradients},
     {'logits': all_logits, **expected_gradients},
+  )
+
+
+@functools.cache
+def predicted(mesh_name):
+  """Log-probabilities and all activations of two views, on the devices."""
+  changes = {'conv_features': (4, 0, 8, 0, 8)}
+  mesh, net = create_mesh(mesh_name), create_net(mesh_name, **changes)
+  params = initial_state(**changes).params
+  specs = mesh_lib.param_specs(params, mesh, net.layers_sharded_over_data)
+  layers = [
+    name
+    for layer in ('conv1', 'conv3', 'conv5', 'fc6', 'fc7')
+    for name in (layer, f'{layer}/linear')
+  ]
+  step = evaluator.make_predict_step(
+    net, mesh, CROP, layers=(*layers, 'conv2', 'fc8')
+  )
+  mean = np.full((IMAGE, IMAGE, 3), 120, np.float32)
+  offsets = np.array([[0, 0, 0], [4, 2, 1]], np.int32)
+  args = (
+    placement.place(params, mesh, specs),
+    placement.place_batch(host_batch(), mesh)['image'],
+    *placement.place((mean, offsets), mesh),
+  )
+  return step.lower(*args).compile(CHEAP)(*args)
+
+
+@pytest.mark.parametrize('mesh', ['2x2', '2x1', 'trick 4'])
+def test_activations_do_not_depend_on_the_mesh(mesh):
+  log_probs, activations = predicted(mesh)
+  expected_log_probs, expected = jax.device_get(predicted('single'))
+  assert activations.keys() == expected.keys()
+  # How maps, hidden units and logits are sharded, after the axis of the views.
+  maps, units, logits = {
+    '2x2': (
+      P(None, 'data', None, None, 'tower'),
+      P(None, 'data', 'tower'),
+      P(None, 'data'),
+    ),
+    '2x1': (P(None, 'data'),) * 3,
+    'trick 4': (P(None, 'data'), P(None, None, 'data'), P(None, 'data')),
+  }[mesh]
+  for name, value in activations.items():
+    spec = maps if name.startswith('conv') else units
+    spec = logits if name == 'fc8' else spec
+    placed = NamedSharding(create_mesh(mesh), spec)
+    assert value.sharding.is_equivalent_to(placed, value.ndim), name
+    assert value.shape == expected[name].shape
+    assert value.shape[:2] == (2, BATCH)  # Views, examples.
+  check_trees(jax.device_get(activations), expected)
+  np.testing.assert_allclose(
+    jax.device_get(log_probs), expected_log_probs, rtol=0, atol=1e-4
   )
 
 
@@ -537,7 +424,7 @@ def check_sums(sums, expected):
   assert {k: sums[k] for k in exact} == {k: expected[k] for k in exact}
 
 
-# Else equality would say little: a net that learns, in every layer.
+# Equality would say little of a net that does not learn, in every layer.
 def test_compared_steps_learn(computed):
   result = computed('single')
   loss = losses(result)
@@ -562,7 +449,7 @@ def test_train_sums_do_not_depend_on_the_mesh(computed, mesh):
 def test_evaluation_does_not_depend_on_the_mesh(computed, mesh):
   result, expected = computed(mesh), computed('single')
   check_sums(result['evaluation'], expected['evaluation'])
-  # Of every example, in its row; logits of size one in float32.
+  # Each example in its place; logits of size one in float32.
   np.testing.assert_allclose(
     result['log_probs'], expected['log_probs'], rtol=0, atol=1e-5
   )

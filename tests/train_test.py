@@ -41,6 +41,7 @@ from alexnet_jax import input_pipeline
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -98,7 +99,7 @@ def uninterrupted(config_file, tmp_path_factory):
   """A whole run: its workdir, what it returned, and what it did when.
 
   `compiled` has the number of finished steps at every compilation, `reads` the
-  functions that had mesh_lib.fetch read from the device, `others` the places
+  functions that had placement.fetch read from the device, `others` the places
   that read from it in any other way, saves left out; `saves` the arguments of
   every save but for the state, and the last row that was in metrics.csv then;
   `seconds` what the whole of it took.
@@ -116,7 +117,7 @@ def uninterrupted(config_file, tmp_path_factory):
 def watch(patch, seen, workdir):
   """Notes compilations, reads from the device and saves: `uninterrupted`."""
   done, allowed = [], []
-  update, fetch = metrics.Progress.update, mesh_lib.fetch
+  update, fetch = metrics.Progress.update, placement.fetch
   save, value = checkpoint.Checkpoints.save, array.ArrayImpl._value
 
   def note_compilation(event, _, **unused):
@@ -151,7 +152,7 @@ def watch(patch, seen, workdir):
   patch.setattr(
     metrics.Progress, 'update', lambda self: done.append(0) or update(self)
   )
-  patch.setattr(mesh_lib, 'fetch', watched_fetch)
+  patch.setattr(placement, 'fetch', watched_fetch)
   patch.setattr(checkpoint.Checkpoints, 'save', noted_save)
   patch.setattr(array.ArrayImpl, '_value', property(read))
 
@@ -302,9 +303,9 @@ def test_metrics_are_fetched_once_per_step_and_one_step_late(
   fake_types, monkeypatch
 ):
   trace = []
-  fetch = mesh_lib.fetch
+  fetch = placement.fetch
   monkeypatch.setattr(
-    mesh_lib, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
+    placement, 'fetch', lambda tree: trace.append('fetch') or fetch(tree)
   )
   run_fake_steps([1.0, 1.0, 1.0], trace=trace)
   assert trace == ['step 1', 'step 2', 'fetch', 'step 3', 'fetch', 'fetch']
@@ -955,7 +956,7 @@ def save_pretrained(config, workdir):
     lambda x: rng.normal(size=x.shape).astype(x.dtype),
     train_state.state_template(run),
   )
-  state = mesh_lib.place(state.replace(step=np.int32(7)), run.mesh)
+  state = placement.place(state.replace(step=np.int32(7)), run.mesh)
   record = train_state.CheckpointMetadata(
     config_lib.flatten(config), run.dataset.fingerprint, metrics={}
   )
@@ -1113,7 +1114,7 @@ def use_devices(monkeypatch, number):
 
 def spy_on_labels(patch):
   """The labels of every batch from now on, each with its number of devices."""
-  labels, place_batch = [], mesh_lib.place_batch
+  labels, place_batch = [], placement.place_batch
 
   def spied(batch, mesh):
     placed = place_batch(batch, mesh)
@@ -1123,7 +1124,7 @@ def spy_on_labels(patch):
     )
     return placed
 
-  patch.setattr(mesh_lib, 'place_batch', spied)
+  patch.setattr(placement, 'place_batch', spied)
   return labels
 
 

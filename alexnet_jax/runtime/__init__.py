@@ -1,1 +1,1 @@
-"""What any JAX program on one or many hosts needs: nothing here knows AlexNet."""
+"""What a JAX program on one or many hosts needs, whatever the network."""

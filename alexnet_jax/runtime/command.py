@@ -1,4 +1,4 @@
-"""What the commands share: a user's mistake is one line, not a traceback."""
+"""What the commands share: a user's mistake gives one line, not a traceback."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -10,19 +10,19 @@ from absl import logging as absl_logging
 
 
 def quiet_libraries() -> None:
-  """Libraries log errors only; JAX also warnings, as of an unused GPU."""
+  """Lets libraries log errors only, and JAX warnings, as of an unused GPU."""
   absl_logging.set_verbosity(absl_logging.ERROR)
   logging.getLogger('jax').setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
-def one_line_errors(interrupted: str) -> Iterator[None]:
-  """Ends the process with one line for errors that this package raises.
+def one_line_errors(resume_hint: str) -> Iterator[None]:
+  """Exits with one line for errors that this package raises, and for Ctrl-C.
 
-  Those of the libraries keep their traceback.
+  Errors that a library raises keep their traceback.
 
   Args:
-    interrupted: what to say after Ctrl-C.
+    resume_hint: follows "interrupted; " after Ctrl-C.
   """
   quiet_libraries()
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
@@ -33,21 +33,25 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
       raise
     sys.exit(f'{type(error).__name__}: {error}')
   except KeyboardInterrupt:
-    sys.exit(f'interrupted; {interrupted}')
+    sys.exit(f'interrupted; {resume_hint}')
 
 
 @contextlib.contextmanager
 def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
-  """Ends the process with one line where the file of --config, or a key, is wrong."""
+  """Exits with one line if the file of --config, or one of its keys, is wrong.
+
+  Args:
+    argv: the command line; the message names the file in it.
+  """
   try:
     yield
-  except Exception as error:  # Of the config file: anything.
+  except Exception as error:  # The config file may raise anything.
     message = error
     while message.args and isinstance(message.args[0], Exception):
-      message = message.args[0]  # ml_collections nests them.
+      message = message.args[0]  # ml_collections nests its errors.
     text = str(message)
     if isinstance(message, KeyError) and message.args:
-      text = message.args[0]  # Its str is a repr.
+      text = message.args[0]  # The str of a KeyError is a repr.
     given = [arg for arg in argv if arg.startswith('--config=')]
     if '--config' in argv[:-1]:
       given = [argv[argv.index('--config') + 1]]
@@ -60,9 +64,10 @@ def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
 
 
 def _raised_here(error: Exception) -> bool:
-  """Whether this package raised it, for the user."""
+  """Whether a module of this package raised the error itself."""
   frame = error.__traceback__
   while frame.tb_next:
     frame = frame.tb_next
-  spec = frame.tb_frame.f_globals.get('__spec__')  # Also of what `-m` runs.
+  # `__spec__` has the module's name even if `python -m` runs it.
+  spec = frame.tb_frame.f_globals.get('__spec__')
   return spec is not None and spec.name.startswith('alexnet_jax.')

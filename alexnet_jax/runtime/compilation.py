@@ -1,31 +1,31 @@
-"""How XLA compiles: options for programs, and what it keeps between commands."""
+"""Compiler options, and the cache of compiled programs."""
 
 import os
 import pathlib
 
 import jax
 
-# Default, description: of the flag --compilation_cache_dir.
+# Default and help of the flag --compilation_cache_dir.
 CACHE_DIR = (
   os.environ.get('JAX_COMPILATION_CACHE_DIR', '~/.cache/alexnet_jax/xla'),
-  'Folder of compiled programs, kept for later commands; empty for none.',
+  'Folder in which compiled programs are cached; empty to disable the cache.',
 )
 
 
 def enable_compilation_cache(folder: str) -> None:
-  """Has JAX keep what it compiles in `folder`; nowhere if it is empty."""
+  """Lets JAX cache compiled programs in `folder`; an empty one disables it."""
   path = str(pathlib.Path(folder).expanduser()) if folder else None
   jax.config.update('jax_compilation_cache_dir', path)
-  # JAX's own limit, a second, leaves out most programs of a small net.
+  # JAX's default, one second, would leave out most programs of a small net.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def network_options() -> dict[str, str]:
-  """Options for `jax.jit` of the network on the backend at hand.
+  """Compiler options of the network for the default backend.
 
-  On CPU, XLA's default sends convolutions to YNNPACK, where they are 1.3 to 2
-  times slower than on Eigen; dots are better left there. The option is
-  experimental: a version of XLA that does not know it gets none.
+  On CPU, XLA runs convolutions with YNNPACK by default, which is 1.3 to 2 times
+  slower than Eigen; matrix products stay on YNNPACK, which is faster for them.
+  The option is experimental: no option is returned if XLA does not know it.
   """
   if jax.default_backend() != 'cpu':
     return {}
@@ -38,7 +38,7 @@ def network_options() -> dict[str, str]:
 
 
 def fast_compile_options() -> dict[str, int]:
-  """Options for `jax.jit` of a program that runs once or twice.
+  """Compiler options of a program that runs only once or twice.
 
   On CPU it compiles in about half the time; sums may differ in their last bits.
   """

@@ -1,4 +1,4 @@
-"""Files that no kill and no power loss spoils, folders that one process owns."""
+"""Atomic writes, and folders that one process at a time may lock."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,7 +9,10 @@ import pathlib
 
 
 def write_json(path: pathlib.Path, values: object) -> None:
-  """Writes the whole file, or leaves what was there."""
+  """Writes a JSON file atomically: whole, or not at all.
+
+  The previous content survives an error, a kill, and a power failure.
+  """
   temporary = path.with_name(f'{path.name}.tmp')
   temporary.write_text(json.dumps(values, indent=1) + '\n')
   sync(temporary)
@@ -17,24 +20,24 @@ def write_json(path: pathlib.Path, values: object) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-  """Returns when the bytes of a file are on the disk: to be renamed then."""
+  """Returns when the content of a file is on disk; call it before a rename."""
   with open(path, 'rb') as file:
     os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Holds `folder` for this process; the lock ends with it, however it ends.
+  """Locks `folder` for this process; the lock ends when the process does.
 
   Raises:
-    ValueError: if another process holds it.
+    ValueError: if another process has locked it.
   """
   with open(folder / 'lock', 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise ValueError(
-        f'another process is at work in {folder}; wait for it, or use another'
-        ' folder'
+        f'another process is at work in {folder}; wait until it ends, or use'
+        ' another folder'
       ) from error
     yield

@@ -1,9 +1,9 @@
-"""Many processes that run one program, on one host or several.
+"""Several processes that run one program together, on one host or on many.
 
-Every process runs the same commands on the same arguments; each computes on its
-own devices, and `jax.distributed` lets them meet. Only the first one writes
-files, but for the checkpoints, which Orbax writes from all. One process alone
-needs nothing of this, and every function here then returns at once.
+Every process runs the same command with the same arguments and computes on its
+own devices; `jax.distributed` connects them. Only process 0 writes files;
+checkpoints are the exception, which Orbax writes from all processes. With a
+single process every function here returns at once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,15 +23,21 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 300  # For all processes to come together; as JAX's own.
-# A process that gave no sign of life for so long has died, and ends the others.
+# Time for all processes to connect; JAX has the same default.
+START_SECONDS = 300
+# A process without a heartbeat for this long is taken for dead, which ends the
+# others.
 HEARTBEAT_SECONDS = 30
 
-_joined = False  # By this process, in `initialize`.
+# Whether `initialize` has connected this process to others.
+_is_connected = False
 
 
 def available_cores() -> int:
-  """That this process may use: on a cluster perhaps not all of its host."""
+  """Number of CPU cores that this process may use.
+
+  On a cluster they may be fewer than the host has.
+  """
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -42,53 +48,38 @@ def initialize(
   num_processes: int | None,
   process_id: int | None,
 ) -> None:
-  """Joins the processes of this run, before JAX is used for anything else.
+  """Connects the processes of this run, before JAX is used for anything else.
 
-  Where JAX knows the cluster (TPU pods, Slurm, GKE, Open MPI) no argument is
-  needed; `num_processes` 1 keeps this process alone even there. Under Slurm a
-  task takes the GPUs in CUDA_VISIBLE_DEVICES that are its own: all where it is
-  alone on its host. Ends the process where the others do not come within
+  If JAX can detect the cluster (TPU pods, Slurm, GKE, Open MPI), no argument is
+  needed; `num_processes` 1 runs a single process even there. A Slurm task uses
+  those GPUs in CUDA_VISIBLE_DEVICES that are its own: all of them if it is the
+  only task on its host. Exits if the others do not connect within
   `START_SECONDS`.
 
   Args:
-    coordinator_address: 'host:port' of process 0, the same for all.
-    num_processes: of the run.
-    process_id: of this one, 0 ... num_processes - 1.
+    coordinator_address: 'host:port' of process 0, the same for all processes.
+    num_processes: number of processes of the run.
+    process_id: index of this process, 0 ... num_processes - 1.
 
   Raises:
-    ValueError: if the arguments are incomplete or wrong.
+    ValueError: if the arguments are incomplete or wrong, or if the processes
+      cannot connect.
   """
   if num_processes == 1 and coordinator_address is None and not process_id:
     return
-  given = {
+  arguments = {
     '--coordinator_address': coordinator_address,
     '--num_processes': num_processes,
     '--process_id': process_id,
   }
-  _check_flags(given)
-  where = coordinator_address or 'the coordinator that JAX has found'
+  _check_flags(arguments)
+  where = coordinator_address or 'the coordinator that JAX has detected'
   timer = threading.Timer(START_SECONDS, _give_up, (where, num_processes))
   timer.daemon = True
   timer.start()
-  # It would catch SIGTERM, and do nothing.
-  jax.config.update('jax_enable_preemption_service', False)
   try:
-    if process_id == 0:
-      _check_free(coordinator_address)
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # In any pod of Kubernetes.
-      jax.distributed.initialize(
-        coordinator_address,
-        num_processes,
-        process_id,
-        # Else Slurm's variables would choose the devices in spite of the flags.
-        cluster_detection_method='deactivate' if coordinator_address else None,
-        local_device_ids=None if coordinator_address else _slurm_devices(),
-        # After the timer, whose error is clearer.
-        initialization_timeout=2 * START_SECONDS,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-      )
-  except Exception as error:
+    _connect(coordinator_address, num_processes, process_id)
+  except Exception as error:  # JAX may raise anything here.
     if coordinator_address is not None:
       raise ValueError(
         f'process {process_id} cannot join the others at {coordinator_address}'
@@ -96,16 +87,16 @@ def initialize(
         ' --coordinator_address'
       ) from error
     if 'should be defined' in str(error):
-      return  # No cluster.
+      return  # There is no cluster.
     raise ValueError(
-      'JAX takes this for a part of a cluster, but cannot join its processes'
-      f' ({error}); run alone with --num_processes=1, or give'
-      f' {", ".join(given)}'
+      'JAX has detected a cluster, but cannot connect to its processes'
+      f' ({error}); run a single process with --num_processes=1, or give'
+      f' {", ".join(arguments)}'
     ) from error
   finally:
     timer.cancel()
-  global _joined
-  _joined = True
+  global _is_connected
+  _is_connected = True
   if not is_first():
     logging.getLogger('alexnet_jax').setLevel(logging.ERROR)
   log.info(
@@ -113,32 +104,55 @@ def initialize(
   )
 
 
-def _slurm_devices():
-  """Numbers of the GPUs of this task of Slurm; None where JAX's are right.
+def _connect(coordinator_address, num_processes, process_id):
+  # JAX's preemption service would catch SIGTERM, and then do nothing.
+  jax.config.update('jax_enable_preemption_service', False)
+  if process_id == 0:
+    _check_port_is_free(coordinator_address)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # JAX warns in every Kubernetes pod.
+    jax.distributed.initialize(
+      coordinator_address,
+      num_processes,
+      process_id,
+      # Otherwise Slurm's variables override the devices of the flags.
+      cluster_detection_method='deactivate' if coordinator_address else None,
+      local_device_ids=None if coordinator_address else _slurm_devices(),
+      # Longer than the timer, whose error message is clearer.
+      initialization_timeout=2 * START_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
 
-  JAX gives task i of a host the GPU i: wrong where the task sees only GPUs of its
-  own, the first of which is then number 0, and where it is alone.
+
+def _slurm_devices():
+  """Indices of the GPUs of this Slurm task; None if JAX's choice is right.
+
+  JAX gives GPU i to task i of a host. That is wrong if the task sees only its
+  own GPUs, whose indices then start at 0, and if it is the only task there.
   """
   given = os.environ.get
   visible, tasks = given('CUDA_VISIBLE_DEVICES'), given('SLURM_NTASKS')
   if not (visible and tasks and given('SLURM_LOCALID')):
     return None
   if given('JAX_LOCAL_DEVICE_IDS') or given('OMPI_MCA_orte_hnp_uri'):
-    return None  # A user's choice; Open MPI, which JAX looks for before Slurm.
+    # The user has chosen; or this is Open MPI, which JAX tries before Slurm.
+    return None
   number = visible.count(',') + 1
-  alone = tasks == given('SLURM_STEP_NUM_NODES')
-  own = number == 1 or number < int(given('SLURM_GPUS_ON_NODE', number))
-  return list(range(number)) if alone or own else None
+  is_only_task = tasks == given('SLURM_STEP_NUM_NODES')
+  sees_only_its_own = number == 1 or number < int(
+    given('SLURM_GPUS_ON_NODE', number)
+  )
+  return list(range(number)) if is_only_task or sees_only_its_own else None
 
 
-def _check_flags(given):
-  missing = [flag for flag, value in given.items() if value is None]
-  if missing and len(missing) < len(given):
+def _check_flags(arguments):
+  missing = [flag for flag, value in arguments.items() if value is None]
+  if missing and len(missing) < len(arguments):
     raise ValueError(
       f'{" and ".join(missing)} must be given as well; or none of'
-      f' {", ".join(given)} where JAX can find the cluster by itself'
+      f' {", ".join(arguments)} where JAX can detect the cluster itself'
     )
-  address, number, index = given.values()
+  address, number, index = arguments.values()
   if missing:
     return
   host, colon, port = address.rpartition(':')
@@ -156,8 +170,8 @@ def _check_flags(given):
     )
 
 
-def _check_free(address):
-  """Raises OSError if the port is in use: jaxlib may crash of it."""
+def _check_port_is_free(address):
+  """Raises OSError if the port is in use, which may crash jaxlib."""
   port = int(address.rpartition(':')[2])
   if socket.has_dualstack_ipv6():
     server = socket.create_server(
@@ -169,29 +183,29 @@ def _check_free(address):
 
 
 def _give_up(where, num_processes):
-  count = num_processes or 'all'
+  count = f'all {num_processes}' if num_processes else 'all'
   print(
-    f'ValueError: {count} processes have not come together at {where} within'
+    f'ValueError: not {count} processes have connected to {where} within'
     f' {START_SECONDS} s; start them with the same --coordinator_address and'
-    ' --num_processes and each with its own --process_id, and see that their'
-    ' hosts reach that address',
+    ' --num_processes, each with its own --process_id, and make sure that their'
+    ' hosts can reach that address',
     file=sys.stderr,
     flush=True,
   )
-  os._exit(1)  # JAX would wait on, and then abort with a stack trace.
+  os._exit(1)  # JAX would wait longer, and then abort with a stack trace.
 
 
 @contextlib.contextmanager
 def abort_all_on_error() -> Iterator[None]:
-  """Ends this process at once on any error, and thereby the others.
+  """Ends this process at once on any error, which ends the others as well.
 
-  Otherwise it would wait for the others at its exit, while they wait for it in
-  the middle of a step.
+  Otherwise it would wait for the others when it exits, while they wait for it
+  in the middle of a step.
   """
   try:
     yield
   except BaseException as error:
-    if not _joined or is_single_process():
+    if not _is_connected or is_single_process():
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()
@@ -199,8 +213,8 @@ def abort_all_on_error() -> Iterator[None]:
       print(error.code, file=sys.stderr)
     print(
       f'process {jax.process_index()} of {jax.process_count()} ends with the'
-      ' error above. If it speaks of a connection, another process has died:'
-      ' see its log. The same commands continue at the last checkpoint',
+      ' error above. If that is about a connection, another process has died:'
+      ' see its log. The same commands continue from the last checkpoint',
       file=sys.stderr,
     )
     sys.stdout.flush()
@@ -209,7 +223,7 @@ def abort_all_on_error() -> Iterator[None]:
 
 
 def is_first() -> bool:
-  """Whether this process writes the files and logs of the run."""
+  """Whether this is process 0, which writes the files and logs of the run."""
   return jax.process_index() == 0
 
 
@@ -219,23 +233,27 @@ def is_single_process() -> bool:
 
 
 def barrier(name: str) -> None:
-  """Returns when all processes have come to this place of the program."""
+  """Returns when all processes have reached this point of the program.
+
+  Args:
+    name: the same in all processes; another name at the same time is an error.
+  """
   if not is_single_process():
     multihost_utils.sync_global_devices(name)
 
 
 def any_process(value: bool) -> bool:
-  """Whether `value` is true in any process; all get the same answer."""
+  """Whether `value` is true in any process; the same answer in all of them."""
   if is_single_process():
     return value
   return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def check_same(values: Mapping[str, str]) -> None:
-  """Raises ValueError, in all processes, if they differ in a value.
+  """Raises ValueError in all processes if a value is not the same in all.
 
   Args:
-    values: by the name that the user knows them by.
+    values: values by the names that the message gives them.
   """
   if is_single_process():
     return
@@ -243,12 +261,12 @@ def check_same(values: Mapping[str, str]) -> None:
     np.frombuffer(hashlib.sha256(v.encode()).digest()[:8], np.uint32)
     for v in values.values()
   ]
-  everyone = multihost_utils.process_allgather(np.stack(digests))
+  all_digests = multihost_utils.process_allgather(np.stack(digests))
   for index, name in enumerate(values):
-    of_all = everyone[:, index]
-    others = np.flatnonzero((of_all != of_all[0]).any(-1)).tolist()
+    digest = all_digests[:, index]
+    others = np.flatnonzero((digest != digest[0]).any(-1)).tolist()
     if others:
       raise ValueError(
-        f'{name} of the processes {others} is not that of process 0; all need the'
-        ' same command, and the same prepared data'
+        f'{name} of the processes {others} differs from that of process 0; all'
+        ' need the same command and the same prepared data'
       )

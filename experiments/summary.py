@@ -1,0 +1,142 @@
+"""Tables and figure of a sweep: means, standard errors, what runs.csv becomes.
+
+Pure functions of rows, and of the files that `sweep` writes; no JAX.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import csv
+import os
+import pathlib
+
+import numpy as np
+
+RUNS_FILE, SUMMARY_FILE = 'runs.csv', 'summary.csv'
+FIGURE_FILE = 'figure.png'
+# The columns of runs.csv around those of the metrics.
+FIRST_COLUMNS = ('variant', 'seed')
+LAST_COLUMNS = ('wall_seconds', 'failed', 'commit', 'device', 'dataset')
+SUMMARY_COLUMNS = ('variant', 'metric', 'mean', 'standard_error', 'n', 'failed')
+
+# A run of a sweep, or a line of summary.csv, by column. None is an empty cell.
+Row = dict[str, str | int | float | None]
+
+
+def metric_names(rows: Iterable[Row]) -> list[str]:
+  """The columns that were measured, in order of appearance."""
+  names = dict.fromkeys(name for row in rows for name in row)
+  return [n for n in names if n not in (*FIRST_COLUMNS, *LAST_COLUMNS)]
+
+
+def values_of(rows: Iterable[Row], variant: str, metric: str) -> list[float]:
+  """A metric of the runs of a variant that have it."""
+  own = (row.get(metric) for row in rows if row['variant'] == variant)
+  return [value for value in own if value is not None]
+
+
+def mean_and_standard_error(
+  values: Sequence[float],
+) -> tuple[float | None, float | None]:
+  """The mean, and the standard error: sample standard deviation / sqrt(n).
+
+  The mean of no values is None, and so is the standard error of fewer than two.
+  """
+  mean = float(np.mean(values)) if values else None
+  if len(values) < 2:
+    return mean, None
+  return mean, float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def summarize(rows: Sequence[Row]) -> list[Row]:
+  """The rows of summary.csv: one for each variant and metric.
+
+  n counts the runs of the variant that have the metric, and `failed` those that
+  failed.
+  """
+  summary = []
+  for variant in dict.fromkeys(row['variant'] for row in rows):
+    own = [row for row in rows if row['variant'] == variant]
+    failed = sum(bool(row['failed']) for row in own)
+    for metric in metric_names(rows):
+      values = values_of(own, variant, metric)
+      found = (*mean_and_standard_error(values), len(values), failed)
+      cells = zip(SUMMARY_COLUMNS, (variant, metric, *found), strict=True)
+      summary.append(dict(cells))
+  return summary
+
+
+def write(output: pathlib.Path, rows: Sequence[Row]) -> None:
+  """Writes runs.csv and summary.csv into the folder of a sweep."""
+  columns = (*FIRST_COLUMNS, *metric_names(rows), *LAST_COLUMNS)
+  _write_csv(output / RUNS_FILE, columns, rows)
+  _write_csv(output / SUMMARY_FILE, SUMMARY_COLUMNS, summarize(rows))
+
+
+def _write_csv(path, columns, rows):
+  with open(path, 'w', newline='') as file:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def read_runs(output: str | os.PathLike) -> list[Row]:
+  """The rows of runs.csv; the seed is an int, and what was measured a float.
+
+  A metric that a run does not have is None.
+  """
+  with open(pathlib.Path(output) / RUNS_FILE, newline='') as file:
+    rows = list(csv.DictReader(file))
+  numbers = [*metric_names(rows), 'wall_seconds']
+  return [
+    row
+    | {name: float(row[name]) if row[name] else None for name in numbers}
+    | {'seed': int(row['seed'])}
+    for row in rows
+  ]
+
+
+def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
+  """Draws runs.csv as figure.png: a panel for each metric, a line a variant.
+
+  A dot is a run; the mark with its bar is the mean with its standard error. A
+  variant's name is followed by how many of its runs did not fail.
+
+  Args:
+    output: folder of the sweep.
+    labels: of the axes, with their units, by metric.
+
+  Returns:
+    The file.
+
+  Raises:
+    ModuleNotFoundError: without matplotlib.
+  """
+  try:
+    from matplotlib import figure as figure_lib
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f'{FIGURE_FILE} needs matplotlib: pip install matplotlib; the same command'
+      ' then draws it'
+    ) from error
+  rows = read_runs(output)
+  variants = list(dict.fromkeys(row['variant'] for row in rows))
+  size = (1.5 + 3.5 * len(labels), 1.5 + 0.4 * len(variants))
+  figure = figure_lib.Figure(size, layout='constrained')
+  panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+  for axes, (metric, label) in zip(panels, labels.items(), strict=True):
+    for place, variant in enumerate(variants):
+      values = values_of(rows, variant, metric)
+      mean, error = mean_and_standard_error(values)
+      axes.plot(values, [place] * len(values), 'o', color='C0', alpha=0.4)
+      if values:
+        axes.errorbar(mean, place, xerr=error, fmt='k|', capsize=4)
+    axes.set_xlabel(label)
+    axes.locator_params(axis='x', nbins=5)
+  names = []
+  for variant in variants:
+    failed = [bool(r['failed']) for r in rows if r['variant'] == variant]
+    names.append(f'{variant} ({failed.count(False)} of {len(failed)})')
+  panels[0].set_yticks(range(len(variants)), names)
+  panels[0].set_ylim(len(variants) - 0.5, -0.5)
+  path = pathlib.Path(output) / FIGURE_FILE
+  figure.savefig(path, dpi=110)
+  return path

@@ -1,0 +1,299 @@
+r"""A sweep: variants of a config, several seeds of each, their means, a figure.
+
+An experiment is a module with a base config, a table of overrides and, for what
+result.json does not have, a measurement of a finished run:
+
+    python -m experiments.NAME --output=DIR [--data_dir=DIR] [--seeds=N] [--quick]
+
+| in DIR | |
+|---|---|
+| runs/VARIANT/seedN/ | a run's work directory, as `alexnet_jax.main` writes it |
+| runs.csv | a row for each run that has ended: metrics, time, commit, device |
+| summary.csv | mean, standard error and n of each metric of each variant |
+| figure.png | drawn from runs.csv |
+
+The same command continues a sweep that was killed: finished runs are not
+trained again, the interrupted one resumes from its checkpoint, and there may be
+more seeds and variants than before. A run whose loss was not finite has failed:
+its row says so, and the sweep goes on. Remove its folder to try it again.
+"""
+
+from collections.abc import Callable, Mapping
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import time
+
+from absl import app
+from absl import flags
+import jax
+import ml_collections
+import tqdm
+
+from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
+from alexnet_jax import dataset as dataset_lib
+from alexnet_jax import digits
+from alexnet_jax import recorded_config
+from alexnet_jax import run as run_lib
+from alexnet_jax import train
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import command
+from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import files
+from alexnet_jax.runtime import huge_pages
+from experiments import summary
+
+# What `run` adds to a work directory: the row of a run that has ended.
+ROW_FILE = 'row.json'
+# A sweep may be continued with other values of these keys of the config.
+MAY_CHANGE = frozenset({'input.data_dir'})
+
+
+class InputError(ValueError):
+  """A mistake in what a sweep was given; its message is for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """One run of a sweep: its place in the table, its config, its folder."""
+
+  variant: str
+  seed: int
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+
+
+def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
+  """The last metrics of a finished run, by tag."""
+  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
+  return {tag: value for tag, value in result.items() if '/' in tag}
+
+
+def run(
+  base: ml_collections.ConfigDict,
+  variants: Mapping[str, Mapping[str, object]],
+  seeds: int,
+  output: str | os.PathLike,
+  measure: Callable[[pathlib.Path], Mapping[str, float | None]] = last_metrics,
+  keep_checkpoints: bool = True,
+) -> list[summary.Row]:
+  """Trains every variant with every seed, unless that has been done.
+
+  All variants are trained with a seed before the next seed begins.
+
+  Args:
+    base: the config that the variants override.
+    variants: values by dotted key, such as 'model.init_std', by name.
+    seeds: number of seeds, which are 0, 1, ...
+    output: folder of the sweep, see above.
+    measure: takes the work directory of a finished run; returns numbers by
+      metric, None for one that this run does not have.
+    keep_checkpoints: False removes the checkpoints of a run once it has been
+      measured.
+
+  Returns:
+    The rows of runs.csv, as `summary.read_runs`.
+
+  Raises:
+    ValueError: as `plan`; if a data set does not fit its config, or differs
+      from the one that a run was made with; if another process is at work in
+      `output`.
+    FileNotFoundError: if a data set has not been prepared.
+  """
+  trainings = plan(base, variants, seeds, output)
+  fingerprints = {
+    t.variant: _fingerprint(t.config) for t in trainings if t.seed == 0
+  }
+  path = pathlib.Path(output).expanduser().absolute()
+  path.mkdir(parents=True, exist_ok=True)
+  with files.locked(path):
+    rows = _recorded_rows(trainings, fingerprints)
+    summary.write(path, list(rows.values()))
+    for training in _unfinished(trainings, rows):
+      row = _train(training, fingerprints[training.variant], measure)
+      files.write_json(training.workdir / ROW_FILE, row)
+      rows[training.workdir] = row
+      summary.write(path, list(rows.values()))
+      if not keep_checkpoints:
+        shutil.rmtree(training.workdir / checkpoint.FOLDER, ignore_errors=True)
+  return summary.read_runs(path)
+
+
+def plan(
+  base: ml_collections.ConfigDict,
+  variants: Mapping[str, Mapping[str, object]],
+  seeds: int,
+  output: str | os.PathLike,
+) -> list[Training]:
+  """The runs of a sweep, with the arguments of `run`.
+
+  Reads no data set and writes nothing.
+
+  Raises:
+    ValueError: if an argument is wrong, or if `output` holds a run of such a
+      variant and seed with another config.
+  """
+  path = _checked_output(seeds, output)
+  trainings = []
+  for seed in range(seeds):
+    for variant, overrides in variants.items():
+      config = _config(base, variant, overrides, seed)
+      workdir = path / 'runs' / variant / f'seed{seed}'
+      _check_recorded_config(workdir, config)
+      trainings.append(Training(variant, seed, config, workdir))
+  return trainings
+
+
+def _checked_output(seeds, output):
+  """The absolute path of `output`; raises ValueError as `plan`."""
+  if seeds < 1:
+    raise InputError(f'--seeds={seeds} must be at least 1')
+  if not os.fspath(output):
+    raise InputError('--output= is empty; name a folder')
+  path = pathlib.Path(output).expanduser().absolute()
+  workdir_lib.check_writable(path, f'--output={output}')
+  return path
+
+
+def _config(base, variant, overrides, seed):
+  """The checked config of one run."""
+  if not re.fullmatch(r'\w[\w.+-]*', variant):
+    raise InputError(f'variant {variant!r}: use letters, digits and _.+- alone')
+  known = config_lib.flatten(base).keys() - {'seed'}
+  for key in overrides:
+    if key not in known:
+      raise InputError(f'variant {variant!r}: {key!r} is not a key it can set')
+  config = copy.deepcopy(base)
+  try:
+    config.update_from_flattened_dict({**overrides, 'seed': seed})
+    config_lib.check(config, jax.device_count())
+  except (TypeError, ValueError) as error:
+    raise InputError(f'variant {variant!r}: {error}') from error
+  return config
+
+
+def _check_recorded_config(workdir, config):
+  file = workdir / workdir_lib.CONFIG_FILE
+  if not file.exists():
+    return
+  recorded = config_lib.flatten(workdir_lib.read_config(workdir))
+  try:
+    recorded_config.check_unchanged(config, recorded, str(file), MAY_CHANGE)
+  except ValueError as error:
+    raise InputError(str(error).replace('--workdir', '--output')) from error
+
+
+def _fingerprint(config):
+  """The fingerprint of the config's data set, which must fit the config."""
+  digits.prepare_if_missing(config)
+  return run_lib.open_run(config).dataset.fingerprint
+
+
+def _recorded_rows(trainings, fingerprints):
+  """The rows of the runs that have ended, by work directory."""
+  rows = {}
+  for training in trainings:
+    file = training.workdir / ROW_FILE
+    if not file.exists():
+      continue
+    row = json.loads(file.read_text())
+    if row['dataset'] != fingerprints[training.variant]:
+      inputs = training.config.input
+      now = dataset_lib.dataset_path(inputs.data_dir, inputs.dataset)
+      raise InputError(
+        f'{training.workdir} was made with other images than {now} now holds;'
+        ' use a fresh --output'
+      )
+    rows[training.workdir] = row
+  return rows
+
+
+def _unfinished(trainings, rows):
+  """Yields the runs without a row, and shows the progress of the sweep."""
+  began, done, total = time.time(), len(rows), len(trainings)
+  left = [t for t in trainings if t.workdir not in rows]
+  # Without a terminal there is no bar.
+  with tqdm.tqdm(initial=done, total=total, unit='run', disable=None) as bar:
+    for here, training in enumerate(left):
+      name = f'{training.variant}, seed {training.seed}'
+      line = f'run {done + here + 1}/{total}: {name}'
+      if here:
+        seconds = (time.time() - began) / here * (len(left) - here)
+        line += f'; remaining {tqdm.tqdm.format_interval(seconds)}'
+      tqdm.tqdm.write(line)
+      bar.set_description(name)
+      yield training
+      bar.update()
+
+
+def _train(training, fingerprint, measure):
+  """Trains one run to its end; returns its row."""
+  began, measured, failed = time.time(), {}, ''
+  try:
+    train.train_and_evaluate(training.config, training.workdir)
+  except FloatingPointError as error:
+    failed = str(error).partition('. ')[0]  # The rest is advice.
+    tqdm.tqdm.write(f'failed: {failed}')
+    result = {
+      'wall_seconds': round(time.time() - began, 1),
+      'commit': workdir_lib.current_commit(),
+      'devices': [device.device_kind for device in jax.devices()],
+    }
+  else:
+    file = training.workdir / workdir_lib.RESULT_FILE
+    result = json.loads(file.read_text())
+    measured = measure(training.workdir)
+  devices = result['devices']
+  return {
+    'variant': training.variant,
+    'seed': training.seed,
+    **measured,
+    'wall_seconds': result['wall_seconds'],
+    'failed': failed,
+    'commit': result['commit'],
+    'device': f'{len(devices)} x {devices[0]}',
+    'dataset': fingerprint,
+  }
+
+
+FLAGS = flags.FLAGS
+
+
+def define_flags(seeds: int) -> None:
+  """Defines the flags of every experiment, --seeds with that default."""
+  flags.DEFINE_string('output', None, 'Folder of the sweep.', required=True)
+  flags.DEFINE_string(
+    'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
+  )
+  flags.DEFINE_integer('seeds', seeds, 'Seeds 0, 1, ... of each variant.')
+  flags.DEFINE_bool(
+    'quick', False, 'Small, to try the command; the figures mean nothing.'
+  )
+  flags.DEFINE_string('compilation_cache_dir', *compilation.CACHE_DIR)
+
+
+def run_command(main: Callable[[], None]) -> None:
+  """Parses the flags and runs an experiment; a user's mistake is one line.
+
+  It may start the program anew, see `huge_pages`: call it before anything else.
+  """
+
+  def guarded(argv):
+    if len(argv) > 1:
+      sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
+    with command.one_line_errors('the same command continues'):
+      compilation.enable_compilation_cache(FLAGS.compilation_cache_dir)
+      try:
+        _checked_output(FLAGS.seeds, FLAGS.output)  # Before `main` reads data.
+        main()
+      except (InputError, ModuleNotFoundError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+  huge_pages.reexec_with_huge_pages()
+  app.run(guarded)

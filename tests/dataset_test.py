@@ -1,0 +1,122 @@
+"""The facts of a prepared data set, and what does not fit them."""
+
+import shutil
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from alexnet_jax import dataset as dataset_lib
+from alexnet_jax.prepare import prepare
+
+NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
+
+
+def _prepare(folder, name='painted'):
+  for part, count in (('train', NUM_TRAIN), ('val', NUM_VAL)):
+    for i in range(count):
+      path = folder / 'images' / part / f'class{i % 3}' / f'{i:02d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (SIZE, SIZE), (i, i, 255 - i)).save(path)
+  prepare.prepare(f'folder:{folder / "images"}', name, folder, size=SIZE)
+  return dataset_lib.open_dataset(folder, name)
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+  return _prepare(tmp_path_factory.mktemp('painted'))
+
+
+def test_open_dataset_reads_the_facts(dataset):
+  assert dataset.class_names == ('class0', 'class1', 'class2')
+  assert dataset.num_examples == {'train': NUM_TRAIN, 'validation': NUM_VAL}
+  assert dataset.image_size == SIZE
+  np.testing.assert_array_equal(
+    dataset.mean_image, np.full((SIZE, SIZE, 3), [11, 11, 244], np.float32)
+  )
+  # The variance of 0, ..., 22 is (23 ** 2 - 1) / 12 = 44; exact in float64 up
+  # to the rounding of E[x^2] - E[x]^2, 1e-16 * 244 ** 2.
+  sign = np.array([1, 1, -1])
+  np.testing.assert_allclose(
+    dataset.rgb_covariance, 44 * np.outer(sign, sign), rtol=1e-10
+  )
+
+
+def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    dataset_lib.open_dataset(tmp_path, 'flowers')
+  assert str(error.value) == (
+    'no prepared data set config.input.dataset=flowers under'
+    f' config.input.data_dir={tmp_path}; prepare it: python -m'
+    ' alexnet_jax.prepare --source=folder:DIR --name=flowers'
+    f' --size=SIZE --data_dir={tmp_path}, SIZE being config.input.image_size'
+  )
+
+
+FACTS = {
+  'mean_image': np.zeros((SIZE, SIZE, 3)),
+  'rgb_covariance': np.eye(3),
+  'fingerprint': 'f',
+}
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'mean_image': np.zeros((9, 9, 3))}, r'mean image of shape \(9, 9, 3\)'),
+    ({'rgb_covariance': np.eye(2)}, r'covariance of shape \(2, 2\)'),
+    ({'mean_image': FACTS['mean_image'] - 1}, 'images of 0..255 cannot give'),
+    ({'mean_image': FACTS['mean_image'] + 256}, 'images of 0..255 cannot give'),
+    (
+      {'mean_image': FACTS['mean_image'] * np.nan},
+      'images of 0..255 cannot give',
+    ),
+    (
+      {'rgb_covariance': np.full((3, 3), np.inf)},
+      'images of 0..255 cannot give',
+    ),
+    ({'fingerprint': None}, 'damaged .*fingerprint'),
+    ({'mean_image': None}, 'damaged .*mean_image'),
+  ],
+)
+def test_statistics_that_do_not_fit_the_images_are_named(
+  dataset, tmp_path, change, message
+):
+  path = tmp_path / dataset.path.parent.name / dataset.path.name
+  shutil.copytree(dataset.path, path)
+  file = path / dataset_lib.STATISTICS_FILE
+  facts = {k: v for k, v in (FACTS | change).items() if v is not None}
+  np.savez(file, **facts)
+  with pytest.raises(ValueError, match=f'{file} .*{message}') as error:
+    dataset_lib.open_dataset(tmp_path, path.parent.name)
+  assert 'prepare it again' in str(error.value)
+
+
+def test_check_dataset_accepts_what_fits(dataset):
+  dataset_lib.check_dataset(
+    dataset,
+    image_size=SIZE,
+    num_classes=3,
+    splits={'config.input.train_split': 'train'},
+  )
+
+
+def test_check_dataset_reports_all_mismatches_at_once(dataset):
+  with pytest.raises(ValueError) as error:
+    dataset_lib.check_dataset(
+      dataset,
+      image_size=256,
+      num_classes=1000,
+      splits={'a.split': 'test', 'b.split': 'train', 'c.split': 'holdout'},
+    )
+  lines = str(error.value).splitlines()
+  assert [line.split(',')[0].split(' ')[0] for line in lines] == [
+    'config.input.image_size=256',
+    'config.model.num_classes=1000',
+    'a.split=test',
+    'c.split=holdout',
+  ]
+  assert 'of 8 pixels' in lines[0] and '--size=256' in lines[0]
+  assert 'has 3 classes' in lines[1]
+  assert lines[2].endswith('one of its splits train, validation')
+  assert all(str(dataset.path) in line for line in lines)

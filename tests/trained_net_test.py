@@ -1,0 +1,97 @@
+"""A trained net, opened: its parameters, its label-free step, its predictions."""
+
+import contextlib
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import augment
+from alexnet_jax import input_pipeline
+from alexnet_jax import placement
+from alexnet_jax import trained_net
+from alexnet_jax import workdir as workdir_lib
+
+FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  return shutil.copytree(FIXTURE, tmp_path_factory.mktemp('trained') / 'run')
+
+
+@pytest.fixture(scope='module')
+def net(workdir, data_dir):
+  return trained_net.open_net(workdir, 'latest', data_dir=str(data_dir))
+
+
+def test_a_trained_net_knows_what_it_needs(net):
+  assert (net.step, net.which) == (188, 'latest')
+  assert net.class_names == tuple('0123456789')
+  assert net.config.model.conv_features == (8, 8, 8, 8, 8)
+  assert net.network.num_classes == 10
+  assert net.statistics.mean_image.shape == (76, 76, 3)
+  assert net.params['fc8']['kernel'].shape == (16, 10)
+
+
+@pytest.mark.parametrize('many', [False, True])
+def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
+  step = net.predict_step(layers=('conv5', 'fc7'))
+  offsets = augment.view_offsets(76, 67, many=many, flip=False)
+  batches = input_pipeline.eval_batches(net.run.dataset, 'test', batch_size=60)
+  with contextlib.closing(batches):
+    images = next(batches)['image']
+  log_probs, activations = step(
+    net.params,
+    placement.place_batch(images, net.run.mesh),
+    net.statistics.mean_image,
+    placement.place(offsets, net.run.mesh),
+  )
+  stored = net.predict_split(many).log_probs[:60]
+  # The same float32 program, with batches of another size.
+  np.testing.assert_allclose(jax.device_get(log_probs), stored, rtol=1e-4)
+  assert activations['conv5'].shape == (len(offsets), 60, 1, 1, 8)
+  assert activations['fc7'].shape == (len(offsets), 60, 16)
+  assert (np.asarray(activations['fc7']) >= 0).all()  # After ReLU.
+
+
+def test_an_unknown_layer_is_named(net):
+  with pytest.raises(KeyError, match='fc9'):
+    net.predict_step(layers=('fc9',))(
+      net.params,
+      placement.place_batch(np.zeros((8, 76, 76, 3), np.uint8), net.run.mesh),
+      net.statistics.mean_image,
+      placement.place(np.zeros((1, 3), np.int32), net.run.mesh),
+    )
+
+
+def test_released_parameters_are_restored_on_the_next_use(net):
+  before = jax.device_get(net.params)
+  released = net.params['fc8']['kernel']
+  net.release()
+  net.release()  # Nothing is left to free.
+  assert net.params['fc8']['kernel'] is not released
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(net.params), before
+  )
+
+
+def test_a_config_of_another_training_is_refused(workdir, data_dir):
+  config = workdir_lib.read_config(workdir).copy_and_resolve_references()
+  with config.unlocked():
+    config.input.data_dir = str(data_dir)
+    config.input.eval_split = 'train'  # Evaluation may change it.
+    config.seed = 5
+  with pytest.raises(
+    ValueError, match='config.seed is 1 in .*config.json but 5'
+  ):
+    trained_net.open_net(workdir, config=config)
+
+
+def test_a_folder_that_is_no_training_is_named(tmp_path):
+  with pytest.raises(
+    FileNotFoundError, match=f'no {tmp_path}/checkpoints; tra'
+  ):
+    trained_net.open_net(tmp_path)

@@ -1,0 +1,142 @@
+"""A work directory: the config that it records, and paths that are refused."""
+
+import importlib
+import json
+import os
+import pathlib
+
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import workdir as workdir_lib
+from configs import paper
+
+NAMES = sorted(
+  path.stem for path in pathlib.Path(paper.__file__).parent.glob('[!_]*.py')
+)
+
+
+def changed(**values):
+  """paper.py with other values; `a__b` stands for the key a.b."""
+  config = paper.get_config()
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in values.items()}
+  )
+  return config
+
+
+def record(workdir, config):
+  """Checks a work directory and records the config, as a command does."""
+  path = workdir_lib.check_workdir(workdir, config)
+  workdir_lib.write_config(path, config)
+  return path
+
+
+def test_a_work_directory_is_created_and_its_config_recorded(tmp_path):
+  config = paper.get_config()
+  path = record(tmp_path / 'runs' / 'first', config)
+  assert path == tmp_path / 'runs' / 'first'
+  assert os.listdir(path) == ['config.json']
+  recorded = json.loads((path / 'config.json').read_text())
+  assert recorded == config_lib.flatten(config)
+
+
+def test_a_relative_path_starts_where_the_command_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert record('run', paper.get_config()) == tmp_path / 'run'
+
+
+def test_an_empty_path_is_refused(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='--workdir= '):
+    record('', paper.get_config())
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_path_under_a_regular_file_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  workdir = tmp_path / 'file' / 'run'
+  with pytest.raises(ValueError) as error:
+    record(workdir, paper.get_config())
+  assert str(error.value).startswith(f'--workdir={workdir} cannot be written (')
+  assert str(error.value).endswith('; name a folder that can')
+
+
+def test_the_record_of_another_config_is_kept(tmp_path):
+  record(tmp_path, changed(seed=1))
+  file = tmp_path / 'config.json'
+  with pytest.raises(ValueError) as error:
+    record(tmp_path, changed(seed=2))
+  first, second = str(error.value).split('\n')
+  assert first.startswith(f'{file} was made with another config; use a fresh')
+  assert second == f'config.seed is 1 in {file} but 2 here'
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+def test_what_a_continued_run_may_change_is_recorded_anew(tmp_path):
+  record(tmp_path, changed(train__epochs=1.0))
+  record(tmp_path, changed(train__epochs=2.0))
+  assert json.loads((tmp_path / 'config.json').read_text())['train.epochs'] == 2
+
+
+def test_a_record_that_was_cut_short_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"seed"')
+  with pytest.raises(ValueError) as error:
+    record(tmp_path, paper.get_config())
+  assert f'{tmp_path}' in str(error.value)
+  assert 'config.json' in str(error.value)
+
+
+def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
+  record(tmp_path, changed(train__epochs=1.0))
+  replace, seen = os.replace, []
+
+  def watched(new, old):
+    seen.append([json.loads(pathlib.Path(p).read_text()) for p in (old, new)])
+    replace(new, old)
+
+  monkeypatch.setattr(os, 'replace', watched)
+  record(tmp_path, changed(train__epochs=2.0))
+  ((old, new),) = seen
+  assert (old['train.epochs'], new['train.epochs']) == (1, 2)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  record(tmp_path, config)
+  found = workdir_lib.read_config(tmp_path)
+  # With types: a tuple is no list, 90.0 no 90.
+  typed = lambda config: {
+    section: {k: (type(v), v) for k, v in values.items()}
+    for section, values in config.to_dict().items()
+    if section != 'seed'
+  }
+  assert typed(found) == typed(config)
+  assert (found.seed, type(found.seed)) == (0, int)
+  assert found.is_locked and found.model.is_locked
+  config_lib.check(found, 1)
+
+
+def test_no_config_can_be_read_where_no_training_was(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    workdir_lib.read_config(tmp_path)
+  assert str(error.value) == (
+    f'no {tmp_path / "config.json"}; name a --workdir in which --mode=train has'
+    ' been run'
+  )
+
+
+@pytest.mark.parametrize('text', ['', '{"seed"', '[]', 'null', '7'])
+def test_a_damaged_record_is_named(text, tmp_path):
+  (tmp_path / 'config.json').write_text(text)
+  for command in (
+    lambda: workdir_lib.read_config(tmp_path),
+    lambda: workdir_lib.check_workdir(tmp_path, paper.get_config()),
+  ):
+    with pytest.raises(ValueError) as error:
+      command()
+    assert str(error.value).startswith(
+      f'{tmp_path / "config.json"} is damaged ('
+    )
+    assert str(error.value).endswith('); remove it, or use a fresh --workdir')
