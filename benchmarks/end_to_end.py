@@ -8,8 +8,8 @@ In turn, in segments of --steps steps, nothing buffered before: real, the steps 
 and again, which is the device alone; and the host alone, whose batches are dropped.
 
 --check asks for real / the slower of synthetic and host alone of at least 0.95. On
-a CPU host and device share the cores: real falls below synthetic by what the host
-takes even where nothing waits; a line says by how much, by arithmetic.
+a CPU both share the cores: real falls below synthetic by what the host takes even
+where nothing waits; a line says by how much, by arithmetic.
 
 --saving saves the train state of the paper's net (488 MB) as the train loop does,
 then changes it by a program that is given it, as a step is. The save returns when
@@ -118,10 +118,10 @@ def measure_kinds(run: run_lib.Run, steps, rounds) -> dict[str, list[Segment]]:
   with contextlib.ExitStack() as stack:
     placed = run.train_batches(0)
     stack.callback(placed.close)
-    inputs, seed = run.config.input, {'seed': run.config.seed, 'start_step': 0}
-    examples = run.dataset, inputs.train_split
-    size = {'batch_size': inputs.batch_size}
-    alone = input_pipeline.train_batches(*examples, **size, **seed)
+    split, size = run.config.input.train_split, run.config.input.batch_size
+    alone = input_pipeline.train_batches(
+      run.dataset, split, batch_size=size, seed=run.config.seed, start_step=0
+    )
     stack.callback(alone.close)
     loop, same = Loop(run), itertools.repeat(next(placed))
     kinds = {

@@ -15,9 +15,9 @@ Images per CPU-second (of all threads and processes) and per second, of
   that scales them with Pillow and cuts out 256x256 pixels.
 
 Every number of cores (1, 2, 4, ..., all) is a fresh process that is confined to
-them. There all run in turn, each in its steady state, with files from the page
-cache. --check asks, on every number of cores and per CPU-second, for 0.85 of
-decoding alone, for as much as tf.data, and for 1.5 times DataLoader with Pillow.
+them, with files from the page cache. There all run in turn. --check asks, on every
+number of cores and per CPU-second, for 0.85 of decoding alone, for as much as
+tf.data, and for 1.5 times DataLoader with Pillow.
 """
 
 from collections.abc import Callable
@@ -196,8 +196,8 @@ def check_flags() -> dataset_lib.Dataset:
 def measure() -> harness.Outcome:
   dataset, found = check_flags(), {}
   batches, rounds = (4, 1) if FLAGS.quick else (FLAGS.batches, FLAGS.rounds)
-  given = 'data_dir dataset photographs tf_python batch threads'.split()
-  settings = {name: FLAGS[name].value for name in given}
+  given = 'data_dir dataset photographs tf_python batch threads'
+  settings = {name: FLAGS[name].value for name in given.split()}
   with tempfile.TemporaryDirectory() as folder:
     try:
       write_files(dataset, folder)

@@ -23,8 +23,7 @@ from benchmarks import plots
 from benchmarks import synthetic
 
 # The smallest maps for three poolings, one image a device, widths that 8 divides.
-TINY = {'conv_features': (4, 4, 4, 4, 4), 'fc_features': (16, 16)}
-TINY['num_classes'] = 16
+TINY = {'conv_features': (4,) * 5, 'fc_features': (16, 16), 'num_classes': 16}
 IMAGE, CROP, BATCH = 72, 67, 8
 # (layout, devices, processes); on one device all layouts are the same.
 QUICK = [('data', 1, 1), ('towers', 2, 1), ('data', 2, 1), ('data', 2, 2)]

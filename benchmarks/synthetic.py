@@ -11,6 +11,7 @@ from alexnet_jax import augment
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
+from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step
@@ -75,7 +76,7 @@ def compile_step(
   create = functools.partial(create_state, net, crop_size)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(create, key)
-  batch = mesh_lib.batch_template(batch_size, image_size, mesh)
+  batch = placement.batch_template(batch_size, image_size, mesh)
   arguments = jax.eval_shape(create_arguments, batch['image'])
   specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
   replicated = jax.tree.map(lambda _: mesh_lib.REPLICATED, arguments)
@@ -99,12 +100,12 @@ class TrainStep:
     options = compilation.fast_compile_options()
     state = jax.jit(create, compiler_options=options)(jax.random.key(0))
     specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
-    self._state = mesh_lib.place(state, mesh, specs)
+    self._state = placement.place(state, mesh, specs)
     images = create_batch(batch, image_size, net.num_classes)
-    self._arguments = mesh_lib.place(create_arguments(images['image']), mesh)
-    local = mesh_lib.local_batch_indices(batch, mesh)
+    self._arguments = placement.place(create_arguments(images['image']), mesh)
+    local = placement.local_batch_indices(batch, mesh)
     images = {name: x[local] for name, x in images.items()}
-    self._batch = mesh_lib.place_batch(images, mesh)
+    self._batch = placement.place_batch(images, mesh)
 
   def compile(self) -> str:
     """Compiles the step before the first is taken; the text of the program."""

@@ -3,9 +3,8 @@ r"""tf.data over JPEG files, a worker of benchmarks.input_pipeline.
     python benchmarks/tf_data.py FOLDER THREADS BATCH
 
 Needs TensorFlow and nothing of this project. FOLDER holds files NUMBER_LABEL.jpg.
-For a line 'DRAIN COUNT' on stdin it takes DRAIN batches and then, timed, COUNT
-batches. The decoder has its default settings, one of which is a faster and less
-exact transform (INTEGER_FAST).
+For a line 'DRAIN COUNT' on stdin it takes DRAIN batches and then, timed, COUNT. The
+decoder has its default settings, one of which is a less exact transform.
 """
 
 import itertools
