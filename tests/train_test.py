@@ -38,7 +38,6 @@ from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
-from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import optimizer
 from alexnet_jax import placement
