@@ -114,9 +114,7 @@ def prefetch_to_device(
       yield ready
 
 
-def _iterate(
-  batches: grain.MapDataset, load: '_BatchLoader'
-) -> Generator[Batch]:
+def _iterate(batches, load):
   # One thread loads ahead; the loader decodes each batch in many threads.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   iterator = iter(batches.map(load).to_iter_dataset(options))
@@ -130,13 +128,7 @@ def _iterate(
 class _BatchLoader:
   """Reads and decodes the examples of one global batch, or a part of them."""
 
-  def __init__(
-    self,
-    dataset: dataset_lib.Dataset,
-    split: str,
-    batch_size: int,
-    batch_indices: Int[np.ndarray, 'local'] | None,
-  ):
+  def __init__(self, dataset, split, batch_size, batch_indices):
     if batch_indices is None:
       batch_indices = np.arange(batch_size)
     self._batch_indices = batch_indices

@@ -206,7 +206,7 @@ class Progress:
     """Starts at `step` of `total`; the command started at time `began`."""
     self._total, self._began = total, began
     self._enabled = processes.is_first()
-    self._start_step = step
+    self._start = step
     self._first_done = None  # Time of the first finished step.
     self._bar = tqdm.tqdm(
       initial=step,
@@ -229,9 +229,7 @@ class Progress:
     self, step: int, epoch: float, values: Mapping[str, float]
   ) -> None:
     """Shows the newest metrics."""
-    pace = (time.time() - self._first_done) / max(
-      step - self._start_step - 1, 1
-    )
+    pace = (time.time() - self._first_done) / max(step - self._start - 1, 1)
     remaining = tqdm.tqdm.format_interval(pace * (self._total - step))
     evaluated = any(tag.startswith('eval') for tag in values)
     if self._bar.disable or evaluated:

@@ -52,9 +52,8 @@ def feature_map_sizes(
   size at 224 pixels, as in section 3.4. (Deviation S12: the source rounds up.)
   """
   covered = crop_size + 2 * conv1_padding - conv1_kernel
-  sizes = {
-    'conv1': 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0
-  }
+  conv1 = 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0
+  sizes = {'conv1': conv1}
   for before, after in itertools.pairwise(('conv1', 'pool1', 'pool2', 'pool5')):
     sizes[after] = (sizes[before] - pool_size) // 2 + 1
   return sizes
