@@ -134,7 +134,7 @@ def _open_nets(
 
 
 def _examples(net):
-  """What identifies the examples that a net is evaluated on."""
+  """Identifies the examples that a net is evaluated on."""
   return net.run.dataset.fingerprint, net.config.input.eval_split
 
 

@@ -135,7 +135,7 @@ def make_eval_step(
 
 
 def _jit_step(local_step, net, mesh, out_specs):
-  """Jits a step of (params, batch, mean_image, offsets), mapped over the mesh."""
+  """A step of (params, batch, mean_image, offsets), mapped and jitted."""
 
   def step(params, batch, mean_image, offsets):
     in_specs = (

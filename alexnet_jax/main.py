@@ -57,7 +57,8 @@ EVALUATION = evaluate.define_evaluation_flags(views='both')
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; a wrong config exits with one line, not a traceback."""
   overrides = [arg for arg in argv if arg.startswith(('--config.', '-config.'))]
-  if overrides and not any(arg.partition('=')[0] == '--config' for arg in argv):
+  names = {arg.partition('=')[0] for arg in argv}
+  if overrides and not names & {'--config', '-config'}:
     sys.exit(
       f'{overrides[0]} needs --config=FILE; --mode=evaluate also takes'
       ' --checkpoint, --views, --split and --data_dir'

@@ -221,7 +221,8 @@ class Progress:
     if self._first_done is None:
       self._first_done = time.time()
       self._print(
-        f'first step done {self._first_done - self._began:.1f} s after the start'
+        f'first step done {self._first_done - self._began:.1f} s after the'
+        ' start'
       )
     self._bar.update()
 

@@ -198,11 +198,11 @@ class AlexNet(nn.Module):
     # The 8 bits of bfloat16 would make logits tie, and ties count as errors.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = self._dense('fc8', self.num_classes, groups, x, dtype)
-    captured['fc8'] = self._all_classes(x)
+    captured['fc8'] = self._gather_logits(x)
     return captured['fc8']
 
   def _inputs(self, name, x):
-    """The inputs of a layer, after communication, and its number of groups."""
+    """The inputs of a layer, gathered if needed, and its number of groups."""
     if name not in READ_BOTH_TOWERS or not (self.tower_links or name == 'fc8'):
       return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
     with jax.named_scope(name):
@@ -283,7 +283,7 @@ class AlexNet(nn.Module):
     )
     return x / keep_rate if self.inverted_dropout else x
 
-  def _all_classes(self, logits):
+  def _gather_logits(self, logits):
     with jax.named_scope('logits'):
       if self.tower_devices > 1:
         return towers.gather(logits, 'tower', axis=1, to='invarying')

@@ -47,7 +47,7 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
 def create_train_state(run: run_lib.Run) -> train_state.TrainState:
   """A new state with the latest parameters of config.train.init_workdir.
 
-  The classifier, fc8, is initialised anew: its classes may differ (section 6).
+  The classifier, fc8, is new, because its classes may differ (section 6).
 
   Raises:
     ValueError: if the checkpoint cannot be read, or has another network.

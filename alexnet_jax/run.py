@@ -64,7 +64,7 @@ class Run:
 
   @property
   def make_optimizer(self) -> Callable:
-    """`optimizer.paper_sgd` with the settings of the config, without rates."""
+    """`optimizer.paper_sgd` of the rates, with the settings of the config."""
     return functools.partial(
       optimizer.paper_sgd,
       momentum=self.config.optimizer.momentum,

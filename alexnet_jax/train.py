@@ -76,7 +76,7 @@ def train_and_evaluate(
 
     while not _has_ended(step, metadata.plateau, table, config):
       stop, plateau = table.next_log(step), metadata.plateau
-      inputs = arguments.of_steps(step, stop, plateau.drops)
+      inputs = arguments.for_steps(step, stop, plateau.drops)
       state, row = run_steps(train_step, state, batches, inputs, step, progress)
       row['train/learning_rate'] = arguments.rate(stop - 1, plateau.drops)
       warning.observe(row['train/loss'], stop - step)
@@ -170,8 +170,8 @@ def run_steps(
 ) -> tuple[train_state.TrainState, dict[str, float]]:
   """Runs one train step per element of `inputs`.
 
-  The metrics of a step are fetched while the next step runs. Besides them, only
-  batches and changed rates are transferred; implicit transfers raise.
+  The metrics of a step are fetched while the next step runs. The only other
+  transfers are those of batches and changed rates; implicit transfers raise.
 
   Args:
     train_step: from `train_step.compile_train_step`.
@@ -201,7 +201,7 @@ def run_steps(
       batch = next(batches)
       waited += time.time() - requested
       state, sums = train_step(state, batch, *arguments)
-      if pending is not None:  # Sums of the step before this one.
+      if pending is not None:  # Fetched while this step runs.
         finish(step, pending)
       pending, step = sums, step + 1
     finish(step, pending)

@@ -39,7 +39,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMetadata:
-  """What a checkpoint stores besides the train state.
+  """Metadata that a checkpoint stores with the train state.
 
   Attributes:
     config: config values by dotted key.
@@ -47,7 +47,7 @@ class CheckpointMetadata:
     metrics: the newest row of metrics, by tag.
     plateau: state of the schedule 'plateau'.
     stuck_steps: number of steps at chance level, see `chance_loss`.
-    wall_seconds: duration of the run so far, without work lost to kills.
+    wall_seconds: duration of the run so far, without what interruptions lost.
   """
 
   config: dict[str, object]

@@ -160,7 +160,7 @@ class StepArguments:
     epoch = self._table.epoch(step)
     return self._schedule.rates(epoch, plateau_drops)['kernel']
 
-  def of_steps(
+  def for_steps(
     self, step: int, stop: int, plateau_drops: int
   ) -> Iterator[tuple]:
     """Yields the arguments of steps `step` + 1 to `stop`."""

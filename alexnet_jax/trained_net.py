@@ -166,8 +166,8 @@ def open_net(
   Args:
     workdir: work directory of a training run.
     which: 'best' (lowest validation error) or 'latest' checkpoint.
-    config: config of the run; keys in `EVALUATION_MAY_CHANGE` may differ. None
-      for the recorded config.
+    config: config of the run, except for the keys in
+      `recorded_config.EVALUATION_MAY_CHANGE`; None for the recorded config.
     split: name of a split that replaces config.input.eval_split.
     data_dir: folder that replaces config.input.data_dir.
 

@@ -71,9 +71,9 @@ def check_workdir(
 
 
 def check_writable(path: pathlib.Path, flag: str) -> None:
-  """Raises ValueError, which begins with `flag`, unless a folder is writable.
+  """Raises ValueError unless `path` is, or can become, a writable folder.
 
-  It need not exist yet.
+  The message begins with `flag`.
   """
   existing = next(p for p in (path, *path.parents) if p.exists())
   if not (existing.is_dir() and os.access(existing, os.W_OK)):
