@@ -79,9 +79,10 @@ def add_bias(
   """`x + bias`; on CPU the gradient of the bias is a matrix product with ones.
 
   XLA on CPU fuses the layer's whole backward pass into a plain sum; the product
-  prevents this and saves 12% of the train step. Other backends sum: the step with
-  the product, compiled for an A100, moves 14% more memory (experiments/LOG.md).
-  `x` may have a lower precision than the bias and its gradient.
+  prevents this and saves 12% of the train step. Other backends use the sum: the
+  step with the product, compiled for an A100, moves 14% more memory
+  (experiments/LOG.md). `x` may have a lower precision than the bias and its
+  gradient.
   """
   # Inside shard_map a custom gradient must vary over the axes of its primal.
   return _add_bias(x, pvary_like(bias, x))

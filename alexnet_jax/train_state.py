@@ -47,7 +47,7 @@ class CheckpointMetadata:
     metrics: the newest row of metrics, by tag.
     plateau: state of the schedule 'plateau'.
     stuck_steps: number of steps at chance level, see `chance_loss`.
-    wall_seconds: duration of the run so far, without what interruptions lost.
+    wall_seconds: duration of the run so far, less work lost to interruptions.
   """
 
   config: dict[str, object]
