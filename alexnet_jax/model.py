@@ -23,7 +23,7 @@ from alexnet_jax import pooling
 from alexnet_jax import towers
 
 CONVS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6')
-# Layers followed by max pooling (section 3.5), which stays without the layer.
+# Layers followed by max pooling (section 3.5), kept if the layer is left out.
 POOLED = ('conv1', 'conv2', 'conv5')
 # Layers that read the outputs of both towers: section 3.5; conv6 in run 146 of
 # the original source. fc8 does so even without links: there is one softmax.
@@ -73,8 +73,8 @@ class AlexNet(nn.Module):
     conv1_padding: zero padding on every side of the crop, in pixels.
     pool_size: side of the max pooling windows, 3 or 2 pixels; the stride is 2.
     num_towers: 2, or 1: every layer then reads all maps of the previous one.
-    tower_links: whether all of `READ_BOTH_TOWERS` do so, or only fc8.
-    activation: of the hidden layers, a key of `ACTIVATIONS`.
+    tower_links: whether all layers in `READ_BOTH_TOWERS` do, or only fc8.
+    activation: activation of the hidden layers, a key of `ACTIVATIONS`.
     lrn_layers: layers followed by a local response norm.
     lrn_k: additive constant of the norm.
     lrn_alpha: factor of the norm's sum of squares, which is not divided by 5.
