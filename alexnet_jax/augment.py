@@ -1,9 +1,9 @@
 """Device half of the input pipeline: from stored images to network inputs.
 
-Section 4.1 of the paper: random crops and their horizontal reflections, and
-colour noise along the principal components of the training set's RGB values;
-section 2: the training set's mean image is subtracted; section 4.1 again: the
-views of testing. Pure functions of images and a key, to be called under jit.
+Random crops, horizontal reflections, colour noise along the principal
+components of the training set's RGB values, and the views of test time (section
+4.1); subtraction of the training set's mean image (section 2). Pure functions,
+to be called under jit.
 """
 
 import jax
@@ -16,18 +16,18 @@ import numpy as np
 def color_directions(
   covariance: Float[np.ndarray, '3 3'], square_root: bool = False
 ) -> Float[np.ndarray, '3 3']:
-  """Columns `p_i * l_i`: what a unit of `a_i` adds to a pixel of 0..255.
+  """Columns `p_i * l_i`: the change of a pixel (0..255) per unit of `a_i`.
 
   Section 4.1 adds `[p1 p2 p3][a1 l1, a2 l2, a3 l3]^T`, with p and l the
   eigenvectors and eigenvalues of the covariance of the RGB values. The paper
   does not give the scale of the values. On 0..255 the noise would have a
   standard deviation of over a thousand grey levels, so l is taken from values
-  in [0, 1], and the sum brought back to 0..255: l_255 / 255 ** 2 * 255.
+  in [0, 1], and the sum is scaled back to 0..255: l_255 / 255 ** 2 * 255.
 
   Args:
-    covariance: of the training set's RGB values on the scale of 0..255.
-    square_root: let l be the square roots of the eigenvalues, the standard
-      deviations along p. Deviation S7: the original source does so.
+    covariance: covariance of the training set's RGB values, scale of 0..255.
+    square_root: whether l is the square roots of the eigenvalues, the standard
+      deviations along p. Deviation S7: as in the original source.
   """
   eigenvalues, eigenvectors = np.linalg.eigh(covariance)
   if square_root:
@@ -52,22 +52,22 @@ def random_views(
 ) -> Float[Array, 'batch crop crop 3']:
   """One random training view of each image: 0..255 minus the mean image.
 
-  The view depends only on the key and on the index in the global batch.
+  A view depends only on the key and on the image's index in the global batch.
 
   Args:
-    key: of this step.
+    key: random key of this step.
     images: stored images, 0..255.
     batch_indices: index of each image in the global batch.
-    mean_image: of the training set, 0..255; subtracted at the crop's place.
-    directions: from `color_directions`.
+    mean_image: mean of the training set, 0..255; cropped like the image.
+    directions: directions of the colour noise, from `color_directions`.
     color_std: standard deviation of the a_i, 0.1 in section 4.1; 0 for none.
       They are drawn once per image and step.
     crop_size: side of the crop in pixels; every offset is equally likely.
-    flip: reflect each image left to right with probability 1/2.
-    color_divide: divide the view by `1 + color_std`. Deviation S7: the original
-      source does so, to keep the scale of test images.
-    central_mean: subtract the central crop of the mean image, wherever the crop
-      is, and not reflected. Deviation S8: the original source does so.
+    flip: whether to reflect each image left to right with probability 1/2.
+    color_divide: whether to divide the view by `1 + color_std`. Deviation S7:
+      the original source does, to keep the scale of test images.
+    central_mean: whether to subtract the central crop of the mean image, not
+      reflected, for every crop. Deviation S8: the original source does.
   """
   offsets = images.shape[1] - crop_size + 1
 
@@ -88,13 +88,13 @@ def random_views(
 def view_offsets(
   image_size: int, crop_size: int, *, many: bool, flip: bool
 ) -> Int[np.ndarray, 'views 3']:
-  """The views (y, x, reflected) that testing averages.
+  """The views (y, x, reflected) that are averaged at test time.
 
   Args:
     image_size: side of the stored images in pixels.
     crop_size: side of the crops in pixels.
     many: the four corners and the centre (section 4.1), not only the centre.
-    flip: with `many`, also the reflection of each: ten views instead of five.
+    flip: with `many`, also their reflections: ten views instead of five.
   """
   end = image_size - crop_size
   centre = (end // 2, end // 2)
@@ -113,10 +113,9 @@ def view_at(
   crop_size: int,
   central_mean: bool = False,
 ) -> Float[Array, 'batch crop crop 3']:
-  """The view (y, x, reflected) of every image, minus the mean image there.
+  """The view (y, x, reflected) of every image, minus the mean image.
 
-  With `central_mean` minus the central crop of the mean image, as in
-  `random_views`.
+  The mean image, `central_mean` and the scale are as in `random_views`.
   """
   view = lambda image: _view(image, mean_image, offset, crop_size, central_mean)
   return jax.vmap(view)(images)
@@ -132,9 +131,8 @@ def _view(image, mean_image, offset, size, central_mean):
 
 
 def _crop(image, y, x, size):
-  return lax.dynamic_slice(image, (y, x, 0), (size, size, 3)).astype(
-    jnp.float32
-  )
+  crop = lax.dynamic_slice(image, (y, x, 0), (size, size, 3))
+  return crop.astype(jnp.float32)
 
 
 def _reflect(image, reflected):

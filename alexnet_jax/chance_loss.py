@@ -1,4 +1,4 @@
-"""A warning for the commonest failure of AlexNet: a loss that never moves."""
+"""A warning for AlexNet's most common failure: a loss that never decreases."""
 
 import logging
 import math
@@ -9,20 +9,23 @@ log = logging.getLogger(__name__)
 
 
 class ChanceLossWarning:
-  """Warns once if the loss stays at ln(classes), the loss of chance.
+  """Warns once if the loss stays at ln(classes), its value at chance level.
 
-  There the net gives every class the same probability and learns nothing: an
-  effect of too small initial weights in a deep net.
+  The net then gives every class the same probability and learns nothing. The
+  usual cause is initial weights that are too small for a deep net.
+
+  Attributes:
+    stuck_steps: number of the latest steps at chance level.
   """
 
   NEAR = 0.02  # nats
 
   def __init__(self, config: ml_collections.ConfigDict, stuck_steps: int):
-    """Continues after `stuck_steps` steps near ln(classes)."""
+    """Starts from `stuck_steps` earlier steps at chance level."""
     self._config, self.stuck_steps, self._warned = config, stuck_steps, False
 
   def observe(self, loss: float, steps: int) -> None:
-    """Records a mean training loss over `steps` further steps."""
+    """Records the mean training loss (nats) of `steps` further steps."""
     net, classes = self._config.model, self._config.model.num_classes
     stuck = abs(loss - math.log(classes)) < self.NEAR
     before = self.stuck_steps
@@ -34,8 +37,9 @@ class ChanceLossWarning:
     log.warning(
       'For %d steps the loss has been within %g of ln(%d) = %.3f: the net gives'
       ' every class the same probability. The likely cause is initial weights'
-      ' that are too small: in a fresh --workdir set config.model.conv345_init_std'
-      ' (now %g; 0.03 in the source) and, if the net is narrow,'
+      ' that are too small: in a fresh --workdir set'
+      ' config.model.conv345_init_std (now %g; 0.03 in the source) and, if the'
+      ' net is narrow,'
       ' config.model.init_std and config.model.fc67_init_std (now %g and %g) to'
       ' 0.05. See docs/troubleshooting.md, "A loss that stays at ln(classes)".',
       self.stuck_steps,

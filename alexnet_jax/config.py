@@ -1,4 +1,4 @@
-"""Every rule that a config must obey, checked before data or compilation."""
+"""The rules for a config, checked before data are read or code is compiled."""
 
 from collections.abc import Iterator
 import itertools
@@ -11,7 +11,7 @@ from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 
-# (whether a value is in the range, keys whose values must be) by rule.
+# For each rule a predicate, and the keys whose values must satisfy it.
 RANGES = {
   'must be positive': (
     lambda value: value > 0,
@@ -68,8 +68,8 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   """Raises one ValueError that lists every broken rule, one per line.
 
   Args:
-    config: with the keys of configs/paper.py.
-    num_devices: accelerators (or CPU devices) that the run will use.
+    config: a config with the keys of configs/paper.py.
+    num_devices: number of devices (accelerators, or CPU devices) of the run.
   """
   try:
     problems = list(_problems(config, num_devices))
@@ -83,7 +83,7 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
-  """Values by dotted key, as JSON gives them back (tuples become lists)."""
+  """Config values by dotted key, as JSON returns them (tuples become lists)."""
   flat = {}
   for section, value in json.loads(config.to_json_best_effort()).items():
     if isinstance(value, dict):
@@ -107,13 +107,13 @@ def _problems(
       f'config.input.crop_size={inputs.crop_size} must not exceed'
       f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
     )
-  needed = {
+  used = {
     'model.conv1_kernel',
     'model.conv1_stride',
     'model.pool_size',
     'input.crop_size',
   }
-  if not needed & out_of_range.keys():
+  if not used & out_of_range.keys():
     yield from _geometry(net, inputs)
   yield from _optimizer(config.optimizer)
   if 'model.num_towers' not in out_of_range:
@@ -121,7 +121,7 @@ def _problems(
 
 
 def _out_of_range(flat):
-  """(value, broken rule) by key."""
+  """Values that break a rule of `RANGES` or are not finite, with it, by key."""
   found = {
     key: (value, 'must be finite')
     for key, value in flat.items()
@@ -174,12 +174,12 @@ def _geometry(net, inputs):
   sizes = lambda crop: model.feature_map_sizes(crop, *geometry, net.pool_size)
   empty = [name for name, size in sizes(inputs.crop_size).items() if size < 1]
   if empty:
-    least = next(
+    smallest = next(
       crop for crop in itertools.count(1) if min(sizes(crop).values()) >= 1
     )
     yield (
       f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'
-      f' output; with this conv1 it must be at least {least}'
+      f' output; with this conv1 it must be at least {smallest}'
     )
 
 
@@ -239,24 +239,24 @@ def _mesh(config, num_devices):
   for section in ('input', 'eval'):
     size = config[section].batch_size
     if size > 0 and size % data:
-      near = [n for n in (size // data * data, -(-size // data) * data) if n]
+      nearest = [n for n in (size // data * data, -(-size // data) * data) if n]
       yield (
         f'config.{section}.batch_size={size} must be a multiple of {data}, the'
         f" size of mesh axis 'data' with {num_devices} devices; try"
-        f' {" or ".join(map(str, near))}'
+        f' {" or ".join(map(str, nearest))}'
       )
 
 
 def _one_weird_trick(net, num_devices):
-  way_out = "use config.mesh.layout='data'"
+  remedy = "use config.mesh.layout='data'"
   if not net.tower_links:
     yield (
-      "config.mesh.layout='one_weird_trick' splits fc6 and fc7 over all devices,"
-      f' so it needs config.model.tower_links=True; {way_out}'
+      "config.mesh.layout='one_weird_trick' splits fc6 and fc7 over all"
+      f' devices, so it needs config.model.tower_links=True; {remedy}'
     )
   if any(isinstance(w, int) and w % num_devices for w in net.fc_features):
     yield (
       f'config.model.fc_features={net.fc_features} must be multiples of the'
       f" {num_devices} devices with config.mesh.layout='one_weird_trick';"
-      f' {way_out}'
+      f' {remedy}'
     )

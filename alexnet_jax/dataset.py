@@ -1,4 +1,4 @@
-"""A prepared data set: its facts, and whether they fit a config.
+"""A prepared data set: its metadata, and whether they match a config.
 
 `python -m alexnet_jax.prepare` writes data sets; `input_pipeline` reads their
 images.
@@ -21,7 +21,7 @@ STATISTICS_FILE = 'statistics.npz'
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """The facts of a prepared data set, read before any of its images.
+  """The metadata of a prepared data set.
 
   Attributes:
     path: folder of the data set.
@@ -49,11 +49,11 @@ def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
-  """Reads the facts of a prepared data set.
+  """Reads the metadata of a prepared data set.
 
   Raises:
     FileNotFoundError: if there is no data set of that name.
-    ValueError: if its statistics are damaged, or do not belong to its images.
+    ValueError: if it is damaged, or its statistics do not match its images.
   """
   path = dataset_path(data_dir, name)
   if not (path / STATISTICS_FILE).exists():
@@ -67,7 +67,7 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
   try:
     info = tfds.builder_from_directory(path).info
     image_shape = info.features['image'].shape
-  except Exception as error:  # tfds and what it reads with may raise anything.
+  except Exception as error:  # tfds and its readers may raise anything.
     raise ValueError(
       f'{path} is damaged ({error}); remove it and prepare it again'
     ) from error
@@ -81,7 +81,7 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
 
 
 def _statistics(file, image_shape):
-  """Mean image, RGB covariance and fingerprint, as `Dataset` has them."""
+  """Mean image, RGB covariance and fingerprint, by attribute of `Dataset`."""
   try:
     with np.load(file) as stored:
       found = {
@@ -97,15 +97,15 @@ def _statistics(file, image_shape):
   if mean.shape != image_shape or covariance.shape != (3, 3):
     raise ValueError(
       f'{file} has a mean image of shape {mean.shape} and a covariance of shape'
-      f' {covariance.shape}, but the images have shape {image_shape}; remove the'
-      ' data set and prepare it again'
+      f' {covariance.shape}, but the images have shape {image_shape}; remove'
+      ' the data set and prepare it again'
     )
   if not (
     0 <= mean.min() and mean.max() <= 255 and np.isfinite(covariance).all()
   ):
     raise ValueError(
-      f'{file} has values that images of 0..255 cannot give; remove the data set'
-      ' and prepare it again'
+      f'{file} has values that images of 0..255 cannot give; remove the data'
+      ' set and prepare it again'
     )
   return found
 
@@ -135,7 +135,7 @@ def check_dataset(
   if len(dataset.class_names) != num_classes:
     problems.append(
       f'config.model.num_classes={num_classes}, but {dataset.path} has'
-      f' {len(dataset.class_names)} classes; set it to that'
+      f' {len(dataset.class_names)} classes; set it to that number'
     )
   for key, split in splits.items():
     if not dataset.num_examples.get(split):

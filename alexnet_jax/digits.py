@@ -1,6 +1,6 @@
-"""The embedded data set: handwritten digits that the commands prepare themselves.
+"""The embedded data set: scikit-learn's handwritten digits.
 
-They come with scikit-learn, so the quick start needs no download.
+Commands prepare it on first use, so the quick start needs no download.
 """
 
 import jax
@@ -15,14 +15,14 @@ def prepare_if_missing(config: ml_collections.ConfigDict) -> None:
   """Prepares the digits if the config names them and they are not prepared.
 
   Raises:
-    ValueError: if the config is wrong, or the data set cannot be written.
+    ValueError: if the config is invalid, or the data set cannot be written.
   """
   inputs = config.input
   if inputs.dataset != 'digits':
     return
   config_lib.check(config, jax.device_count())
   path = dataset_lib.dataset_path(inputs.data_dir, 'digits')
-  # Process 0 first: other hosts may share the folder, or not.
+  # Process 0 goes first: other hosts may share its file system.
   if processes.is_first() and not path.exists():
     _prepare(inputs.data_dir, inputs.image_size)
   processes.barrier('digits')
@@ -32,6 +32,6 @@ def prepare_if_missing(config: ml_collections.ConfigDict) -> None:
 
 
 def _prepare(data_dir, size):
-  from alexnet_jax.prepare import prepare  # Slow to import, and seldom needed.
+  from alexnet_jax.prepare import prepare  # Slow to import, rarely needed.
 
   prepare.prepare('digits', 'digits', data_dir, size=size)

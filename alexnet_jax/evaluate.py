@@ -2,8 +2,8 @@ r"""Evaluates trained nets, and their ensemble, as in Table 2 of the paper.
 
     python -m alexnet_jax.evaluate --workdirs=A,B,C
 
-`python -m alexnet_jax.main --mode=evaluate --workdir=A` is the same for one net,
-with one view and with many; there several processes can share the work.
+`python -m alexnet_jax.main --mode=evaluate --workdir=A` does the same for one
+net, with one view and with many, and can use several processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
-# Whether to average many views, in turn, by the value of --views.
+# By value of --views: whether each evaluation averages many views.
 VIEWS = {'one': (False,), 'many': (True,), 'both': (False, True)}
 COLUMNS = {'top1_error': 'Top-1', 'top5_error': 'Top-5'}
 VIEW_NAMES = {
@@ -49,21 +49,22 @@ def evaluate(
   """Evaluates trained nets and their ensemble; prints and writes the errors.
 
   Args:
-    workdirs: folders of the trainings.
-    which: 'best' or 'latest' checkpoint of each.
-    views: a key of `VIEWS`: the centre, many (ten, five if the config does not
-      flip), or both.
-    config: of a single net; None for the one that each recorded.
-    split: to evaluate; None for config.input.eval_split of each.
-    data_dir: of the data set; None for config.input.data_dir of each.
-    output: folder of evaluation.json and of the predictions; None for the first
-      work directory, and for the predictions of each net its own.
+    workdirs: work directories of the training runs.
+    which: checkpoint of each net, 'best' or 'latest'.
+    views: views to average, a key of `VIEWS`: the centre, many (ten, or five if
+      the config does not flip), or both in turn.
+    config: config of a single net; None for the recorded ones.
+    split: name of the split; None for config.input.eval_split of each net.
+    data_dir: folder of data sets; None for config.input.data_dir of each net.
+    output: folder for evaluation.json and the predictions. None for the first
+      work directory; predictions are then saved in that of each net.
 
   Returns:
-    Loss, top-1 and top-5 error (fractions) of the net or ensemble, by tag.
+    Loss (nats), top-1 and top-5 error (fractions) of the net or the ensemble,
+    by tag.
 
   Raises:
-    ValueError: if the nets are not of one data set and split, or `output`
+    ValueError: if the nets have different data sets or splits, or `output`
       cannot be written.
     FileNotFoundError: if a work directory, checkpoint or data set is missing.
   """
@@ -85,7 +86,7 @@ def evaluate(
 
 
 def _prefix(nets):
-  """Prefix of the tags of many views, whose number may differ between nets."""
+  """Prefix of the tags for many views; their number may differ between nets."""
   found = {metrics.many_view_prefix(n.config.augment.flip) for n in nets}
   return found.pop() if len(found) == 1 else 'eval_many_view'
 
@@ -98,8 +99,9 @@ def _output_folder(nets, output):
   else:
     folder = pathlib.Path(output).expanduser().absolute()
     checked = {f'--output={output}': folder}
-  for flag, path in checked.items() if processes.is_first() else ():
-    workdir_lib.check_writable(path, flag)
+  if processes.is_first():
+    for flag, path in checked.items():
+      workdir_lib.check_writable(path, flag)
   return folder
 
 
@@ -114,24 +116,25 @@ def _open_nets(
     )
   nets = []
   for workdir in workdirs:
-    path = trained_net.check_is_training(workdir)
-    changed = trained_net.read_config(path, config, split, data_dir)
-    digits.prepare_if_missing(changed)
-    nets.append(trained_net.open_net(path, which, config=changed))
+    path = trained_net.check_trained_workdir(workdir)
+    net_config = trained_net.read_config(path, config, split, data_dir)
+    digits.prepare_if_missing(net_config)
+    nets.append(trained_net.open_net(path, which, config=net_config))
   first = nets[0]
   for net in nets[1:]:
     if _examples(net) != _examples(first):
       raise ValueError(
-        f'--workdirs: {net.workdir} was trained on'
+        f'--workdirs: {net.workdir} is evaluated on'
         f' {net.config.input.dataset} ({net.config.input.eval_split}),'
         f' {first.workdir} on {first.config.input.dataset}'
-        f' ({first.config.input.eval_split}); an ensemble needs one prepared'
-        ' data set, and --split'
+        f' ({first.config.input.eval_split}); the members of an ensemble need'
+        ' the same prepared data set and the same --split'
       )
   return nets
 
 
 def _examples(net):
+  """Identifies the examples that a net is evaluated on."""
   return net.run.dataset.fingerprint, net.config.input.eval_split
 
 
@@ -143,7 +146,7 @@ def _member_predictions(nets, many, folder) -> Iterator:
 
 
 def _with_errors(members, prefix, rows):
-  """Yields the predictions, and adds their errors to the rows of the table."""
+  """Yields the predictions after adding their errors to the table's rows."""
   for member, row in zip(members, rows, strict=True):
     row |= _tagged(prefix, member.errors())
     yield member
@@ -175,12 +178,12 @@ def _print_table(nets, table, result):
 
 def _write(folder, nets, table, result):
   folder.mkdir(parents=True, exist_ok=True)
-  of_all = nets[0].config.input
+  inputs = nets[0].config.input
   evaluation = {
     'step': nets[0].step,
     'checkpoint': nets[0].which,
-    'dataset': of_all.dataset,
-    'split': of_all.eval_split,
+    'dataset': inputs.dataset,
+    'split': inputs.eval_split,
     **result,
   }
   if len(nets) > 1:
@@ -193,7 +196,7 @@ def _write(folder, nets, table, result):
 
 
 def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
-  """Defines the flags of evaluation, here and in main.py.
+  """Defines the flags of evaluation, for this command and for main.py.
 
   Args:
     views: default of --views.
@@ -206,8 +209,8 @@ def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
       'views',
       views,
       list(VIEWS),
-      'Views to average: the centre, many (ten as in Table 2; five if the config'
-      ' does not flip), or both in turn.',
+      'Views to average: the centre, many (ten as in Table 2; five if the'
+      ' config does not flip), or both in turn.',
     ),
     flags.DEFINE_string(
       'split', None, 'Split to evaluate, instead of the one in the config.'
@@ -218,8 +221,8 @@ def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
     flags.DEFINE_string(
       'output',
       None,
-      'Folder of evaluation.json and the predictions; default: the (first) work'
-      ' directory.',
+      'Folder for evaluation.json and the predictions; the (first) work'
+      ' directory by default.',
     ),
   ]
 
@@ -229,7 +232,7 @@ def evaluate_with_flags(
   evaluation_flags: Sequence[flags.FlagHolder],
   config: ml_collections.ConfigDict | None = None,
 ) -> None:
-  """`evaluate` with the values of `define_evaluation_flags`."""
+  """Runs `evaluate` with the flags of `define_evaluation_flags`."""
   values = {flag.name: flag.value for flag in evaluation_flags}
   which = values.pop('checkpoint')
   evaluate(workdirs, which, config=config, **values)
@@ -247,7 +250,7 @@ if __name__ == '__main__':
   WORKDIRS = flags.DEFINE_list(
     'workdirs',
     None,
-    'Folders of trainings, separated by commas.',
+    'Work directories of trained nets, separated by commas.',
     required=True,
   )
   CACHE_DIR = flags.DEFINE_string(

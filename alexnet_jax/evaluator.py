@@ -1,4 +1,4 @@
-"""Evaluation of a network: a label-free step, and the errors of a split.
+"""Evaluation of a network: a label-free step, and the errors on a split.
 
 Section 4.1: the softmax outputs of the four corner crops, the centre crop and
 their reflections are averaged. Every example counts exactly once.
@@ -40,18 +40,18 @@ def predict(
   central_mean: bool = False,
   layers: Sequence[str] = (),
 ) -> tuple[Float[Array, 'batch classes'], dict[str, Array]]:
-  """Log-probabilities and named activations of this device's images.
+  """Log-probabilities and named activations for this device's images.
 
   Call it inside `mesh.shard_map`.
 
   Args:
-    net: has the attributes and the call of `model.AlexNet`.
-    params: of the network.
+    net: network with the interface of `model.AlexNet`.
+    params: parameters of the network.
     images: stored images, uint8 [batch, size, size, 3].
-    mean_image: of the training set, 0..255.
+    mean_image: mean of the training set, 0..255.
     offsets: views to average, from `augment.view_offsets`.
     crop_size: side of the crops in pixels.
-    central_mean: as for `augment.random_views`.
+    central_mean: see `augment.random_views`.
     layers: names of the activations to return, see `model.AlexNet.__call__`.
 
   Returns:
@@ -81,9 +81,9 @@ def make_predict_step(
   central_mean: bool = False,
   layers: Sequence[str] = (),
 ) -> Callable[..., tuple[Float[Array, 'batch classes'], dict[str, Array]]]:
-  """The compiled (params, images, mean_image, offsets) -> outputs of `predict`.
+  """The jitted `predict`: (params, images, mean_image, offsets) -> outputs.
 
-  Takes no labels; the other arguments are those of `predict`.
+  It needs no labels. The arguments are those of `predict`.
   """
 
   def local_step(params, images, mean_image, offsets):
@@ -102,7 +102,7 @@ def make_predict_step(
     name: P(None, *net.activation_spec(name)) for name in layers
   }
   out_specs = (mesh_lib.batch_spec(), activation_specs)
-  return _compiled(local_step, net, mesh, out_specs)
+  return _jit_step(local_step, net, mesh, out_specs)
 
 
 def make_eval_step(
@@ -111,10 +111,10 @@ def make_eval_step(
   crop_size: int,
   central_mean: bool = False,
 ) -> Callable[..., tuple[dict[str, Array], Float[Array, 'batch classes']]]:
-  """The compiled (params, batch, mean_image, offsets) -> (sums, log_probs).
+  """The jitted step (params, batch, mean_image, offsets) -> (sums, log_probs).
 
-  The sums of `metrics.batch_sums` are over the whole batch, the log-probabilities
-  of `predict` by example.
+  The sums are those of `metrics.batch_sums` over the global batch, the
+  log-probabilities those of `predict`.
   """
 
   def local_step(params, batch, mean_image, offsets):
@@ -131,11 +131,11 @@ def make_eval_step(
     return sums if mesh is None else lax.psum(sums, 'data'), log_probs
 
   out_specs = (mesh_lib.REPLICATED, mesh_lib.batch_spec())
-  return _compiled(local_step, net, mesh, out_specs)
+  return _jit_step(local_step, net, mesh, out_specs)
 
 
-def _compiled(local_step, net, mesh, out_specs):
-  """Compiles a step of (params, batch, mean_image, offsets) over the mesh."""
+def _jit_step(local_step, net, mesh, out_specs):
+  """A step of (params, batch, mean_image, offsets), mapped and jitted."""
 
   def step(params, batch, mean_image, offsets):
     in_specs = (
@@ -161,18 +161,18 @@ def evaluate(
   prefix: str,
   predictions: list | None = None,
 ) -> dict[str, float]:
-  """Mean loss and top-1 and top-5 error (fractions) under `prefix/...`.
+  """Mean loss (nats), top-1 and top-5 error (fractions), by tag.
 
   Args:
-    eval_step: from `make_eval_step`.
-    params: of the network.
-    batches: on the device; every example once.
-    mean_image: of the training set, on the device.
-    offsets: views to average, on the device.
+    eval_step: step from `make_eval_step`.
+    params: parameters of the network, on the devices.
+    batches: batches on the devices, with every example once.
+    mean_image: mean of the training set, on the devices.
+    offsets: views to average, on the devices.
     num_examples: number of examples that the batches must hold.
-    prefix: of the tags.
-    predictions: gets the log-probabilities [examples, classes] and the labels
-      of every batch, as a pair.
+    prefix: prefix of the tags.
+    predictions: list to which the log-probabilities [examples, classes] and
+      labels of every batch are appended as a pair.
 
   Raises:
     RuntimeError: if the batches do not hold `num_examples` examples.
@@ -219,12 +219,13 @@ class Evaluator:
   def __call__(
     self, params: PyTree, *, many: bool, predictions: list | None = None
   ) -> dict[str, float]:
-    """The metrics of one view or of many, by tag.
+    """The metrics of `evaluate`, with one view or with many.
 
     Args:
-      params: of the network, on the devices.
-      many: average ten views (five if the config does not flip), not one.
-      predictions: as for `evaluate`.
+      params: parameters of the network, on the devices.
+      many: whether to average ten views (five if the config does not flip), not
+        one.
+      predictions: see `evaluate`.
     """
     run, flip = self._run, self._run.config.augment.flip
     inputs = run.config.input

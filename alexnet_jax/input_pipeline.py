@@ -1,12 +1,12 @@
 """Host half of the input pipeline: from prepared data set to uint8 batches.
 
-The element of the Grain data set is a *batch*: element t holds the indices of
+An element of the Grain data set is a *batch*: element t holds the indices of
 the examples of global batch t, a function of (seed, t) alone, so resuming at
-step t means starting at element t. Loading it reads and decodes the records in
-threads, straight into a reused buffer. Grain contributes one thread that loads
-batches ahead of time. Training batches are endless: the last batch of an epoch
-is filled from the order of the next epoch. Evaluation batches hold every example
-once; the last one is padded and masked.
+step t means starting at element t. Threads read and decode its records into a
+reused buffer; Grain contributes one thread that loads batches ahead of time.
+Training batches are endless: the last batch of an epoch is filled up from the
+next epoch. Evaluation batches hold every example once; the last one is padded
+and masked.
 """
 
 import collections
@@ -47,33 +47,31 @@ def train_batches(
   Each epoch is a new permutation of the whole split.
 
   Args:
-    dataset: to read.
-    split: to read.
-    batch_size: examples of a global batch.
-    seed: of the permutations.
+    dataset: data set to read.
+    split: name of the split.
+    batch_size: number of examples in a global batch.
+    seed: seed of the permutations.
     start_step: index of the first batch.
-    batch_indices: positions in the global batch to read, ascending; None for
-      the whole batch.
+    batch_indices: indices into the global batch of the examples to read,
+      ascending; None for the whole batch.
   """
   indices = functools.partial(
     _train_indices, dataset.num_examples[split], seed, batch_size
   )
-  steps = grain.MapDataset.range(start_step, ENDLESS)
-  return _iterate(
-    steps.map(indices), _BatchLoader(dataset, split, batch_size, batch_indices)
-  )
+  batches = grain.MapDataset.range(start_step, ENDLESS).map(indices)
+  loader = _BatchLoader(dataset, split, batch_size, batch_indices)
+  return _iterate(batches, loader)
 
 
 def _train_indices(num_examples, seed, batch_size, step):
   """Indices into the split of the examples of one batch."""
-  places = np.arange(step * batch_size, (step + 1) * batch_size)
-  epochs, places = np.divmod(places, num_examples)
-  return np.concatenate(
-    [
-      _epoch_order(num_examples, seed, int(epoch))[places[epochs == epoch]]
-      for epoch in np.unique(epochs)
-    ]
-  )
+  positions = np.arange(step * batch_size, (step + 1) * batch_size)
+  epochs, positions = np.divmod(positions, num_examples)
+  parts = [
+    _epoch_order(num_examples, seed, int(epoch))[positions[epochs == epoch]]
+    for epoch in np.unique(epochs)
+  ]
+  return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=2)  # A batch may span two epochs.
@@ -89,26 +87,23 @@ def eval_batches(
   batch_size: int,
   batch_indices: Int[np.ndarray, 'local'] | None = None,
 ) -> Generator[Batch]:
-  """Every example of the split once, in stored order; the tail is masked.
+  """Every example of the split once, in stored order; padding is masked.
 
   Takes the arguments of `train_batches`.
   """
-  batches = grain.MapDataset.range(dataset.num_examples[split]).batch(
-    batch_size
-  )
-  return _iterate(
-    batches, _BatchLoader(dataset, split, batch_size, batch_indices)
-  )
+  examples = grain.MapDataset.range(dataset.num_examples[split])
+  loader = _BatchLoader(dataset, split, batch_size, batch_indices)
+  return _iterate(examples.batch(batch_size), loader)
 
 
 def prefetch_to_device(
   batches: Generator[Batch], put: Callable[[Batch], PyTree], depth: int = 2
 ) -> Generator[PyTree]:
-  """Yields the batches on the device, `depth` of them ahead of the one in use.
+  """Yields the batches on the devices, copied ahead of their use.
 
   Args:
-    batches: host batches.
-    put: starts the copy of one batch to the device (`jax.device_put`).
+    batches: batches on the host.
+    put: function that starts the copy of one batch (`jax.device_put`).
     depth: number of batches copied ahead of the step that will use them.
   """
   with contextlib.closing(batches):
@@ -119,10 +114,8 @@ def prefetch_to_device(
       yield ready
 
 
-def _iterate(
-  batches: grain.MapDataset, load: '_BatchLoader'
-) -> Generator[Batch]:
-  # One thread loads ahead; within a batch the loader decodes in many.
+def _iterate(batches, load):
+  # One thread loads ahead; the loader decodes each batch in many threads.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   iterator = iter(batches.map(load).to_iter_dataset(options))
   try:
@@ -135,18 +128,12 @@ def _iterate(
 class _BatchLoader:
   """Reads and decodes the examples of one global batch, or a part of them."""
 
-  def __init__(
-    self,
-    dataset: dataset_lib.Dataset,
-    split: str,
-    batch_size: int,
-    batch_indices: Int[np.ndarray, 'local'] | None,
-  ):
+  def __init__(self, dataset, split, batch_size, batch_indices):
     if batch_indices is None:
       batch_indices = np.arange(batch_size)
     self._batch_indices = batch_indices
     source = tfds.builder_from_directory(dataset.path).as_data_source(split)
-    self._records = source.data_source  # Serialized, as they are stored.
+    self._records = source.data_source  # Serialised examples.
     self._path = dataset.path
     self._buffers = buffer_pool.BufferPool(
       (len(batch_indices), *dataset.mean_image.shape)
@@ -158,12 +145,12 @@ class _BatchLoader:
     pixels = self._buffers.take()
     labels = np.zeros(len(pixels), np.int32)
     mask = self._batch_indices < len(indices)
-    # The padding, if any, is at the end.
+    # Padding, if any, comes last.
     indices = indices[self._batch_indices[mask]].tolist()
 
     def load(start: int) -> None:
       for i in range(start, len(indices), self._num_threads):
-        # One record at a time: reading many in one call starts threads.
+        # One record at a time: reading several in one call starts threads.
         try:
           record = self._records[indices[i]]
         except RuntimeError as error:

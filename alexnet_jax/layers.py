@@ -1,7 +1,7 @@
-"""The layers of AlexNet: norms, dropout, convolution, fully connected.
+"""The layers of AlexNet: norms, dropout, convolutional and fully connected.
 
-Pure functions, and Flax modules for the layers that have parameters. They know
-the towers of one device, not the network; max pooling has `pooling.py`.
+Pure functions, and Flax modules for layers with parameters. Max pooling is in
+`pooling.py`.
 """
 
 import flax.linen as nn
@@ -23,9 +23,9 @@ def local_response_norm(
 ) -> Float[Array, 'batch height width features']:
   """`x / (k + alpha * sum of squares of `size` adjacent maps) ** 0.75`.
 
-  Section 3.3, with its constants; the sum is not divided by `size`. The
-  window ends at the edge of each of the `groups` equal groups of maps, so the
-  norm never reads the other tower.
+  Section 3.3, with its constants; the sum is not divided by `size`. The window
+  stops at the edges of the `groups` equal groups of maps, so the norm never
+  reads the other tower.
   """
   grouped = x.reshape(*x.shape[:-1], groups, -1)
   out = _normalize(grouped, (1,) * (grouped.ndim - 1) + (size,), k, alpha)
@@ -56,7 +56,7 @@ def _normalize(x, window, k, alpha):
     (1,) * x.ndim,
     [(size // 2, (size - 1) // 2) for size in window],
   )
-  # s ** -0.75 without a logarithm, twice as fast forward and backward.
+  # s ** -0.75 by square roots: twice as fast as a power, forward and backward.
   root = lax.rsqrt(k + alpha * squares)
   return (x * (root * lax.sqrt(root))).astype(dtype)
 
@@ -77,16 +77,16 @@ def dropout(
   """Sets each unit to zero with probability `rate`, without rescaling.
 
   Section 4.2. Whether a unit is dropped depends on the key, the index of its
-  example in the global batch, its tower and its place there, so the mask is the
-  same on every mesh.
+  example in the global batch, its tower and its index in the tower, so the mask
+  is the same on every mesh.
 
   Args:
     x: units `first_unit`, `first_unit` + 1, ... of the layer.
-    key: of this step and layer.
-    rate: in [0, 1).
+    key: random key of this step and layer.
+    rate: probability of dropping a unit, in [0, 1).
     batch_indices: index of each example in the global batch.
-    features: units of the whole layer, `[tower 0 | tower 1]`.
-    num_towers: towers of the network.
+    features: number of units of the whole layer, `[tower 0 | tower 1]`.
+    num_towers: number of towers of the network.
     first_unit: index in the layer of the first unit of `x`.
   """
   all_towers = jnp.arange(num_towers)
@@ -105,7 +105,7 @@ def dropout(
 
 
 class TowerConv(nn.Module):
-  """Convolution and bias of one layer, on the towers of this device."""
+  """Convolution and bias of one layer, for the towers of this device."""
 
   features: int
   kernel_size: int
@@ -119,11 +119,8 @@ class TowerConv(nn.Module):
   def __call__(
     self, x: Float[Array, 'batch height width in_features']
   ) -> Float[Array, 'batch out_height out_width features']:
-    shape = (
-      *(self.kernel_size,) * 2,
-      x.shape[-1] // self.groups,
-      self.features,
-    )
+    size, group_in = self.kernel_size, x.shape[-1] // self.groups
+    shape = (size, size, group_in, self.features)
     kernel, bias = _kernel_and_bias(self, shape)
     x = towers.grouped_conv(
       x, kernel, self.stride, (self.padding, self.padding), self.groups
@@ -132,10 +129,10 @@ class TowerConv(nn.Module):
 
 
 class TowerDense(nn.Module):
-  """Fully connected layer, on the towers of this device.
+  """Fully connected layer, for the towers of this device.
 
-  Each of the `groups` equal groups of outputs reads all units of one group of
-  input maps, flattened. The outputs have `output_dtype`, by default that of `x`.
+  Output group i (of `groups`) reads only input group i, flattened. The outputs
+  have `output_dtype`, by default the dtype of `x`.
   """
 
   features: int
@@ -160,7 +157,7 @@ class TowerDense(nn.Module):
       jnp.matmul(part, k, preferred_element_type=self.output_dtype)
       for part, k in zip(parts, kernels, strict=True)
     ]
-    # The bias is added in float32, so its gradient is summed in float32.
+    # The bias is added in float32 so that its gradient is summed in float32.
     outputs = jnp.concatenate(outputs, axis=-1)
     return (_at_least_float32(outputs) + bias[None]).astype(outputs.dtype)
 

@@ -1,12 +1,12 @@
-r"""Trains AlexNet, or evaluates a training.
+r"""Trains AlexNet, or evaluates a trained net.
 
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
     python -m alexnet_jax.main --mode=evaluate --workdir=DIR
 
-On several hosts run the same command once on each; if JAX cannot detect the
+On several hosts, run the same command once on each; if JAX cannot detect the
 cluster, add --coordinator_address, --num_processes and --process_id.
 
-This module has only flags and error messages; see train.py and evaluate.py.
+This module only handles flags and errors; see train.py and evaluate.py.
 """
 
 import sys
@@ -31,24 +31,22 @@ from alexnet_jax.runtime import processes
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'File of the configuration, see configs/. --mode=evaluate can do without: it'
-  ' reads config.json in --workdir.',
+  'Configuration file, see configs/. Optional with --mode=evaluate, which reads'
+  ' config.json in --workdir by default.',
   lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of checkpoints, metrics and results.', required=True
+  'workdir', None, 'Folder for checkpoints, metrics and results.', required=True
 )
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
 )
 CACHE_DIR = flags.DEFINE_string('compilation_cache_dir', *compilation.CACHE_DIR)
 COORDINATOR = flags.DEFINE_string(
-  'coordinator_address', None, 'host:port of process 0, for several processes.'
+  'coordinator_address', None, 'Address of process 0, as host:port.'
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes',
-  None,
-  'Number of processes of the run; 1 runs a single process even on a cluster.',
+  'num_processes', None, 'Number of processes; 1 ignores a detected cluster.'
 )
 PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Index of this process, starting at 0.'
@@ -57,41 +55,38 @@ EVALUATION = evaluate.define_evaluation_flags(views='both')
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with one line instead of a traceback for a wrong config."""
-  keys = [arg for arg in argv if arg.startswith(('--config.', '-config.'))]
-  if keys and not any(arg.partition('=')[0] == '--config' for arg in argv):
+  """Parses the flags; a wrong config exits with one line, not a traceback."""
+  overrides = [arg for arg in argv if arg.startswith(('--config.', '-config.'))]
+  names = {arg.partition('=')[0] for arg in argv}
+  if overrides and not names & {'--config', '-config'}:
     sys.exit(
-      f'{keys[0]} needs --config=FILE; --mode=evaluate also takes --checkpoint,'
-      ' --views, --split and --data_dir'
+      f'{overrides[0]} needs --config=FILE; --mode=evaluate also takes'
+      ' --checkpoint, --views, --split and --data_dir'
     )
   with command.one_line_config_errors(argv):
     rest = app.parse_flags_with_usage(argv)
     if CONFIG.value is not None:
-      _ = CONFIG.value.seed  # The file is not read before its first use.
+      _ = CONFIG.value.seed  # The file is read on first use.
   if len(rest) > 1:
     sys.exit(f'{rest[1]} is not a flag; flags have the form --name=value')
   return rest
 
 
 def _check_flags() -> None:
-  """Raises ValueError for flags that do not go with --mode."""
+  """Raises ValueError for flags that --mode does not accept."""
   if MODE.value == 'evaluate':
     return
   if CONFIG.value is None:
     raise ValueError(
-      '--mode=train needs --config=FILE; configs/quickstart.py trains in a minute'
+      '--mode=train needs --config=FILE, for example configs/quickstart.py'
     )
-  ways_out = {
-    'split': '--config.input.eval_split',
-    'data_dir': '--config.input.data_dir',
-  }
+  config_keys = {'split': 'eval_split', 'data_dir': 'data_dir'}
   for flag in EVALUATION:
     if flag.present:
-      instead = ways_out.get(flag.name)
-      raise ValueError(
-        f'--{flag.name} belongs to --mode=evaluate; '
-        + (f'with --mode=train use {instead}' if instead else 'leave it out')
-      )
+      hint = 'leave it out'
+      if flag.name in config_keys:
+        hint = f'with --mode=train use --config.input.{config_keys[flag.name]}'
+      raise ValueError(f'--{flag.name} belongs to --mode=evaluate; {hint}')
 
 
 def main(_) -> None:

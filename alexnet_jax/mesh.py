@@ -1,7 +1,7 @@
-"""The device mesh ('data', 'tower'): its shape, and the specs of arrays.
+"""The device mesh ('data', 'tower'): its shape, and the partition specs.
 
 A single device has no mesh (`None`). On several devices the network runs under
-`jax.shard_map`, each device with its part of the batch, in one of `LAYOUTS`:
+`jax.shard_map`, with the batch sharded over 'data', in one of `LAYOUTS`:
 
 * 'towers', the paper's (section 3.5): each device has one tower, half of the
   output channels of every layer;
@@ -10,7 +10,7 @@ A single device has no mesh (`None`). On several devices the network runs under
   parameters of the convolutions, and an equal share of the units of fc6, fc7
   and fc8.
 
-One parameter tree serves all of them: every layout is a choice of specs.
+The parameter tree is always the same; layouts differ only in its specs.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,12 +36,13 @@ def mesh_shape(
     layout: one of `LAYOUTS`; all but 'towers' use every device for 'data'.
     towers: devices that share one network in the layout 'towers': 1, 2, or
       'auto', which is 2 if the network has two towers and `num_devices` is
-      even, else 1. Other layouts ignore it.
-    num_devices: available devices.
-    num_towers: towers of the network; 2, one per GPU, in section 3.5.
+      even, otherwise 1. Other layouts ignore it.
+    num_devices: number of devices.
+    num_towers: number of towers of the network; 2 (one per GPU) in section 3.5.
 
   Raises:
-    ValueError: if an odd number of devices, or one tower, would be split.
+    ValueError: if `towers` is 2 but the network has one tower, or the number of
+      devices is odd.
   """
   if layout != 'towers':
     return num_devices, 1
@@ -52,7 +53,8 @@ def mesh_shape(
   if tower > num_towers:
     raise ValueError(
       f'config.mesh.towers={towers} needs a network of two towers, but'
-      f" config.model.num_towers={num_towers}; use config.mesh.towers=1 or 'auto'"
+      f' config.model.num_towers={num_towers}; use config.mesh.towers=1 or'
+      " 'auto'"
     )
   if num_devices % tower:
     raise ValueError(
@@ -70,19 +72,16 @@ def create_mesh(
 ) -> Mesh | None:
   """The mesh ('data', 'tower') over `devices`; None for a single device.
 
-  Takes the arguments of `mesh_shape`, and raises the same errors.
+  Arguments and errors are those of `mesh_shape`.
   """
   shape = mesh_shape(layout, towers, len(devices), num_towers)
   if len(devices) == 1:
     return None
-  return Mesh(
-    # A TPU slice may have no physical axis of size two for the towers.
-    mesh_utils.create_device_mesh(
-      shape, devices, allow_split_physical_axes=True
-    ),
-    ('data', 'tower'),
-    axis_types=(AxisType.Auto, AxisType.Auto),
+  # A TPU slice may have no physical axis of size two for the towers.
+  grid = mesh_utils.create_device_mesh(
+    shape, devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, ('data', 'tower'), axis_types=(AxisType.Auto,) * 2)
 
 
 def tower_devices(mesh: Mesh | None) -> int:
@@ -102,21 +101,19 @@ def model_parallel_sizes(layout: str, mesh: Mesh | None) -> dict[str, int]:
 def param_specs(
   tree: PyTree, mesh: Mesh | None, layers_sharded_over_data: Sequence[str] = ()
 ) -> PyTree:
-  """Specs of a tree of parameters, or of the train state.
+  """Partition specs of a tree of parameters, or of the train state.
 
   Args:
-    tree: kernels and biases are found under the names of their layers.
-    mesh: if two devices share a network, the last axis of every leaf is sharded
-      over them.
-    layers_sharded_over_data: layers whose leaves are sharded in the same way
-      over the axis 'data', see `model.AlexNet.layers_sharded_over_data`.
+    tree: tree with kernels and biases under the names of their layers.
+    mesh: device mesh; if two devices share a network, the last axis of every
+      leaf is sharded over 'tower'.
+    layers_sharded_over_data: layers whose leaves are sharded over 'data'
+      instead, see `model.AlexNet.layers_sharded_over_data`.
   """
 
   def spec(path, x):
-    if (
-      len(path) > 1
-      and getattr(path[-2], 'key', None) in layers_sharded_over_data
-    ):
+    layer = getattr(path[-2], 'key', None) if len(path) > 1 else None
+    if layer in layers_sharded_over_data:
       return P(*[None] * (x.ndim - 1), 'data')
     if tower_devices(mesh) > 1 and x.ndim:
       return P(*[None] * (x.ndim - 1), 'tower')
@@ -126,12 +123,12 @@ def param_specs(
 
 
 def batch_spec() -> P:
-  """The spec of a batch, whose examples are split over the axis 'data'."""
+  """The spec of a batch, whose examples are sharded over the axis 'data'."""
   return P('data')
 
 
 def shardings(mesh: Mesh | None, specs: PyTree) -> PyTree:
-  """The specs as shardings on the mesh, or on the single device."""
+  """The shardings of specs on the mesh, or on the single device."""
   if mesh is None:
     device = SingleDeviceSharding(jax.local_devices()[0])
     make = lambda _: device

@@ -1,8 +1,8 @@
 """Metrics: sums on the device, means on the host, csv, TensorBoard, progress.
 
-On the device a metric is a sum over the examples of the mask, beside their
-count; on the host sums are added in double precision and divided once, so a
-mean is over examples, however they were batched.
+On the device, metrics are sums over the examples that the mask selects, with
+their count. On the host, the sums are added in double precision and divided
+once, so means do not depend on how the examples were batched.
 
 To add a metric, add its tag to `TRAIN_TAGS` or its name to `EVAL_METRICS`, and
 compute it: as a sum in `batch_sums`, or as a value in `train.run_steps`.
@@ -21,7 +21,7 @@ import tqdm
 
 from alexnet_jax.runtime import processes
 
-# Every tag of a row of training, in the order of the columns.
+# The tags that every row has, in the order of the columns.
 TRAIN_TAGS = (
   'train/loss',
   'train/top1_error',
@@ -29,18 +29,18 @@ TRAIN_TAGS = (
   'train/images_per_second',
   'train/input_wait_fraction',
 )
-# What evaluation reports, under the prefix of its views.
+# Names of the evaluation metrics; a prefix for the views makes them tags.
 EVAL_METRICS = ('loss', 'top1_error', 'top5_error')
 CSV_FILE = 'metrics.csv'
 
 
 def many_view_prefix(flip: bool) -> str:
-  """Prefix of the tags of many views: ten, or five without reflections."""
+  """Prefix of the tags for many views: ten, or five without reflections."""
   return 'eval_ten_view' if flip else 'eval_five_view'
 
 
 def eval_tags(flip: bool) -> list[str]:
-  """Every tag of evaluation, in the order of the columns."""
+  """The tags of evaluation, in the order of the columns."""
   prefixes = ('eval', many_view_prefix(flip))
   return [f'{prefix}/{name}' for prefix in prefixes for name in EVAL_METRICS]
 
@@ -57,13 +57,13 @@ def batch_sums(
   labels: Int[Array, 'batch'],
   mask: Bool[Array, 'batch'],
 ) -> dict[str, Float[Array, '']]:
-  """Sums over the examples of the mask: loss (nats), errors, and their count.
+  """Sums over the selected examples: loss (nats), errors, number of examples.
 
-  An example is a top-k error unless fewer than k classes are at least as likely
-  as its label: ties count as errors, and so does NaN.
+  An example is a top-k error unless at most k classes are at least as likely as
+  its label, which is one of them. So ties count as errors, and so does NaN.
   """
   losses = cross_entropy(log_probs, labels)
-  # 1 for the most likely class; 0 for NaN.
+  # 1 if the label is the most likely class; 0 for NaN.
   rank = (log_probs >= -losses[:, None]).sum(1)
   error = lambda k: jnp.where(mask, (rank < 1) | (rank > k), False)
   return {
@@ -105,10 +105,10 @@ class Totals:
 def check_tags(
   values: Mapping[str, float], expected: Sequence[str], optional: Sequence[str]
 ) -> None:
-  """Raises KeyError, with the tags, if a row lacks some or has unknown ones.
+  """Raises KeyError if a row lacks tags or has unknown ones, with their names.
 
   Args:
-    values: of one row.
+    values: values of one row, by tag.
     expected: tags that the row must have.
     optional: tags that it may have.
   """
@@ -116,28 +116,31 @@ def check_tags(
   unknown = sorted(values.keys() - {*expected, *optional})
   problems = []
   if missing:
-    problems.append(f'{", ".join(missing)}: listed there, but not computed')
+    problems.append(
+      f'{", ".join(missing)}: listed in metrics.py, but not computed'
+    )
   if unknown:
-    problems.append(f'{", ".join(unknown)}: computed, but not listed there')
+    problems.append(
+      f'{", ".join(unknown)}: computed, but not listed in metrics.py'
+    )
   if problems:
-    raise KeyError('the tags in metrics.py: ' + '; '.join(problems))
+    raise KeyError('; '.join(problems))
 
 
 class MetricsWriter:
   """metrics.csv and TensorBoard's event file of one work directory.
 
-  Only process 0 writes. It first removes what earlier runs wrote after `step`,
-  so that a continued run has every step once. Writes are in the file when a
-  method returns.
+  Only process 0 writes. Opening removes what was written after `step`, so that
+  a resumed run has every step once. Methods flush what they write.
   """
 
   def __init__(self, workdir: pathlib.Path, flip: bool, step: int):
-    """Opens the files to continue after `step`, or anew for 0.
+    """Opens the files to continue after `step`, or new ones if it is 0.
 
     Args:
       workdir: folder of the files.
-      flip: config.augment.flip, which decides the tags of evaluation.
-      step: training steps done.
+      flip: config.augment.flip, which determines the tags of evaluation.
+      step: number of completed steps.
     """
     self._eval_tags, self._enabled = eval_tags(flip), processes.is_first()
     if not self._enabled:
@@ -191,25 +194,26 @@ def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
     return []
   with open(path, newline='') as file:
     text = file.read()
-  complete = text[: text.rfind('\n') + 1]  # A kill may leave half a line.
+  complete = text[: text.rfind('\n') + 1]  # The last line may be truncated.
   rows = csv.DictReader(complete.splitlines())
   return [row for row in rows if int(row['step']) <= step]
 
 
 class Progress:
-  """A bar with rate and remaining time on a terminal, plain lines elsewhere."""
+  """A progress bar on a terminal, plain lines elsewhere."""
 
   def __init__(self, step: int, total: int, began: float):
-    """Starts at `step` of `total`; `began` is the start of the command."""
+    """Starts at `step` of `total`; the command started at time `began`."""
     self._total, self._began = total, began
     self._enabled = processes.is_first()
-    self._first = step
-    self._first_done = None
+    self._start = step
+    self._first_done = None  # Time of the first finished step.
     self._bar = tqdm.tqdm(
       initial=step,
       total=total,
       unit='step',
-      disable=None if self._enabled else True,  # None: if not on a terminal.
+      # None disables the bar unless the output is a terminal.
+      disable=None if self._enabled else True,
     )
 
   def update(self) -> None:
@@ -217,7 +221,8 @@ class Progress:
     if self._first_done is None:
       self._first_done = time.time()
       self._print(
-        f'first step done {self._first_done - self._began:.1f} s after the start'
+        f'first step done {self._first_done - self._began:.1f} s after the'
+        ' start'
       )
     self._bar.update()
 
@@ -225,7 +230,7 @@ class Progress:
     self, step: int, epoch: float, values: Mapping[str, float]
   ) -> None:
     """Shows the newest metrics."""
-    pace = (time.time() - self._first_done) / max(step - self._first - 1, 1)
+    pace = (time.time() - self._first_done) / max(step - self._start - 1, 1)
     remaining = tqdm.tqdm.format_interval(pace * (self._total - step))
     evaluated = any(tag.startswith('eval') for tag in values)
     if self._bar.disable or evaluated:

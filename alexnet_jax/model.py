@@ -1,14 +1,14 @@
 """AlexNet, section 3 of the paper, as a Flax linen module.
 
-The text of the paper: five convolutional and three fully connected layers,
-ReLU on all but the last, local response normalisation and overlapping max
-pooling, two towers that meet at conv3, fc6 and fc7. 60,965,224 parameters at
-224 x 224 pixels and 1,000 classes. Widths, classes and geometry are arguments,
-so that small nets are the same code; so is every point in which the original
-source differs from the text (Deviations S2 to S4, S11: docs/deviations.md).
+Five convolutional and three fully connected layers, ReLU on all but the last,
+local response normalisation, overlapping max pooling, and two towers that meet
+at conv3, fc6 and fc7: 60,965,224 parameters for 224 x 224 pixels and 1,000
+classes. Widths, classes and geometry are arguments, as is every point in which
+the original source differs from the text (docs/deviations.md, S2 to S4, S11).
 """
 
 from collections.abc import Sequence
+import itertools
 import math
 
 import flax.linen as nn
@@ -23,9 +23,9 @@ from alexnet_jax import pooling
 from alexnet_jax import towers
 
 CONVS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'conv6')
-# Layers that a max pooling follows (section 3.5), even if they are left out.
+# Layers followed by max pooling (section 3.5), kept if the layer is left out.
 POOLED = ('conv1', 'conv2', 'conv5')
-# Layers that read the maps of both towers: section 3.5; conv6 in run 146 of
+# Layers that read the outputs of both towers: section 3.5; conv6 in run 146 of
 # the original source. fc8 does so even without links: there is one softmax.
 READ_BOTH_TOWERS = ('conv3', 'conv6', 'fc6', 'fc7', 'fc8')
 # Hidden layers whose biases start at one, which gives their ReLUs positive
@@ -42,55 +42,48 @@ def feature_map_sizes(
   conv1_padding: int,
   pool_size: int = 3,
 ) -> dict[str, int]:
-  """Height (= width) of the maps in pixels; below 1 if nothing is left.
+  """Side of the feature maps by layer, in pixels; below 1 if they are empty.
 
   conv1 covers its whole input: if the stride does not divide it, the last
   window extends beyond the right and bottom edges (the original source's rule,
   which gives the paper's 55 from 224 pixels, and 55 from 227 as well). The
-  other convolutions keep the size. Each pooling has stride 2 and takes only
-  whole windows, (n - pool_size) // 2 + 1, so pools of 3 and of 2 pixels give
-  outputs of equal size at 224 pixels, as in section 3.4. (The source rounds up:
-  docs/deviations.md.)
+  other convolutions keep the size. Pooling has stride 2 and only whole windows,
+  (n - pool_size) // 2 + 1, so windows of 3 and of 2 pixels give maps of equal
+  size at 224 pixels, as in section 3.4. (Deviation S12: the source rounds up.)
   """
   covered = crop_size + 2 * conv1_padding - conv1_kernel
-  sizes = {
-    'conv1': 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0
-  }
-  for before, after in (
-    ('conv1', 'pool1'),
-    ('pool1', 'pool2'),
-    ('pool2', 'pool5'),
-  ):
+  conv1 = 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0
+  sizes = {'conv1': conv1}
+  for before, after in itertools.pairwise(('conv1', 'pool1', 'pool2', 'pool5')):
     sizes[after] = (sizes[before] - pool_size) // 2 + 1
   return sizes
 
 
 class AlexNet(nn.Module):
-  """The network of Figure 2, and with other arguments its relatives.
+  """The network of Figure 2, and its variants.
 
   Attributes:
-    num_classes: outputs of fc8.
-    conv_features: kernels of conv1 ... conv5, all towers together, and of an
-      optional sixth layer over the last pooling (section 6). 0 leaves the layer
-      and its norm out (section 7), but not its pooling.
-    fc_features: units of fc6 and fc7, all towers together; 0 leaves one out.
+    num_classes: number of outputs of fc8.
+    conv_features: kernels of conv1 ... conv5, summed over the towers, and of an
+      optional sixth layer after the last pooling (section 6). 0 leaves the
+      layer and its norm out (section 7), but not its pooling.
+    fc_features: units of fc6 and fc7, summed over the towers; 0 leaves one out.
     conv1_kernel: side of conv1's kernels in pixels.
     conv1_stride: stride of conv1 in pixels.
-    conv1_padding: zeros on every side of the crop, in pixels.
-    pool_size: side of the windows of max pooling, 3 or 2; their stride is 2.
-    num_towers: 2, or 1: every layer reads all maps of the one before.
-    tower_links: whether the layers `READ_BOTH_TOWERS` do so; without links only
-      fc8 does.
-    activation: of the hidden layers, a key of `ACTIVATIONS`.
-    lrn_layers: layers that a local response norm follows.
-    lrn_k: constant of the norm.
+    conv1_padding: zero padding on every side of the crop, in pixels.
+    pool_size: side of the max pooling windows, 3 or 2 pixels; the stride is 2.
+    num_towers: 2, or 1: every layer then reads all maps of the previous one.
+    tower_links: whether all layers in `READ_BOTH_TOWERS` do, or only fc8.
+    activation: activation of the hidden layers, a key of `ACTIVATIONS`.
+    lrn_layers: layers followed by a local response norm.
+    lrn_k: additive constant of the norm.
     lrn_alpha: factor of the norm's sum of squares, which is not divided by 5.
       Deviation S2: the source divides, as Caffe does: 2e-5.
-    lrn_across_towers: let the norm's window cross the boundary of the towers,
-      as Caffe's does; needs `tower_devices` 1.
-    lrn_before_activation: layers whose norms come before their activation, not
-      after it. Deviation S3: conv1 in the source. (The source also pools before
-      the activation; both are monotone, so that changes nothing.)
+    lrn_across_towers: whether the norm's window crosses the boundary of the
+      towers, as in Caffe; needs `tower_devices` 1.
+    lrn_before_activation: layers whose norms precede their activation.
+      Deviation S3: conv1 in the source. (The source also pools before the
+      activation; both are monotone, so the result is the same.)
     within_map_norm_layers: layers with a `within_map_norm` after the local
       response norm. Deviation S3: conv2 in the source.
     init_std: standard deviation of the initial weights (section 5).
@@ -98,16 +91,17 @@ class AlexNet(nn.Module):
       0.03 in the source.
     fc67_init_std: the same for fc6 and fc7; 0.005 in Caffe.
     init_bias: initial bias of the layers `BIAS_ONE`; 0.1 in Caffe.
-    dropout_rate: share of fc6's and fc7's units that a training step drops.
-    inverted_dropout: divide what is kept by `1 - dropout_rate` in training,
-      instead of multiplying by it at test. Deviation S11: Caffe and others do.
-    dtype: of the activations and what computes them, 'float32' or 'bfloat16'.
-      Parameters, norms, logits and the gradients that devices sum stay float32.
-    tower_devices: devices that share the network, a tower on each: 1, or 2 in
+    dropout_rate: probability of dropping a unit of fc6 or fc7 in training.
+    inverted_dropout: whether training divides the kept units by
+      `1 - dropout_rate`, instead of multiplying all units by it at test time.
+      Deviation S11: Caffe and others do.
+    dtype: dtype of activations and computation, 'float32' or 'bfloat16'.
+      Parameters, norms, logits and gradients summed over devices stay float32.
+    tower_devices: devices that share the network, one tower each: 1, or 2 in
       the layout 'towers'.
     fc_devices: devices that share fc6, fc7 and fc8: 1, or all in the layout
-      'one_weird_trick'. Where one of these is not 1, call the network inside
-      `mesh_lib.shard_map`. Parameters are created with 1 and serve all layouts.
+      'one_weird_trick'. Unless both numbers are 1, call the network inside
+      `mesh.shard_map`. Initialise with both 1: the parameters fit all layouts.
   """
 
   num_classes: int = 1000
@@ -140,7 +134,7 @@ class AlexNet(nn.Module):
   def layers_sharded_over_data(self) -> tuple[str, ...]:
     """Layers whose units are sharded over the mesh axis 'data'.
 
-    fc8 is not one of them if its classes do not divide by the devices.
+    fc8 is replicated if `fc_devices` does not divide `num_classes`.
     """
     if self.fc_devices == 1:
       return ()
@@ -148,7 +142,7 @@ class AlexNet(nn.Module):
     return ('fc6', 'fc7') if rest else ('fc6', 'fc7', 'fc8')
 
   def activation_spec(self, name: str) -> P:
-    """Spec of an activation that `__call__` captures, on the mesh."""
+    """Partition spec of an activation captured by `__call__`."""
     layer = name.partition('/')[0]
     if layer != 'fc8' and layer in self.layers_sharded_over_data:
       return P(None, 'data')
@@ -166,17 +160,17 @@ class AlexNet(nn.Module):
     batch_indices: Int[Array, 'batch'] | None = None,
     capture: dict[str, Array] | None = None,
   ) -> Float[Array, 'batch classes']:
-    """Logits of a batch of mean-subtracted RGB crops (scale of 0..255).
+    """Logits of a batch of images.
 
     Args:
-      images: the crops.
-      train: drop units; needs the rng stream 'dropout'.
+      images: mean-subtracted RGB crops, on the scale of 0..255.
+      train: whether to apply dropout, which needs the rng stream 'dropout'.
       batch_indices: index of each image in the global batch; default 0, 1, ...
-      capture: gets the activations by name. 'conv1' is after activation, norms
-        and pooling, 'fc6' before dropout and its factor at test time,
-        'conv1/linear' and 'fc6/linear' before the activation; and so on for the
-        other layers. 'fc8' are the logits. On a mesh they are sharded as
-        `activation_spec` says.
+      capture: dictionary to which the activations are added by name. 'conv1' is
+        after activation, norms and pooling, 'fc6' before dropout and its factor
+        at test time, 'conv1/linear' and 'fc6/linear' before the activation;
+        likewise for the other layers. 'fc8' is the logits. `activation_spec`
+        gives their sharding on a mesh.
     """
     if batch_indices is None:
       batch_indices = jnp.arange(images.shape[0])
@@ -201,21 +195,21 @@ class AlexNet(nn.Module):
         x = captured[name] = activate(x)
         x = self._drop(x, features, train, batch_indices)
     x, groups = self._inputs('fc8', x)
-    # Rounded to the 8 bits of bfloat16 logits would tie, and a tie is an error.
+    # The 8 bits of bfloat16 would make logits tie, and ties count as errors.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = self._dense('fc8', self.num_classes, groups, x, dtype)
-    captured['fc8'] = self._all_classes(x)
+    captured['fc8'] = self._gather_logits(x)
     return captured['fc8']
 
   def _inputs(self, name, x):
-    """What a layer reads, and in how many groups: here the devices communicate."""
+    """The inputs of a layer, gathered if needed, and its number of groups."""
     if name not in READ_BOTH_TOWERS or not (self.tower_links or name == 'fc8'):
       return x, 1 if name == 'conv1' else self.num_towers // self.tower_devices
     with jax.named_scope(name):
       if self.tower_devices > 1:
         x = towers.gather(x, 'tower', axis=x.ndim - 1)
       elif self.fc_devices > 1 and name.startswith('fc'):
-        are_maps = x.ndim == 4  # All features of this device's examples.
+        are_maps = x.ndim == 4  # Maps: all features of this device's examples.
         if name in self.layers_sharded_over_data:
           x = towers.gather(x, 'data', axis=0 if are_maps else 1)
         elif not are_maps:
@@ -275,7 +269,7 @@ class AlexNet(nn.Module):
     first_unit = 0
     if self.tower_devices > 1:
       first_unit = lax.axis_index('tower') * x.shape[1]
-    elif self.fc_devices > 1:  # `x` has some units of all examples.
+    elif self.fc_devices > 1:  # `x` has this device's units of all examples.
       first_unit = lax.axis_index('data') * x.shape[1]
       batch_indices = jnp.arange(len(x))
     x = layers.dropout(
@@ -289,7 +283,7 @@ class AlexNet(nn.Module):
     )
     return x / keep_rate if self.inverted_dropout else x
 
-  def _all_classes(self, logits):
+  def _gather_logits(self, logits):
     with jax.named_scope('logits'):
       if self.tower_devices > 1:
         return towers.gather(logits, 'tower', axis=1, to='invarying')

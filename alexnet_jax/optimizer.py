@@ -1,10 +1,10 @@
-"""The paper's optimiser (section 5): update rule, rate schedules, plateau.
+"""The paper's optimiser (section 5), and learning rate schedules.
 
     v <- 0.9 v - 0.0005 rate w - rate <dL/dw>;    w <- w + v
 
 The rate is inside v, so lowering it does not shrink what v has accumulated.
-`optax.sgd` and PyTorch scale v by the rate after the momentum: the same at a
-constant rate, another trajectory after every drop.
+`optax.sgd` and PyTorch multiply v by the rate instead: this is the same at a
+constant rate, but the trajectories differ after every drop.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
-# Learning rates by kind of parameter, `RATE_KEYS`; a rate of 0 freezes it.
+# Learning rates by kind of parameter (`RATE_KEYS`); 0 freezes the parameters.
 Rates = Mapping[str, float | Float[Array, '']]
 RATE_KEYS = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
 
@@ -24,16 +24,16 @@ RATE_KEYS = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
 def paper_sgd(
   rates: Rates, momentum: float, weight_decay: float, decay_biases: bool = True
 ) -> optax.GradientTransformation:
-  """The update above; its state is v, whatever the rates of the step.
+  """The update rule above; its state is v, so rates may change at any step.
 
   Args:
-    rates: by `RATE_KEYS`. If one is 0 neither w nor v changes, as in the
-      original source, which skips the update (Deviation S6: it freezes conv1).
-      Initialisation does not use them.
-    momentum: 0.9 in section 5.
-    weight_decay: 0.0005 in section 5.
-    decay_biases: apply weight decay to biases as well, as in the text.
-      Deviation S5: the original source does not.
+    rates: learning rates by `RATE_KEYS`, unused by `init`. If one is 0, neither
+      w nor v changes, as in the original source, which skips the update
+      (Deviation S6: it freezes conv1).
+    momentum: factor of v, 0.9 in section 5.
+    weight_decay: factor of w, 0.0005 in section 5.
+    decay_biases: whether weight decay applies to biases, as in the text.
+      Deviation S5: in the original source it does not.
   """
 
   def update(grads, state, params):
@@ -64,22 +64,22 @@ def drops_at(epoch: float, drop_epochs: Sequence[float]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class RateSchedule:
-  """The learning rates at every point of a training.
+  """Learning rates as a function of the epoch.
 
   Attributes:
-    schedule: how the rate of the weights changes, a key of `SCHEDULES`.
-    learning_rate: rate of the weights at the start.
-    epochs: length of the training, for the schedule 'cosine'.
-    drop_factor: divisor of the rate at a drop.
-    drop_epochs: epochs of the drops of the schedule 'steps', ascending; () with
+    schedule: schedule of the rate of the weights, a key of `SCHEDULES`.
+    learning_rate: initial rate of the weights.
+    epochs: length of the run, for the schedule 'cosine'.
+    drop_factor: number by which a drop divides the rate.
+    drop_epochs: epochs of the drops of the schedule 'steps', ascending; () for
       the others.
-    bias_rate_factor: rate of the biases at the start, in units of
-      `learning_rate`. Deviation S5: 2 in the original source.
-    drop_bias_rate: let the rate of the biases follow that of the weights.
+    bias_rate_factor: initial rate of the biases divided by `learning_rate`.
+      Deviation S5: 2 in the original source.
+    drop_bias_rate: whether the rate of the biases follows that of the weights.
       Deviation S5: the original source lowers only that of the weights.
-    conv1_drop_epochs: further drops of the rate of conv1's weights.
+    conv1_drop_epochs: epochs of further drops for conv1's weights.
       Deviation S6.
-    conv1_freeze_epoch: epoch after which conv1 does not change; 0 for never.
+    conv1_freeze_epoch: epoch from which conv1 is frozen; 0 for never.
       Deviation S6.
   """
 
@@ -95,19 +95,16 @@ class RateSchedule:
 
   @property
   def change_epochs(self) -> tuple[float, ...]:
-    """Epochs at which some rate jumps, in no particular order."""
-    return (
-      *self.drop_epochs,
-      *self.conv1_drop_epochs,
-      self.conv1_freeze_epoch,  # No step begins before 0, which is never.
-    )
+    """Epochs at which a rate jumps, in no particular order."""
+    # A freeze epoch of 0 (never) precedes all steps, so it changes nothing.
+    return (*self.drop_epochs, *self.conv1_drop_epochs, self.conv1_freeze_epoch)
 
   def rates(self, epoch: float, plateau_drops: int) -> dict[str, float]:
     """The rates of a step that begins at `epoch`, by `RATE_KEYS`.
 
     Args:
       epoch: passes through the training set before the step.
-      plateau_drops: drops of the schedule 'plateau' so far.
+      plateau_drops: number of drops of the schedule 'plateau' so far.
     """
     weights = SCHEDULES[self.schedule](self, epoch, plateau_drops)
     biases = self.bias_rate_factor * (
@@ -136,27 +133,26 @@ def _plateau(schedule: RateSchedule, epoch: float, plateau_drops: int) -> float:
 
 
 def _cosine(schedule: RateSchedule, epoch: float, plateau_drops: int) -> float:
-  """Ours: half a cosine from the rate at the start to 0 at the end."""
+  """Ours: half a cosine from the initial rate down to 0 at the end."""
   del plateau_drops
   progress = min(epoch / schedule.epochs, 1.0)
   return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# Rate of the weights, from (schedule, epoch, plateau drops so far).
+# Functions of (schedule, epoch, plateau drops so far): the rate of the weights.
 SCHEDULES = {'steps': _steps, 'plateau': _plateau, 'cosine': _cosine}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-  """Schedule 'plateau': drop the rate when the validation error stalls.
+  """State of the schedule 'plateau', which drops the rate on a plateau.
 
   Section 5: "divide the learning rate by 10 when the validation error rate
   stopped improving with the current learning rate", three times, then stop.
-  The controller is a value: `observe` returns the next one.
 
   Attributes:
     best_error: lowest validation error at the current rate, a fraction.
-    stalled: evaluations since that error.
+    stalled: number of evaluations since then.
     drops: number of drops so far.
   """
 
@@ -165,7 +161,7 @@ class Plateau:
   drops: int = 0
 
   def observe(self, error: float, patience: int) -> 'Plateau':
-    """The controller after one more validation error.
+    """The next state, after one more evaluation.
 
     Args:
       error: validation error, a fraction.

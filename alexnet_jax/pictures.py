@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: grids of images, conv1's kernels, the first inputs."""
+"""Pictures for TensorBoard: image grids, conv1's kernels, the first inputs."""
 
 import contextlib
 
@@ -20,7 +20,11 @@ def conv1(params: PyTree) -> np.ndarray:
 
 
 def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
-  """The first `number` random views of training, with the mean image kept."""
+  """The first `number` training inputs, without subtracting the mean image.
+
+  Returns:
+    A uint8 grid [height, width, 3].
+  """
   inputs = run.config.input
   indices = np.arange(min(number, inputs.batch_size))
   batches = input_pipeline.train_batches(
@@ -41,7 +45,7 @@ def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
     jax.random.fold_in(step_key, train_step.AUGMENT),
     jnp.asarray(images),
     jnp.asarray(indices),
-    jnp.zeros(images.shape[1:]),  # No mean is subtracted: people look at this.
+    jnp.zeros(images.shape[1:]),  # The mean image is not subtracted.
     jnp.asarray(placement.fetch(run.statistics.directions)),
     run.config.augment.color_std,
   )
@@ -51,7 +55,7 @@ def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
 def image_grid(
   images: Float[np.ndarray, 'images height width 3'], columns: int
 ) -> np.ndarray:
-  """One uint8 picture of many images of 0..255, with white lines between."""
+  """A uint8 picture [height, width, 3] of images (0..255), with white lines."""
   count, height, width, _ = images.shape
   rows = -(-count // columns)
   grid = np.full((rows, columns, height + 1, width + 1, 3), 255, np.uint8)
@@ -64,10 +68,9 @@ def image_grid(
 def kernel_grid(
   kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
 ) -> np.ndarray:
-  """conv1's kernels as in Figure 3: tower 0 above tower 1.
+  """Picture of conv1's kernels as in Figure 3: tower 0 above tower 1.
 
-  Each kernel is scaled to its own range; `zoom` is the side of a weight in
-  pixels.
+  Each kernel is scaled to 0..255; `zoom` is the side of a weight in pixels.
   """
   images = kernels.transpose(3, 0, 1, 2)
   low = images.min((1, 2, 3), keepdims=True)

@@ -1,7 +1,7 @@
 """Copies between the host and the devices of the mesh.
 
-Arrays reach the devices through `place` and `place_batch`, and come back through
-`fetch`; everything else is an implicit transfer, which the train loop forbids.
+Arrays reach the devices through `place` and `place_batch`, and the host through
+`fetch`; all else is an implicit transfer, which raises in the training loop.
 """
 
 import functools
@@ -22,7 +22,7 @@ def place(
 ) -> PyTree:
   """Puts a tree on the device, or on the mesh with `specs` (a prefix tree).
 
-  With many processes every process passes the whole tree.
+  With several processes, each passes the whole tree.
   """
   if mesh is None or not mesh.is_multi_process:
     return jax.device_put(tree, mesh_lib.shardings(mesh, specs))
@@ -31,7 +31,7 @@ def place(
 
 
 def _put_parts(mesh, x, spec):
-  # `jax.device_put` would compare the values of all processes every time.
+  # `jax.device_put` would compare the values of all processes in every call.
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return jax.random.wrap_key_data(
       _put_parts(mesh, jax.random.key_data(x), spec)
@@ -55,15 +55,13 @@ def place_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
   """The global batch on the devices, from this process's part of it.
 
   Args:
-    batch: leaves [local, ...], the examples of `local_batch_indices`.
-    mesh: to split the global batch over.
+    batch: leaves [local, ...] with the examples of `local_batch_indices`.
+    mesh: mesh over which the global batch is sharded.
   """
   if mesh is None or not mesh.is_multi_process:
     return place(batch, mesh, mesh_lib.batch_spec())
-  sharding, blocks = (
-    NamedSharding(mesh, mesh_lib.batch_spec()),
-    _local_blocks(mesh),
-  )
+  sharding = NamedSharding(mesh, mesh_lib.batch_spec())
+  blocks = _local_blocks(mesh)
 
   def put(x):
     size = len(x) // len(blocks)
@@ -94,7 +92,7 @@ def batch_template(
 
 
 def _assemble(shape, sharding, block):
-  with jax.transfer_guard('allow'):  # The guard takes this for implicit.
+  with jax.transfer_guard('allow'):  # It counts as an implicit transfer.
     return jax.make_array_from_callback(shape, sharding, block)
 
 
@@ -105,9 +103,9 @@ def _local_blocks(mesh):
 
 
 def fetch(tree: PyTree) -> PyTree:
-  """Copies a tree to the host, once it is computed; nothing else does.
+  """Copies a tree of arrays to the host, waiting for their computation.
 
-  With many processes all of them must call it; each gets the whole arrays.
+  With several processes, all must call it; each gets the whole arrays.
   """
   return jax.device_get(jax.tree.map(_whole, tree))
 
@@ -116,6 +114,6 @@ def _whole(x):
   if isinstance(x, jax.Array) and not (
     x.is_fully_addressable or x.is_fully_replicated
   ):
-    with jax.transfer_guard('allow'):  # The guard takes this for implicit.
+    with jax.transfer_guard('allow'):  # It counts as an implicit transfer.
       return multihost_utils.process_allgather(x, tiled=True)
   return x

@@ -1,4 +1,4 @@
-"""Fine-tuning: a new train state with the parameters of another training."""
+"""Fine-tuning: a new train state with the parameters of another run."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
-  """The checkpoints of config.train.init_workdir, if they fit the network.
+  """Opens the checkpoints of config.train.init_workdir; the caller closes them.
 
   Raises:
-    ValueError: if they are of another network, apart from its classes.
+    ValueError: if their network differs in more than its classes.
     FileNotFoundError: if there are none.
   """
   where = f'config.train.init_workdir={run.config.train.init_workdir}'
@@ -30,7 +30,7 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (folder / name).exists():
       raise FileNotFoundError(
-        f'{where} has no {name}; name the --workdir of a training'
+        f'{where} has no {name}; name the --workdir of another run'
       )
   recorded_config.check_same_network(
     run.config, config_lib.flatten(workdir_lib.read_config(folder)), where
@@ -47,10 +47,10 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
 def create_train_state(run: run_lib.Run) -> train_state.TrainState:
   """A new state with the latest parameters of config.train.init_workdir.
 
-  The classifier, fc8, is new: its classes may be others (section 6).
+  The classifier, fc8, is new, because its classes may differ (section 6).
 
   Raises:
-    ValueError: if the checkpoint cannot be read, or is of another network.
+    ValueError: if the checkpoint cannot be read, or has another network.
     FileNotFoundError: if there is none.
   """
   state = train_state.create_train_state(run)
@@ -59,7 +59,7 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
     step = checkpoints.step_of('latest')
     try:
       metadata = checkpoints.read_metadata(step)
-      # Replicated: the other number of classes may not divide by the devices.
+      # Replicated, as the devices may not divide the other number of classes.
       replicated = mesh_lib.shardings(run.mesh, mesh_lib.REPLICATED)
       template = jax.tree.map(
         lambda x: x.update(sharding=replicated),

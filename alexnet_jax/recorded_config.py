@@ -1,8 +1,8 @@
-"""A config as a work directory records it: read, upgraded, compared.
+"""Recorded configs: read from a work directory, upgraded, compared.
 
-A run continues only with the config that it began with, apart from `MAY_CHANGE`.
-A work directory of an earlier version is read in today's keys: whoever adds,
-renames or removes a key of configs/paper.py says so in `ADDED`, `RENAMED` or
+A run can only be resumed with its recorded config, apart from `MAY_CHANGE`. The
+configs of earlier versions are upgraded to the current keys: whoever adds,
+renames or removes a key of configs/paper.py lists it in `ADDED`, `RENAMED` or
 `REMOVED`.
 """
 
@@ -12,9 +12,9 @@ import ml_collections
 
 from alexnet_jax import config as config_lib
 
-# A run may be continued with other values of these keys: they say how long to
-# train, how often to evaluate, and where. A step computes the same, up to
-# rounding.
+# A run may be resumed with other values of these keys: where the data are, how
+# long to train, how often to log and save, how to use the devices. Each step
+# computes the same, up to rounding.
 MAY_CHANGE = frozenset(
   {
     'input.data_dir',
@@ -27,10 +27,10 @@ MAY_CHANGE = frozenset(
     'mesh.towers',
   }
 )
-# Evaluation may read another split as well.
+# Evaluation may also use another split.
 EVALUATION_MAY_CHANGE = MAY_CHANGE | {'input.eval_split'}
-# Keys of config.model in which a pretrained network may differ: its classes,
-# its initial weights, and the dtype of its activations.
+# Keys of config.model in which a pretrained network may differ: number of
+# classes, initialisation, and dtype of the activations.
 PRETRAINED_MAY_DIFFER = frozenset(
   {
     'num_classes',
@@ -42,12 +42,12 @@ PRETRAINED_MAY_DIFFER = frozenset(
   }
 )
 
-# How `upgrade` reads a config that an earlier version recorded.
-# The present name of a key, by its old name.
+# How `upgrade` changes the config of an earlier version.
+# Renamed keys: the current name by old name.
 RENAMED: Mapping[str, str] = {}
-# The value that reproduces the old behaviour, by key that did not exist then.
+# Added keys, with the value that reproduces the old behaviour.
 ADDED: Mapping[str, object] = {}
-# The value that the code now always has, by key that exists no more.
+# Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}
 
 
@@ -62,10 +62,10 @@ def unflatten(flat: Mapping[str, object]) -> ml_collections.ConfigDict:
 
 
 def upgrade(flat: Mapping[str, object]) -> dict[str, object]:
-  """A flattened config that an earlier version recorded, in today's keys.
+  """Upgrades the flattened config of an earlier version to the current keys.
 
-  A removed key is kept where its value is not the one that the code now has, so
-  that the run is refused by name.
+  A removed key is kept if its value differs from that in `REMOVED`, so that
+  `check_unchanged` refuses the run and names the key.
   """
   renamed = {RENAMED.get(key, key): value for key, value in flat.items()}
   kept = {
@@ -82,16 +82,16 @@ def check_unchanged(
   where: str,
   may_change: frozenset[str] = MAY_CHANGE,
 ) -> None:
-  """Raises ValueError if a run is continued with another config.
+  """Raises ValueError if the config differs from the recorded one.
 
   Args:
-    config: of this command.
-    recorded: flattened config of the run so far.
-    where: what recorded it, for the message.
+    config: config of this command.
+    recorded: recorded config, flattened and upgraded.
+    where: name of the record in the message.
     may_change: keys that may differ.
   """
   now = config_lib.flatten(config)
-  if config.optimizer.schedule == 'cosine':  # It ends where the run ends.
+  if config.optimizer.schedule == 'cosine':  # Its rates depend on the length.
     may_change -= {'train.epochs'}
   keys = sorted((now.keys() | recorded.keys()) - may_change)
   differ = _differences(keys, recorded, now, where)
@@ -108,9 +108,9 @@ def check_same_network(
   """Raises ValueError if pretrained parameters do not fit the network.
 
   Args:
-    config: of this command.
-    recorded: flattened config of the pretraining.
-    where: what recorded it, for the message.
+    config: config of this command.
+    recorded: recorded config of the pretrained network, flattened and upgraded.
+    where: name of the record in the message.
   """
   now = config_lib.flatten(config)
   same = [
@@ -119,7 +119,7 @@ def check_same_network(
     if key.startswith('model.')
     and key.removeprefix('model.') not in PRETRAINED_MAY_DIFFER
   ]
-  # fc6 has one row of weights per unit of the last maps: crop_size.
+  # The size of fc6's kernel depends on that of the last maps: on crop_size.
   differ = _differences(['input.crop_size', *same], recorded, now, where)
   if differ:
     raise ValueError(

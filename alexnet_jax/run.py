@@ -1,7 +1,7 @@
 """A run: a checked config with its data set and devices.
 
-`open_run` finds every mistake in them before anything is compiled. Below this
-module functions take values, not the config.
+`open_run` reports every mistake in them before anything is compiled. Modules
+below this one take values, not the config.
 """
 
 from collections.abc import Callable, Generator
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @flax.struct.dataclass
 class Statistics:
-  """Statistics of the training set, on the device."""
+  """Statistics of the training set, on the devices."""
 
   mean_image: PyTree  # float32 [size, size, 3], 0..255
   directions: PyTree  # float32 [3, 3], see augment.color_directions
@@ -42,12 +42,12 @@ class Run:
 
   config: ml_collections.ConfigDict
   dataset: dataset_lib.Dataset
-  mesh: jax.sharding.Mesh | None
+  mesh: jax.sharding.Mesh | None  # None for a single device.
   statistics: Statistics
 
   @property
   def network(self) -> model.AlexNet:
-    """The network, to be called on this mesh (inside `mesh.shard_map`)."""
+    """The network for this mesh; call it inside `mesh.shard_map`."""
     sizes = mesh_lib.model_parallel_sizes(self.config.mesh.layout, self.mesh)
     return model.AlexNet(**self.config.model, **sizes)
 
@@ -64,7 +64,7 @@ class Run:
 
   @property
   def make_optimizer(self) -> Callable:
-    """Makes the optimiser of the config from the rates of a step."""
+    """`optimizer.paper_sgd` of the rates, with the settings of the config."""
     return functools.partial(
       optimizer.paper_sgd,
       momentum=self.config.optimizer.momentum,
@@ -73,13 +73,13 @@ class Run:
     )
 
   def param_specs(self, tree: PyTree) -> PyTree:
-    """Specs of the network's parameters, or of the train state."""
+    """Partition specs of a tree of parameters, or of the train state."""
     return mesh_lib.param_specs(
       tree, self.mesh, self.network.layers_sharded_over_data
     )
 
   def train_batches(self, step: int) -> Generator[PyTree]:
-    """The batches of training after `step` steps, on the devices; endless."""
+    """Endless training batches from step `step` on, on the devices."""
     inputs = self.config.input
     batches = input_pipeline.train_batches(
       self.dataset,
@@ -111,10 +111,10 @@ def open_run(config: ml_collections.ConfigDict) -> Run:
   """Checks the config, then opens its data set and creates its mesh.
 
   Args:
-    config: with the keys of configs/paper.py.
+    config: a config with the keys of configs/paper.py.
 
   Raises:
-    ValueError: if config or data set is wrong, or they do not fit each other.
+    ValueError: if the config or the data set is invalid, or they do not match.
     FileNotFoundError: if the data set has not been prepared.
   """
   config_lib.check(config, jax.device_count())

@@ -1,12 +1,11 @@
-"""What layers do across the towers: gathers, grouped convolution, bias.
+"""Building blocks of layers in towers: gathers, grouped convolution, bias.
 
 The paper (section 3.5) puts half of the kernels of every layer on each of two
-GPUs, which communicate only where a layer reads the maps of both: into conv3,
-fc6 and fc7, and for the logits. Here a tower is one half of the output channels
-of every layer, `[tower 0 | tower 1]` on the last axis of each parameter. On one
-device both towers run side by side; on the mesh (`alexnet_jax.mesh`) these
-functions run inside `mesh.shard_map`, and in the layout 'towers' `gather` is the
-only communication of the forward pass.
+GPUs, which communicate only where a layer reads the maps of both: at conv3,
+fc6, fc7 and the logits. Here a tower is half of the output channels of every
+layer, `[tower 0 | tower 1]` on the last axis of each parameter. One device
+computes both towers; on a mesh these functions run inside `mesh.shard_map`, and
+in the layout 'towers' the forward pass communicates only through `gather`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from jaxtyping import Array, Float
 def gather(
   x: Float[Array, '...'], axis_name: str, axis: int, to: str = 'varying'
 ) -> Float[Array, '...']:
-  """Concatenates the parts of all devices of a mesh axis, on each of them.
+  """All-gather: every device gets the shards of the mesh axis, concatenated.
 
   With `to='varying'` the backward pass is a reduce-scatter. The logits use
   'invarying': the loss computed from them is the same on all devices.
@@ -42,11 +41,10 @@ def grouped_conv(
   padding: Sequence[tuple[int, int]],
   groups: int,
 ) -> Float[Array, 'batch out_height out_width features']:
-  """Convolution whose output group i reads only input group i.
+  """Convolution, in the dtype of `x`; output group i reads only input group i.
 
-  It computes in the dtype of `x`. The groups are split by hand: XLA's
-  `feature_group_count` is 25 times slower in the weight gradient on CPU, and
-  makes the partitioner gather weights.
+  The groups are separate convolutions: with XLA's `feature_group_count` the
+  weight gradient is 25 times slower on CPU and the partitioner gathers weights.
   """
   kernel = pvary_like(kernel, x).astype(x.dtype)
   parts = [
@@ -80,13 +78,13 @@ def add_bias(
 ) -> Float[Array, '... features']:
   """`x + bias`; on CPU the gradient of the bias is a matrix product with ones.
 
-  XLA on CPU fuses the whole backward chain of the layer into a plain sum; the
-  matrix product prevents it (12% of the train step). On other backends it is a
-  sum: compiled for an A100, the step with the product moves 14% more memory
+  XLA on CPU fuses the layer's whole backward pass into a plain sum; the product
+  prevents this and saves 12% of the train step. Other backends use the sum: the
+  step with the product, compiled for an A100, moves 14% more memory
   (experiments/LOG.md). `x` may have a lower precision than the bias and its
   gradient.
   """
-  # Inside shard_map a custom gradient must vary over the axes its primal does.
+  # Inside shard_map a custom gradient must vary over the axes of its primal.
   return _add_bias(x, pvary_like(bias, x))
 
 

@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 def train_and_evaluate(
   config: ml_collections.ConfigDict, workdir: str | os.PathLike
 ) -> dict[str, float]:
-  """Trains to the end of the config, from the newest checkpoint if there is one.
+  """Trains to the end of the config, resuming from the newest checkpoint.
 
   Args:
-    config: checked here, before anything is read.
-    workdir: gets config.json, checkpoints/, metrics.csv, TensorBoard's event
-      files, and at the end result.json.
+    config: a config with the keys of configs/paper.py, checked here.
+    workdir: folder for config.json, checkpoints/, metrics.csv, TensorBoard's
+      event files and, at the end, result.json.
 
   Returns:
     The last metrics, by tag.
 
   Raises:
-    ValueError: if config, data set and work directory do not fit.
+    ValueError: if config, data set and work directory do not match.
     FileNotFoundError: if the data set has not been prepared.
     FloatingPointError: if the loss is not finite; the checkpoints are kept.
   """
@@ -67,7 +67,7 @@ def train_and_evaluate(
     stack.callback(progress.close)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
     if not _has_ended(step, metadata.plateau, table, config):
-      workdir_lib.remove_result(workdir)  # That of a shorter run.
+      workdir_lib.remove_result(workdir)  # Left by a shorter run.
       if step == 0:
         _write_start(writer, run, state)
       train_step = train_step_lib.compile_train_step(
@@ -76,7 +76,7 @@ def train_and_evaluate(
 
     while not _has_ended(step, metadata.plateau, table, config):
       stop, plateau = table.next_log(step), metadata.plateau
-      inputs = arguments.of_steps(step, stop, plateau.drops)
+      inputs = arguments.for_steps(step, stop, plateau.drops)
       state, row = run_steps(train_step, state, batches, inputs, step, progress)
       row['train/learning_rate'] = arguments.rate(stop - 1, plateau.drops)
       warning.observe(row['train/loss'], stop - step)
@@ -84,12 +84,12 @@ def train_and_evaluate(
       if table.evaluates(step):
         row |= evaluator(state.params, many=False)
         _check_finite(row['eval/loss'], 'eval/loss', step)
-        plateau = _observed(plateau, row, config.optimizer)
+        plateau = _update_plateau(plateau, row, config.optimizer)
         if _has_ended(step, plateau, table, config):
           row |= evaluator(state.params, many=True)
         writer.image(step, 'conv1/kernels', pictures.conv1(state.params))
-      # Before the checkpoint: a resumed run truncates the files to its
-      # checkpoint, so they never lack a row.
+      # The row precedes the checkpoint: a resumed run truncates the files to
+      # its checkpoint, so they never lack a row.
       writer.scalars(step, table.epoch(step), row)
       progress.report(step, table.epoch(step), row)
       metadata = dataclasses.replace(
@@ -102,7 +102,7 @@ def train_and_evaluate(
       began = time.time()
       if table.saves(step):
         _check_finite(_norm(state), 'the norm of the state', step)
-        error = row.get('eval/top1_error')  # None if not evaluated now.
+        error = row.get('eval/top1_error')  # None without evaluation.
         checkpoints.save(step, state, dataclasses.asdict(metadata), error)
   seconds = metadata.wall_seconds + time.time() - began
   workdir_lib.write_result(
@@ -112,7 +112,7 @@ def train_and_evaluate(
 
 
 def _open(workdir, config):
-  """The work directory and the run, checked; writes nothing."""
+  """Checks work directory and config and opens the run; writes nothing."""
   workdir = workdir_lib.check_workdir(workdir, config)
   run = run_lib.open_run(config)
   processes.check_same({'--workdir': str(workdir)})
@@ -129,10 +129,10 @@ def _create_or_restore(run, checkpoints):
 
 
 def _write_start(writer, run, state):
-  """Writes to TensorBoard what is known before the first step."""
+  """Writes the hyperparameters and the first pictures to TensorBoard."""
   hyperparameters = config_lib.flatten(run.config)
   writer.hyperparameters(hyperparameters, 'eval/top1_error')
-  kernels = pictures.conv1(state.params)  # All processes fetch it together.
+  kernels = pictures.conv1(state.params)  # All processes must call `fetch`.
   if processes.is_first():
     writer.image(0, 'augmented_inputs', pictures.first_inputs(run, 32))
     writer.image(0, 'conv1/kernels', kernels)
@@ -147,8 +147,8 @@ def _norm(state):
   return placement.fetch(_state_norm(state))
 
 
-def _observed(plateau, row, optim):
-  """The plateau controller after an evaluation."""
+def _update_plateau(plateau, row, optim):
+  """The state of the plateau schedule after an evaluation."""
   if optim.schedule != 'plateau':
     return plateau
   return plateau.observe(row['eval/top1_error'], optim.plateau_patience)
@@ -168,19 +168,21 @@ def run_steps(
   step: int,
   progress: metrics.Progress,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
-  """Takes one step for each of `inputs`; returns state and mean metrics.
+  """Runs one train step per element of `inputs`.
 
-  The metrics of a step are fetched while the next one runs, those of the last
-  step at once. Only batches and changed rates are copied to the devices besides;
-  implicit transfers raise.
+  The metrics of a step are fetched while the next step runs. The only other
+  transfers are those of batches and changed rates; implicit transfers raise.
 
   Args:
-    train_step: from `train_step.make_train_step`.
-    state: after `step` steps; donated.
-    batches: on the device, starting with that of the next step.
-    inputs: the other arguments of `train_step`, for each step to take.
-    step: steps done.
+    train_step: from `train_step.compile_train_step`.
+    state: train state after `step` steps; donated.
+    batches: batches on the devices, beginning with that of the next step.
+    inputs: the other arguments of `train_step`, one tuple per step.
+    step: number of completed steps.
     progress: notified of every finished step.
+
+  Returns:
+    The train state, and the mean metrics of these steps by tag.
 
   Raises:
     FloatingPointError: if a loss is not finite.
@@ -195,11 +197,11 @@ def run_steps(
 
   with jax.transfer_guard('disallow'):
     for arguments in inputs:
-      asked = time.time()
+      requested = time.time()
       batch = next(batches)
-      waited += time.time() - asked
+      waited += time.time() - requested
       state, sums = train_step(state, batch, *arguments)
-      if pending is not None:  # Of the step before, while this one runs.
+      if pending is not None:  # Fetched while this step runs.
         finish(step, pending)
       pending, step = sums, step + 1
     finish(step, pending)

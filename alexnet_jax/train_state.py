@@ -27,27 +27,27 @@ log = logging.getLogger(__name__)
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that a step changes; nothing in it is random.
+  """Everything that a train step updates; it holds no random state.
 
-  Fields are trees of arrays, or of what stands for them (specs, shapes).
+  Fields are trees of arrays, or of their shapes or partition specs.
   """
 
-  step: PyTree  # int32 scalar: steps done.
+  step: PyTree  # int32 scalar: number of completed steps.
   params: PyTree
-  opt_state: PyTree  # v of the paper.
+  opt_state: PyTree  # The paper's momentum variable v, by parameter.
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMetadata:
-  """What a checkpoint holds beside the train state.
+  """Metadata that a checkpoint stores with the train state.
 
   Attributes:
-    config: values by dotted key.
+    config: config values by dotted key.
     dataset: fingerprint of the data set.
-    metrics: the newest row, by tag.
-    plateau: the controller of the schedule 'plateau'.
-    stuck_steps: steps near the loss of chance, see `chance_loss.ChanceLossWarning`.
-    wall_seconds: time of the run so far, without what kills lost.
+    metrics: the newest row of metrics, by tag.
+    plateau: state of the schedule 'plateau'.
+    stuck_steps: number of steps at chance level, see `chance_loss`.
+    wall_seconds: duration of the run so far, less work lost to interruptions.
   """
 
   config: dict[str, object]
@@ -67,10 +67,10 @@ def initial_state(
   """The state of a network before any step, for a single device.
 
   Args:
-    net: with `tower_devices` and `fc_devices` 1.
-    make_optimizer: makes the optimiser from learning rates.
+    net: network with `tower_devices` and `fc_devices` 1.
+    make_optimizer: function that makes the optimiser from the learning rates.
     crop_size: side of the crops in pixels.
-    key: of the initial weights.
+    key: random key of the initial weights.
   """
   params = net.init(key, jnp.zeros((1, crop_size, crop_size, 3)))['params']
   opt_state = make_optimizer({}).init(params)
@@ -88,11 +88,11 @@ def create_train_state(run: run_lib.Run) -> TrainState:
 def state_template(
   run: run_lib.Run, num_classes: int | None = None
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state, without its arrays.
+  """Shapes, dtypes and shardings of the train state.
 
   Args:
-    run: whose config describes the network.
-    num_classes: classes of the network; None for those of the config.
+    run: the opened run.
+    num_classes: number of classes; None for config.model.num_classes.
   """
   shapes = jax.eval_shape(_creator(run, num_classes), jax.random.key(0))
   shardings = mesh_lib.shardings(run.mesh, run.param_specs(shapes))
@@ -116,16 +116,16 @@ def create_or_restore(
   checkpoints: checkpoint.Checkpoints,
   create: Callable[[run_lib.Run], TrainState] = create_train_state,
 ) -> tuple[TrainState, CheckpointMetadata]:
-  """The state of the newest readable checkpoint, else a new one.
+  """The state of the newest readable checkpoint; a new one if there is none.
 
   Args:
-    run: whose state.
-    checkpoints: of its work directory.
-    create: makes the new state.
+    run: the opened run.
+    checkpoints: checkpoints of its work directory.
+    create: function that creates the new state.
 
   Raises:
     ValueError: if the checkpoint was made with another config or data set, or
-      if none can be read.
+      if no checkpoint can be read.
   """
   restored = checkpoints.restore_latest(
     state_template(run), functools.partial(check_metadata, run)
@@ -154,7 +154,13 @@ def check_metadata(
   metadata: dict,
   may_change: frozenset[str] = recorded_config.MAY_CHANGE,
 ) -> None:
-  """Raises ValueError if a checkpoint is not of this config and data set."""
+  """Raises ValueError if a checkpoint has another config or data set.
+
+  Args:
+    run: the opened run.
+    metadata: metadata of the checkpoint, see `CheckpointMetadata`.
+    may_change: config keys that may differ.
+  """
   recorded_config.check_unchanged(
     run.config,
     recorded_config.upgrade(metadata['config']),
@@ -163,6 +169,6 @@ def check_metadata(
   )
   if metadata['dataset'] != run.dataset.fingerprint:
     raise ValueError(
-      f'the checkpoint was made with other images than {run.dataset.path} now'
-      ' holds; use a fresh --workdir'
+      'the checkpoint was made with other images than are now in'
+      f' {run.dataset.path}; use a fresh --workdir'
     )

@@ -1,4 +1,4 @@
-"""The train step: the loss, its gradient, the update; and what each step takes."""
+"""The train step (loss, gradient, update) and its arguments."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -21,8 +21,8 @@ from alexnet_jax import timetable
 from alexnet_jax import train_state
 from alexnet_jax.runtime import compilation
 
-# Random streams of a step: what they draw is a function of (seed, step, stream,
-# index in the global batch), on every mesh.
+# Random streams of a step. On every mesh, draws depend only on (seed, step,
+# stream, index in the global batch).
 AUGMENT, DROPOUT = 0, 1
 
 
@@ -37,9 +37,10 @@ def loss_fn(
   mesh: jax.sharding.Mesh | None,
   random_views: Callable,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """Mean cross-entropy over the global batch, and the sums of its metrics.
+  """Mean cross-entropy of the global batch (nats), and `metrics.batch_sums`.
 
-  Call it inside `mesh.shard_map`; `batch` is this device's part.
+  Call it inside `mesh.shard_map`; `batch` is this device's part. The other
+  arguments are those of `make_train_step` and of the step that it returns.
   """
   indices = mesh_lib.global_batch_indices(batch['label'].size, mesh)
   images = random_views(
@@ -69,16 +70,16 @@ def make_train_step(
   random_views: Callable,
   make_optimizer: Callable,
 ) -> Callable[..., tuple[train_state.TrainState, dict[str, Array]]]:
-  """The compiled train step.
+  """The jitted train step.
 
   It maps (state, batch, statistics, key, rates, color_std), all on the devices,
   to the next state and the sums of `metrics.batch_sums`. The state is donated.
 
   Args:
-    net: has the attributes and the call of `model.AlexNet`.
-    mesh: that the batch and the parameters are sharded over.
+    net: network with the interface of `model.AlexNet`.
+    mesh: mesh over which batch and parameters are sharded; None for one device.
     random_views: `augment.random_views` with its settings.
-    make_optimizer: makes the optimiser from the rates of the step.
+    make_optimizer: function that makes the optimiser from the learning rates.
   """
   local_loss = functools.partial(
     loss_fn, net=net, mesh=mesh, random_views=random_views
@@ -97,8 +98,8 @@ def make_train_step(
     grads, sums = jax.grad(loss, has_aux=True)(
       state.params, batch, statistics, step_key, color_std
     )
-    sgd = make_optimizer(rates)
-    updates, opt_state = sgd.update(grads, state.opt_state, state.params)
+    tx = make_optimizer(rates)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return train_state.TrainState(state.step + 1, params, opt_state), sums
 
@@ -109,16 +110,15 @@ def make_train_step(
 def compile_train_step(
   run: run_lib.Run, state: train_state.TrainState, arguments: tuple
 ) -> Callable:
-  """The train step of a run, compiled for its shapes and shardings.
+  """Compiles the train step of a run ahead of time.
 
-  It is compiled before the first step, so no row of metrics includes these
-  seconds, and a step of other shapes or shardings is an error instead of one
-  more program.
+  No row of metrics then includes the compilation time, and other shapes or
+  shardings raise instead of recompiling.
 
   Args:
-    run: whose step.
-    state: to train.
-    arguments: from `StepArguments`.
+    run: the opened run.
+    state: its train state, on the devices.
+    arguments: the other arguments of a step, from `StepArguments`.
   """
   train_step = make_train_step(
     run.network, run.mesh, run.random_views, run.make_optimizer
@@ -131,11 +131,11 @@ def compile_train_step(
 
 
 class StepArguments:
-  """What the train step takes beside state and batch, on the devices."""
+  """The train step's arguments other than state and batch, on the devices."""
 
   def __init__(self, run: run_lib.Run, table: timetable.Timetable):
     self._run, self._table = run, table
-    self.schedule = rate_schedule(run.config)
+    self._schedule = rate_schedule(run.config)
     self._key = placement.place(jax.random.key(run.config.seed), run.mesh)
     self._values, self._placed = None, None
 
@@ -143,13 +143,12 @@ class StepArguments:
     """(statistics, key, rates, color_std) of the step after `step` steps.
 
     Args:
-      step: steps done.
-      plateau_drops: drops of the schedule 'plateau' so far.
+      step: number of completed steps.
+      plateau_drops: number of drops of the schedule 'plateau' so far.
     """
-    values = (
-      self.schedule.rates(self._table.epoch(step), plateau_drops),
-      self._color_std(self._table.epoch(step)),
-    )
+    epoch = self._table.epoch(step)
+    rates = self._schedule.rates(epoch, plateau_drops)
+    values = (rates, self._color_std(epoch))
     if values != self._values:
       scalars = jax.tree.map(np.float32, values)
       self._placed = placement.place(scalars, self._run.mesh)
@@ -159,14 +158,14 @@ class StepArguments:
   def rate(self, step: int, plateau_drops: int) -> float:
     """Learning rate of the weights of the step after `step` steps."""
     epoch = self._table.epoch(step)
-    return self.schedule.rates(epoch, plateau_drops)['kernel']
+    return self._schedule.rates(epoch, plateau_drops)['kernel']
 
-  def of_steps(
+  def for_steps(
     self, step: int, stop: int, plateau_drops: int
   ) -> Iterator[tuple]:
-    """Yields the arguments of the steps after `step` up to `stop`."""
-    for done in range(step, stop):
-      yield self(done, plateau_drops)
+    """Yields the arguments of steps `step` + 1 to `stop`."""
+    for completed in range(step, stop):
+      yield self(completed, plateau_drops)
 
   def _color_std(self, epoch):
     augmentation = self._run.config.augment
@@ -184,9 +183,9 @@ def rate_schedule(config: ml_collections.ConfigDict) -> optimizer.RateSchedule:
 def make_timetable(run: run_lib.Run) -> timetable.Timetable:
   """The timetable of a run's config and data set."""
   config = run.config
-  changes = (
+  change_epochs = (
     *rate_schedule(config).change_epochs,
-    config.augment.color_end_epoch,  # No step begins before 0, which is never.
+    config.augment.color_end_epoch,  # 0 (never) precedes all steps: no change.
   )
   return timetable.Timetable(
     num_examples=run.dataset.num_examples[config.input.train_split],
@@ -195,5 +194,5 @@ def make_timetable(run: run_lib.Run) -> timetable.Timetable:
     log_every_steps=config.train.log_every_steps,
     eval_every_epochs=config.train.eval_every_epochs,
     checkpoint_every_steps=config.train.checkpoint_every_steps,
-    change_epochs=changes,
+    change_epochs=change_epochs,
   )

@@ -1,6 +1,6 @@
 """A trained net: the checkpoint of a work directory, opened for use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import hashlib
@@ -28,21 +28,21 @@ log = logging.getLogger(__name__)
 
 
 class TrainedNet:
-  """A trained net with its parameters, preprocessing, classes and config.
+  """A trained net with its parameters, statistics, class names and config.
 
   Attributes:
-    run: config, data set and mesh.
-    workdir: folder of the training.
-    which: 'best' or 'latest'.
-    step: training steps of the checkpoint.
+    run: the opened run: config, data set and mesh.
+    workdir: work directory of the training run.
+    which: checkpoint of the net, 'best' or 'latest'.
+    step: number of training steps at the checkpoint.
   """
 
   def __init__(self, run: run_lib.Run, workdir: pathlib.Path, which: str):
     """Finds the checkpoint; its parameters are restored on first use.
 
     Raises:
-      ValueError: if it cannot be read, or does not belong to the run's config
-        and data set.
+      ValueError: if it cannot be read, or was made with another config or data
+        set than the run's.
       FileNotFoundError: if there is none.
     """
     self.run, self.workdir, self.which = run, workdir, which
@@ -53,19 +53,19 @@ class TrainedNet:
       train_state.check_metadata(
         run, metadata, recorded_config.EVALUATION_MAY_CHANGE
       )
-    # Its metrics and times identify the training.
+    # Metrics and times in the metadata identify the training run.
     content = json.dumps(metadata, sort_keys=True).encode()
-    self._training = hashlib.sha256(content).hexdigest()
+    self._digest = hashlib.sha256(content).hexdigest()
     self._evaluator = evaluator.Evaluator(run)
 
   @property
   def config(self) -> ml_collections.ConfigDict:
-    """The config of the training."""
+    """The config of the training run."""
     return self.run.config
 
   @property
   def network(self) -> model.AlexNet:
-    """The network, to be called on the mesh of the run."""
+    """The network for the mesh of the run; call it inside `mesh.shard_map`."""
     return self.run.network
 
   @property
@@ -86,7 +86,7 @@ class TrainedNet:
       return checkpoints.restore(template, self.step).params
 
   def release(self) -> None:
-    """Frees the parameters; they are restored again on the next use."""
+    """Frees the parameters; the next use restores them."""
     self.__dict__.pop('params', None)
 
   @contextlib.contextmanager
@@ -99,13 +99,13 @@ class TrainedNet:
     except checkpoint.DamagedError as error:
       raise ValueError(
         f'the {self.which} checkpoint in {self.workdir / checkpoint.FOLDER}'
-        f' cannot be read ({error}). If a training is running there, try again;'
-        ' else try the other --checkpoint, or --mode=train, which sets damaged'
-        ' ones aside'
+        f' cannot be read ({error}). If a run is training there, try again;'
+        ' otherwise try the other --checkpoint, or --mode=train, which sets'
+        ' damaged checkpoints aside'
       ) from error
 
-  def predict_step(self, layers: tuple[str, ...] = ()):
-    """The compiled step of `evaluator.make_predict_step` for this net."""
+  def predict_step(self, layers: Sequence[str] = ()) -> Callable:
+    """The step of `evaluator.make_predict_step` for this net."""
     return evaluator.make_predict_step(
       self.network,
       self.run.mesh,
@@ -117,17 +117,18 @@ class TrainedNet:
   def predict_split(
     self, many: bool, folder: pathlib.Path | None = None
   ) -> predictions_lib.Predictions:
-    """Predictions for the evaluation split, stored or computed and stored.
+    """Predictions for the evaluation split: loaded, or computed and saved.
 
     Args:
-      many: average ten views (five if the config does not flip), not one.
-      folder: of the stored predictions; None for `predictions/` of the work
-        directory. Another folder may be that of several nets.
+      many: whether to average ten views (five if the config does not flip), not
+        one.
+      folder: folder of the saved predictions, which several nets may share;
+        None for `predictions/` in the work directory.
     """
     split = self.config.input.eval_split
     many_views = 'ten' if self.config.augment.flip else 'five'
     made_from = {
-      'training': self._training,
+      'training': self._digest,
       'step': str(self.step),
       'split': split,
       'views': many_views if many else 'one',
@@ -136,8 +137,8 @@ class TrainedNet:
     if folder is None:
       path = self.workdir / predictions_lib.FOLDER / name
     else:
-      path = folder / f'{self._training[:12]}.{name}'
-    # Many processes compute together, or not at all.
+      path = folder / f'{self._digest[:12]}.{name}'
+    # Several processes must all compute, or none: they do not load.
     if processes.is_single_process():
       found = predictions_lib.load(path, made_from)
       if found is not None:
@@ -163,25 +164,25 @@ def open_net(
   """Opens a checkpoint of a work directory; writes nothing there.
 
   Args:
-    workdir: folder of a training.
+    workdir: work directory of a training run.
     which: 'best' (lowest validation error) or 'latest' checkpoint.
-    config: of the training, with other values where evaluation allows them;
-      None for the recorded one.
-    split: instead of config.input.eval_split.
-    data_dir: instead of config.input.data_dir.
+    config: config of the run, except for the keys in
+      `recorded_config.EVALUATION_MAY_CHANGE`; None for the recorded config.
+    split: name of a split that replaces config.input.eval_split.
+    data_dir: folder that replaces config.input.data_dir.
 
   Raises:
-    ValueError: if config, data set and work directory do not fit.
+    ValueError: if config, data set and work directory do not match.
     FileNotFoundError: if there is no data set or no checkpoint.
   """
-  path = check_is_training(workdir)
+  path = check_trained_workdir(workdir)
   config = read_config(path, config, split, data_dir)
   run = run_lib.open_run(config)
   processes.check_same({'--workdir': str(path)})
   return TrainedNet(run, path, which)
 
 
-def check_is_training(workdir: str | os.PathLike) -> pathlib.Path:
+def check_trained_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   """The absolute path of a work directory that has checkpoints.
 
   Raises:
@@ -201,11 +202,11 @@ def read_config(
   split: str | None = None,
   data_dir: str | None = None,
 ) -> ml_collections.ConfigDict:
-  """The config to open a trained net with; the arguments are `open_net`'s.
+  """The config to open a trained net with; for the arguments see `open_net`.
 
   Raises:
-    ValueError: if `config` is not that of the training.
-    FileNotFoundError: if there is none.
+    ValueError: if `config` differs from the recorded one.
+    FileNotFoundError: if there is neither.
   """
   file = workdir / workdir_lib.CONFIG_FILE
   if config is None:

@@ -1,6 +1,6 @@
-"""A work directory: the config and the result of a training, and its lock.
+"""A work directory: the config and the result of a training run, and its lock.
 
-It holds `config.json` and `result.json`, beside the files of other modules:
+It holds `config.json` and `result.json`, besides the files of other modules:
 `checkpoints/`, `metrics.csv`, TensorBoard's event files, `evaluation.json` and
 `predictions/`.
 """
@@ -26,7 +26,7 @@ EVALUATION_FILE = 'evaluation.json'
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-  """The config that a training recorded, in today's keys.
+  """The recorded config of a work directory, upgraded to the current keys.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -44,7 +44,7 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
   try:
     flat = json.loads(file.read_text())
     if not isinstance(flat, dict):
-      raise ValueError('no values by key')
+      raise ValueError('it holds no JSON object')
   except ValueError as error:
     raise ValueError(
       f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
@@ -71,7 +71,10 @@ def check_workdir(
 
 
 def check_writable(path: pathlib.Path, flag: str) -> None:
-  """Raises ValueError, which begins with `flag`, unless `path` can be a folder."""
+  """Raises ValueError unless `path` is, or can become, a writable folder.
+
+  The message begins with `flag`.
+  """
   existing = next(p for p in (path, *path.parents) if p.exists())
   if not (existing.is_dir() and os.access(existing, os.W_OK)):
     raise ValueError(
@@ -83,10 +86,10 @@ def check_writable(path: pathlib.Path, flag: str) -> None:
 def write_config(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
-  """Creates the work directory if need be, and records the config in it.
+  """Creates the work directory if it is missing, and records the config in it.
 
   Raises:
-    ValueError: as `check_workdir`.
+    ValueError: if it cannot be written, or belongs to another config.
   """
   check_workdir(workdir, config)
   try:
@@ -105,8 +108,8 @@ def owned_workdir(
   """Creates and locks the work directory for this run, and records its config.
 
   Raises:
-    ValueError: if it cannot be written, another run has locked it, or not all
-      hosts see it.
+    ValueError: if it cannot be written, belongs to another config, is locked by
+      another run, or is not visible to all hosts.
   """
   with contextlib.ExitStack() as stack:
     if processes.is_first():
@@ -137,14 +140,14 @@ def write_result(
   commit: str,
   values: Mapping[str, float],
 ) -> None:
-  """Writes result.json, if there is none: how a run ended, and what it cost.
+  """Writes result.json, unless it exists: the last metrics, and their cost.
 
   Args:
-    workdir: folder of the training.
-    step: training steps done.
+    workdir: work directory of the run.
+    step: number of completed steps.
     epoch: passes through the training set.
-    wall_seconds: duration of the whole run.
-    commit: from `current_commit`.
+    wall_seconds: duration of the whole run in seconds.
+    commit: commit of the code, from `current_commit`.
     values: the last metrics, by tag.
   """
   if not processes.is_first() or (workdir / RESULT_FILE).exists():
@@ -164,7 +167,7 @@ def write_result(
 
 
 def current_commit() -> str:
-  """The commit of this code, with '+' if files differ; '' outside git."""
+  """The commit of this code, with '+' if files were changed; '' without git."""
   command = 'git describe --always --dirty=+ --abbrev=40 --exclude=*'.split()
   try:
     found = subprocess.run(

@@ -4,9 +4,9 @@ r"""The two-group net with the choices of Caffe's bvlc_alexnet.
     python -m alexnet_jax.main --config=configs/caffe.py --workdir=DIR
 
 Values are those of models/bvlc_alexnet/train_val.prototxt and solver.prototxt
-of BVLC/caffe. Caffe also squashes images to 256x256 instead of cutting out
-their centre, and feeds BGR: neither is a switch here. Not run yet; Caffe's
-readme reports 57.1% top-1 and 80.2% top-5 accuracy, one view.
+of BVLC/caffe. Not reproduced here: Caffe resizes images to 256x256 regardless
+of their aspect ratio instead of cropping the centre, and feeds BGR. Not run
+yet; Caffe's readme reports 57.1% top-1 and 80.2% top-5 accuracy on one view.
 """
 
 from configs import paper
@@ -14,7 +14,7 @@ from configs import paper
 
 def get_config():
   config = paper.get_config()
-  config.model.lrn_k = 1.0  # lrn_param has no k: its default.
+  config.model.lrn_k = 1.0  # lrn_param does not set k: Caffe's default.
   config.model.lrn_alpha = 2e-5  # Caffe divides its 1e-4 by local_size.
   config.model.lrn_across_towers = True  # norm1 and norm2 ignore the groups.
   config.mesh.layout = 'data'  # Keeps both towers on one device.

@@ -4,8 +4,8 @@ r"""A narrow AlexNet on CIFAR-10.
     python -m alexnet_jax.main --config=configs/cifar10.py --workdir=DIR
 
 DIR holds train/CLASS/*.png and val/CLASS/*.png; val/ has the test images. The
-errors on one view and on ten and the time on two CPU cores (about half an hour)
-are in experiments/results/cifar10.
+errors on one view and on ten, and the time on two CPU cores (about half an
+hour), are in experiments/results/cifar10.
 """
 
 from configs import paper

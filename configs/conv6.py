@@ -4,9 +4,10 @@ r"""Section 6, first half: a sixth convolutional layer, on all of ImageNet.
     python -m alexnet_jax.main --config=configs/conv6.py --workdir=runs/conv6
 
 The net of run 146-2011 of the original source; configs/conv6_finetune.py
-continues from it. Not here: the run started from the convolutions of a net
-trained on Fall 2009, at a tenth of the rate until epoch 6; it had another bias
-rate in conv6, and 1,024 linear units before its 21,843 classes. Not run yet.
+fine-tunes it. Not reproduced here: the run started from the convolutions of a
+net trained on Fall 2009, at a tenth of the rate until epoch 6; it had another
+bias rate in conv6, and 1,024 linear units before its 21,843 classes. Not run
+yet.
 """
 
 from configs import source
@@ -14,7 +15,7 @@ from configs import source
 
 def get_config():
   config = source.get_config()
-  # layers-146: 256 kernels of 3x3 on both towers' maps, over the last pooling.
+  # layers-146: 256 kernels of 3x3 on both towers' maps, after the last pooling.
   config.model.conv_features = (96, 256, 384, 384, 256, 256)
   config.model.num_classes = 21_843  # layers-146-2011
   config.mesh.layout = 'data'  # Two devices cannot halve 21,843 classes.

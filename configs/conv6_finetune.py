@@ -3,11 +3,11 @@ r"""Section 6, second half: the sixth layer's net, fine-tuned on ILSVRC-2012.
     python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/conv6_finetune.py --workdir=runs/conv6_finetune
 
-Starts with the layers of runs/conv6, which configs/conv6.py trains, and a new
-classifier. The original source logs 38.99% top-1 and 16.62% top-5 error for its
-run 146-2012-2011 on the validation set, ten views (the paper's "1 CNN*"). Not
-here: the run gave fc8 ten times the rate of the other layers from step 300 to
-epoch 9. Not run yet.
+Starts from the parameters of runs/conv6, which configs/conv6.py trains, with a
+new classifier. The original source logs 38.99% top-1 and 16.62% top-5 error for
+its run 146-2012-2011 on the validation set, ten views (the paper's "1 CNN*").
+Not reproduced here: the run gave fc8 ten times the rate of the other layers
+from step 300 to epoch 9. Not run yet.
 """
 
 from configs import source
@@ -15,7 +15,7 @@ from configs import source
 
 def get_config():
   config = source.get_config()
-  # layers-146: 256 kernels of 3x3 on both towers' maps, over the last pooling.
+  # layers-146: 256 kernels of 3x3 on both towers' maps, after the last pooling.
   config.model.conv_features = (96, 256, 384, 384, 256, 256)
   config.input.dataset = 'imagenet2012'  # section 6
   config.optimizer.learning_rate = 0.001  # layer-params-146-2012-2011.

@@ -5,12 +5,12 @@ r"""AlexNet as the text of the paper describes it, on ILSVRC-2010 (Table 1).
 
 DIR holds train/CLASS/*, val/CLASS/* and test/CLASS/*: 2010 is the only year
 whose test labels are public. The validation split decides when the rate drops,
-and chooses the checkpoint; Table 1 is about the test split:
+and selects the best checkpoint; Table 1 reports the test split:
 
     python -m alexnet_jax.main --mode=evaluate --workdir=DIR --split=test
 
-Not run yet. The paper has 37.5% top-1 and 17.0% top-5 error on ten views, 39.0%
-and 18.3% on one.
+Not run yet. The paper reports 37.5% top-1 and 17.0% top-5 error on ten views
+(Table 1), and 39.0% and 18.3% on one (footnote 5).
 """
 
 from configs import paper

@@ -3,11 +3,12 @@ r"""AlexNet as the text of the paper describes it, on ILSVRC-2012.
     python -m alexnet_jax.prepare --source=imagenet:DIR --name=imagenet2012
     python -m alexnet_jax.main --config=configs/paper.py --workdir=DIR
 
-Not run yet. The paper trained for 90 epochs, five to six days on two GTX 580; one
-such net has 40.7% top-1 and 18.2% top-5 error on the validation set (Table 2).
+Not run yet. The paper trained for 90 epochs, five to six days on two GTX 580
+(section 5); one such net has 40.7% top-1 and 18.2% top-5 error on the
+validation set (Table 2).
 
-Every key of the project is here; other configs import this one and change
-only what differs. "section" is a section of the paper, "ours" is our choice; a
+Every config key is here; other configs import this one and set only what
+differs. "section" is a section of the paper, "ours" is our choice; a
 "Deviation" is a point in which the original source differs from the text (see
 source.py, and the table in docs/deviations.md).
 """
@@ -33,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.lrn_layers = ('conv1', 'conv2')  # section 3.3
   model.lrn_k = 2.0  # section 3.3
   model.lrn_alpha = 1e-4  # section 3.3. Deviation S2
-  model.lrn_across_towers = False  # section 3.5: each GPU its own maps
+  model.lrn_across_towers = False  # section 3.5: a GPU normalises its own maps
   model.lrn_before_activation = ()  # section 3.3. Deviation S3
   model.within_map_norm_layers = ()  # section 3.3. Deviation S3
   model.init_std = 0.01  # section 5

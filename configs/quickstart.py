@@ -2,9 +2,9 @@ r"""The quick start: a narrow AlexNet on scikit-learn's handwritten digits.
 
     python -m alexnet_jax.main --config=configs/quickstart.py --workdir=DIR
 
-The data come with scikit-learn and are prepared on first use. The test error and
-the time on two CPU cores are in experiments/results/quickstart; seeds 1 and 2 in
-experiments/results/quickstart_seed1 and quickstart_seed2.
+The data come with scikit-learn and are prepared on first use. The test error
+and the time on two CPU cores are in experiments/results/quickstart; those of
+seeds 1 and 2 are beside it, in quickstart_seed1 and quickstart_seed2.
 """
 
 from configs import paper
@@ -16,14 +16,15 @@ def get_config():
   # A quarter of the paper's widths, and a sixteenth in fc6 and fc7.
   config.model.conv_features = (24, 64, 96, 96, 64)
   config.model.fc_features = (256, 256)
-  # With the paper's 0.01 so narrow a net stays at ln(10): experiments/LOG.md.
+  # With the paper's 0.01 the loss of so narrow a net stays at ln(10)
+  # (experiments/LOG.md).
   config.model.init_std = 0.05
   config.model.conv345_init_std = 0.05
   config.model.fc67_init_std = 0.05
   config.input.dataset = 'digits'  # Embedded: nothing to download.
   config.input.eval_split = 'test'  # The digits have no third split.
-  # The digits have 8 pixels. 67 is the smallest crop in which every 11x11 window
-  # lies inside the crop and every layer has output: maps of 15, 7, 3 and 1.
+  # The digits are 8x8 pixels. 67 is the smallest crop in which every 11x11
+  # window lies inside the crop and no layer is empty: maps of 15, 7, 3 and 1.
   config.input.image_size = 76
   config.input.crop_size = 67
   config.augment.flip = False  # A reflected digit is another symbol.

@@ -7,11 +7,11 @@ The original source logs 41.06% top-1 and 18.51% top-5 error for this run on
 ILSVRC-2012's validation set, ten views. Values are those of layers-147.cfg and
 layer-params-147.cfg, which say "like #145 but with non-overlapping pooling".
 
-Not here: the source keeps partial pooling windows (Deviation S12), and this run
-pads conv2 by 1 pixel and conv5 by 0, so that the maps after pool1, conv2, pool2,
-conv5 and pool5 have 28, 26, 13, 11 and 6 pixels, not 27, 27, 13, 13 and 6. The
-last rate of the biases in the file is 0.002, without a note of when it changed.
-Not run yet.
+Not reproduced here: the source keeps partial pooling windows (Deviation S12),
+and this run pads conv2 by 1 pixel and conv5 by 0, so that the maps after pool1,
+conv2, pool2, conv5 and pool5 have 28, 26, 13, 11 and 6 pixels, not 27, 27, 13,
+13 and 6. The last rate of the biases in the file is 0.002, without a note of
+when it changed. Not run yet.
 """
 
 from configs import source

@@ -6,18 +6,19 @@ r"""AlexNet as the original source trained it: run 145 on ILSVRC-2010.
 The original source (computerhistory/AlexNet-Source-Code, commit 2f8b81f) logs
 37.47% top-1 and 17.00% top-5 error for this run on the test split, ten views:
 the paper's Table 1. Values are those of layers-145.cfg, its run notes in
-layer-params-145-2010.cfg, and convdata_jpeg.py. The same net on ILSVRC-2012
-(40.66 / 18.21, Table 2) changed its rates at epochs 25, 51, 67 (conv1, and no
-colour noise), 72 (conv1 frozen) and 79, and stopped at 91 (layer-params-145.cfg,
-which then continues it at a higher rate: docs/deviations.md).
+layer-params-145-2010.cfg, and convdata_jpeg.py. For the same net on ILSVRC-2012
+(40.66 / 18.21, Table 2) the rates changed at epochs 25, 51, 67 (only that of
+conv1, when the colour noise ends), 72 (conv1 frozen) and 79, and the run
+stopped at 91 (layer-params-145.cfg, which then continues at a higher rate:
+docs/deviations.md).
 
 The notes count epochs from 1, so their epoch 23 is the 23rd pass; here a change
 takes effect after 23 passes.
 
-Not here: one crop for every 32 consecutive images (S9), the same order of
-examples in every epoch (S10), and partial pooling windows (S12, which makes no
-difference at this size). Not run yet. Other runs of the source are run147.py,
-run148.py and run150.py; see docs/nets.md.
+Not reproduced here: one crop for every 32 consecutive images (S9), the same
+order of examples in every epoch (S10), and partial pooling windows (S12, which
+makes no difference at this size). Not run yet. Other runs of the source are
+run147.py, run148.py and run150.py; see docs/nets.md.
 """
 
 from configs import ilsvrc2010
@@ -39,7 +40,7 @@ def get_config():
   config.optimizer.conv1_freeze_epoch = 72.0  # Deviation S6
   config.optimizer.bias_rate_factor = 2.0  # Deviation S5: 0.02.
   # Deviation S5: the notes lower only the rate of the weights. The last rate of
-  # the biases in the file is 0.002 (0.02 in 2012); when it changed is not noted.
+  # the biases in the file is 0.002 (0.02 in 2012), with no note of the change.
   config.optimizer.drop_bias_rate = False
   config.optimizer.decay_biases = False  # Deviation S5
   config.train.epochs = 93.0  # Deviation S6: "epoch 93: killed".

@@ -288,7 +288,7 @@ def test_nets_of_other_data_are_no_ensemble(trainings, data_dir, tmp_path):
   config.input.eval_split = 'train'
   make_training(tmp_path / 'd', config)
   workdirs = [str(trainings / 'a'), str(tmp_path / 'd')]
-  with pytest.raises(ValueError, match=r'd was trained on digits \(train\)'):
+  with pytest.raises(ValueError, match=r'd is evaluated on digits \(train\)'):
     evaluate.evaluate(workdirs, 'latest', 'one')
 
 
@@ -317,7 +317,7 @@ def test_nets_of_other_images_are_no_ensemble(data_dir, tmp_path):
   for name, folder in (('a', data_dir), ('b', other)):
     make_training(tmp_path / name, tiny_config(folder, 8))
   workdirs = [str(tmp_path / name) for name in 'ab']
-  with pytest.raises(ValueError, match='needs one prepared data set'):
+  with pytest.raises(ValueError, match='need the same prepared data set'):
     evaluate.evaluate(workdirs, 'latest', 'one')
 
 

@@ -200,7 +200,9 @@ def test_a_listed_tag_that_is_not_computed_is_an_error_that_names_it(
   monkeypatch.setattr(metrics.processes, 'is_first', lambda: is_first)
   writer = metrics.MetricsWriter(tmp_path, True, 0)
   values = {name: x for name, x in train_row(1).items() if name != tag}
-  with pytest.raises(KeyError, match=f'{tag}: listed there, but not computed'):
+  with pytest.raises(
+    KeyError, match=f'{tag}: listed in metrics.py, but not computed'
+  ):
     writer.scalars(1, 0.5, values)
   writer.close()
   assert not is_first or read_rows(tmp_path) == []
@@ -213,7 +215,7 @@ def test_a_computed_tag_that_is_not_listed_is_an_error_that_names_it(
 ):
   monkeypatch.setattr(metrics.processes, 'is_first', lambda: is_first)
   writer = metrics.MetricsWriter(tmp_path, True, 0)  # With flips: ten views.
-  with pytest.raises(KeyError, match=f'{tag}: computed, but not listed there'):
+  with pytest.raises(KeyError, match=f'{tag}: computed, but not listed in'):
     writer.scalars(1, 0.5, train_row(1) | {tag: 0.5})
   writer.close()
   assert not is_first or read_rows(tmp_path) == []
@@ -223,8 +225,8 @@ def test_one_error_names_all_tags_that_are_missing_or_unknown():
   with pytest.raises(KeyError) as error:
     metrics.check_tags({'a': 1.0, 'y': 1.0, 'x': 1.0}, ('a', 'b', 'c'), ('d',))
   assert error.value.args == (
-    'the tags in metrics.py: b, c: listed there, but not computed;'
-    ' x, y: computed, but not listed there',
+    'b, c: listed in metrics.py, but not computed;'
+    ' x, y: computed, but not listed in metrics.py',
   )
   metrics.check_tags({'a': 1.0, 'd': 1.0}, ('a',), ('d', 'e'))
 
