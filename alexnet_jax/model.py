@@ -5,6 +5,7 @@ local response normalisation, overlapping max pooling, and two towers that meet
 at conv3, fc6 and fc7: 60,965,224 parameters for 224 x 224 pixels and 1,000
 classes. Widths, classes and geometry are arguments, as is every point in which
 the original source differs from the text (docs/deviations.md, S2 to S4, S11).
+`tests/plain_net.py` is the same network without switches and meshes.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ class Timetable:
   Attributes:
     num_examples: number of training examples.
     batch_size: examples per step.
-    epochs: length of the training; key of config.train, as are the next three.
+    epochs: epochs of the run; a key of config.train, as are the next three.
     log_every_steps: steps between rows of metrics.
     eval_every_epochs: epochs between evaluations.
     checkpoint_every_steps: steps between checkpoints.
@@ -35,7 +35,7 @@ class Timetable:
 
   @property
   def total_steps(self) -> int:
-    """Steps of the whole training."""
+    """Number of steps of the whole run."""
     steps = self.epochs * self.num_examples / self.batch_size
     return math.ceil(steps - ROUNDING)
 

@@ -92,9 +92,16 @@ def write_config(
     ValueError: if it cannot be written, or belongs to another config.
   """
   check_workdir(workdir, config)
-  try:
+  with _errors_named(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / CONFIG_FILE, config_lib.flatten(config))
+
+
+@contextlib.contextmanager
+def _errors_named(workdir):
+  """Turns an OSError into a ValueError that names the work directory."""
+  try:
+    yield
   except OSError as error:
     raise ValueError(
       f'--workdir={workdir} cannot be written ({error}); name a folder that can'
@@ -113,8 +120,9 @@ def owned_workdir(
   """
   with contextlib.ExitStack() as stack:
     if processes.is_first():
-      workdir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(files.locked(workdir))
+      with _errors_named(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(files.locked(workdir))
       write_config(workdir, config)
     processes.barrier('work directory')
     unseen = not (workdir / CONFIG_FILE).exists()

@@ -9,6 +9,7 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
 from configs import paper
 
 NAMES = sorted(
@@ -140,3 +141,21 @@ def test_a_damaged_record_is_named(text, tmp_path):
       f'{tmp_path / "config.json"} is damaged ('
     )
     assert str(error.value).endswith('); remove it, or use a fresh --workdir')
+
+
+@pytest.mark.parametrize('step', ['mkdir', 'lock'])
+def test_a_disk_that_fails_is_named_with_the_work_directory(
+  tmp_path, monkeypatch, step
+):
+  def fail(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  if step == 'mkdir':
+    monkeypatch.setattr(pathlib.Path, 'mkdir', fail)
+  else:
+    monkeypatch.setattr(files, 'locked', fail)
+  with pytest.raises(
+    ValueError, match='--workdir=.*cannot be written .*No spa'
+  ):
+    with workdir_lib.owned_workdir(tmp_path / 'run', paper.get_config()):
+      pass
