@@ -33,8 +33,8 @@ VARIANTS = {'diverges': {'optimizer.learning_rate': 1e30}, 'slow': SLOW}
 def base(data_dir):
   """Four steps of a tiny net on the digits; a row and a checkpoint each."""
   config = quickstart.get_config()
-  config.model.conv_features = (4, 8, 8, 8, 8)
-  config.model.fc_features = (16, 16)
+  config.model.conv_features = (4, 0, 0, 0, 8)
+  config.model.fc_features = (0, 16)
   config.model.init_std = config.model.fc67_init_std = 0.1
   config.input.data_dir = str(data_dir)
   config.input.batch_size = 16
