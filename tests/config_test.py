@@ -225,9 +225,10 @@ def test_the_epochs_of_caffe_are_the_steps_of_its_solver():
   assert steps == pytest.approx(whole, abs=50)
 
 
-# (changes to paper.py, number of devices, start of the one line of the error). conv1 has kernels
-# of 11 and stride 4. Its maps must have 15 pixels for the three poolings (15,
-# 7, 3, 1): crops from 11 + 13 * 4 + 1 = 64 on, the last window hanging over.
+# (changes to paper.py, number of devices, start of the error's only line).
+# conv1 has kernels of 11 and stride 4. Its maps need 15 pixels for the three
+# poolings (15, 7, 3, 1), so crops need 11 + 13 * 4 + 1 = 64; the last window
+# extends beyond the edge.
 RULES = [
   ({key: zero}, 1, f'config.{key.replace("__", ".")}={zero} must be positive')
   for key, zero in {

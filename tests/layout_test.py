@@ -116,8 +116,8 @@ USERS_OF_LIBRARIES = {
   'tqdm': ['metrics', 'prepare.prepare'],
 }
 
-# The modules that use these names; no other may. Two modules communicate between
-# processes, and only commands and workers end a process.
+# The modules that use these names; no other may. Few modules communicate
+# between processes, and a library does not end its process.
 USERS_OF_PARTS = {
   'jax.distributed': ['runtime.processes'],
   'multihost_utils': ['placement', 'runtime.processes'],
@@ -148,7 +148,7 @@ LONG_FUNCTIONS = {
   # The loop is the documentation of the project: it reads from top to bottom.
   ('train', 'train_and_evaluate'): 79
 }
-# The most lines of the modules that explain training; CONTRIBUTING.md lists them.
+# The most lines of all modules that explain training; see CONTRIBUTING.md.
 CORE_LINES = 2200
 
 
@@ -345,7 +345,7 @@ class NoTensorFlow:
     if name.partition('.')[0] == 'tensorflow':
       raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
 
-# An import hook; a stand-in module in sys.modules would be taken for TensorFlow.
+# An import hook, since a module in sys.modules would be taken for TensorFlow.
 sys.meta_path.insert(0, NoTensorFlow)
 loaded = {{}}
 importlib.import_module('alexnet_jax.train')
@@ -361,7 +361,7 @@ print(json.dumps(loaded))
 
 @pytest.fixture(scope='module')
 def loaded():
-  """Modules that importing some of the package loads, where TensorFlow fails."""
+  """The modules in sys.modules after imports without TensorFlow."""
   done = subprocess.run(
     [sys.executable, '-c', IMPORTS], cwd=ROOT, capture_output=True, text=True
   )

@@ -1,4 +1,4 @@
-"""A work directory of commit ed611a7, which every version resumes and evaluates.
+"""A work directory of commit ed611a7: every version resumes and evaluates it.
 
 The fixture is a narrow net on the digits, 188 steps of 32 images in 4 epochs,
 with checkpoints of steps 141 (the best) and 188. The expected metrics are those

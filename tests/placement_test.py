@@ -69,7 +69,8 @@ def test_fetch_may_gather_from_other_processes_under_a_transfer_guard(
     is_fully_addressable = is_fully_replicated = False
 
   def gather(part, tiled):
-    # The guard is read instead of tried, since reading needs no transfer on CPU.
+    # The guard is read instead of tried, since reading needs no transfer on
+    # CPU.
     assert tiled
     return jax.config.jax_transfer_guard_device_to_host
 

@@ -1,7 +1,7 @@
-"""Fine-tuning: what a new state takes from a pretrained run, and what it refuses.
+"""Fine-tuning: what a state takes from a pretrained run, and what is refused.
 
-The pretrained runs here have a checkpoint of random numbers; a fine-tuning that
-trains is in train_test.py.
+The pretrained runs here are checkpoints of random numbers; train_test.py has one
+that was trained.
 """
 
 import contextlib

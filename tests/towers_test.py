@@ -1,6 +1,6 @@
 """Every layout and mesh against a single device, on virtual CPU devices.
 
-What needs eight devices runs in processes of their own, which execute this file.
+What needs eight devices runs in processes that execute this file.
 """
 
 import functools
@@ -29,8 +29,8 @@ from alexnet_jax import towers
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 
-# (layout, devices that share a network, number of devices). Meshes of the layouts
-# 'towers' and 'data' are named by their sizes, data x tower.
+# (layout, devices that share a network, number of devices). Meshes of the
+# layouts 'towers' and 'data' are named by their sizes, data x tower.
 MESHES = {
   'single': ('towers', 'auto', 1),
   '1x2': ('towers', 'auto', 2),
@@ -138,9 +138,9 @@ def prepare(mesh_name, dtype):
   net = create_net(mesh_name, dtype=dtype)
   state = initial_state()
   # fc8 makes logits of size 1 from activations of size 30: the loss starts near
-  # ln(classes), and falls at a rate at which training is stable. A difference of
-  # 1e-4 in all weights becomes 1.5e-4 in these steps (at ten times the rate it
-  # becomes 1), so rounding errors do not grow.
+  # ln(classes), and falls at a rate at which training is stable. A difference
+  # of 1e-4 in all weights becomes 1.5e-4 in these steps (at ten times the rate
+  # it becomes 1), so rounding errors do not grow.
   state.params['fc8']['kernel'] /= 30
   specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
   rng = np.random.default_rng(2)
@@ -349,7 +349,7 @@ def test_other_networks_do_not_depend_on_the_mesh(name, mesh):
 
 @functools.cache
 def predicted(mesh_name):
-  """Log-probabilities and all activations of two views, still on the devices."""
+  """Log-probabilities and all activations of two views, on the devices."""
   changes = {'conv_features': (4, 0, 8, 0, 8)}
   mesh, net = create_mesh(mesh_name), create_net(mesh_name, **changes)
   params = initial_state(**changes).params
@@ -411,8 +411,8 @@ def relative_errors(tree, expected):
 
 
 def check_trees(tree, expected):
-  # Sums of float32 in another order, relative to the norm of each leaf. A leaf of
-  # zeros fails.
+  # Sums of float32 in another order, relative to the norm of each leaf. A leaf
+  # of zeros fails.
   errors = relative_errors(tree, expected)
   assert all(e < 1e-5 for e in jax.tree.leaves(errors)), errors
 

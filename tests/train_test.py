@@ -47,8 +47,8 @@ from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 from alexnet_jax.runtime import files
 
-# 1,497 digits in batches of 16 are 93.6 steps an epoch; the run has 24 steps. It
-# is evaluated after steps 10, 19 and 24, and the rate drops after step 16.
+# 1,497 digits in batches of 16 are 93.6 steps an epoch; the run has 24 steps.
+# It is evaluated after steps 10, 19 and 24, and the rate drops after step 16.
 CONFIG = """
 from configs import quickstart
 
@@ -734,8 +734,8 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path):
 def test_the_plateau_schedule_resumes_and_ends_the_run_early(
   config, tmp_path, monkeypatch
 ):
-  # At this rate the error never falls: the first evaluation sets the best error,
-  # the third drops the rate, and three more end the run.
+  # At this rate the error never falls: the first evaluation sets the best
+  # error, the third drops the rate, and three more end the run.
   config.optimizer.learning_rate = 1e-12
   config.optimizer.schedule = 'plateau'
   config.optimizer.drop_epochs = ()
@@ -764,8 +764,8 @@ def test_the_plateau_schedule_resumes_and_ends_the_run_early(
 # Schedules by epoch
 
 
-# The rates of weights, biases, conv1's weights and conv1's biases, and the colour
-# noise, of each step of `source_like`.
+# The rates of weights, biases, conv1's weights and conv1's biases, and the
+# colour noise, of each step of `source_like`.
 SETTINGS = (
   [(0.01, 0.02, 0.01, 0.02, 0.1)] * 5
   + [(0.01, 0.02, 0.01, 0.02, 0.0)] * 2
