@@ -103,10 +103,13 @@ def uninterrupted(config_file, tmp_path_factory):
     others: the places that read from a device in any other way, except saves.
     saves: for every save its step, metadata and error, and the last row of
       metrics.csv at that time.
+    alive: whether the first batch was still alive, at the end of every row.
     seconds: what the run took.
   """
   workdir = tmp_path_factory.mktemp('uninterrupted')
-  seen = types.SimpleNamespace(compiled=[], reads=[], others=[], saves=[])
+  seen = types.SimpleNamespace(
+    compiled=[], reads=[], others=[], saves=[], alive=[]
+  )
   began = time.monotonic()
   with pytest.MonkeyPatch.context() as patch:
     watch(patch, seen, workdir)
@@ -116,10 +119,11 @@ def uninterrupted(config_file, tmp_path_factory):
 
 
 def watch(patch, seen, workdir):
-  """Records compilations, reads from the device and saves in `seen`."""
-  done, allowed = [], []
+  """Records what the fixture `uninterrupted` describes in `seen`."""
+  done, allowed, images = [], [], []
   update, fetch = metrics.Progress.update, placement.fetch
   save, value = checkpoint.Checkpoints.save, array.ArrayImpl._value
+  prefetch, run_steps = input_pipeline.prefetch_to_device, train.run_steps
 
   def count_compilation(event, _, **unused):
     if event == '/jax/core/compile/backend_compile_duration':
@@ -140,6 +144,16 @@ def watch(patch, seen, workdir):
     seen.saves.append((step, metadata, error, read_rows(workdir)[-1]))
     allow(save, self, step, state, metadata, error)
 
+  def watched_prefetch(*args):
+    for batch in prefetch(*args):
+      images.append(weakref.ref(batch['image']))
+      yield batch
+
+  def watched_run_steps(*args):
+    result = run_steps(*args)
+    seen.alive.append(images[0]() is not None)
+    return result
+
   def read(self):
     if not allowed and threading.current_thread() is threading.main_thread():
       frame = sys._getframe(1)
@@ -158,6 +172,8 @@ def watch(patch, seen, workdir):
   patch.setattr(placement, 'fetch', watched_fetch)
   patch.setattr(checkpoint.Checkpoints, 'save', watched_save)
   patch.setattr(array.ArrayImpl, '_value', property(read))
+  patch.setattr(input_pipeline, 'prefetch_to_device', watched_prefetch)
+  patch.setattr(train, 'run_steps', watched_run_steps)
 
 
 def train_until(step, config, workdir, monkeypatch):
@@ -483,25 +499,9 @@ def test_an_implicit_transfer_in_a_step_is_an_error(fake_types):
     train.run_steps(*arguments)
 
 
-def test_the_first_batch_is_freed(config, tmp_path, monkeypatch):
-  images, alive = [], []
-  prefetch, run_steps = input_pipeline.prefetch_to_device, train.run_steps
-
-  def spy(*args):
-    for batch in prefetch(*args):
-      images.append(weakref.ref(batch['image']))
-      yield batch
-
-  def steps(*args):
-    result = run_steps(*args)
-    alive.append(images[0]() is not None)
-    return result
-
-  monkeypatch.setattr(input_pipeline, 'prefetch_to_device', spy)
-  monkeypatch.setattr(train, 'run_steps', steps)
-  train.train_and_evaluate(config, tmp_path)
-  assert len(alive) > 2
-  assert not any(alive)
+def test_the_first_batch_is_freed(uninterrupted):
+  assert len(uninterrupted.alive) > 2
+  assert not any(uninterrupted.alive)
 
 
 def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
@@ -980,6 +980,9 @@ def test_a_run_resumes_in_any_layout_on_any_number_of_devices(
   config, tmp_path, monkeypatch
 ):
   one, many = tmp_path / 'one', tmp_path / 'many'
+  # Few layers, since the train steps of four meshes are compiled.
+  config.model.conv_features = (4, 0, 8, 0, 8)
+  config.model.fc_features = (0, 16)
   config.train.eval_every_epochs = 1.0  # Only at the end.
   config.train.checkpoint_every_steps = 5
   labels = spy_on_labels(monkeypatch)
