@@ -169,7 +169,7 @@ def test_the_flags_choose_the_data_and_the_geometry(monkeypatch):
   assert (config.input.image_size, config.input.crop_size) == (256, 224)
 
 
-def test_the_recorded_runs_give_the_table_of_the_log():
+def test_the_recorded_runs_give_the_figures_of_the_log():
   path = ROOT / 'experiments' / 'results' / 'init_plateau' / 'runs.csv'
   with open(path, newline='') as file:
     rows = [

@@ -1,7 +1,7 @@
 """Fine-tuning: what a state takes from a pretrained run, and what is refused.
 
-The pretrained runs here are checkpoints of random numbers; train_test.py has one
-that was trained.
+The pretrained runs here are checkpoints of random numbers; train_test.py has
+one that was trained.
 """
 
 import contextlib

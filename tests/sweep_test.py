@@ -233,11 +233,11 @@ def test_two_sweeps_do_not_share_a_folder(base, finished_at_once, tmp_path):
     ({'output': __file__}, f'--output={__file__} cannot be written'),
     (
       {'variants': {'a': {'model.width': 3}}},
-      "variant 'a': 'model.width' is not a key it can set",
+      "variant 'a': 'model.width' is not a key that it can set",
     ),
     (
       {'variants': {'a': {'seed': 3}}},
-      "variant 'a': 'seed' is not a key it can set",
+      "variant 'a': 'seed' is not a key that it can set",
     ),
     (
       {'variants': {'a': {'model.init_std': 'small'}}},
@@ -249,7 +249,7 @@ def test_two_sweeps_do_not_share_a_folder(base, finished_at_once, tmp_path):
     ),
     (
       {'variants': {'../a': {}}},
-      "variant '../a': use letters, digits and _.+- alone",
+      "variant '../a': use only letters, digits and _.+-",
     ),
   ],
 )
