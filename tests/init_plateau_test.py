@@ -68,8 +68,8 @@ def command(tmp_path, data_dir, monkeypatch):
   ('losses', 'left_at'),
   [
     (STUCK, None),
-    # The mean of ten losses is 2.3, and 2.27 at step 11; ln(10) - 0.02 =
-    # 2.2826.
+    # The mean of ten losses is 2.3, and 2.27 at step 11. The limit is
+    # ln(10) - 0.02 = 2.2826.
     (LEARNS, 11),
     ([2.3] * 10 + [2.1] * 10, 11),  # 2.28
     ([2.3] * 10 + [2.2] * 10, 12),  # 2.29, 2.28
