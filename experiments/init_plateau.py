@@ -1,12 +1,11 @@
-r"""How often a net leaves the loss of ln(classes), by its initial weights.
+r"""How often a net leaves a loss of ln(classes), for three initialisations.
 
     python -m alexnet_jax.prepare --source=folder:DIR --name=imagenette --size=112
     python -m experiments.init_plateau --output=DIR [--seeds=5] [--steps=150]
 
-The paper's widths, layers and training (section 5: batch 128, rate 0.01,
-dropout, augmentation) on ten classes of photographs, with three sets of initial
-values, which are those of configs/paper.py, configs/source.py (Deviation S4)
-and configs/caffe.py:
+The widths, layers and training of the paper (section 5: batch 128, rate 0.01,
+dropout, augmentation) on ten classes of photographs, with the initial values of
+configs/paper.py, configs/source.py (Deviation S4) and configs/caffe.py:
 
 | name | weights | conv3 to conv5 | fc6, fc7 | biases that are not 0 |
 |---|---|---|---|---|
@@ -14,11 +13,11 @@ and configs/caffe.py:
 | source | 0.01 | 0.03 | 0.01 | 1 |
 | caffe | 0.01 | 0.01 | 0.005 | 0.1 |
 
-A net has left the plateau at the first step from which, to the end, the mean
-training loss of the last WINDOW steps is at least NEAR below ln(classes). Crops
-of 99 pixels (maps of 23, 11, 5 and 2) take a fifth of the time of 224; on an
-accelerator --size=256 --crop_size=224 is the full geometry. --output is as
-`sweep` describes it.
+A net has left the plateau at the first step from which on the mean training
+loss of the last WINDOW steps stays at least NEAR below ln(classes). Crops of 99
+pixels (maps of 23, 11, 5 and 2) take a fifth of the time of 224; --size=256
+--crop_size=224 is the full geometry, for an accelerator. `sweep` describes what
+--output contains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,14 +50,14 @@ INITS = {
 }
 WINDOW = 10  # steps
 NEAR = chance_loss.ChanceLossWarning.NEAR  # nats
-# Flags of the quick start's narrow net on the digits.
+# The flags of --quick: the narrow net of the quick start on the digits.
 QUICK = {'dataset': 'digits', 'size': 76, 'crop_size': 67, 'steps': 20}
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """The flags of the command."""
+  """Defines the flags of the command."""
   sweep.define_flags(seeds=5)
   flags.DEFINE_string('dataset', 'imagenette', 'Name of the prepared data set.')
   flags.DEFINE_integer('size', 112, 'Side of the stored images in pixels.')
@@ -67,14 +66,14 @@ def define_flags() -> None:
 
 
 def get_config(quick: bool = False) -> ml_collections.ConfigDict:
-  """The config that `INITS` override; the flags complete it."""
+  """The config that `INITS` override; `main` sets what the flags say."""
   config = (quickstart if quick else imagenette).get_config()
   config.train.log_every_steps = 1  # The loss of every step.
   return config
 
 
 def set_steps(config: ml_collections.ConfigDict, steps: int) -> None:
-  """Makes the config one of `steps` steps, evaluated after the last one.
+  """Makes a run of the config take `steps` steps and evaluate after the last.
 
   Raises:
     FileNotFoundError: if its data set has not been prepared.
@@ -88,7 +87,7 @@ def set_steps(config: ml_collections.ConfigDict, steps: int) -> None:
 
 
 def measure(workdir: pathlib.Path) -> dict[str, float | None]:
-  """When a net left the plateau (a step), and the mean loss of its last steps."""
+  """The step at which a net left the plateau, and its mean last losses."""
   with open(workdir / metrics.CSV_FILE, newline='') as file:
     losses = [float(row['train/loss']) for row in csv.DictReader(file)]
   classes = workdir_lib.read_config(workdir).model.num_classes
@@ -99,16 +98,16 @@ def measure(workdir: pathlib.Path) -> dict[str, float | None]:
 
 
 def left_at(losses: Sequence[float], classes: int) -> int | None:
-  """The step at which a net has left the plateau; None if it has not.
+  """The step at which a net left the plateau; None if it did not.
 
   Args:
-    losses: training loss of every step, in nats.
+    losses: training loss of every step in nats.
     classes: number of classes.
   """
   left = None
   for step in range(WINDOW, len(losses) + 1):
     mean = statistics.fmean(losses[step - WINDOW : step])
-    if not mean <= math.log(classes) - NEAR:  # Or NaN.
+    if not mean <= math.log(classes) - NEAR:  # Also if it is NaN.
       left = None
     elif left is None:
       left = step
@@ -116,7 +115,7 @@ def left_at(losses: Sequence[float], classes: int) -> int | None:
 
 
 def table(rows: Sequence[Mapping]) -> str:
-  """What README.md shows, from the rows of runs.csv."""
+  """A Markdown table of the results, from the rows of runs.csv."""
   lines = [
     '| init | left the plateau | at step (median) | loss of the last ten steps |',
     '|---|---|---|---|',
@@ -134,7 +133,7 @@ def table(rows: Sequence[Mapping]) -> str:
 
 def main() -> None:
   for name, value in QUICK.items() if FLAGS.quick else ():
-    FLAGS.set_default(name, value)  # A flag that is given stays.
+    FLAGS.set_default(name, value)  # Does not change given flags.
   config = get_config(FLAGS.quick)
   config.input.data_dir, config.input.dataset = FLAGS.data_dir, FLAGS.dataset
   config.input.image_size, config.input.crop_size = FLAGS.size, FLAGS.crop_size

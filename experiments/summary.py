@@ -1,6 +1,6 @@
-"""Tables and figure of a sweep: means, standard errors, what runs.csv becomes.
+"""The tables and the figure of a sweep: its runs, their means, standard errors.
 
-Pure functions of rows, and of the files that `sweep` writes; no JAX.
+These functions know only rows and the files that `sweep` writes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,23 +12,23 @@ import numpy as np
 
 RUNS_FILE, SUMMARY_FILE = 'runs.csv', 'summary.csv'
 FIGURE_FILE = 'figure.png'
-# The columns of runs.csv around those of the metrics.
+# The columns of runs.csv before and after those of the metrics.
 FIRST_COLUMNS = ('variant', 'seed')
 LAST_COLUMNS = ('wall_seconds', 'failed', 'commit', 'device', 'dataset')
 SUMMARY_COLUMNS = ('variant', 'metric', 'mean', 'standard_error', 'n', 'failed')
 
-# A run of a sweep, or a line of summary.csv, by column. None is an empty cell.
+# A row of runs.csv or summary.csv by column; None is an empty cell.
 Row = dict[str, str | int | float | None]
 
 
 def metric_names(rows: Iterable[Row]) -> list[str]:
-  """The columns that were measured, in order of appearance."""
+  """The metrics of rows of runs.csv, in order of appearance."""
   names = dict.fromkeys(name for row in rows for name in row)
   return [n for n in names if n not in (*FIRST_COLUMNS, *LAST_COLUMNS)]
 
 
 def values_of(rows: Iterable[Row], variant: str, metric: str) -> list[float]:
-  """A metric of the runs of a variant that have it."""
+  """The values of a metric in the runs of a variant that have it."""
   own = (row.get(metric) for row in rows if row['variant'] == variant)
   return [value for value in own if value is not None]
 
@@ -38,7 +38,7 @@ def mean_and_standard_error(
 ) -> tuple[float | None, float | None]:
   """The mean, and the standard error: sample standard deviation / sqrt(n).
 
-  The mean of no values is None, and so is the standard error of fewer than two.
+  The mean of no values is None; so is the standard error of fewer than two.
   """
   mean = float(np.mean(values)) if values else None
   if len(values) < 2:
@@ -47,10 +47,10 @@ def mean_and_standard_error(
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-  """The rows of summary.csv: one for each variant and metric.
+  """The rows of summary.csv, one for each variant and metric.
 
-  n counts the runs of the variant that have the metric, and `failed` those that
-  failed.
+  n is the number of runs of the variant that have the metric, `failed` the
+  number of runs that failed.
   """
   summary = []
   for variant in dict.fromkeys(row['variant'] for row in rows):
@@ -79,7 +79,7 @@ def _write_csv(path, columns, rows):
 
 
 def read_runs(output: str | os.PathLike) -> list[Row]:
-  """The rows of runs.csv; the seed is an int, and what was measured a float.
+  """The rows of runs.csv; seeds are ints, metrics and seconds floats.
 
   A metric that a run does not have is None.
   """
@@ -95,20 +95,20 @@ def read_runs(output: str | os.PathLike) -> list[Row]:
 
 
 def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
-  """Draws runs.csv as figure.png: a panel for each metric, a line a variant.
+  """Draws runs.csv as figure.png: a panel per metric, a line per variant.
 
-  A dot is a run; the mark with its bar is the mean with its standard error. A
-  variant's name is followed by how many of its runs did not fail.
+  A dot is a run; a mark with a bar is the mean with its standard error. The
+  label of a variant also says how many of its runs did not fail.
 
   Args:
     output: folder of the sweep.
-    labels: of the axes, with their units, by metric.
+    labels: labels of the axes by metric, with units.
 
   Returns:
-    The file.
+    The path of the figure.
 
   Raises:
-    ModuleNotFoundError: without matplotlib.
+    ModuleNotFoundError: if matplotlib is not installed.
   """
   try:
     from matplotlib import figure as figure_lib

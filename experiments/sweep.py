@@ -1,21 +1,21 @@
-r"""A sweep: variants of a config, several seeds of each, their means, a figure.
+r"""Sweeps: variants of a config with several seeds each, their means, a figure.
 
-An experiment is a module with a base config, a table of overrides and, for what
-result.json does not have, a measurement of a finished run:
+An experiment is a module with a base config and a table of overrides. If it
+needs more than the metrics of result.json, it also measures finished runs:
 
     python -m experiments.NAME --output=DIR [--data_dir=DIR] [--seeds=N] [--quick]
 
-| in DIR | |
+| in DIR | contents |
 |---|---|
-| runs/VARIANT/seedN/ | a run's work directory, as `alexnet_jax.main` writes it |
-| runs.csv | a row for each run that has ended: metrics, time, commit, device |
+| runs/VARIANT/seedN/ | the work directory of a run, as of `alexnet_jax.main` |
+| runs.csv | a row for each run that ended: metrics, time, commit, device |
 | summary.csv | mean, standard error and n of each metric of each variant |
-| figure.png | drawn from runs.csv |
+| figure.png | a figure of runs.csv |
 
-The same command continues a sweep that was killed: finished runs are not
-trained again, the interrupted one resumes from its checkpoint, and there may be
-more seeds and variants than before. A run whose loss was not finite has failed:
-its row says so, and the sweep goes on. Remove its folder to try it again.
+After a kill the same command continues the sweep: finished runs are not trained
+again, and the interrupted one resumes from its checkpoint. Seeds and variants
+can be added. A run fails if its loss is not finite; its row says so, and the
+sweep continues. Remove the folder of a failed run to try it again.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,19 +49,19 @@ from alexnet_jax.runtime import files
 from alexnet_jax.runtime import huge_pages
 from experiments import summary
 
-# What `run` adds to a work directory: the row of a run that has ended.
+# The file that `run` adds to the work directory of a finished or failed run.
 ROW_FILE = 'row.json'
-# A sweep may be continued with other values of these keys of the config.
+# Config keys that may have other values when a sweep is continued.
 MAY_CHANGE = frozenset({'input.data_dir'})
 
 
 class InputError(ValueError):
-  """A mistake in what a sweep was given; its message is for the user."""
+  """A mistake in the input of a sweep; the message is for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """One run of a sweep: its place in the table, its config, its folder."""
+  """One run of a sweep."""
 
   variant: str
   seed: int
@@ -70,7 +70,7 @@ class Training:
 
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
-  """The last metrics of a finished run, by tag."""
+  """The last metrics of a finished run by tag, such as 'eval/loss'."""
   result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
   return {tag: value for tag, value in result.items() if '/' in tag}
 
@@ -83,26 +83,27 @@ def run(
   measure: Callable[[pathlib.Path], Mapping[str, float | None]] = last_metrics,
   keep_checkpoints: bool = True,
 ) -> list[summary.Row]:
-  """Trains every variant with every seed, unless that has been done.
+  """Trains every variant with every seed, except runs that are finished.
 
-  All variants are trained with a seed before the next seed begins.
+  All variants are trained with one seed before the next seed begins.
 
   Args:
     base: the config that the variants override.
-    variants: values by dotted key, such as 'model.init_std', by name.
-    seeds: number of seeds, which are 0, 1, ...
-    output: folder of the sweep, see above.
-    measure: takes the work directory of a finished run; returns numbers by
-      metric, None for one that this run does not have.
-    keep_checkpoints: False removes the checkpoints of a run once it has been
-      measured.
+    variants: overrides by name of the variant; overrides are values by dotted
+      key, such as 'model.init_std'.
+    seeds: number of seeds; the seeds are 0, 1, ...
+    output: folder of the sweep, see the docstring of this module.
+    measure: maps the work directory of a finished run to numbers by metric,
+      with None for a metric that the run does not have.
+    keep_checkpoints: if False, the checkpoints of a run are removed after it
+      has been measured.
 
   Returns:
-    The rows of runs.csv, as `summary.read_runs`.
+    The rows of runs.csv, as from `summary.read_runs`.
 
   Raises:
-    ValueError: as `plan`; if a data set does not fit its config, or differs
-      from the one that a run was made with; if another process is at work in
+    ValueError: as from `plan`; if a data set does not fit its config, or
+      differs from that of an earlier run; or if another process is at work in
       `output`.
     FileNotFoundError: if a data set has not been prepared.
   """
@@ -131,12 +132,12 @@ def plan(
   seeds: int,
   output: str | os.PathLike,
 ) -> list[Training]:
-  """The runs of a sweep, with the arguments of `run`.
+  """The runs of a sweep, in order; takes the arguments of `run`.
 
-  Reads no data set and writes nothing.
+  It reads no data set and writes nothing.
 
   Raises:
-    ValueError: if an argument is wrong, or if `output` holds a run of such a
+    ValueError: if an argument is wrong, or if `output` has a run of the same
       variant and seed with another config.
   """
   path = _checked_output(seeds, output)
@@ -151,7 +152,7 @@ def plan(
 
 
 def _checked_output(seeds, output):
-  """The absolute path of `output`; raises ValueError as `plan`."""
+  """The absolute path of `output`; raises ValueError as `plan` does."""
   if seeds < 1:
     raise InputError(f'--seeds={seeds} must be at least 1')
   if not os.fspath(output):
@@ -164,11 +165,13 @@ def _checked_output(seeds, output):
 def _config(base, variant, overrides, seed):
   """The checked config of one run."""
   if not re.fullmatch(r'\w[\w.+-]*', variant):
-    raise InputError(f'variant {variant!r}: use letters, digits and _.+- alone')
+    raise InputError(f'variant {variant!r}: use only letters, digits and _.+-')
   known = config_lib.flatten(base).keys() - {'seed'}
   for key in overrides:
     if key not in known:
-      raise InputError(f'variant {variant!r}: {key!r} is not a key it can set')
+      raise InputError(
+        f'variant {variant!r}: {key!r} is not a key that it can set'
+      )
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
@@ -190,13 +193,13 @@ def _check_recorded_config(workdir, config):
 
 
 def _fingerprint(config):
-  """The fingerprint of the config's data set, which must fit the config."""
+  """The fingerprint of the config's data set, which is checked."""
   digits.prepare_if_missing(config)
   return run_lib.open_run(config).dataset.fingerprint
 
 
 def _recorded_rows(trainings, fingerprints):
-  """The rows of the runs that have ended, by work directory."""
+  """The rows of finished and failed runs, by work directory."""
   rows = {}
   for training in trainings:
     file = training.workdir / ROW_FILE
@@ -215,10 +218,10 @@ def _recorded_rows(trainings, fingerprints):
 
 
 def _unfinished(trainings, rows):
-  """Yields the runs without a row, and shows the progress of the sweep."""
+  """Yields the runs that have no row, and shows the progress of the sweep."""
   began, done, total = time.time(), len(rows), len(trainings)
   left = [t for t in trainings if t.workdir not in rows]
-  # Without a terminal there is no bar.
+  # `disable=None` shows the bar only on a terminal.
   with tqdm.tqdm(initial=done, total=total, unit='run', disable=None) as bar:
     for here, training in enumerate(left):
       name = f'{training.variant}, seed {training.seed}'
@@ -233,12 +236,12 @@ def _unfinished(trainings, rows):
 
 
 def _train(training, fingerprint, measure):
-  """Trains one run to its end; returns its row."""
+  """Trains a run to its end; returns its row."""
   began, measured, failed = time.time(), {}, ''
   try:
     train.train_and_evaluate(training.config, training.workdir)
   except FloatingPointError as error:
-    failed = str(error).partition('. ')[0]  # The rest is advice.
+    failed = str(error).partition('. ')[0]  # Without the advice.
     tqdm.tqdm.write(f'failed: {failed}')
     result = {
       'wall_seconds': round(time.time() - began, 1),
@@ -266,7 +269,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags(seeds: int) -> None:
-  """Defines the flags of every experiment, --seeds with that default."""
+  """Defines the flags of every experiment; --seeds defaults to `seeds`."""
   flags.DEFINE_string('output', None, 'Folder of the sweep.', required=True)
   flags.DEFINE_string(
     'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
@@ -279,9 +282,10 @@ def define_flags(seeds: int) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-  """Parses the flags and runs an experiment; a user's mistake is one line.
+  """Parses the flags and runs an experiment; mistakes of the user are one line.
 
-  It may start the program anew, see `huge_pages`: call it before anything else.
+  Call it before anything else, since it may restart the program, see
+  `huge_pages`.
   """
 
   def guarded(argv):

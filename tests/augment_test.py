@@ -1,9 +1,10 @@
-"""Device augmentation, read off painted images and against NumPy statistics.
+"""Augmentation on the device: crops, reflections, colour noise and test views.
 
-An image that holds the place of every pixel tells where a crop was taken and
-whether it was reflected; the colour noise's covariance follows from section
-4.1 in closed form: with eigenvalues l of the covariance C on 0..255 and noise
-p * (a * l / 255), a of standard deviation s, it is (s / 255) ** 2 * C @ C.
+Images whose pixels are their own coordinates show where a crop was taken and
+whether it was reflected. The covariance of the colour noise follows from
+section 4.1: if C is the covariance of pixels on 0..255, with eigenvalues l and
+eigenvectors p, the noise is the sum of p * (a * l / 255) with a of standard
+deviation s, and its covariance is (s / 255) ** 2 * C @ C.
 """
 
 import functools
@@ -33,7 +34,7 @@ _views = jax.jit(
 
 
 def _painted(count, size):
-  """`count` images whose pixels hold (y, x, number of the image)."""
+  """`count` images whose pixels are (y, x, number of the image)."""
   y, x = np.mgrid[:size, :size]
   place = np.stack([y, x, 0 * y], -1).astype(np.uint8)
   images = np.tile(place, (count, 1, 1, 1))
@@ -78,16 +79,16 @@ def _many():
   return views, views[:, 0, 0, 1] > views[:, 0, -1, 1]
 
 
-def test_crop_offsets_cover_0_to_32_uniformly_and_no_more():
+def test_crop_offsets_are_uniform_from_0_to_32():
   views, reflected = _many()
   y, x = views[..., 0].min((1, 2)), views[..., 1].min((1, 2))
   for offset in (y, x):
     assert set(offset) == set(range(33))
     expected = len(offset) / 33
     counts = np.bincount(offset.astype(int))
-    # Chi-square with 32 degrees of freedom passes 62.5 once in 1,000 draws.
+    # Chi-square with 32 degrees of freedom exceeds 62.5 once in 1,000 draws.
     assert ((counts - expected) ** 2 / expected).sum() < 62.5
-  # Correlations of independent draws have a deviation of 1 / sqrt(4096).
+  # Correlations of independent draws have a standard error of 1 / sqrt(4096).
   correlation = np.corrcoef([y, x, reflected])
   assert np.abs(correlation - np.eye(3)).max() < 4 / np.sqrt(4096)
 
@@ -121,7 +122,7 @@ def test_a_reflected_crop_is_the_mirror_of_the_unreflected_one():
 
 
 @pytest.mark.parametrize('flip', [False, True])
-def test_the_mean_image_is_subtracted_at_the_crops_own_place(flip):
+def test_the_mean_image_is_subtracted_at_the_place_of_the_crop(flip):
   image = _random_image(40)
   views = _draw(np.stack([image] * 64), mean=image, flip=flip)
   np.testing.assert_array_equal(views, 0)
@@ -133,24 +134,24 @@ def test_colour_noise_has_the_covariance_of_section_4_1():
   noise = _draw(black, crop_size=1, color_std=0.1)[:, 0, 0]
   sample = np.cov(noise.T)
   expected = (0.1 / 255) ** 2 * COVARIANCE @ COVARIANCE
-  # In units of the expected deviations along the eigenvectors, so that the
-  # weakest direction counts as much as the strongest. A sample variance is
-  # off by sqrt(2 / count) = 1%; 5% leaves room for five such.
+  # In units of the expected deviations along the eigenvectors, which gives all
+  # directions the same weight. The standard error of a sample variance is
+  # sqrt(2 / count) = 1%; five of them are allowed.
   eigenvalues, eigenvectors = np.linalg.eig(expected)
   whiten = eigenvectors / np.sqrt(eigenvalues)
   np.testing.assert_allclose(whiten.T @ sample @ whiten, np.eye(3), atol=0.05)
   assert np.abs(noise.mean(0) @ whiten).max() < 5 / np.sqrt(count)
 
 
-def test_colour_noise_of_imagenet_is_6_grey_levels_and_less():
+def test_colour_noise_of_imagenet_has_the_documented_deviations():
   directions = augment.color_directions(COVARIANCE)
   assert directions.dtype == np.float32
   std = 0.1 * np.linalg.norm(directions, axis=0)
-  # PAPER: 0.1 * l / 255, given with two digits.
+  # 0.1 * l / 255, documented with two digits.
   np.testing.assert_allclose(sorted(std), [0.15, 0.54, 5.8], rtol=0.02)
 
 
-def test_the_sources_directions_are_its_published_standard_deviations():
+def test_the_directions_of_the_source_are_its_published_deviations():
   directions = augment.color_directions(COVARIANCE, square_root=True)
   assert directions.dtype == np.float32
   lengths = np.linalg.norm(directions, axis=0)
@@ -159,7 +160,7 @@ def test_the_sources_directions_are_its_published_standard_deviations():
   np.testing.assert_allclose(lengths[order], RGB_STD, rtol=2e-4)
   cosines = (directions / lengths)[:, order].T @ RGB_VECTORS
   np.testing.assert_allclose(np.abs(cosines), np.eye(3), atol=2e-4)
-  # PAPER: 0.1 * sqrt(l), given with two digits or three.
+  # 0.1 * sqrt(l), documented with two or three digits.
   np.testing.assert_allclose(0.1 * lengths[order], [2.0, 3.7, 12.2], rtol=0.02)
 
 
@@ -170,13 +171,13 @@ def test_colour_noise_of_the_source_has_the_covariance_of_the_pixels():
   noise = _draw(black, crop_size=1, color_std=0.1, directions=directions)
   sample = np.cov(noise[:, 0, 0].T)
   whiten = RGB_VECTORS / (0.1 * RGB_STD)
-  # As above.
+  # Five standard errors, as above.
   np.testing.assert_allclose(whiten.T @ sample @ whiten, np.eye(3), atol=0.05)
 
 
-def test_grey_images_have_a_direction_of_grey_alone():
-  # Rounding leaves -9e-13 of an eigenvalue of this one, 9e-13 of others.
-  grey = np.full((3, 3), 1234.5)  # Pixels (g, g, g) of this variance.
+def test_grey_images_have_one_direction_which_is_grey():
+  # The other eigenvalues are 0, but for rounding -9e-13 or 9e-13.
+  grey = np.full((3, 3), 1234.5)  # Pixels (g, g, g); variance of g.
   directions = np.abs(augment.color_directions(grey, square_root=True))
   largest = directions[:, directions.sum(0).argmax()]
   np.testing.assert_allclose(largest, np.sqrt(1234.5), rtol=1e-6)  # float32
@@ -184,9 +185,7 @@ def test_grey_images_have_a_direction_of_grey_alone():
 
 
 @pytest.mark.parametrize('color_std', [0.0, 0.1, 0.5])
-def test_colour_divide_divides_the_whole_view_by_one_more_than_its_std(
-  color_std,
-):
+def test_colour_divide_divides_the_view_by_one_plus_the_std(color_std):
   options = {'mean': _random_image(40), 'flip': True, 'color_std': color_std}
   views = _draw(_painted(64, 40), **options)
   divided = _draw(_painted(64, 40), color_divide=True, **options)
@@ -198,7 +197,7 @@ def test_colour_divide_divides_the_whole_view_by_one_more_than_its_std(
 def test_a_colour_std_of_zero_gives_no_noise():
   images = _painted(64, 40)
   views = _draw(images, color_std=0.0)
-  np.testing.assert_array_equal(views, views.round())  # Pixels of the images.
+  np.testing.assert_array_equal(views, views.round())  # Pixels as in the image.
   assert (views[..., 2] == np.arange(64)[:, None, None]).all()
 
 
@@ -206,7 +205,7 @@ def test_the_central_mean_is_that_of_the_central_crop_wherever_the_crop_is():
   images, mean = _painted(64, 40), _random_image(40)
   views = _draw(images, mean=mean, central_mean=True)
   centre = mean[16:24, 16:24]
-  # With nothing subtracted, the painted corner of a crop says where it lies.
+  # Without a mean, the first pixel of a crop is its place.
   y, x, _ = _draw(images)[:, 0, 0].astype(int).T
   assert len(set(y)) > 10 and len(set(x)) > 10
   for i, view in enumerate(views):
@@ -221,7 +220,7 @@ def test_the_central_mean_of_an_odd_margin_is_up_and_left_of_the_middle():
   np.testing.assert_array_equal(-view[0], mean[16:24, 16:24])
 
 
-def test_crops_reflections_and_noise_are_the_same_with_the_sources_switches():
+def test_the_switches_of_the_source_do_not_change_what_is_drawn():
   images, mean = _painted(64, 40), _random_image(40)
   plain = _draw(images, flip=True, color_std=0.1)
   source = _draw(
@@ -233,7 +232,7 @@ def test_crops_reflections_and_noise_are_the_same_with_the_sources_switches():
     central_mean=True,
   )
   difference = plain - 1.1 * source.astype(float)
-  # The mean image is not reflected. float32 rounds values of 255 at 3e-5.
+  # The mean image is not reflected. float32 rounds values up to 255 by 3e-5.
   mean = np.broadcast_to(mean[16:24, 16:24], difference.shape)
   np.testing.assert_allclose(difference, mean, atol=1e-3)
   flips = plain[:, 0, 0, 1] > plain[:, 0, -1, 1]
@@ -243,7 +242,7 @@ def test_crops_reflections_and_noise_are_the_same_with_the_sources_switches():
 def test_colour_noise_is_one_colour_per_image():
   images = _painted(64, 40)
   noise = _draw(images, flip=True, color_std=0.1) - _draw(images, flip=True)
-  # float32 sums of up to 255 round at 255 * 2 ** -23 = 3e-5.
+  # float32 rounds values up to 255 by 255 * 2 ** -23 = 3e-5.
   np.testing.assert_allclose(np.ptp(noise, axis=(1, 2)), 0, atol=1e-4)
   assert len(np.unique(noise[:, 0, 0].round(3), axis=0)) == 64
 
@@ -258,13 +257,13 @@ def test_a_draw_depends_only_on_the_index_in_the_global_batch():
   assert (first[:32] != last[:32]).any((1, 2, 3)).all()
 
 
-def test_another_key_draws_other_crops_flips_and_noise():
+def test_another_key_draws_other_crops_reflections_and_noise():
   images = _painted(64, 40)
   one, two = (_draw(images, key=k, flip=True, color_std=0.1) for k in (0, 1))
-  # The third channel holds the number of the image, the same over the crop.
+  # The third channel is the number of the image, everywhere in a crop.
   assert ((one - two)[:, 0, 0, 2] != 0).all()
   one, two = (_draw(images, key=k, flip=True) for k in (0, 1))
-  for channel in (0, 1):  # 32 of 33 offsets differ; 9 of 10 is 3 sigma less.
+  for channel in (0, 1):  # 32 of 33 differ on average.
     places = [v[..., channel].min((1, 2)) for v in (one, two)]
     assert (places[0] != places[1]).mean() > 0.9
   flips = [v[:, 0, 0, 1] > v[:, 0, -1, 1] for v in (one, two)]
@@ -275,7 +274,7 @@ def test_another_key_draws_other_crops_flips_and_noise():
   ('many', 'flip', 'expected'),
   [(True, True, 10), (True, False, 5), (False, True, 1), (False, False, 1)],
 )
-def test_views_of_testing_are_corners_centre_and_reflections(
+def test_test_time_views_are_corners_centre_and_their_reflections(
   many, flip, expected
 ):
   image = jnp.asarray(_painted(1, 256))  # 224 of 256: offsets 0, 16 and 32.
@@ -297,7 +296,7 @@ def test_views_of_testing_are_corners_centre_and_reflections(
 
 
 @pytest.mark.parametrize('reflected', [0, 1])
-def test_a_view_of_testing_subtracts_the_mean_at_its_own_place(reflected):
+def test_a_test_time_view_subtracts_the_mean_at_its_place(reflected):
   image = jnp.asarray(_random_image(40))
   offset = jnp.array([1, 3, reflected])
   view = augment.view_at(image[None], image.astype(jnp.float32), offset, 8)
@@ -306,7 +305,7 @@ def test_a_view_of_testing_subtracts_the_mean_at_its_own_place(reflected):
 
 @pytest.mark.parametrize('reflected', [0, 1])
 @pytest.mark.parametrize('corner', [(0, 0), (32, 0), (16, 16)])
-def test_a_view_of_testing_may_subtract_the_central_mean(corner, reflected):
+def test_a_test_time_view_can_subtract_the_central_mean(corner, reflected):
   image, mean = _random_image(40), _random_image(40)[::-1]
   view = augment.view_at(
     jnp.asarray(image[None]),

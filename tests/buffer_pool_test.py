@@ -1,4 +1,4 @@
-"""Buffers that are reused once nothing refers to them."""
+"""Buffers are reused once nothing refers to them."""
 
 import gc
 import time
@@ -17,8 +17,8 @@ def _wait_until(condition):
     time.sleep(0.01)
 
 
-# Memory that comes back is known by its contents: the system gives fresh
-# memory the same address again, but zeroed.
+# Reused memory is recognised by its contents. Its address proves nothing: fresh
+# memory may have the same one, but is zero.
 def test_the_pool_reuses_memory_once_it_is_free():
   pool = buffer_pool.BufferPool((4, 8, 8, 3))
   array = pool.take()
@@ -46,7 +46,7 @@ def test_device_put_aliases_a_buffer_and_the_pool_waits_for_the_array():
   assert address % 64 == 0
   array[:] = 1
   on_device = jax.device_put(array, jax.devices()[0]).block_until_ready()
-  # Without the alias this test would not see the trap.
+  # Without aliasing there would be nothing to wait for.
   assert on_device.unsafe_buffer_pointer() == address
   del array
   gc.collect()

@@ -1,6 +1,6 @@
-"""Checkpoints: what was saved is restored, damage is reported and survived.
+"""Checkpoints: what was saved is restored; damage is reported and survived.
 
-The oracles are the values that were saved, and directories damaged by hand.
+The tests compare with the values that were saved, and damage files by hand.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from alexnet_jax import placement
 from alexnet_jax import train_state
 from alexnet_jax.runtime import processes
 
-# Orbax abandons the tasks that read the rest of a damaged checkpoint.
+# When a checkpoint is damaged, Orbax abandons the tasks that read the rest.
 pytestmark = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def collect_abandoned_tasks():
   yield
-  gc.collect()  # Now, while their warning is ignored, not in another file.
+  gc.collect()  # Their warnings are ignored here, but not in other files.
 
 
 def make_state(step, mesh=None):
@@ -51,11 +51,11 @@ def abstract(state):
   )
 
 
-def accept(record):
-  assert isinstance(record, dict)
+def accept(metadata):
+  assert isinstance(metadata, dict)
 
 
-def make_record(step):
+def make_metadata(step):
   return {'config': {'seed': step}, 'metrics': {'train/loss': step / 7}}
 
 
@@ -69,7 +69,7 @@ def save(workdir, errors):
   """Saves a state for each step, with its error."""
   with opened(workdir) as checkpoints:
     for step, error in errors.items():
-      checkpoints.save(step, make_state(step), make_record(step), error)
+      checkpoints.save(step, make_state(step), make_metadata(step), error)
 
 
 def assert_states_equal(found, expected):
@@ -82,7 +82,7 @@ def assert_states_equal(found, expected):
 
 def test_every_field_of_state_and_metadata_is_restored(tmp_path):
   state = make_state(7)
-  record = train_state.CheckpointMetadata(
+  metadata = train_state.CheckpointMetadata(
     config={'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
     dataset='0f',
     metrics={'eval/loss': 0.1 + 0.2},
@@ -91,13 +91,15 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     wall_seconds=1.5,
   )
   with opened(tmp_path) as checkpoints:
-    checkpoints.save(7, state, dataclasses.asdict(record), 0.5)
+    checkpoints.save(7, state, dataclasses.asdict(metadata), 0.5)
   template = jax.tree.map(jnp.zeros_like, state)
   with opened(tmp_path) as checkpoints:
-    found, found_record = checkpoints.restore_latest(abstract(template), accept)
+    found, found_metadata = checkpoints.restore_latest(
+      abstract(template), accept
+    )
   assert isinstance(found, train_state.TrainState)
   assert_states_equal(found, make_state(7))
-  assert found_record == {
+  assert found_metadata == {
     'config': {'model.conv_features': [4, 8], 'seed': 3, 'input.dataset': 'x'},
     'dataset': '0f',
     'metrics': {'eval/loss': 0.1 + 0.2},
@@ -107,10 +109,10 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
   }
 
 
-def test_a_plateau_without_an_error_so_far_is_restored(tmp_path):
-  record = dataclasses.asdict(train_state.CheckpointMetadata({}, '0f', {}))
+def test_a_plateau_controller_that_has_seen_no_error_is_restored(tmp_path):
+  metadata = dataclasses.asdict(train_state.CheckpointMetadata({}, '0f', {}))
   with opened(tmp_path) as checkpoints:
-    checkpoints.save(1, make_state(1), record, None)
+    checkpoints.save(1, make_state(1), metadata, None)
     found = checkpoints.read_metadata(1)
   assert optimizer.Plateau(**found['plateau']) == optimizer.Plateau()
 
@@ -132,7 +134,9 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
       assert (checkpoints.steps(), checkpoints.step_of('best')) == kept[step]
 
 
-def test_one_command_keeps_the_same_as_one_command_per_save(tmp_path):
+def test_one_command_keeps_the_same_checkpoints_as_one_command_per_save(
+  tmp_path,
+):
   save(tmp_path, {1: 0.9, 2: None, 3: 0.2, 4: 0.4, 5: None, 6: 0.3, 7: None})
   with opened(tmp_path) as checkpoints:
     assert (checkpoints.steps(), checkpoints.step_of('best')) == ([3, 6, 7], 3)
@@ -160,7 +164,7 @@ def test_without_checkpoints_there_is_nothing_to_restore(tmp_path):
 def test_a_half_written_step_is_ignored_and_can_be_saved_again(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
   folder = tmp_path / 'checkpoints'
-  (folder / '8').rename(folder / '8.orbax-checkpoint-tmp')  # As a kill does.
+  (folder / '8').rename(folder / '8.orbax-checkpoint-tmp')  # As after a kill.
   with opened(tmp_path) as checkpoints:
     assert checkpoints.steps() == [4]
     assert [path.name for path in folder.iterdir()] == ['4']  # It is removed.
@@ -190,16 +194,16 @@ def remove_manifests(step):
     file.unlink()
 
 
-def truncate_record(step):
+def truncate_metadata(step):
   file = step / 'record' / 'metadata'
   file.write_bytes(file.read_bytes()[:10])
 
 
-def remove_record(step):
+def remove_metadata(step):
   shutil.rmtree(step / 'record')
 
 
-def remove_record_file(step):
+def remove_metadata_file(step):
   (step / 'record' / 'metadata').unlink()
 
 
@@ -216,9 +220,9 @@ DAMAGES = [
   truncate,
   flip_bytes,
   remove_manifests,
-  truncate_record,
-  remove_record,
-  remove_record_file,
+  truncate_metadata,
+  remove_metadata,
+  remove_metadata_file,
   remove_state,
 ]
 
@@ -230,12 +234,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   save(tmp_path, {4: 0.5, 8: 0.4})
   damage(tmp_path / 'checkpoints' / '8')
   with opened(tmp_path) as checkpoints, caplog.at_level(logging.WARNING):
-    state, record = checkpoints.restore_latest(abstract(make_state(0)), accept)
+    state, metadata = checkpoints.restore_latest(
+      abstract(make_state(0)), accept
+    )
     assert_states_equal(state, make_state(4))
-    assert record == make_record(4)
+    assert metadata == make_metadata(4)
     assert 'checkpoint 8 cannot be read' in caplog.text
     assert checkpoints.steps() == [4]
-    checkpoints.save(8, make_state(9), make_record(9), 0.4)
+    checkpoints.save(8, make_state(9), make_metadata(9), 0.4)
   with opened(tmp_path) as checkpoints:
     assert (checkpoints.steps(), checkpoints.step_of('best')) == ([4, 8], 8)
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
@@ -249,30 +255,30 @@ def test_a_damaged_error_file_does_not_lose_the_state(tmp_path):
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
     assert int(state.step) in (4, 8)
     assert checkpoints.step_of('best') in (4, 8)
-    checkpoints.save(12, make_state(12), make_record(12), 0.3)
+    checkpoints.save(12, make_state(12), make_metadata(12), 0.3)
 
 
-def test_what_another_process_cannot_read_is_damaged_for_all_of_them(
+def test_a_checkpoint_that_another_process_cannot_read_is_skipped_by_all(
   tmp_path, monkeypatch, caplog
 ):
   save(tmp_path, {4: 0.5, 8: 0.4})
-  said = []
+  readable = []
 
   def any_process(value):
-    said.append(value)
-    return len(said) == 1  # Another one has damage in the newest.
+    readable.append(value)
+    return len(readable) == 1  # Another process cannot read step 8.
 
   monkeypatch.setattr(processes, 'any_process', any_process)
   with opened(tmp_path) as checkpoints:
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
     assert checkpoints.steps() == [4]
   assert_states_equal(state, make_state(4))
-  assert said == [False, False]
+  assert readable == [False, False]
   assert 'checkpoint 8 cannot be read (another process' in caplog.text
 
 
 @pytest.mark.parametrize('first', [True, False])
-def test_only_the_first_process_tidies_up_before_the_others_go_on(
+def test_only_the_first_process_cleans_up_before_the_others_continue(
   tmp_path, monkeypatch, first
 ):
   save(tmp_path, {4: 0.5, 8: 0.4})
@@ -286,13 +292,13 @@ def test_only_the_first_process_tidies_up_before_the_others_go_on(
   )
   with opened(tmp_path) as checkpoints:
     checkpoints.restore_latest(abstract(make_state(0)), accept)
-  swept = ['4', '8'] if first else ['4', '8', '9.orbax-checkpoint-tmp']
-  put_aside = ['4', 'damaged.8'] if first else swept
-  assert at_barrier == [swept, put_aside]
+  cleaned = ['4', '8'] if first else ['4', '8', '9.orbax-checkpoint-tmp']
+  put_aside = ['4', 'damaged.8'] if first else cleaned
+  assert at_barrier == [cleaned, put_aside]
   assert names() == put_aside
 
 
-def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
+def test_if_all_checkpoints_are_damaged_an_error_says_what_to_do(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
   for damage, step in ((truncate, '4'), (flip_bytes, '8')):
     damage(tmp_path / 'checkpoints' / step)
@@ -302,7 +308,7 @@ def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
     assert checkpoints.steps() == [4, 8]  # None is removed.
 
 
-def test_another_shape_is_an_error_and_removes_nothing(tmp_path):
+def test_a_template_of_another_shape_is_an_error_that_removes_nothing(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
   template = make_state(0)
   template.params['conv1']['bias'] = jnp.zeros(6)
@@ -317,7 +323,7 @@ def test_opening_read_only_writes_nothing(tmp_path):
   truncate(tmp_path / 'checkpoints' / '8')
   under_way = tmp_path / 'checkpoints' / '12.orbax-checkpoint-tmp' / 'metrics'
   under_way.mkdir(parents=True)
-  (under_way / 'metrics').write_text('{"eval')  # Another run is saving.
+  (under_way / 'metrics').write_text('{"eval')  # As while another run saves.
   files = lambda: {
     str(p): p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()
   }
@@ -353,7 +359,7 @@ def test_a_checkpoint_is_restored_to_the_shardings_of_the_template(
     towers_only = P(None, None, None, 'tower')
     assert kernel.sharding == jax.sharding.NamedSharding(mesh, towers_only)
     assert found.step.sharding.is_fully_replicated
-    # Tower 0 on the first column of the mesh, tower 1 on the second.
+    # Tower 0 is on the first column of the mesh, tower 1 on the second.
     by_device = {s.device: s.data for s in kernel.addressable_shards}
     whole = np.asarray(make_state(3).params['conv1']['kernel'])
     for tower, devices in enumerate(mesh.devices.T):

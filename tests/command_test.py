@@ -1,4 +1,4 @@
-"""One line for a wrong config, and what libraries log (more in main_test)."""
+"""Errors of a config as one line, and what libraries log; see main_test.py."""
 
 import logging
 
@@ -17,7 +17,7 @@ from alexnet_jax.runtime import command
     (['main', '--config'], ''),
   ],
 )
-def test_the_line_names_the_file_that_was_given(argv, where):
+def test_a_config_error_is_one_line_that_names_the_file(argv, where):
   with pytest.raises(SystemExit) as ended:
     with command.one_line_config_errors(argv):
       raise ValueError(KeyError('no "x"\n  here'))
@@ -25,18 +25,18 @@ def test_the_line_names_the_file_that_was_given(argv, where):
   assert str(ended.value) == expected
 
 
-def test_without_an_error_it_does_nothing():
+def test_without_an_error_nothing_is_printed_or_raised():
   with command.one_line_config_errors(['main']):
     pass
 
 
-def test_libraries_log_only_errors_and_jax_also_warnings():
+def test_libraries_log_only_errors_but_jax_also_warnings():
   names = ('alexnet_jax.run', 'jax._src.xla_bridge', 'orbax')
   loggers = [logging.getLogger(name) for name in (*names, 'absl')]
   levels = [logging.getLogger(n).level for n in ('alexnet_jax', 'jax', None)]
   verbosity = absl_logging.get_verbosity()
   try:
-    logging.getLogger().setLevel(logging.ERROR)  # As absl.app.run leaves it.
+    logging.getLogger().setLevel(logging.ERROR)  # As absl.app.run sets it.
     with command.one_line_errors('again'):
       found = [logger.getEffectiveLevel() for logger in loggers]
   finally:

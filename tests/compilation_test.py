@@ -1,4 +1,4 @@
-"""Compiler options, and the cache that the next command finds."""
+"""Compiler options, and the cache of compiled programs on disk."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def hits(folder, **variables):
   return int(done.stdout)
 
 
-def test_what_one_command_compiles_the_next_one_finds_in_the_cache(tmp_path):
+def test_the_next_command_finds_compiled_programs_in_the_cache(tmp_path):
   folder = tmp_path / 'not' / 'there'
   assert hits(str(folder)) == 0
   assert any(folder.iterdir())
@@ -46,7 +46,7 @@ def test_what_one_command_compiles_the_next_one_finds_in_the_cache(tmp_path):
   assert hits('', JAX_COMPILATION_CACHE_DIR=str(folder)) == 0
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path):
+def test_without_a_writable_folder_there_is_only_no_cache(tmp_path):
   (tmp_path / 'file').write_text('')
   assert hits(f'{tmp_path}/file/cache') == 0
 
@@ -66,7 +66,7 @@ def test_compiler_options_are_empty_if_xla_refuses_them(monkeypatch, refused):
   assert compilation.network_options() == {}
 
 
-def test_compiler_options_are_not_empty_if_xla_accepts_them(monkeypatch):
+def test_compiler_options_are_used_if_xla_accepts_them(monkeypatch):
   jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda fn, compiler_options: jit(fn))
   assert compilation.network_options()
@@ -77,7 +77,7 @@ def test_compiler_options_are_empty_on_other_backends_than_cpu(monkeypatch):
   assert compilation.network_options() == {}
 
 
-def test_what_compiles_fast_computes_the_same():
+def test_options_that_compile_fast_give_the_same_results():
   draw = lambda key: jnp.exp(
     jax.random.normal(key, (999,)) @ jnp.ones((999, 9))
   )

@@ -1,4 +1,4 @@
-"""What the experiment reads from the text of a compiled program."""
+"""Reading kernels and their bytes from the text of a compiled program."""
 
 import subprocess
 import sys

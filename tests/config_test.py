@@ -1,6 +1,7 @@
-"""Configs against the paper's numbers, rules against ways to break them.
+"""Configs against the paper's numbers, and the rules against broken configs.
 
-Numbers are literals from the paper; a way out is proven by taking it.
+Numbers are literals from the paper. Where a message names a way out, the test
+takes it.
 """
 
 import ast
@@ -78,7 +79,7 @@ def assignments(name):
 
 
 @pytest.mark.parametrize('name', OVERRIDES)
-def test_an_override_sets_only_what_differs_from_its_base(name):
+def test_a_config_sets_only_the_keys_in_which_it_differs_from_its_base(name):
   source = (CONFIGS / f'{name}.py').read_text()
   (base,) = re.findall(r'^from configs import (\w+)$', source, re.MULTILINE)
   here, there = (config_lib.flatten(load(n)) for n in (name, base))
@@ -86,7 +87,7 @@ def test_an_override_sets_only_what_differs_from_its_base(name):
   assert keys and [key for key in keys if here[key] == there[key]] == []
 
 
-def test_every_key_of_paper_names_its_section_or_says_ours():
+def test_every_key_of_paper_cites_its_section_or_says_ours():
   lines = dict(assignments('paper'))
   assert sorted(lines) == PAPER_KEYS
   for key, line in lines.items():
@@ -130,7 +131,7 @@ def test_paper_config_has_the_papers_value(key, value):
   assert config_lib.flatten(paper.get_config())[key] == value
 
 
-# What a config has otherwise than the text: values of the original source
+# Where a config differs from the text: values of the original source
 # (layers-145.cfg, layer-params-145-2010.cfg; layers-146.cfg,
 # layer-params-146-2011.cfg, layer-params-146-2012-2011.cfg), of section 3.2 and
 # of Caffe's models/bvlc_alexnet.
@@ -207,7 +208,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize('name', DIFFERENCES)
-def test_a_config_differs_from_the_text_in_its_sources_values_alone(name):
+def test_a_config_differs_from_the_text_only_in_the_values_of_its_source(name):
   text = config_lib.flatten(paper.get_config())
   here = config_lib.flatten(load(name))
   differ = {key for key in here if here[key] != text[key]}
@@ -215,7 +216,7 @@ def test_a_config_differs_from_the_text_in_its_sources_values_alone(name):
   assert {key: here[key] for key in differ} == expected
 
 
-def test_caffes_epochs_are_its_steps():
+def test_the_epochs_of_caffe_are_the_steps_of_its_solver():
   config = load('caffe')
   epochs = (*config.optimizer.drop_epochs, config.train.epochs)
   steps = [epoch * 1_281_167 / 256 for epoch in epochs]
@@ -224,9 +225,10 @@ def test_caffes_epochs_are_its_steps():
   assert steps == pytest.approx(whole, abs=50)
 
 
-# (changes to paper.py, devices, the one line of the error). conv1 has kernels
-# of 11 and stride 4. Its maps must have 15 pixels for the three poolings (15,
-# 7, 3, 1): crops from 11 + 13 * 4 + 1 = 64 on, the last window hanging over.
+# (changes to paper.py, number of devices, start of the error's only line).
+# conv1 has kernels of 11 and stride 4. Its maps need 15 pixels for the three
+# poolings (15, 7, 3, 1), so crops need 11 + 13 * 4 + 1 = 64; the last window
+# extends beyond the edge.
 RULES = [
   ({key: zero}, 1, f'config.{key.replace("__", ".")}={zero} must be positive')
   for key, zero in {
@@ -384,7 +386,7 @@ RULES = [
     " axis 'data' with 4 devices; try 124 or 128",
   ),
   (
-    {'eval__batch_size': 127},  # Four devices are two pairs of towers.
+    {'eval__batch_size': 127},  # Four devices: two pairs of towers.
     4,
     'config.eval.batch_size=127 must be a multiple of 2, the size of mesh'
     " axis 'data' with 4 devices; try 126 or 128",
@@ -493,9 +495,9 @@ RULES = [
     1,
     'config.augment.color_end_epoch=-1.0 must not be negative',
   ),
-  # What is wrong by type, or too far out to run.
+  # Values of a wrong type, or out of range.
   ({'seed': -1}, 1, 'config.seed=-1 must'),
-  # JAX's keys would take it for seed 0.
+  # jax.random.key would treat it as seed 0.
   ({'seed': 2**32}, 1, 'config.seed=4294967296 must'),
   (
     {'model__conv_features': ('a', 256, 384, 384, 256)},
@@ -525,9 +527,10 @@ def test_a_broken_rule_is_one_line_with_its_value_and_a_way_out(
 
 LAYOUTS = ('towers', 'data', 'one_weird_trick')
 TRICK = {'mesh__layout': 'one_weird_trick'}
-THIRDS = {'input__batch_size': 126, 'eval__batch_size': 126}  # 3, 6, 7, 9.
-EIGHTHS = {'input__batch_size': 120, 'eval__batch_size': 120}  # 3, 4, 8.
-# As RULES, and ways out that the line names.
+# Divisible by 3, 6, 7 and 9; by 3, 4 and 8.
+THIRDS = {'input__batch_size': 126, 'eval__batch_size': 126}
+EIGHTHS = {'input__batch_size': 120, 'eval__batch_size': 120}
+# As in RULES, but the whole line, and the ways out that it names.
 MESH_RULES = [
   *(
     (
@@ -611,7 +614,7 @@ MESH_RULES = [
 
 
 @pytest.mark.parametrize('change, num_devices, line, ways_out', MESH_RULES)
-def test_a_broken_rule_of_devices_is_one_line_whose_ways_out_lead_out(
+def test_a_broken_rule_about_devices_is_one_line_whose_ways_out_work(
   change, num_devices, line, ways_out
 ):
   assert problems(changed(**change), num_devices) == [line]
@@ -627,16 +630,16 @@ def test_a_broken_rule_of_devices_is_one_line_whose_ways_out_lead_out(
   'change',
   [
     {'model__fc_features': (0, 0)},
-    {'model__fc_features': (4104, 0)},  # 171 * 3 * 8.
+    {'model__fc_features': (4104, 0)},  # 4104 = 171 * 3 * 8
     {'model__fc_features': (0, 4104)},
-    {'model__num_classes': 5},  # Where they do not divide, fc8 is whole.
-    {'model__lrn_across_towers': True},  # All convolutions are on each.
+    {'model__num_classes': 5},  # Does not divide: fc8 is replicated.
+    {'model__lrn_across_towers': True},  # Every device has whole convolutions.
     {'model__num_towers': 1, 'model__num_classes': 21_843},
     {'model__dtype': 'bfloat16'},
   ],
   ids=str,
 )
-def test_one_weird_trick_forbids_nothing_else(change, num_devices):
+def test_one_weird_trick_allows_everything_else(change, num_devices):
   base = TRICK | EIGHTHS | {'model__fc_features': (4104, 4104)}
   assert problems(changed(**base | change), num_devices) == []
 
@@ -665,14 +668,17 @@ def test_all_broken_rules_of_one_weird_trick_are_reported_at_once():
 @pytest.mark.parametrize(
   'change',
   [
-    # One tower has no halves, and spreads over no two devices.
+    # One tower is neither halved nor spread over two devices.
     {'model__num_towers': 1, 'model__conv_features': (49, 127, 191, 193, 255)},
     {'model__num_towers': 1, 'model__num_classes': 5},
     {'model__conv_features': (96, 0, 0, 0, 0, 0), 'model__fc_features': (0, 0)},
     {'model__lrn_layers': (), 'model__lrn_alpha': 0.0},
     {'model__lrn_layers': ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')},
     {'model__pool_size': 2, 'input__crop_size': 36},
-    {'input__image_size': 224, 'input__crop_size': 224},  # One place for it.
+    {
+      'input__image_size': 224,
+      'input__crop_size': 224,
+    },  # Only one place for the crop.
     # conv1 may have drops of its own, whatever the schedule.
     {'optimizer__conv1_drop_epochs': (0.0, 5.0)},
     {'optimizer__schedule': 'cosine'},
@@ -757,7 +763,7 @@ def test_the_batch_sizes_named_are_the_nearest_that_work(
   assert named == around == [10 * axis, 11 * axis]
 
 
-def test_the_least_crop_named_works_and_no_smaller_one():
+def test_the_smallest_crop_named_works_and_no_smaller_one():
   (problem,) = problems(changed(input__crop_size=20, model__conv1_padding=3))
   least = int(problem.rpartition(' ')[2])
   works = lambda crop: (
@@ -766,7 +772,7 @@ def test_the_least_crop_named_works_and_no_smaller_one():
   assert (works(least), works(least - 1)) == (True, False)
 
 
-def test_flatten_gives_what_json_gives_back():
+def test_flattened_values_survive_json_unchanged():
   flat = config_lib.flatten(paper.get_config())
   assert flat['seed'] == 0
   assert flat['model.conv_features'] == [96, 256, 384, 384, 256]

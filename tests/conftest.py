@@ -1,12 +1,12 @@
-"""Four CPU devices, strict ranks, one folder of prepared data sets."""
+"""Four CPU devices, strict ranks and dtypes, a folder of prepared data."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-# Before JAX starts: virtual devices stand in for accelerators, and programs,
-# which are small here, compile at the level that costs least over all.
+# Set before JAX starts. Virtual devices stand in for accelerators. The programs
+# are small: at this level of optimisation the suite takes the least time.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -16,7 +16,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 
-# What one process has compiled serves all, commands that tests start as well.
+# Compiled programs are shared by all processes, also commands that tests start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'])
@@ -31,7 +31,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
 
 
-# A file is one process's; what takes longest must not begin last.
+# One worker runs all tests of a file: the files that take longest start first.
 FIRST = ('train_test.py', 'processes_test.py', 'towers_test.py')
 
 
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """Folder of prepared data sets, with 'digits' at 76 pixels."""
+  """Folder of prepared data sets; it has 'digits' at 76 pixels."""
   folder = tmp_path_factory.mktemp('data')
   prepare.prepare('digits', 'digits', folder, size=76)
   return folder

@@ -1,4 +1,4 @@
-"""The facts of a prepared data set, and what does not fit them."""
+"""Opening a prepared data set, and checking it against a config."""
 
 import shutil
 
@@ -27,15 +27,15 @@ def dataset(tmp_path_factory):
   return _prepare(tmp_path_factory.mktemp('painted'))
 
 
-def test_open_dataset_reads_the_facts(dataset):
+def test_open_dataset_reads_what_preparation_wrote(dataset):
   assert dataset.class_names == ('class0', 'class1', 'class2')
   assert dataset.num_examples == {'train': NUM_TRAIN, 'validation': NUM_VAL}
   assert dataset.image_size == SIZE
   np.testing.assert_array_equal(
     dataset.mean_image, np.full((SIZE, SIZE, 3), [11, 11, 244], np.float32)
   )
-  # The variance of 0, ..., 22 is (23 ** 2 - 1) / 12 = 44; exact in float64 up
-  # to the rounding of E[x^2] - E[x]^2, 1e-16 * 244 ** 2.
+  # The variance of 0, ..., 22 is (23 ** 2 - 1) / 12 = 44. float64 rounds
+  # E[x^2] - E[x]^2 by 1e-16 * 244 ** 2.
   sign = np.array([1, 1, -1])
   np.testing.assert_allclose(
     dataset.rgb_covariance, 44 * np.outer(sign, sign), rtol=1e-10

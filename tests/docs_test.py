@@ -1,4 +1,4 @@
-"""README, docs/ and configs: what they name exists, what they quote is recorded.
+"""README, docs/ and configs: what they name exists, and figures have records.
 
 CONTRIBUTING.md ("Figures") describes how documents quote figures.
 """
@@ -43,7 +43,7 @@ def read(document):
   return (ROOT / document).read_text()
 
 
-def test_the_documents_commands_name_modules_that_exist():
+def test_commands_in_documents_name_modules_that_exist():
   modules = {
     module
     for document in DOCUMENTS
@@ -90,7 +90,7 @@ def test_the_readme_links_to_every_page():
   assert PAGES and sorted({*PAGES} - linked) == []
 
 
-def test_the_map_has_every_module_once():
+def test_the_map_lists_every_module_once():
   folders, found = [], []
   for line in read('docs/map.md').splitlines():
     match = re.match(r'( {4,})([\w.]+/?) ', f'{line} ')
@@ -150,7 +150,7 @@ UNITS = {
   'images/s': 1.0,
 }
 NUMBER = r'\d[\d,]*(?:\.\d+)?'
-# A number that somebody measured: one with a unit, or a ratio with its range.
+# A measured number: one with a unit, or a ratio with its range.
 FIGURE = re.compile(
   rf'{NUMBER}\s?(?:(?:{"|".join(map(re.escape, UNITS))})(?![\w/])|%)'
   rf'|{NUMBER} (?:images a second|minutes|seconds)'
@@ -174,7 +174,7 @@ def shown_as(text, value, scale=1.0):
 
 
 def walk(record, keys):
-  """The value under keys separated by ' > '; a list gives that of each item."""
+  """The value under keys separated by ' > '; for a list that of each item."""
   for key in keys.split(' > '):
     if isinstance(record, list):
       record = [item[key] for item in record]
@@ -187,17 +187,17 @@ def spread(values):
   return [statistics.median(values), min(values), max(values)]
 
 
-def pairs(numerator, denominator):
+def ratios(numerator, denominator):
   return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 def recorded(record, title):
-  """[value] or [median, least, most] that a link's title names in a record."""
+  """The [value] or [median, least, most] that a link's title names."""
   if title == 'hours of 90 epochs':
     seconds = record['figures']['float32']['batches']['32']['seconds']['ours']
     return [IMAGENET * EPOCHS * statistics.median(seconds) / 32]
   if match := re.fullmatch('ratio of (.+) over (.+)', title):
-    return spread(pairs(*(walk(record, keys) for keys in match.groups())))
+    return spread(ratios(*(walk(record, keys) for keys in match.groups())))
   if match := re.fullmatch('median of (.+)', title):
     return [statistics.median(walk(record, match[1]))]
   return [walk(record, title)]
@@ -211,8 +211,8 @@ def quotes(document):
       yield ' '.join(shown.split()), target, title
 
 
-def mistake(shown, path, title):
-  """What is wrong with a quoted figure; None if it is that of the record."""
+def quoting_error(shown, path, title):
+  """What is wrong with a quoted figure; None if it equals the record."""
   found = numbers(shown)
   if path.suffix == '.md':
     for paragraph in path.read_text().split('\n\n'):
@@ -230,10 +230,10 @@ def mistake(shown, path, title):
 
 
 @pytest.mark.parametrize('document', QUOTING)
-def test_a_quoted_figure_is_that_of_its_record(document):
+def test_a_quoted_figure_equals_that_of_its_record(document):
   folder = (ROOT / document).parent
   found = [
-    mistake(shown, folder / target, title)
+    quoting_error(shown, folder / target, title)
     for shown, target, title in quotes(document)
   ]
   assert [wrong for wrong in found if wrong] == []
@@ -284,7 +284,7 @@ def input_pipeline_rows(record):
         ''
         if name == 'ours'
         else three(
-          spread(pairs(column(cores['ours'], 0), column(cores[name], 0)))
+          spread(ratios(column(cores['ours'], 0), column(cores[name], 0)))
         )
         for cores in (one, two)
       ),
@@ -340,7 +340,7 @@ def cells(line):
 
 
 @pytest.mark.parametrize('path', TABLES)
-def test_a_table_of_figures_is_that_of_its_record(path):
+def test_a_table_of_figures_equals_its_record(path):
   tables = {
     record: table.splitlines()
     for document in QUOTING
@@ -354,7 +354,7 @@ def test_a_table_of_figures_is_that_of_its_record(path):
 
 
 def blocks(document):
-  """Paragraphs, items and rows, without code, quotes and tables of records."""
+  """Paragraphs, items and rows, without code and without quoted figures."""
   text = TABLE.sub('', read(document))
   text = re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.DOTALL)
   text = LINK.sub(lambda link: '' if link[3] else link[1], text)
@@ -407,7 +407,7 @@ def test_figures_are_recognised(text, found):
 
 
 def document_table(document, *columns):
-  """The wanted cells of the rows of the table that has these columns."""
+  """The cells of these columns in the table that has them all."""
   lines = read(document).splitlines()
   heads = [i for i, ln in enumerate(lines) if {*columns} <= {*cells(ln)}]
   assert len(heads) == 1, f'{document} needs one table with columns {columns}'
@@ -435,7 +435,7 @@ def deviations():
 
 
 def values(name):
-  """Values by dotted key of a config; tuples are lists."""
+  """The values of a config by dotted key, with lists for tuples."""
   module = importlib.import_module(f'configs.{name}')
   return config_lib.flatten(module.get_config())
 
@@ -459,15 +459,17 @@ def test_a_deviation_names_keys_and_tests_that_exist(row):
 
 
 @pytest.mark.parametrize('row', DEVIATIONS)
-def test_a_deviations_keys_are_what_the_source_or_caffe_has_otherwise(row):
+def test_the_keys_of_a_deviation_are_those_that_the_source_or_caffe_changes(
+  row,
+):
   text, source, caffe = map(values, ('paper', 'source', 'caffe'))
   keys = deviations()[row][0]
   same = {k for k in keys if text[k] == source[k] == caffe[k]}
-  # torchvision alone pads the image.
+  # Only torchvision pads the image.
   assert same == ({'model.conv1_padding'} if row == 'S1' else set())
   differs = {key for key in keys if text[key] != source[key]}
-  # In these the preset is the text: the source has its input and its dropout,
-  # and its draws, its order and its partial windows are not here.
+  # In these rows the preset equals the text: the source has the same input and
+  # dropout, and its draws, order and partial windows are not reproduced.
   assert bool(differs) == (row not in ('S1', 'S9', 'S10', 'S11', 'S12'))
 
 
@@ -480,7 +482,7 @@ def test_the_deviation_table_has_every_key_of_the_source_preset():
 
 
 @pytest.mark.parametrize('config', ['paper', 'source'])
-def test_a_deviation_in_a_config_is_that_of_the_table(config):
+def test_a_deviation_marked_in_a_config_is_the_one_of_the_table(config):
   lines = (ROOT / 'configs' / f'{config}.py').read_text()
   marks = re.findall(
     r'^ +(?:config\.)?(\w+\.\w+) = .*# .*Deviation (S\d+)', lines, re.MULTILINE
@@ -490,7 +492,7 @@ def test_a_deviation_in_a_config_is_that_of_the_table(config):
   assert wrong == []
 
 
-def test_every_deviation_of_the_code_has_its_row():
+def test_every_deviation_that_the_code_mentions_has_a_row():
   code = [*PACKAGE.rglob('*.py'), *CONFIGS]
   marks = {
     mark
@@ -507,7 +509,7 @@ def test_every_deviation_of_the_code_has_its_row():
 NET_TABLE = ('net', 'config or keys', 'parameters')
 
 
-def test_the_nets_of_the_table_have_the_parameters_it_gives():
+def test_the_nets_of_the_table_have_its_numbers_of_parameters():
   wrong, rows = [], document_table('docs/nets.md', *NET_TABLE)
   assert len(rows) >= 10
   for net, keys, parameters in rows:
@@ -533,7 +535,7 @@ def test_the_nets_of_the_table_have_the_parameters_it_gives():
   assert wrong == []
 
 
-def test_the_schedules_of_the_runs_are_those_of_their_presets():
+def test_the_schedules_of_the_table_are_those_of_the_presets():
   rows = document_table(
     'docs/nets.md',
     'run',
@@ -549,12 +551,12 @@ def test_the_schedules_of_the_runs_are_those_of_their_presets():
     assert found['optimizer.drop_epochs'] == list(map(float, drops.split(', ')))
     once = [] if conv1_drop == 'neither' else [float(conv1_drop)]
     assert found['optimizer.conv1_drop_epochs'] == once
-    assert found['augment.color_end_epoch'] == sum(once)  # 0: it never ends.
+    assert found['augment.color_end_epoch'] == sum(once)  # 0 if it never ends.
     assert found['optimizer.conv1_freeze_epoch'] == float(frozen)
     assert found['train.epochs'] == float(stopped)
 
 
-def test_requirements_pin_what_setup_asks_for():
+def test_requirements_pin_versions_that_setup_allows():
   pins = {}
   for line in (ROOT / 'requirements.txt').read_text().splitlines():
     if line := line.partition('#')[0].strip():

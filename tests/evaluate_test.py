@@ -1,4 +1,4 @@
-"""The evaluation command on real checkpoints: predictions, ensembles, Table 2."""
+"""The evaluation command on real checkpoints: predictions and ensembles."""
 
 import contextlib
 import dataclasses
@@ -48,11 +48,11 @@ NETS = ('a', 'b', 'c')
 
 
 @pytest.fixture(scope='module')
-def trainings(tmp_path_factory, data_dir):
+def runs(tmp_path_factory, data_dir):
   """Folder of three work directories with a checkpoint of step 0 each."""
-  folder = tmp_path_factory.mktemp('trainings')
+  folder = tmp_path_factory.mktemp('runs')
   for seed, name in enumerate(NETS):
-    make_training(folder / name, tiny_config(data_dir, seed))
+    make_run(folder / name, tiny_config(data_dir, seed))
   return folder
 
 
@@ -63,11 +63,11 @@ def tiny_config(data_dir, seed):
   config.model.fc_features = (8, 8)
   config.input.data_dir = str(data_dir)
   config.mesh.layout = 'data'
-  config.eval.batch_size = 160  # 300 examples: the tail has a padding.
+  config.eval.batch_size = 160  # The last batch of 300 is padded.
   return config
 
 
-def make_training(workdir, config):
+def make_run(workdir, config):
   """A checkpoint of step 0 whose weights depend on the seed."""
   run = run_lib.open_run(config)
   workdir_lib.write_config(workdir, config)
@@ -85,11 +85,11 @@ def drawn_state(run):
 def save(workdir, step, state, error=0.9):
   config = workdir_lib.read_config(workdir)
   fingerprint = run_lib.open_run(config).dataset.fingerprint
-  record = train_state.CheckpointMetadata(
+  metadata = train_state.CheckpointMetadata(
     config_lib.flatten(config), fingerprint, metrics={}
   )
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-    checkpoints.save(step, state, dataclasses.asdict(record), error)
+    checkpoints.save(step, state, dataclasses.asdict(metadata), error)
 
 
 def stored(workdir, views='five'):
@@ -97,8 +97,8 @@ def stored(workdir, views='five'):
     return np.exp(arrays['log_probs'].astype(np.float64)), arrays['labels']
 
 
-def evaluate_nets(trainings, names=NETS, many=True, **kwargs):
-  workdirs = [str(trainings / name) for name in names]
+def evaluate_nets(runs, names=NETS, many=True, **kwargs):
+  workdirs = [str(runs / name) for name in names]
   views = 'many' if many else 'one'
   return evaluate.evaluate(workdirs, 'latest', views, **kwargs)
 
@@ -108,11 +108,11 @@ def evaluate_checkpoint(config, workdir, which):
   return evaluate.evaluate([workdir], which, 'both', config=config)
 
 
-def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
-  result = evaluate_nets(trainings)
-  file = json.loads((trainings / 'a/evaluation.json').read_text())
+def test_an_ensemble_has_the_errors_of_the_mean_probabilities(runs, capsys):
+  result = evaluate_nets(runs)
+  file = json.loads((runs / 'a/evaluation.json').read_text())
   assert result.items() <= file.items()
-  probs, labels = zip(*(stored(trainings / name) for name in NETS), strict=True)
+  probs, labels = zip(*(stored(runs / name) for name in NETS), strict=True)
   assert labels[0].shape == (300,) and len(set(labels[0])) == 10
   members = [
     expected_metrics(p, n, '') for p, n in zip(probs, labels, strict=True)
@@ -120,7 +120,7 @@ def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
   together = expected_metrics(np.mean(probs, axis=0), labels[0], '')
   assert len({m['/loss'] for m in [*members, together]}) == 4
   found = [{**member} for member in file['members']]
-  rows = [str(trainings / name) for name in NETS]
+  rows = [str(runs / name) for name in NETS]
   assert [member.pop('workdir') for member in found] == rows
   assert [member.pop('step') for member in found] == [0, 0, 0]
   of_views = lambda errors: {
@@ -147,27 +147,27 @@ def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
 
 
 def test_an_ensemble_can_be_written_to_another_folder(
-  trainings, tmp_path, monkeypatch
+  runs, tmp_path, monkeypatch
 ):
-  before = {path: path.stat().st_mtime_ns for path in trainings.rglob('*')}
+  before = {path: path.stat().st_mtime_ns for path in runs.rglob('*')}
   output = tmp_path / 'new/folder'
-  result = evaluate_nets(trainings, output=output)
-  after = {path: path.stat().st_mtime_ns for path in trainings.rglob('*')}
+  result = evaluate_nets(runs, output=output)
+  after = {path: path.stat().st_mtime_ns for path in runs.rglob('*')}
   assert before == after
   file = json.loads((output / 'evaluation.json').read_text())
   assert result.items() <= file.items() and len(file['members']) == 3
   files = list((output / 'predictions').iterdir())
-  assert len(files) == 3  # One for each net: no two trainings share a file.
+  assert len(files) == 3  # One for each net, under different names.
   assert {f.name.partition('.')[2] for f in files} == {'test.five_view.npz'}
-  monkeypatch.setattr(evaluator, 'evaluate', None)  # Would be called.
-  assert evaluate_nets(trainings, 'cba', output=output) == pytest.approx(result)
+  monkeypatch.setattr(evaluator, 'evaluate', None)  # A call would raise.
+  assert evaluate_nets(runs, 'cba', output=output) == pytest.approx(result)
 
 
-def test_one_and_many_views_in_one_evaluation(trainings, capsys):
-  workdirs = [str(trainings / name) for name in 'ab']
+def test_both_evaluates_one_and_many_views(runs, capsys):
+  workdirs = [str(runs / name) for name in 'ab']
   both = evaluate.evaluate(workdirs, 'latest', 'both')
-  one = evaluate_nets(trainings, 'ab', many=False)
-  many = evaluate_nets(trainings, 'ab')
+  one = evaluate_nets(runs, 'ab', many=False)
+  many = evaluate_nets(runs, 'ab')
   assert both == one | many and len(both) == 6
   header = capsys.readouterr().out.splitlines()[2]
   assert [cell.split(', ')[-1] for cell in re.split('  +', header)[1:]] == [
@@ -178,68 +178,66 @@ def test_one_and_many_views_in_one_evaluation(trainings, capsys):
   ]
 
 
-def test_nets_with_and_without_reflections_can_be_one_ensemble(
-  trainings, data_dir, tmp_path, capsys
+def test_nets_with_and_without_reflections_can_form_an_ensemble(
+  runs, data_dir, tmp_path, capsys
 ):
   config = tiny_config(data_dir, 15)
   config.augment.flip = True
-  make_training(tmp_path, config)
-  result = evaluate.evaluate(
-    [str(tmp_path), str(trainings / 'a')], 'latest', 'many'
-  )
+  make_run(tmp_path, config)
+  result = evaluate.evaluate([str(tmp_path), str(runs / 'a')], 'latest', 'many')
   assert {tag.partition('/')[0] for tag in result} == {'eval_many_view'}
   assert 'Top-1 (test, five or ten views)' in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_is_named_before_any_work(
-  trainings, tmp_path, monkeypatch
+  runs, tmp_path, monkeypatch
 ):
   (tmp_path / 'file').write_text('')
   monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
   with pytest.raises(ValueError, match='--output=.*file/x cannot be written'):
-    evaluate_nets(trainings, output=tmp_path / 'file/x')
+    evaluate_nets(runs, output=tmp_path / 'file/x')
 
 
-def test_a_read_only_training_says_so_before_any_work(trainings, monkeypatch):
-  access = os.access  # Root may write everywhere.
+def test_a_read_only_workdir_is_named_before_any_work(runs, monkeypatch):
+  access = os.access  # Faked, since root may write everywhere.
   monkeypatch.setattr(
     os, 'access', lambda path, mode: path.name != 'b' and access(path, mode)
   )
   monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
   message = r'--output=.*/b \(the default\) cannot be written .* name a folder'
   with pytest.raises(ValueError, match=message):
-    evaluate_nets(trainings)
+    evaluate_nets(runs)
 
 
-def test_predictions_on_disk_need_no_second_pass(trainings, monkeypatch):
-  first = evaluate_nets(trainings)
-  monkeypatch.setattr(evaluator, 'evaluate', None)  # Would be called.
-  assert evaluate_nets(trainings) == first
-  assert evaluate_nets(trainings, 'ba') != first
+def test_predictions_on_disk_are_used_again(runs, monkeypatch):
+  first = evaluate_nets(runs)
+  monkeypatch.setattr(evaluator, 'evaluate', None)  # A call would raise.
+  assert evaluate_nets(runs) == first
+  assert evaluate_nets(runs, 'ba') != first
   with pytest.raises(TypeError):
-    evaluate_nets(trainings, many=False)  # Other views are other predictions.
+    evaluate_nets(runs, many=False)  # These views are not on disk.
 
 
-def test_one_view_and_five_have_files_of_their_own(trainings):
-  evaluate_nets(trainings, 'a')
-  evaluate_nets(trainings, 'a', many=False)
-  one, five = (stored(trainings / 'a', views)[0] for views in ('one', 'five'))
+def test_one_view_and_five_are_written_to_separate_files(runs):
+  evaluate_nets(runs, 'a')
+  evaluate_nets(runs, 'a', many=False)
+  one, five = (stored(runs / 'a', views)[0] for views in ('one', 'five'))
   assert one.shape == five.shape == (300, 10) and not np.allclose(one, five)
-  file = json.loads((trainings / 'a/evaluation.json').read_text())
-  assert file['step'] == 0 and 'members' not in file  # No ensemble of one.
+  file = json.loads((runs / 'a/evaluation.json').read_text())
+  assert file['step'] == 0 and 'members' not in file  # One net is no ensemble.
 
 
-def test_another_split_is_evaluated_when_asked_for(trainings, capsys):
-  evaluate_nets(trainings, 'a', many=False, split='train')
-  with np.load(trainings / 'a/predictions/train.one_view.npz') as arrays:
+def test_another_split_is_evaluated_when_asked_for(runs, capsys):
+  evaluate_nets(runs, 'a', many=False, split='train')
+  with np.load(runs / 'a/predictions/train.one_view.npz') as arrays:
     assert arrays['log_probs'].shape == (1497, 10)
   assert 'Top-1 (train, one view)' in capsys.readouterr().out
 
 
 def test_evaluating_a_checkpoint_leaves_predictions_for_an_ensemble(
-  trainings, data_dir, tmp_path
+  runs, data_dir, tmp_path
 ):
-  make_training(tmp_path, tiny_config(data_dir, 5))
+  make_run(tmp_path, tiny_config(data_dir, 5))
   result = evaluate_checkpoint(tiny_config(data_dir, 5), tmp_path, 'latest')
   for views, prefix in (('one', 'eval'), ('five', 'eval_five_view')):
     expected = expected_metrics(*stored(tmp_path, views), prefix)
@@ -250,10 +248,10 @@ def test_evaluating_a_checkpoint_leaves_predictions_for_an_ensemble(
 
 
 def test_only_the_first_process_writes_and_prints(
-  trainings, tmp_path, monkeypatch, capsys
+  runs, tmp_path, monkeypatch, capsys
 ):
   for name in ('config.json', 'checkpoints'):
-    there = trainings / 'a' / name
+    there = runs / 'a' / name
     copy = shutil.copytree if there.is_dir() else shutil.copy
     copy(there, tmp_path / name)
   probs = np.random.default_rng(4).dirichlet(np.ones(10), 300)
@@ -272,9 +270,9 @@ def test_only_the_first_process_writes_and_prints(
   assert results[0] == results[1]
 
 
-def test_predictions_of_an_earlier_step_are_made_anew(data_dir, tmp_path):
+def test_predictions_of_an_earlier_step_are_not_used_again(data_dir, tmp_path):
   config = tiny_config(data_dir, 6)
-  make_training(tmp_path, config)
+  make_run(tmp_path, config)
   evaluate.evaluate([str(tmp_path)], 'latest', 'one')
   before, _ = stored(tmp_path, 'one')
   config.seed = 16
@@ -283,16 +281,18 @@ def test_predictions_of_an_earlier_step_are_made_anew(data_dir, tmp_path):
   assert not np.allclose(stored(tmp_path, 'one')[0], before)
 
 
-def test_nets_of_other_data_are_no_ensemble(trainings, data_dir, tmp_path):
+def test_nets_evaluated_on_different_splits_cannot_form_an_ensemble(
+  runs, data_dir, tmp_path
+):
   config = tiny_config(data_dir, 7)
   config.input.eval_split = 'train'
-  make_training(tmp_path / 'd', config)
-  workdirs = [str(trainings / 'a'), str(tmp_path / 'd')]
+  make_run(tmp_path / 'd', config)
+  workdirs = [str(runs / 'a'), str(tmp_path / 'd')]
   with pytest.raises(ValueError, match=r'd is evaluated on digits \(train\)'):
     evaluate.evaluate(workdirs, 'latest', 'one')
 
 
-def test_a_folder_without_training_is_named(trainings, tmp_path):
+def test_a_folder_without_a_training_run_is_named(runs, tmp_path):
   with pytest.raises(
     FileNotFoundError, match=f'no {tmp_path}/checkpoints; train'
   ):
@@ -307,7 +307,7 @@ def test_the_workdirs_must_differ(workdirs):
     evaluate.evaluate(workdirs, 'latest', 'one')
 
 
-def test_nets_of_other_images_are_no_ensemble(data_dir, tmp_path):
+def test_nets_of_different_images_cannot_form_an_ensemble(data_dir, tmp_path):
   other = tmp_path / 'data'
   shutil.copytree(data_dir / 'digits', other / 'digits')
   (file,) = other.rglob('statistics.npz')
@@ -315,14 +315,14 @@ def test_nets_of_other_images_are_no_ensemble(data_dir, tmp_path):
     changed = dict(arrays) | {'fingerprint': np.array('0123')}
   np.savez(file, **changed)
   for name, folder in (('a', data_dir), ('b', other)):
-    make_training(tmp_path / name, tiny_config(folder, 8))
+    make_run(tmp_path / name, tiny_config(folder, 8))
   workdirs = [str(tmp_path / name) for name in 'ab']
   with pytest.raises(ValueError, match='need the same prepared data set'):
     evaluate.evaluate(workdirs, 'latest', 'one')
 
 
 def test_the_data_may_have_moved(data_dir, tmp_path):
-  make_training(tmp_path / 'a', tiny_config(data_dir, 9))
+  make_run(tmp_path / 'a', tiny_config(data_dir, 9))
   shutil.copytree(data_dir, tmp_path / 'moved')
   record = json.loads((tmp_path / 'a/config.json').read_text())
   record['input.data_dir'] = str(tmp_path / 'gone')
@@ -332,26 +332,24 @@ def test_the_data_may_have_moved(data_dir, tmp_path):
   )
 
 
-def test_another_training_in_the_same_folder_is_predicted_anew(
+def test_predictions_of_an_earlier_run_in_the_same_folder_are_not_used(
   data_dir, tmp_path
 ):
   probs = []
   for seed in (10, 11):
     shutil.rmtree(tmp_path / 'checkpoints', ignore_errors=True)
     (tmp_path / 'config.json').unlink(missing_ok=True)
-    make_training(tmp_path, tiny_config(data_dir, seed))
+    make_run(tmp_path, tiny_config(data_dir, seed))
     evaluate.evaluate([str(tmp_path)], 'latest', 'one')
     probs.append(stored(tmp_path, 'one')[0])
   assert not np.allclose(*probs)
 
 
 @pytest.mark.parametrize(('flip', 'views'), [(False, 'five'), (True, 'ten')])
-def test_the_views_that_are_averaged_are_those_of_the_config(
-  data_dir, tmp_path, flip, views
-):
+def test_the_views_of_the_config_are_averaged(data_dir, tmp_path, flip, views):
   config = tiny_config(data_dir, 12)
   config.augment.flip = flip
-  make_training(tmp_path, config)
+  make_run(tmp_path, config)
   evaluate.evaluate([str(tmp_path)], 'latest', 'many')
   assert [f.name for f in (tmp_path / 'predictions').iterdir()] == [
     f'test.{views}_view.npz'
@@ -366,7 +364,7 @@ def test_the_views_that_are_averaged_are_those_of_the_config(
   net = jax.jit(lambda p, x: run.network.apply({'params': p}, x))
   logits = net(drawn_state(run).params, np.concatenate(crops))
   probs = softmax(logits).reshape(len(crops), 3, 10)
-  # Float32 through eight layers; without the reflections it is far off.
+  # float32 rounding through eight layers.
   np.testing.assert_allclose(
     stored(tmp_path, views)[0][:3], probs.mean(0), rtol=1e-4
   )
@@ -375,11 +373,11 @@ def test_the_views_that_are_averaged_are_those_of_the_config(
 
 
 @pytest.mark.parametrize(('which', 'step'), [('best', 0), ('latest', 1)])
-def test_the_checkpoint_that_is_asked_for_is_evaluated(
+def test_the_requested_checkpoint_is_evaluated(
   data_dir, tmp_path, which, step, capsys
 ):
   config = tiny_config(data_dir, 13)
-  make_training(tmp_path, config)
+  make_run(tmp_path, config)
   config.seed = 14
   last = drawn_state(run_lib.open_run(config))
   save(tmp_path, 1, last, error=0.95)
@@ -391,7 +389,7 @@ def test_the_checkpoint_that_is_asked_for_is_evaluated(
   run = run_lib.open_run(config)
   params = last.params if step else drawn_state(run).params
   expected = evaluator.Evaluator(run)(params, many=False)
-  # float64 and float32 sums.
+  # One sums in float64, the other in float32.
   assert found['eval/loss'] == pytest.approx(expected['eval/loss'], rel=1e-6)
 
 
@@ -407,12 +405,12 @@ def command(*flags):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_prints_the_table(trainings, data_dir, tmp_path):
+def test_the_command_prints_the_table(runs, data_dir, tmp_path):
   for name in 'ab':
-    shutil.copytree(trainings / name, tmp_path / name)
+    shutil.copytree(runs / name, tmp_path / name)
     config = workdir_lib.read_config(tmp_path / name)
     state = drawn_state(run_lib.open_run(config))
-    save(tmp_path / name, 1, state, error=0.95)  # Not the best.
+    save(tmp_path / name, 1, state, error=0.95)  # Not the best one.
   workdirs = f'--workdirs={tmp_path}/a,{tmp_path}/b'
   status, out, err = command(
     workdirs, '--checkpoint=latest', '--views=one', '--split=train'
@@ -430,15 +428,15 @@ def test_the_command_prints_the_table(trainings, data_dir, tmp_path):
     (['--workdirs=a', 'b'], 'b is not a flag; folders are separated by commas'),
   ],
 )
-def test_a_mistake_in_the_command_is_one_line(flags, message):
+def test_a_mistake_on_the_command_line_is_one_line(flags, message):
   status, _, err = command(*flags)
   lines = err.strip().splitlines()
   assert status == 1 and lines[-1].startswith(message)
   assert 'Traceback' not in err
 
 
-def test_a_run_evaluates_with_its_own_mean_crop(data_dir, tmp_path):
-  rows = {}
+def test_the_mean_is_subtracted_as_the_config_says(data_dir, tmp_path):
+  probs = {}
   for central in (False, True):
     config = tiny_config(data_dir, 0)
     config.augment.central_mean = central
@@ -446,6 +444,8 @@ def test_a_run_evaluates_with_its_own_mean_crop(data_dir, tmp_path):
     params = drawn_state(run).params
     for many in (False, True):
       evaluator.Evaluator(run)(params, many=many, predictions=(found := []))
-      rows[central, many] = found[0][0]
-  np.testing.assert_array_equal(rows[False, False], rows[True, False])
-  assert not np.allclose(rows[False, True], rows[True, True])  # Its corners.
+      probs[central, many] = found[0][0]
+  np.testing.assert_array_equal(probs[False, False], probs[True, False])
+  assert not np.allclose(
+    probs[False, True], probs[True, True]
+  )  # Differ at the corners.

@@ -1,4 +1,4 @@
-"""Evaluation of fake nets with known logits against NumPy in float64."""
+"""Evaluation of a fake net with known logits, against NumPy in float64."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ IMAGE, CROP = 4, 2
 
 
 class Lookup(nn.Module):
-  """Logits from a table, by the red value of the view's first pixel."""
+  """Looks logits up in a table, by the red value of a view's first pixel."""
 
   layers_sharded_over_data = ()
 
@@ -50,7 +50,7 @@ def expected_metrics(probs, labels, prefix):
 
 
 def padded_batches(images, labels, size):
-  """Batches of `size`; the padding has a label and pixels of its own."""
+  """Batches of `size`; the padding has a valid label."""
   for start in range(0, len(labels), size):
     part = slice(start, start + size)
     missing = size - len(labels[part])
@@ -100,10 +100,9 @@ def pixel_images(number):
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-def test_known_logits_give_the_exact_metrics_of_every_example_once(
-  table, devices
-):
-  # 21 examples in batches of 8: the tail is padded, on 4 devices one has none.
+def test_metrics_are_exact_and_count_every_example_once(table, devices):
+  # 21 examples in batches of 8: the last batch is padded, and of 4 devices one
+  # gets only padding.
   mesh = mesh_lib.create_mesh('data', 'auto', jax.devices()[:devices])
   labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
   values = np.arange(21) + 50
@@ -111,14 +110,16 @@ def test_known_logits_give_the_exact_metrics_of_every_example_once(
   expected = expected_metrics(softmax(table[values]), labels, 'p')
   assert 0 < expected['p/top5_error'] < expected['p/top1_error'] < 1
   assert found.keys() == expected.keys()
-  # float32 logarithms of 21 examples; the errors are counts.
+  # Logarithms are rounded to float32; the errors are exact counts.
   assert found['p/loss'] == pytest.approx(expected['p/loss'], rel=1e-6)
   for name in ('p/top1_error', 'p/top5_error'):
     assert found[name] == pytest.approx(expected[name], abs=1e-12)
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-def test_the_rows_are_the_log_softmax_of_every_example_in_order(table, devices):
+def test_predictions_are_the_log_softmax_of_every_example_in_order(
+  table, devices
+):
   mesh = mesh_lib.create_mesh('data', 'auto', jax.devices()[:devices])
   labels = np.random.default_rng(1).integers(0, CLASSES, 21).astype(np.int32)
   values, rows = np.arange(21) + 50, []
@@ -147,7 +148,7 @@ REFLECTED_PIXELS = [(0, 1), (0, 3), (2, 1), (2, 3), (1, 2)]
   ],
   ids=['one', 'five', 'ten'],
 )
-def test_the_softmax_of_every_view_counts_alike(table, many, flip, pixels):
+def test_the_probabilities_of_all_views_are_averaged(table, many, flip, pixels):
   images = pixel_images(11)
   labels = np.random.default_rng(2).integers(0, CLASSES, 11).astype(np.int32)
   found = run(table, images, labels, many=many, flip=flip)
@@ -164,8 +165,8 @@ def test_the_mean_image_is_subtracted_before_the_net_sees_a_view(
   table, central, offset, value
 ):
   mean = np.zeros((IMAGE, IMAGE, 3), np.float32)
-  mean[0, 0] = 13  # The upper left corner's first pixel.
-  mean[1, 1] = 7  # The centre's.
+  mean[0, 0] = 13  # The first pixel of the upper left view.
+  mean[1, 1] = 7  # The first pixel of the central view.
   sums, _ = evaluator.make_eval_step(Lookup(), None, CROP, central)(
     {'table': table},
     {
@@ -181,14 +182,14 @@ def test_the_mean_image_is_subtracted_before_the_net_sees_a_view(
 
 
 @pytest.mark.parametrize('num_examples', [20, 22, 0])
-def test_another_number_of_examples_is_an_error(table, num_examples):
+def test_a_wrong_number_of_examples_is_an_error(table, num_examples):
   labels = np.zeros(21, np.int32)
   images = plain_images(np.arange(21))
   with pytest.raises(RuntimeError, match=f'21 examples.* has {num_examples}'):
     run(table, images, labels, many=False, num_examples=num_examples)
 
 
-def test_a_transfer_that_nobody_asked_for_is_an_error(table):
+def test_an_implicit_transfer_is_an_error(table):
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-'):
     evaluator.evaluate(
       evaluator.make_eval_step(Lookup(), None, CROP),
@@ -222,8 +223,8 @@ def test_mean_log_probs_stays_finite_where_float32_softmax_is_zero():
 
 
 def test_probabilities_are_averaged_not_logits():
-  # Two views lean to class 0, one is all for class 1: the logits' mean is for
-  # class 1, the probabilities' mean (0.59 to 0.41) for class 0.
+  # Two views slightly prefer class 0 and one strongly prefers class 1, so the
+  # mean logits choose class 1, the mean probabilities (0.59 to 0.41) class 0.
   logits = jnp.array([[[2.0, 0.0]], [[2.0, 0.0]], [[0.0, 10.0]]])
   assert logits.mean(0).argmax() == 1
   assert evaluator.mean_log_probs(logits).argmax() == 0

@@ -12,7 +12,7 @@ from alexnet_jax import events
 
 
 def read_events(workdir):
-  guidance = {'scalars': 0, 'images': 0}  # 0: keep all.
+  guidance = {'scalars': 0, 'images': 0}  # 0 keeps all.
   found = event_accumulator.EventAccumulator(str(workdir), guidance)
   return found.Reload()
 
@@ -22,7 +22,7 @@ def scalar_points(workdir, tag):
 
 
 def write_run(workdir, start, stop):
-  """Steps after `start` to `stop`, with a/x = step / 8: exact in float32."""
+  """Writes the steps after `start` to `stop`, with a/x = step / 8."""
   writer = events.EventWriter(workdir, start)
   for step in range(start + 1, stop + 1):
     writer.scalars(step, {'a/x': step / 8})
@@ -38,12 +38,12 @@ def test_a_truncated_event_record_is_dropped(tmp_path, cut):
   (tmp_path / 'whole').mkdir()
   write_run(tmp_path / 'whole', 0, 2)
   (whole,) = (tmp_path / 'whole').glob('*tfevents*')
-  assert path.stat().st_size == whole.stat().st_size  # No tail is left.
+  assert path.stat().st_size == whole.stat().st_size  # Truncated after step 2.
   steps = [step for step, _ in scalar_points(tmp_path, 'a/x')]
   assert steps == [1, 2, 6]
 
 
-def test_hyperparameters_are_what_the_hparams_plugin_reads(tmp_path):
+def test_the_hparams_plugin_reads_the_hyperparameters(tmp_path):
   values = {'a.rate': 0.5, 'a.steps': 3, 'a.flip': True, 'a.widths': [4, 8]}
   writer = events.EventWriter(tmp_path, 0)
   writer.hyperparameters(values, 'a/x')
@@ -60,7 +60,7 @@ def test_hyperparameters_are_what_the_hparams_plugin_reads(tmp_path):
   assert [m.name.tag for m in experiment.metric_infos] == ['a/x']
 
 
-def test_a_picture_comes_back_pixel_by_pixel(tmp_path):
+def test_an_image_is_read_back_pixel_by_pixel(tmp_path):
   picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
   writer = events.EventWriter(tmp_path, 0)
   writer.image(3, 'a/picture', picture)

@@ -10,7 +10,7 @@ import pytest
 from alexnet_jax.runtime import files
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
   path = tmp_path / 'values.json'
   files.write_json(path, {'a': [1, 2.5, None]})
   with pytest.raises(TypeError):
@@ -19,7 +19,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_lock_of_another_process_ends_with_it(tmp_path):
+def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
   code = (
     'import pathlib, sys, time; from alexnet_jax.runtime import files\n'
     'with files.locked(pathlib.Path(sys.argv[1])):\n'
@@ -38,9 +38,7 @@ def test_a_lock_of_another_process_ends_with_it(tmp_path):
     pass
 
 
-def test_a_write_that_is_interrupted_leaves_what_was_there(
-  tmp_path, monkeypatch
-):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'values.json'
   files.write_json(path, 1)
 

@@ -1,4 +1,4 @@
-"""The program that restarts itself with huge pages."""
+"""A command that restarts itself with huge pages."""
 
 import os
 import sys

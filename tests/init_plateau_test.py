@@ -1,7 +1,6 @@
-"""The plateau experiment: when a net has left, by hand; its runs and table.
+"""The plateau experiment: when a net has left the plateau; its runs and table.
 
-Losses are given here. That a sweep trains as the training loop does is in
-sweep_test.py.
+A stand-in for training writes given losses; sweep_test.py trains.
 """
 
 import csv
@@ -35,7 +34,7 @@ def write_losses(workdir, losses):
 
 @pytest.fixture
 def command(tmp_path, data_dir, monkeypatch):
-  """Runs the command on given losses: what it trained, and its rows."""
+  """Runs the command on given losses; returns what it trained and its rows."""
 
   def run(losses, **changes):
     trained = []
@@ -69,19 +68,20 @@ def command(tmp_path, data_dir, monkeypatch):
   ('losses', 'left_at'),
   [
     (STUCK, None),
-    # Means of ten: 2.3, and 2.27 from step 11 on; 2.2826 is 0.02 below ln(10).
+    # The mean of ten losses is 2.3, and 2.27 at step 11. The limit is
+    # ln(10) - 0.02 = 2.2826.
     (LEARNS, 11),
     ([2.3] * 10 + [2.1] * 10, 11),  # 2.28
     ([2.3] * 10 + [2.2] * 10, 12),  # 2.29, 2.28
-    ([1.0] * 9, None),  # No ten steps yet.
+    ([1.0] * 9, None),  # Fewer than ten steps.
     ([1.0] * 12, 10),
-    ([1.0] * 12 + [2.3] * 10, None),  # Has come back.
-    ([1.0] * 12 + [2.3] * 10 + [2.0], 23),  # Has left again.
+    ([1.0] * 12 + [2.3] * 10, None),  # It has returned.
+    ([1.0] * 12 + [2.3] * 10 + [2.0], 23),  # It has left again.
     ([9.0] * 12, None),
     ([2.3] * 12 + [float('nan')] * 10, None),
   ],
 )
-def test_a_net_has_left_from_the_step_after_which_it_stays_away(
+def test_a_net_has_left_the_plateau_if_it_does_not_return(
   tmp_path, losses, left_at
 ):
   workdir_lib.write_config(tmp_path, init_plateau.get_config())
@@ -92,7 +92,7 @@ def test_a_net_has_left_from_the_step_after_which_it_stays_away(
   assert found['last_loss'] == pytest.approx(last, nan_ok=True)
 
 
-def test_every_init_and_seed_is_a_row_and_none_is_run_again(command, capsys):
+def test_every_init_and_seed_is_trained_once_and_has_a_row(command, capsys):
   trained, rows = command(STUCK, seeds=1)
   assert trained == [(0.01, 0), (0.03, 0), (0.01, 0)]
   assert [(row['variant'], row['left_at']) for row in rows] == [
@@ -110,7 +110,7 @@ def test_every_init_and_seed_is_a_row_and_none_is_run_again(command, capsys):
   assert '| text | 2 of 3 | 11 (11 to 11) | 2.100 |' in capsys.readouterr().out
 
 
-def test_a_sweep_of_other_steps_needs_another_folder(command):
+def test_another_number_of_steps_needs_another_folder(command):
   command(STUCK, seeds=1)
   with pytest.raises(
     ValueError, match='config.train.epochs is .*out/runs/text'
@@ -118,10 +118,12 @@ def test_a_sweep_of_other_steps_needs_another_folder(command):
     command(STUCK, seeds=1, steps=19)
 
 
-def test_the_runs_have_the_steps_of_the_flag_and_one_evaluation(data_dir):
+def test_a_run_has_the_steps_of_the_flag_and_one_evaluation(data_dir):
   config = init_plateau.get_config(quick=True)
   config.input.data_dir = str(data_dir)
-  init_plateau.set_steps(config, 100)  # Four epochs, and evaluations at 3.
+  init_plateau.set_steps(
+    config, 100
+  )  # Four epochs, evaluated only at their end.
   times = train_step.make_timetable(run_lib.open_run(config))
   steps = range(1, times.total_steps + 1)
   assert [step for step in steps if times.logs(step)] == [*range(1, 101)]
@@ -131,19 +133,19 @@ def test_the_runs_have_the_steps_of_the_flag_and_one_evaluation(data_dir):
 @pytest.mark.parametrize(
   ('init', 'config'), [('text', paper), ('source', source), ('caffe', caffe)]
 )
-def test_initial_values_are_those_of_the_configs(tmp_path, init, config):
+def test_the_initial_values_are_those_of_the_configs(tmp_path, init, config):
   base = init_plateau.get_config()
   variant = {init: init_plateau.INITS[init]}
   (training,) = sweep.plan(base, variant, 1, tmp_path)
   found, expected = training.config.model, config.get_config().model
   for key in ('init_std', 'conv345_init_std', 'fc67_init_std', 'init_bias'):
     assert found[key] == expected[key]
-  # All else is the text's.
+  # Everything else is as in the text.
   for key in ('conv_features', 'lrn_alpha', 'lrn_k', 'inverted_dropout'):
     assert found[key] == paper.get_config().model[key]
 
 
-def test_the_flags_give_data_and_geometry(monkeypatch):
+def test_the_flags_choose_the_data_and_the_geometry(monkeypatch):
   values = {'dataset': 'photographs', 'size': 256, 'crop_size': 224}
   given = {'quick': False, 'data_dir': '/data', 'steps': 7, **values}
   given |= {'seeds': 2, 'output': 'DIR'}
@@ -167,7 +169,7 @@ def test_the_flags_give_data_and_geometry(monkeypatch):
   assert (config.input.image_size, config.input.crop_size) == (256, 224)
 
 
-def test_the_record_gives_the_figures_of_the_log():
+def test_the_recorded_runs_give_the_figures_of_the_log():
   path = ROOT / 'experiments' / 'results' / 'init_plateau' / 'runs.csv'
   with open(path, newline='') as file:
     rows = [

@@ -1,8 +1,8 @@
-"""The host half: order, decoding, buffers and messages.
+"""The input pipeline: order of examples, batches, buffers and messages.
 
-The oracle is a data set whose image number i is filled with the colour (i, i,
-255 - i) and has the label i % 3, so that a batch tells what it holds; decoding
-is compared with Pillow, the stored data set with plain tfds.
+The data set is made up: image i is filled with the colour (i, i, 255 - i) and
+has the label i % 3, so a batch shows which examples it has. Prepared data sets
+are compared with what TensorFlow Datasets reads from them.
 """
 
 import concurrent.futures
@@ -61,7 +61,7 @@ def _take(
 
 
 def _numbers(batches):
-  """The numbers of the examples, checked against pixels and labels."""
+  """The numbers of the examples in batches; checks all pixels and labels."""
   images = np.concatenate([batch['image'] for batch in batches])
   numbers = images[:, 0, 0, 0].astype(int)
   expected = np.stack([numbers, numbers, 255 - numbers], -1)[:, None, None]
@@ -86,7 +86,7 @@ def test_each_epoch_is_another_permutation_of_all_examples(dataset):
   assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
-def test_the_last_batch_is_filled_from_the_next_epochs_order(dataset):
+def test_the_last_batch_of_an_epoch_is_filled_from_the_next_epoch(dataset):
   epochs = _take(dataset, 2, batch_size=NUM_TRAIN)
   batches = _take(dataset, 5)
   assert _numbers(batches[-1:]) == (
@@ -112,12 +112,12 @@ def test_no_two_seeds_share_the_order_of_an_epoch(dataset):
     for seed in range(3)
     for batch in _take(dataset, 3, batch_size=NUM_TRAIN, seed=seed)
   ]
-  # Not even of different epochs: chance lets two of 9 agree in 1e-21.
+  # All epochs of all seeds differ; two of 9 agree by chance in 1e-21.
   assert len(set(orders)) == 9
 
 
 @pytest.mark.parametrize('start', [1, 4, 7])
-def test_a_stream_started_at_a_step_goes_on_like_the_uninterrupted_one(
+def test_a_stream_started_at_a_step_equals_the_rest_of_the_whole_stream(
   dataset, start
 ):
   whole = _take(dataset, 10)
@@ -125,7 +125,7 @@ def test_a_stream_started_at_a_step_goes_on_like_the_uninterrupted_one(
   assert _numbers(resumed) == _numbers(whole[start:])
 
 
-def test_batches_have_the_shared_names_shapes_and_types(dataset):
+def test_batches_have_the_documented_names_shapes_and_types(dataset):
   (batch,) = _take(dataset, 1)
   assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
     'image': ((5, SIZE, SIZE, 3), np.uint8),
@@ -135,7 +135,7 @@ def test_batches_have_the_shared_names_shapes_and_types(dataset):
 
 
 @pytest.mark.parametrize('batch_size', [4, 5, 16])
-def test_evaluation_holds_every_example_once_and_masks_the_tail(
+def test_evaluation_has_every_example_once_and_masks_the_padding(
   dataset, batch_size
 ):
   batches = list(
@@ -157,7 +157,7 @@ def test_evaluation_holds_every_example_once_and_masks_the_tail(
 
 @pytest.fixture
 def used_buffers(monkeypatch):
-  """No buffer is zero when it is taken."""
+  """Makes every buffer look used: not zero when it is taken."""
   take = buffer_pool.BufferPool.take
 
   def take_used(pool):
@@ -168,7 +168,7 @@ def used_buffers(monkeypatch):
   monkeypatch.setattr(buffer_pool.BufferPool, 'take', take_used)
 
 
-def test_the_tail_is_zero_also_in_a_used_buffer(dataset, used_buffers):
+def test_padding_is_zero_even_in_a_reused_buffer(dataset, used_buffers):
   batches = input_pipeline.eval_batches(dataset, 'validation', batch_size=16)
   (batch,) = batches
   assert not batch['image'][NUM_VAL:].any()
@@ -183,7 +183,9 @@ def _assert_part(found, whole, indices):
 
 
 @pytest.mark.parametrize('indices', [[0, 1], [2, 3, 4], [1, 3], [4]], ids=str)
-def test_a_part_of_training_is_that_of_the_whole_batches(dataset, indices):
+def test_some_indices_of_training_batches_equal_those_of_the_whole_batches(
+  dataset, indices
+):
   # Batches 4 and 9 span the ends of the first epochs, after 23 and 46 examples.
   whole = _take(dataset, 10)
   _assert_part(
@@ -201,14 +203,14 @@ def test_a_part_of_training_is_that_of_the_whole_batches(dataset, indices):
   'batch_size, indices, kept',
   [
     (4, [0, 1], 6),
-    (4, [1, 2], 5),  # The last batch: one example, one padding.
-    (4, [2, 3], 4),  # The last batch: padding alone.
+    (4, [1, 2], 5),  # In the last batch one example, one padding.
+    (4, [2, 3], 4),  # In the last batch only padding.
     (4, [1, 3], 5),
-    (16, [12, 13, 14, 15], 0),  # Nothing but padding.
+    (16, [12, 13, 14, 15], 0),  # Only padding.
   ],
   ids=str,
 )
-def test_a_part_of_evaluation_is_that_of_the_whole_batches(
+def test_some_indices_of_evaluation_batches_equal_those_of_the_whole_ones(
   dataset, used_buffers, batch_size, indices, kept
 ):
   whole, found = (
@@ -223,7 +225,7 @@ def test_a_part_of_evaluation_is_that_of_the_whole_batches(
   assert sum(batch['mask'].sum() for batch in found) == kept
 
 
-def test_only_the_indices_asked_for_are_read_and_decoded(dataset, monkeypatch):
+def test_only_the_requested_indices_are_read_and_decoded(dataset, monkeypatch):
   builder = tfds.builder_from_directory(dataset.path)
   source = type(builder.as_data_source('validation').data_source)
   read, decode = source.__getitem__, images.decode
@@ -243,13 +245,13 @@ def test_only_the_indices_asked_for_are_read_and_decoded(dataset, monkeypatch):
     dataset, 'validation', batch_size=4, batch_indices=np.array([1, 3])
   )
   found = list(batches)
-  assert sorted(reads) == [1, 3, 5, 7, 9]  # Of 10.
+  assert sorted(reads) == [1, 3, 5, 7, 9]  # Half of 10 examples.
   real = np.concatenate([batch['image'][batch['mask']] for batch in found])
   assert sorted(decodes) == sorted(real[:, 0, 0, 0].tolist())
   reads.clear()
   decodes.clear()
   _take(dataset, 3, batch_indices=np.array([1, 3]))
-  # Three batches and the few that were read ahead, half of their examples.
+  # Two examples of each of three batches, and of a few that were read ahead.
   assert 6 <= len(decodes) <= len(reads) <= 2 * (3 + 4)
 
 
@@ -280,7 +282,7 @@ def test_a_flipped_bit_in_a_shard_is_reported_as_damage(tmp_path):
 
 
 @pytest.mark.parametrize('num_devices', [1, 4])
-def test_kept_device_batches_stay_right_while_buffers_are_reused(
+def test_batches_on_devices_stay_intact_while_buffers_are_reused(
   dataset, num_devices, monkeypatch
 ):
   mesh = jax.make_mesh(
@@ -305,7 +307,7 @@ def test_kept_device_batches_stay_right_while_buffers_are_reused(
     for i, batch in enumerate(itertools.islice(stream, 60)):
       if i % 4 == 0:
         kept[i] = batch
-  # 15 are kept, and a few under way; the others were reused.
+  # 15 batches are kept and a few are under way; other buffers were reused.
   assert 15 < allocate.call_count < 40
   for i, batch in kept.items():
     numbers = _numbers([jax.tree.map(np.asarray, batch)])
@@ -313,7 +315,7 @@ def test_kept_device_batches_stay_right_while_buffers_are_reused(
 
 
 @pytest.mark.parametrize('depth', [1, 2, 3])
-def test_prefetch_keeps_the_order_and_depth_batches_ahead(depth):
+def test_prefetch_stays_depth_batches_ahead_and_keeps_the_order(depth):
   sent = []
 
   def put(batch):

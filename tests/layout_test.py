@@ -1,10 +1,12 @@
-"""The walls of the package, read from its source: who may import what.
+"""The structure of the package: which module may import what.
 
-Also what the documents promise: commands, files and pinned versions exist.
+Also the sizes of modules and functions, docstrings, and names not to be used.
+Nearly all of it is read from the source.
 """
 
 import ast
 import functools
+import json
 import pathlib
 import re
 import subprocess
@@ -72,8 +74,8 @@ ORDER = [
   'runtime.processes',
 ]
 
-# Which modules may import a library; nobody else does.
-WALLS = {
+# The modules that import a library; no other may.
+USERS_OF_LIBRARIES = {
   'PIL': ['images', 'prepare.sources'],
   'absl': ['evaluate', 'main', 'prepare.__main__', 'runtime.command'],
   'array_record': ['prepare.shards', 'prepare.tfds_sets'],
@@ -114,19 +116,20 @@ WALLS = {
   'tqdm': ['metrics', 'prepare.prepare'],
 }
 
-# Parts of JAX and of Python that few modules may use: many processes are the
-# business of two, and a library does not end its program.
-PARTS = {
+# The modules that use these names; no other may. Few modules communicate
+# between processes, and a library does not end its process.
+USERS_OF_PARTS = {
   'jax.distributed': ['runtime.processes'],
   'multihost_utils': ['placement', 'runtime.processes'],
   'os._exit': ['prepare.workers', 'runtime.processes'],
   'sys.exit': ['evaluate', 'main', 'prepare.__main__', 'runtime.command'],
 }
 
-# Its flags are those of another command: one process cannot import both.
+# It defines flags that `main` defines too, so one process cannot import both.
 COMMAND = 'prepare.__main__'
 
-# Gone from JAX or on the way out, or measured too slow (towers.grouped_conv).
+# Removed from JAX or deprecated, or slow in our measurements (see
+# towers.grouped_conv).
 BANNED = {
   'batch_group_count',
   'device_put_replicated',
@@ -137,15 +140,15 @@ BANNED = {
   'xmap',
 }
 
-# A module is at most this long, a function at most that.
+# The most lines of a module and of a function.
 MODULE_LINES, FUNCTION_LINES = 300, 60
-# Longer ones, by name, with the lines that they may have and the reason.
+# Exceptions: their limits, with the reason.
 LONG_MODULES = {}
 LONG_FUNCTIONS = {
   # The loop is the documentation of the project: it reads from top to bottom.
   ('train', 'train_and_evaluate'): 79
 }
-# What one must read to understand training; CONTRIBUTING.md lists it in order.
+# The most lines of all modules that explain training; see CONTRIBUTING.md.
 CORE_LINES = 2200
 
 
@@ -158,6 +161,7 @@ def tree(module):
   return ast.parse(path_of(module).read_text())
 
 
+@functools.cache
 def imported(module):
   """Full names of what a module imports, also inside functions."""
   names = set()
@@ -186,7 +190,7 @@ def test_imports_within_the_package_run_one_way(module):
   assert sorted(imported_modules(module) - {*later}) == []
 
 
-def test_only_the_digits_connect_commands_with_preparation():
+def test_only_digits_imports_preparation_and_only_commands_import_digits():
   users = {
     module
     for module in MODULES
@@ -201,37 +205,37 @@ def test_only_the_digits_connect_commands_with_preparation():
 @pytest.mark.parametrize(
   'module', [m for m in MODULES if m.startswith('runtime.')]
 )
-def test_the_runtime_knows_nothing_of_the_project(module):
+def test_the_runtime_imports_nothing_else_of_the_package(module):
   others = {m for m in imported_modules(module) if not m.startswith('runtime.')}
   assert others == set()
 
 
-@pytest.mark.parametrize('library', WALLS)
-def test_a_library_stays_behind_its_wall(library):
+@pytest.mark.parametrize('library', USERS_OF_LIBRARIES)
+def test_a_library_is_imported_only_by_its_users(library):
   users = [
     module
     for module in MODULES
     if any(name.split('.')[0] == library for name in imported(module))
   ]
-  assert users == WALLS[library]
+  assert users == USERS_OF_LIBRARIES[library]
 
 
 @functools.cache
 def dotted(module):
-  """What a module imports, and every name with a dot in it."""
+  """What a module imports, and every dotted name in it."""
   nodes = ast.walk(tree(module))
   attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
   return imported(module) | {ast.unparse(node) for node in attributes}
 
 
-@pytest.mark.parametrize('part', PARTS)
-def test_a_part_of_a_library_stays_behind_its_wall(part):
+@pytest.mark.parametrize('part', USERS_OF_PARTS)
+def test_a_restricted_name_is_used_only_by_its_users(part):
   users = [
     module
     for module in MODULES
     if any(f'.{part}.' in f'.{name}.' for name in dotted(module))
   ]
-  assert users == PARTS[part]
+  assert users == USERS_OF_PARTS[part]
 
 
 @pytest.mark.parametrize('module', MODULES)
@@ -246,7 +250,7 @@ def test_only_commands_read_flags(module):
 
 
 @pytest.mark.parametrize('module', MODULES)
-def test_a_config_is_read_without_fallbacks(module):
+def test_a_config_is_read_without_default_values(module):
   configs = {'config', 'CONFIG', 'inputs', 'optim', 'net', 'mesh'}
   found = [
     ast.unparse(node)
@@ -278,7 +282,7 @@ def test_public_functions_and_classes_have_docstrings(module):
     for node in tree(module).body
     if isinstance(node, ast.FunctionDef | ast.ClassDef)
     and not node.name.startswith('_')
-    and node.name != 'main'  # The module's docstring is that of the command.
+    and node.name != 'main'  # Documented by the module's docstring.
     and not ast.get_docstring(node)
   ]
   assert ast.get_docstring(tree(module)) and bare == []
@@ -323,7 +327,7 @@ def test_the_core_can_be_read_in_an_afternoon():
     re.MULTILINE,
   )
   assert {'main', 'train', 'train_step', 'model', 'mesh'} <= {*listed}
-  # Nothing that training needs of the network and its update is left out.
+  # No part of the network or of its update is left out.
   assert {'layers', 'towers', 'optimizer', 'augment', 'run'} <= {*listed}
   assert sum(num_lines(path_of(name)) for name in listed) <= CORE_LINES
 
@@ -333,25 +337,47 @@ def test_benchmarks_stay_small():
   assert total <= 2600
 
 
-def test_the_package_needs_no_tensorflow():
-  # An import hook, as a stand-in module in sys.modules would be taken for it.
-  program = f"""
-import importlib, sys
+IMPORTS = f"""
+import importlib, json, sys
 
-class Wall:
+class NoTensorFlow:
   def find_spec(name, path=None, target=None):
     if name.partition('.')[0] == 'tensorflow':
       raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
 
-sys.meta_path.insert(0, Wall)
+# An import hook, since a module in sys.modules would be taken for TensorFlow.
+sys.meta_path.insert(0, NoTensorFlow)
+loaded = {{}}
+importlib.import_module('alexnet_jax.train')
+loaded['training'] = [*sys.modules]
 for module in {[m for m in MODULES if m not in ('events', COMMAND)]}:
   importlib.import_module('alexnet_jax.' + module)
-# Over a second each, for the digits and for event files alone.
-assert not {{'sklearn', 'torch'}} & sys.modules.keys()
+loaded['all but events'] = [*sys.modules]
 importlib.import_module('alexnet_jax.events')
-assert 'tensorflow' not in sys.modules
+loaded['all'] = [*sys.modules]
+print(json.dumps(loaded))
 """
+
+
+@pytest.fixture(scope='module')
+def loaded():
+  """The modules in sys.modules after imports without TensorFlow."""
   done = subprocess.run(
-    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+    [sys.executable, '-c', IMPORTS], cwd=ROOT, capture_output=True, text=True
   )
   assert (done.returncode, done.stderr[-2000:]) == (0, '')
+  return json.loads(done.stdout)
+
+
+def test_training_imports_no_preparation_module(loaded):
+  assert 'alexnet_jax.train' in loaded['training']
+  prefix = 'alexnet_jax.prepare'
+  assert [m for m in loaded['training'] if m.startswith(prefix)] == []
+
+
+def test_only_digits_and_event_files_import_what_takes_a_second(loaded):
+  assert not {'sklearn', 'torch'} & set(loaded['all but events'])
+
+
+def test_the_package_needs_no_tensorflow(loaded):
+  assert 'tensorflow' not in loaded['all']

@@ -1,7 +1,7 @@
-"""What a wrong command says: one error that names a way out, no traceback.
+"""Mistakes on the command line: one error with a way out, and no traceback.
 
-Commands run through the parser and `main` of the module in this process, two
-of them as a user runs them.
+Most commands go through the parser and `main` in this process; a few run as a
+user runs them. What training itself does is tested in train_test.py.
 """
 
 import json
@@ -21,7 +21,7 @@ from alexnet_jax import main
 from alexnet_jax import workdir as workdir_lib
 from configs import quickstart
 
-# ml_collections loads the config file with importlib's load_module.
+# ml_collections loads the config file with the deprecated load_module().
 pytestmark = pytest.mark.filterwarnings(
   r'ignore:the load_module\(\) method:DeprecationWarning'
 )
@@ -34,7 +34,7 @@ QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 
 @pytest.fixture
 def no_compilation():
-  """The test fails at its first compilation."""
+  """Makes the test fail if anything is compiled."""
 
   def listen(name, seconds, **kwargs):
     assert 'compile' not in name, 'the command got as far as compiling'
@@ -46,21 +46,21 @@ def no_compilation():
 
 @pytest.fixture
 def fail(monkeypatch, capsys, tmp_path, no_compilation):
-  """Runs the command, which must exit; returns what a user reads of it."""
+  """Runs a command that must fail; returns what the user reads."""
 
   def run(*flags):
     argv = ['main', *flags]
-    if flags[0].startswith('--config='):  # Else its keys are no flags.
+    if flags[0].startswith('--config='):  # Only then are its keys flags.
       argv.insert(2, f'--config.input.data_dir={tmp_path}/data')
-    # JAX is in use already: on a cluster this process could not join others.
+    # JAX has started, so on a cluster this process could not join the others.
     if not any('process' in flag or 'coordinator' in flag for flag in flags):
       argv.append('--num_processes=1')
-    monkeypatch.setattr(sys, 'argv', argv)  # Where config_flags looks.
-    sys.modules.pop('config_config', None)  # The file of the command before.
+    monkeypatch.setattr(sys, 'argv', argv)  # config_flags reads it.
+    sys.modules.pop('config_config', None)  # From an earlier command.
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
       main.main(main.parse_flags(argv))
     printed = capsys.readouterr()
-    if isinstance(exit_.value.code, str):  # The interpreter prints it, exits 1.
+    if isinstance(exit_.value.code, str):  # Python prints it and exits with 1.
       return printed.err + exit_.value.code
     assert exit_.value.code not in (0, None)
     return printed.err + printed.out
@@ -94,7 +94,7 @@ def missing_data_set(tmp_path, name):
   )
 
 
-def test_command_with_a_misspelt_key_suggests_the_right_one(tmp_path):
+def test_for_a_misspelt_key_the_command_suggests_the_right_one(tmp_path):
   done = run_command(
     QUICKSTART, f'--workdir={tmp_path}/run', '--config.model.num_clases=3'
   )
@@ -105,7 +105,7 @@ def test_command_with_a_misspelt_key_suggests_the_right_one(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_command_for_the_paper_says_how_to_prepare_imagenet(tmp_path):
+def test_training_the_paper_net_says_how_to_prepare_imagenet(tmp_path):
   done = run_command(
     '--config=configs/paper.py',
     f'--workdir={tmp_path}/run',
@@ -116,7 +116,7 @@ def test_command_for_the_paper_says_how_to_prepare_imagenet(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_missing_data_set_is_found_before_anything_is_written(fail, tmp_path):
+def test_a_missing_data_set_is_found_before_anything_is_written(fail, tmp_path):
   message = fail(PAPER, f'--workdir={tmp_path}/run')
   assert message == missing_data_set(tmp_path, 'imagenet2012')
   assert list(tmp_path.iterdir()) == []
@@ -160,8 +160,8 @@ def test_training_needs_a_config(fail, tmp_path):
 
 
 @pytest.mark.parametrize('flags', [[], ['--mode=evaluate']])
-def test_a_key_without_the_file_of_the_config_is_refused(tmp_path, flags):
-  # In a process of its own: the parser of this one may know the key by now.
+def test_a_config_key_without_a_config_file_is_refused(tmp_path, flags):
+  # A process of its own, since the parser of this one may know the key.
   done = run_command(
     f'--workdir={tmp_path}/run', '--config.input.eval_split=train', *flags
   )
@@ -182,7 +182,7 @@ def test_a_key_without_the_file_of_the_config_is_refused(tmp_path, flags):
     ('--output=x', 'leave it out'),
   ],
 )
-def test_a_flag_of_evaluation_is_refused_in_training(
+def test_training_refuses_the_flags_of_evaluation(
   fail, tmp_path, flag, way_out
 ):
   message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
@@ -217,7 +217,9 @@ def test_an_unusable_config_file_is_named_in_one_line(
     ('raise KeyError', 'line 2: KeyError:'),
   ],
 )
-def test_an_error_in_a_config_file_has_its_line(fail, tmp_path, line, words):
+def test_an_error_in_a_config_file_is_reported_with_its_line(
+  fail, tmp_path, line, words
+):
   file = tmp_path / 'mine.py'
   file.write_text(f'def get_config():\n  {line}\n')
   message = fail(f'--workdir={tmp_path}/run', f'--config={file}')
@@ -343,28 +345,28 @@ ALL = '--coordinator_address, --num_processes, --process_id'
     ),
   ],
 )
-def test_wrong_flags_of_many_processes_are_named_before_anything_else(
+def test_wrong_flags_of_a_cluster_are_named_before_anything_is_read(
   fail, tmp_path, flags, expected
 ):
-  # Neither the data set nor the work directory has been looked at.
+  # The data set does not exist either, which nothing has noticed yet.
   message = fail(PAPER, f'--workdir={tmp_path}/run', *flags)
   assert message.startswith(f'ValueError: {expected}')
   assert message.count('\n') == 0
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_told_to_stay_alone_joins_no_others(
+def test_a_process_told_that_it_is_alone_joins_no_cluster(
   fail, tmp_path, monkeypatch
 ):
-  # It would: this is what JAX takes for a cluster.
+  # Joining a cluster would raise ZeroDivisionError.
   monkeypatch.setattr(jax.distributed, 'initialize', lambda *_, **__: 1 / 0)
   for alone in (['--num_processes=1'], ['--num_processes=1', '--process_id=0']):
     message = fail(PAPER, f'--workdir={tmp_path}/run', *alone)
     assert message == missing_data_set(tmp_path, 'imagenet2012')
 
 
-def test_a_training_is_evaluated_by_its_own_config(tmp_path, data_dir):
-  """With no `--config`, by both commands; they are one path."""
+def test_both_commands_evaluate_a_run_with_its_own_config(tmp_path, data_dir):
+  """Neither is given `--config`, and both write the same."""
   workdir = shutil.copytree(FIXTURE, tmp_path / 'run')
   found = {}
   for module in (

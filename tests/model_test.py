@@ -13,8 +13,8 @@ import pytest
 from alexnet_jax import model
 from alexnet_jax.runtime import compilation
 
-# Kernel shapes of the text: a kernel sees the maps of its own tower alone in
-# conv2, conv4 and conv5.
+# Kernel shapes of the text. In conv2, conv4 and conv5 a kernel sees the maps of
+# its own tower only.
 KERNELS = {
   'conv1': (11, 11, 3, 96),
   'conv2': (5, 5, 48, 256),
@@ -35,14 +35,14 @@ OUTPUTS = {
   'fc7': (4096,),
   'fc8': (1000,),
 }
-# The nets of the paper and of the original source's run log: their config, what
-# they change in it, the kernels in which they differ from the text's (None: no
-# such layer), and their number of parameters, added up by hand.
 UNLINKED = {
   'tower_links': False,
   'conv_features': (96, 320, 384, 384, 256),
   'fc_features': (8192, 4096),
 }
+# The nets of the paper and of the original source's run log: (config, changes,
+# kernels that differ from those of the text (None: no such layer), number of
+# parameters, added up by hand).
 NETS = {
   'text': ('paper', {}, {}, 60_965_224),
   'run 145': ('source', {}, {}, 60_965_224),
@@ -64,8 +64,8 @@ NETS = {
     },
     59_798_312,
   ),
-  # 34,944 + 384,320 + 553,344 + 663,936 + 442,624 in the convolutions,
-  # 37,756,928 + 16,781,312 + 4,097,000 in the others.
+  # 34,944 + 384,320 + 553,344 + 663,936 + 442,624 in convolutions and
+  # 37,756,928 + 16,781,312 + 4,097,000 in fully connected layers.
   'run 150, no links': (
     'paper',
     UNLINKED,
@@ -77,14 +77,14 @@ NETS = {
     },
     60_714_408,
   ),
-  # conv6 has 590,080.
+  # The text plus 590,080 in conv6.
   'run 146, fine-tuned': (
     'conv6_finetune',
     {},
     {'conv6': (3, 3, 256, 256)},
     61_555_304,
   ),
-  # And fc8 has 21,843 * 4,097 instead of 1,000 * 4,097.
+  # In addition, fc8 has 21,843 * 4,097 instead of 1,000 * 4,097.
   'run 146, pretrained': (
     'conv6',
     {},
@@ -137,7 +137,7 @@ NARROW = {
 # The smallest maps that every layer works on: 15, 7, 3 and 1 pixels.
 SMALL = {'conv1_kernel': 3, 'conv1_stride': 2}
 SMALL_CROP = 31
-# Compiles in half the time.
+# Halves the time of compiling.
 CHEAP = {'xla_backend_optimization_level': 0}
 
 
@@ -150,7 +150,7 @@ def torch():
 
 @pytest.fixture(scope='module')
 def full_size():
-  """Shapes of parameters and of every module's output, nothing computed."""
+  """Shapes of the parameters and of every layer's output."""
   return shapes(model.AlexNet(), 224)
 
 
@@ -182,7 +182,7 @@ def capture(net, params, images, **kwargs):
 
 
 def settings(config, **changes):
-  """Arguments of the network of a config in configs/, with other values."""
+  """Arguments of the network of a config in configs/, with changes."""
   module = importlib.import_module(f'configs.{config}')
   return dict(module.get_config().model) | changes
 
@@ -203,19 +203,19 @@ def random_params(net, crop_size):
 
 
 def random_images(batch, size):
-  """Crops on the scale of 0..255 less mean."""
+  """Crops of the scale of pixels minus their mean."""
   rng = np.random.default_rng(1)
   return rng.normal(scale=60, size=(batch, size, size, 3)).astype(np.float32)
 
 
-def test_default_arguments_are_the_text():
+def test_default_arguments_are_those_of_the_text():
   defaults = {f.name: f.default for f in dataclasses.fields(model.AlexNet)}
   text = settings('paper')
   assert {key: defaults[key] for key in text} == text
 
 
 @pytest.mark.parametrize('name', NETS)
-def test_every_net_has_its_kernels_and_its_count(name):
+def test_every_net_has_its_kernels_and_its_number_of_parameters(name):
   config, changes, differ, expected = NETS[name]
   crop_size = 227 if config == 'caffe' else 224
   net = model.AlexNet(**settings(config, **changes))
@@ -227,7 +227,7 @@ def test_every_net_has_its_kernels_and_its_count(name):
   }
   count = sum(np.prod(shape) + shape[-1] for shape in kernels.values())
   assert count == expected
-  # Whatever the layers, their maps are as large as the text's.
+  # Whichever layers there are, their maps are as large as those of the text.
   sizes = {
     k: shape[:-1] for k, shape in (OUTPUTS | {'conv6': (6, 6, 0)}).items()
   }
@@ -236,23 +236,23 @@ def test_every_net_has_its_kernels_and_its_count(name):
   }
 
 
-def test_convolutions_have_their_count(full_size):
+def test_convolutions_have_their_number_of_parameters(full_size):
   convs = [full_size[0][f'conv{i}'] for i in range(1, 6)]
   count = sum(np.prod(c['kernel']) + np.prod(c['bias']) for c in convs)
   assert count == 2_334_080
 
 
-def test_output_shapes(full_size):
+def test_layers_have_the_output_shapes_of_the_text(full_size):
   assert full_size[1] == {k: (2, *shape) for k, shape in OUTPUTS.items()}
 
 
-def test_conv1_has_55_pixels_from_227_too():
+def test_conv1_also_has_55_pixels_from_crops_of_227():
   net = model.AlexNet(**NARROW)
   assert shapes(net, 227)[1]['conv1'] == (2, 55, 55, 8)
 
 
 @pytest.mark.parametrize(
-  ('geometry', 'sizes'),  # crop, kernel, stride, padding, perhaps pool size
+  ('geometry', 'sizes'),  # crop, kernel, stride, padding[, pool size]
   [
     ((224, 11, 4, 0), (55, 27, 13, 6)),
     ((227, 11, 4, 0), (55, 27, 13, 6)),
@@ -267,7 +267,7 @@ def test_conv1_has_55_pixels_from_227_too():
     ((28, 5, 1, 2, 2), (28, 14, 7, 3)),
   ],
 )
-def test_feature_map_sizes(geometry, sizes):
+def test_feature_maps_have_these_sizes(geometry, sizes):
   names = ('conv1', 'pool1', 'pool2', 'pool5')
   assert model.feature_map_sizes(*geometry) == dict(
     zip(names, sizes, strict=True)
@@ -276,7 +276,7 @@ def test_feature_map_sizes(geometry, sizes):
 
 @pytest.fixture(scope='module')
 def initial():
-  """Initial parameters, wide enough for statistics of every layer."""
+  """Initial parameters of layers that are wide enough for statistics."""
   net = model.AlexNet(
     num_classes=128,
     conv_features=(64,) * 6,
@@ -292,7 +292,7 @@ def initial():
   return jax.tree.map(np.asarray, params)
 
 
-def test_initial_weights_have_their_std(initial):
+def test_initial_weights_have_the_std_of_their_layer(initial):
   stds = {name: layer['kernel'].std() for name, layer in initial.items()}
   expected = dict.fromkeys(('conv1', 'conv2', 'fc8'), 0.01)
   expected |= dict.fromkeys(('conv3', 'conv4', 'conv5', 'conv6'), 0.03)
@@ -310,8 +310,8 @@ def test_initial_weights_are_normal_around_zero(initial):
   assert (np.abs(weights) > 2).mean() == pytest.approx(0.0455, abs=0.0025)
 
 
-def test_initial_biases(initial):
-  # Section 5; run 146 has it in its sixth layer, too.
+def test_initial_biases_are_those_of_the_text(initial):
+  # Section 5; in run 146 also those of the sixth layer are 1.
   filled = ('conv2', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7')
   assert {
     name: set(layer['bias'].tolist()) for name, layer in initial.items()
@@ -319,8 +319,8 @@ def test_initial_biases(initial):
 
 
 def test_conv1_padding_pooling_and_flattening_match_torch(torch):
-  # Maps of 28, 13, 6 and 2 pixels: a pooled map of more than one pixel, from
-  # one of even size, whose last row and column no window covers.
+  # Maps of 28, 13, 6 and 2 pixels: conv5 has an even size, whose last row and
+  # column no window covers, and is pooled to more than one pixel.
   net = model.AlexNet(**NARROW, conv1_kernel=5, conv1_stride=1, conv1_padding=2)
   params, images = random_params(net, 28), random_images(2, 28)
   _, out = jax.jit(lambda p, x: capture(net, p, x))(params, images)
@@ -334,7 +334,7 @@ def test_conv1_padding_pooling_and_flattening_match_torch(torch):
   )
   pool5 = torch.nn.functional.max_pool2d(out['conv5'].permute(0, 3, 1, 2), 3, 2)
   fc6 = pool5.relu().permute(0, 2, 3, 1).flatten(1) @ weights['fc6']['kernel']
-  # Float32 on both sides; activations are of size 1 to 300.
+  # float32 on both sides; activations are between 1 and 300.
   np.testing.assert_allclose(
     out['conv1'], conv1.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-3
   )
@@ -350,7 +350,7 @@ def torch_weights(torch, params):
 
 
 def torch_logits(torch, net, weights, images):
-  """What the net computes at test, by PyTorch in float64."""
+  """The logits at test time, by PyTorch in float64."""
   F = torch.nn.functional
   activate = {'relu': torch.relu, 'tanh': torch.tanh}[net.activation]
   keep = 1 if net.inverted_dropout else 1 - net.dropout_rate
@@ -431,7 +431,7 @@ def assert_loss_and_gradients_match_torch(torch, net, crop_size, options):
   expected, expected_gradients = torch_loss_and_gradients(
     torch, net, params, images, labels
   )
-  # Float32 through eight layers; a gradient may not vanish.
+  # float32 rounding through eight layers; a gradient of zero fails.
   assert value == pytest.approx(expected, rel=1e-5)
   errors = jax.tree.map(
     lambda g, e: np.linalg.norm(g - e) / np.linalg.norm(e),
@@ -444,10 +444,10 @@ def assert_loss_and_gradients_match_torch(torch, net, crop_size, options):
 @pytest.mark.parametrize(
   ('config', 'changes', 'crop_size'),
   [
-    # conv1: 15 pixels, which the pooling covers; the last window hangs 3 pixels
-    # over the edge, as at 224.
+    # conv1 has 15 pixels, all of which pooling covers. Its last window extends
+    # 3 pixels beyond the edge, as at 224.
     ('paper', {}, 64),
-    ('source', {}, 67),  # Also 15, and nothing hangs over.
+    ('source', {}, 67),  # Also 15, but within the image.
     ('one_tower', {}, 67),
     ('paper', {'tower_links': False}, 67),
   ],
@@ -467,7 +467,7 @@ def test_loss_and_gradients_of_the_full_net_match_torch(torch):
 
 
 def numpy_logits(net, params, images):
-  """What the net computes at test, by NumPy in float64, window by window."""
+  """The logits at test time, by NumPy in float64, window by window."""
   activate = {'relu': lambda x: np.maximum(x, 0), 'tanh': np.tanh}
   activate = activate[net.activation]
   params = jax.tree.map(np.float64, params)
@@ -479,7 +479,7 @@ def numpy_logits(net, params, images):
     layer = params[name]
     size, stride, before, after = len(layer['kernel']), 1, 0, 0
     if name == 'conv1':
-      # Of zeros `conv1_padding` on every side, and below and to the right as
+      # `conv1_padding` zeros on every side, and below and to the right as
       # many more as the windows need to cover every pixel.
       stride, before = net.conv1_stride, net.conv1_padding
       hang = -(x.shape[1] + 2 * before - size) % stride
@@ -550,7 +550,7 @@ def numpy_logits(net, params, images):
   'changes',
   [
     {},
-    # Maps of 28, 13, 6 and 2 pixels: fc6 reads more than one.
+    # Maps of 28, 13, 6 and 2 pixels: fc6 reads more than one pixel.
     {'conv1_kernel': 5, 'conv1_stride': 1, 'conv1_padding': 2},
     {'tower_links': False},
     {'lrn_k': 1.0},
@@ -570,33 +570,33 @@ def numpy_logits(net, params, images):
   ],
   ids=str,
 )
-def test_a_switch_changes_what_it_says(changes):
+def test_each_switch_matches_numpy_and_changes_the_logits(changes):
   text = model.AlexNet(**NARROW)
   net = model.AlexNet(**NARROW | changes)
-  # conv1's last window hangs 3 pixels over the edge of 64, as it does at 224.
+  # At 64, as at 224, conv1's last window extends 3 pixels beyond the edge.
   size = 28 if 'conv1_padding' in changes else 64
   params, images = random_params(net, size), random_images(2, size)
   if 'activation' in changes:
-    images /= 60  # Does not drive tanh to one everywhere.
+    images /= 60  # Keeps tanh from saturating everywhere.
   logits = net.apply(
     {'params': jax.tree.map(jnp.asarray, params)}, jnp.asarray(images)
   )
   expected = numpy_logits(net, params, images)
   norm = np.linalg.norm(expected)
-  # Float32 through eight layers.
+  # float32 rounding through eight layers.
   assert np.linalg.norm(logits - expected) < 1e-5 * norm
   if changes and jax.tree.map(jnp.shape, params) == shapes(text, 64)[0]:
     other = numpy_logits(text, params, images)
-    assert np.linalg.norm(other - expected) > 0.01 * norm  # It matters.
+    assert np.linalg.norm(other - expected) > 0.01 * norm  # The switch matters.
 
 
 @pytest.mark.parametrize('links', [True, False])
-def test_towers_hear_of_each_other_through_links_alone(links):
+def test_towers_influence_each_other_only_through_links(links):
   net = model.AlexNet(**NARROW, tower_links=links)
   params = jax.tree.map(jnp.asarray, random_params(net, 67))
   images = jnp.asarray(random_images(2, 67))
 
-  def louder(path, w):  # In tower 1 alone.
+  def louder(path, w):  # Only in tower 1.
     half = w.shape[-1] // 2
     loud = [w[..., :half], 1.5 * w[..., half:]]
     return w if path[0].key == 'fc8' else jnp.concatenate(loud, -1)
@@ -609,11 +609,11 @@ def test_towers_hear_of_each_other_through_links_alone(links):
 
 @pytest.fixture(scope='module')
 def probe():
-  """A net whose fc layers show what dropout did to fc6 and to fc7.
+  """A function that shows what dropout does to fc6 and to fc7.
 
-  Maps (train, key, batch indices) to the 64 units of fc6 and of fc7, which are
-  1 until they are dropped or scaled. `which` names another net: with inverted dropout,
-  or with activations in bfloat16.
+  It maps (train, key, batch indices) to the 64 units of fc6 and of fc7, which
+  are 1 unless they are dropped or scaled. `which` chooses a net with inverted
+  dropout or with activations in bfloat16.
   """
   net = model.AlexNet(
     num_classes=64,
@@ -636,7 +636,7 @@ def probe():
     )
     return outputs['fc7'] - 1, logits / outputs['fc7']
 
-  # All nets in one program, since compiling takes the time.
+  # All nets are compiled as one program, which saves time.
   nets = {
     'plain': net,
     'inverted': net.clone(inverted_dropout=True),
@@ -661,12 +661,12 @@ def probe():
 def test_hidden_units_are_dropped_in_training(probe):
   units = np.stack(probe(train=True))
   assert set(units.ravel().tolist()) == {0.0, 1.0}
-  # 384 units: five standard errors are 0.1.
+  # Five standard errors of 384 units are 0.1.
   assert (units == 0).mean() == pytest.approx(0.2, abs=0.1)
 
 
 def test_hidden_units_are_scaled_at_test(probe):
-  # Times 1 - rate; one rounding of float32.
+  # By 1 - rate, with one rounding of float32.
   np.testing.assert_allclose(np.stack(probe(train=False)), 0.8, rtol=1e-6)
 
 
@@ -689,7 +689,7 @@ def test_bfloat16_drops_the_same_units(probe):
 def test_each_layer_and_key_draws_its_own_dropout(probe):
   (a6, a7), (b6, b7) = probe(train=True, key=0), probe(train=True, key=1)
   for x, y in ((a6, a7), (a6, b6), (a7, b7)):
-    assert (x != y).mean() > 0.15  # 0.32 if apart; 192 units.
+    assert (x != y).mean() > 0.15  # Of 192 units; 0.32 is expected.
 
 
 def test_network_passes_the_batch_indices_to_dropout(probe):
@@ -707,7 +707,7 @@ def windows(x, size, stride):
 
 
 def plain_activations(net, params, images):
-  """Every activation by the definition, by NumPy in float64, at test."""
+  """Every activation at test time, from its definition, by NumPy in float64."""
   weights = jax.tree.map(np.float64, params)
   found, x = {}, np.float64(images)
 
@@ -723,7 +723,7 @@ def plain_activations(net, params, images):
     ]
     return np.concatenate(parts, -1) + weights[name]['bias']
 
-  def norm(x):  # Section 3.3, within each tower.
+  def norm(x):  # Section 3.3, in each tower.
     out = np.empty_like(x)
     maps = x.shape[-1] // 2
     for i in range(x.shape[-1]):
@@ -752,7 +752,7 @@ def plain_activations(net, params, images):
       x = x @ weights[name]['kernel'] + weights[name]['bias']
       found[f'{name}/linear'] = x
       x = found[name] = np.maximum(x, 0)
-      x = x * 0.5  # At test, by the share of the units that training keeps.
+      x = x * 0.5  # Units kept in training.
   found['fc8'] = x @ weights['fc8']['kernel'] + weights['fc8']['bias']
   return found
 
@@ -766,7 +766,7 @@ def plain_activations(net, params, images):
   ],
   ids=str,
 )
-def test_every_activation_that_is_captured_is_that_of_its_name(changes):
+def test_every_captured_activation_matches_numpy(changes):
   net = model.AlexNet(**NARROW | SMALL | changes)
   params = random_params(net, SMALL_CROP)
   images = random_images(2, SMALL_CROP)
@@ -784,12 +784,12 @@ def test_every_activation_that_is_captured_is_that_of_its_name(changes):
   for name, value in expected.items():
     assert captured[name].shape == value.shape, name
     assert np.linalg.norm(value) > 1, name
-    # Float32 through at most eight layers.
+    # float32 rounding through at most eight layers.
     error = np.linalg.norm(captured[name] - value) / np.linalg.norm(value)
     assert error < 1e-5, name
 
 
-def test_what_is_captured_in_training_is_before_dropout():
+def test_activations_are_captured_before_dropout():
   net = model.AlexNet(**NARROW, **SMALL)
   params = jax.tree.map(jnp.asarray, random_params(net, SMALL_CROP))
   images = jnp.asarray(random_images(2, SMALL_CROP))
@@ -805,16 +805,16 @@ def test_what_is_captured_in_training_is_before_dropout():
   jitted = jax.jit(fn, compiler_options=CHEAP)
   (fc6, later), (again, other) = (jitted(jax.random.key(k)) for k in (0, 1))
   np.testing.assert_array_equal(fc6, again)
-  assert (later != other).any()  # fc7 reads what dropout has left.
+  assert (later != other).any()  # fc7 reads the dropped units.
 
 
 def both_dtypes(fn, **changes):
-  """`fn` of a narrow net, in float32 and in bfloat16."""
+  """The results of `fn` on a narrow net in float32 and in bfloat16."""
   net = model.AlexNet(**NARROW | SMALL | changes)
   return [fn(net.clone(dtype=dtype)) for dtype in ('float32', 'bfloat16')]
 
 
-def test_bfloat16_is_the_dtype_of_activations_alone():
+def test_only_activations_are_bfloat16():
   net = model.AlexNet(**NARROW, dtype='bfloat16')
   images = jnp.asarray(random_images(2, 67))
 
@@ -831,17 +831,17 @@ def test_bfloat16_is_the_dtype_of_activations_alone():
   assert dtypes((params, gradients, logits)) == {'float32'}
 
 
-def test_logits_of_bfloat16_are_not_rounded():
+def test_logits_are_not_rounded_to_bfloat16():
   net = model.AlexNet(**NARROW, **SMALL, dtype='bfloat16')
   params = jax.tree.map(jnp.asarray, random_params(net, SMALL_CROP))
   images = jnp.asarray(random_images(4, SMALL_CROP))
   apply = jax.jit(net.apply, compiler_options=CHEAP)
   logits = np.asarray(apply({'params': params}, images))
   rounded = logits.astype(jnp.bfloat16).astype(np.float32)
-  assert (logits != rounded).mean() > 0.9  # 65,535 of 65,536.
+  assert (logits != rounded).mean() > 0.9  # Expected: all but 1 of 65,536.
 
 
-def test_softmax_of_bfloat16_is_computed_in_float32():
+def test_the_softmax_of_a_bfloat16_net_is_computed_in_float32():
   images = jnp.asarray(random_images(2, SMALL_CROP))
 
   def log_probs(net):
@@ -852,11 +852,11 @@ def test_softmax_of_bfloat16_is_computed_in_float32():
   small = {'conv_features': (4, 0, 0, 0, 0), 'fc_features': (0, 0)}
   jitted = lambda net: jax.jit(lambda: log_probs(net), compiler_options=CHEAP)()
   for result in both_dtypes(jitted, **small):
-    # 2.3026; of 8 bits 2.2969 and 2.3125 are the next.
+    # ln(10) = 2.3026; its neighbours in bfloat16 are 2.2969 and 2.3125.
     np.testing.assert_allclose(result, -np.log(10), rtol=1e-6)
 
 
-def test_bfloat16_computes_nearly_what_float32_does():
+def test_bfloat16_gives_nearly_the_logits_and_gradients_of_float32():
   images = jnp.asarray(random_images(4, SMALL_CROP))
 
   def logits_and_gradients(net):
@@ -874,18 +874,18 @@ def test_bfloat16_computes_nearly_what_float32_does():
       lambda: logits_and_gradients(net), compiler_options=CHEAP
     )()
   )
-  # A value of 8 bits is off by up to 0.2%; eight layers of them.
+  # bfloat16 rounds each value by up to 0.2%, in eight layers.
   error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
   assert 1e-4 < error < 0.02
-  # Of two values that 8 bits round to one, another may be the greatest; the
-  # gradient of a whole window then goes there.
+  # Where bfloat16 makes two values of a pooling window equal, its gradient may
+  # go to another pixel.
   errors = jax.tree.map(
     lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), rounded, gradients
   )
   assert all(e < 0.4 for e in jax.tree.leaves(errors)), errors
 
 
-def test_gradient_holds_no_grouped_convolution():
+def test_the_gradient_has_no_grouped_convolution():
   net = model.AlexNet(**NARROW, **SMALL)
   params = random_params(net, SMALL_CROP)
   images = jnp.asarray(random_images(2, SMALL_CROP))

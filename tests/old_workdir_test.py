@@ -1,8 +1,8 @@
-"""A work directory that commit ed611a7 made: it resumes and evaluates for ever.
+"""A work directory of commit ed611a7: every version resumes and evaluates it.
 
 The fixture is a narrow net on the digits, 188 steps of 32 images in 4 epochs,
-with checkpoints of steps 141 (the best) and 188. The numbers below are those of
-that commit. A new config key needs an entry in `recorded_config.ADDED`, a
+with checkpoints of steps 141 (the best) and 188. The expected metrics are those
+of that commit. A new config key needs an entry in `recorded_config.ADDED`, a
 renamed one in `RENAMED`, a removed one in `REMOVED`.
 """
 
@@ -20,8 +20,8 @@ from alexnet_jax import workdir as workdir_lib
 from configs import quickstart
 
 FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
-# Float32 sums in another order: other numbers of devices and threads, and
-# programs that are compiled at another level.
+# float32 sums are rounded differently: the fixture was made with another number
+# of devices and threads, and compiled at another optimisation level.
 NEAR = {'rel': 1e-4}
 
 
@@ -31,7 +31,7 @@ def workdir(tmp_path):
 
 
 @pytest.mark.parametrize('which', ['best', 'latest'])
-def test_it_evaluates_to_the_numbers_of_its_commit(workdir, data_dir, which):
+def test_it_evaluates_to_the_metrics_of_its_commit(workdir, data_dir, which):
   expected = json.loads((workdir / 'evaluation.json').read_text())
   if which == 'latest':
     expected = json.loads((workdir / 'result.json').read_text())
@@ -46,7 +46,7 @@ def test_it_evaluates_to_the_numbers_of_its_commit(workdir, data_dir, which):
 
 
 def current_config(data_dir):
-  """The config of the fixture, as a user of this version writes it."""
+  """The config of the fixture as a user of this version writes it."""
   config = quickstart.get_config()
   config.seed = 1
   config.model.conv_features = (8, 8, 8, 8, 8)
@@ -66,11 +66,11 @@ def current_config(data_dir):
   return config
 
 
-def test_it_resumes_to_the_numbers_of_its_commit(workdir, data_dir):
+def test_it_resumes_and_reaches_the_metrics_of_its_commit(workdir, data_dir):
   config = current_config(data_dir)
   config.train.epochs = 5.0
   found = train.train_and_evaluate(config, workdir)
-  # Of ed611a7, resumed from the same checkpoint.
+  # What ed611a7 gives, resumed from the same checkpoint.
   assert found['train/loss'] == pytest.approx(1.8334277202101315, **NEAR)
   assert found['eval/loss'] == pytest.approx(1.6463516235351563, **NEAR)
   assert found['eval/top1_error'] == pytest.approx(0.6733333333333333)
@@ -90,7 +90,7 @@ def test_it_opens_as_a_trained_net(workdir, data_dir):
   assert net.statistics.mean_image.shape == (76, 76, 3)
 
 
-def test_its_config_has_every_key_of_today(data_dir):
+def test_its_config_is_read_with_every_key_of_this_version(data_dir):
   recorded = workdir_lib.read_config(FIXTURE)
   today = current_config(data_dir)
   for section in today:

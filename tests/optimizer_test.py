@@ -23,7 +23,7 @@ NAN = float('nan')
 
 
 def same(rate):
-  """One rate for every kind of parameter."""
+  """The same rate for every kind of parameter."""
   return dict.fromkeys(optimizer.RATE_KEYS, rate)
 
 
@@ -62,7 +62,7 @@ def test_three_steps_worked_by_hand():
   np.testing.assert_allclose(steps, [0.85, 0.78075, 0.72222125], rtol=5e-7)
 
 
-def test_update_is_the_papers_across_a_rate_change():
+def test_the_update_is_that_of_the_paper_across_a_rate_change():
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(4, 3))
   gradients = rng.normal(size=(3, 4, 3))
@@ -77,8 +77,8 @@ def test_update_is_the_papers_across_a_rate_change():
   for rate, gradient, step in zip(rates, gradients, steps, strict=True):
     v = 0.9 * v - 0.0005 * rate * w - rate * gradient
     w = w + v
-    # A few roundings of float32; the decay alone moves a weight by 5e-7 to
-    # 5e-6 of itself, and only the sum of three steps' decays shows.
+    # A few roundings of float32. Decay alone changes a weight by 5e-7 to 5e-6
+    # of itself a step; the sum over three steps exceeds the tolerance.
     np.testing.assert_allclose(step, w, rtol=3e-7, atol=3e-7)
 
 
@@ -109,13 +109,13 @@ def test_every_kind_of_parameter_has_its_own_rate_across_a_change(decay_biases):
       for rate, gradient, found in zip(rates, gradients, steps, strict=True):
         v = 0.9 * v - decay * rate[key] * w - rate[key] * gradient[layer][name]
         w = w + v
-        # float32 rounds sums of terms of about 1 at 6e-8, a dozen times.
+        # A dozen float32 sums of terms of about 1, each rounded by 6e-8.
         near = {'rtol': 1e-6, 'atol': 1e-6}
         np.testing.assert_allclose(found[0][layer][name], w, **near)
         np.testing.assert_allclose(found[1][layer][name], v, **near)
 
 
-def test_a_rate_of_zero_freezes_and_a_later_one_goes_on_from_the_kept_v():
+def test_a_rate_of_zero_freezes_weights_and_v_until_a_later_rate():
   # v1 = -.1 * 1 = -.1, w1 = .9; frozen; then
   # v4 = .5 * -.1 - .5 * .2 * .9 - .2 * -1 = .06, w4 = .96.
   layers = lambda value: {
@@ -126,7 +126,7 @@ def test_a_rate_of_zero_freezes_and_a_later_one_goes_on_from_the_kept_v():
     lambda rate: optimizer.paper_sgd(rate, 0.5, 0.5, decay_biases=True),
     rates=[same(0.1), frozen, frozen, same(0.2)],
     weights=layers(1.0),
-    # The decay of the first step is made up for: 1 less .5 * 1.
+    # The first gradient is 1 minus the decay of that step, .5 * 1.
     gradients=[layers(0.5), layers(7.0), layers(-3.0), layers(-1.0)],
   )
   for name in ('kernel', 'bias'):
@@ -150,7 +150,7 @@ def test_weights_decay_without_a_gradient():
   np.testing.assert_allclose(step, [0.999, -2.997], rtol=2e-7)  # float32
 
 
-def test_usual_order_differs_only_after_the_rate_drops():
+def test_the_usual_order_of_rate_and_momentum_differs_only_after_a_drop():
   make_usual = lambda rate: optax.chain(
     optax.add_decayed_weights(0.0005), optax.sgd(rate, momentum=0.9)
   )
@@ -159,9 +159,10 @@ def test_usual_order_differs_only_after_the_rate_drops():
   usual = run_kernel(make_usual, rates, weights, gradients)
   paper_ = run_kernel(make_paper, rates, weights, gradients)
   np.testing.assert_allclose(usual[:2], paper_[:2], rtol=1e-6)  # float32
-  # Of v = -+.19 after two steps, momentum carries on .171, the usual order .0171.
+  # Neglecting decay, v is -+.19 after two steps, of which the paper keeps .171
+  # and the usual order .0171.
   difference = np.array(usual[2]) - paper_[2]
-  np.testing.assert_allclose(difference, [0.1539, -0.1539], rtol=2e-3)  # Decay.
+  np.testing.assert_allclose(difference, [0.1539, -0.1539], rtol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_usual_order_differs_only_after_the_rate_drops():
     (90.0, (1.5, 3.0), 2),
   ],
 )
-def test_rate_drops_at_its_epoch(epoch, drop_epochs, drops):
+def test_the_rate_drops_at_its_epochs(epoch, drop_epochs, drops):
   assert optimizer.drops_at(epoch, drop_epochs) == drops
 
 
@@ -192,11 +193,11 @@ def rates_of(schedule, epoch, plateau_drops=0):
   rates = schedule.rates(epoch, plateau_drops)
   keys = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
   assert sorted(rates) == sorted(keys)
-  # 0.01 / 10 ** 2 is a rounding off 1e-4.
+  # 0.01 / 10 ** 2 differs from 1e-4 by a rounding.
   return [pytest.approx(rates[key], rel=1e-12) for key in keys]
 
 
-SOURCE_WEIGHTS = [  # From this epoch to that: rate of weights, of conv1's.
+SOURCE_WEIGHTS = [  # First and last epoch; rate of weights, of conv1's weights.
   (0.0, 22.999, 0.01, 0.01),
   (23.0, 50.999, 0.001, 0.001),
   (51.0, 67.999, 1e-4, 1e-4),
@@ -207,7 +208,7 @@ SOURCE_WEIGHTS = [  # From this epoch to that: rate of weights, of conv1's.
 
 
 @pytest.mark.parametrize(('first', 'last', 'weights', 'conv1'), SOURCE_WEIGHTS)
-def test_rates_of_the_source_epoch_by_epoch(first, last, weights, conv1):
+def test_the_source_has_these_rates_epoch_by_epoch(first, last, weights, conv1):
   schedule = schedule_of(source.get_config())
   biases = [0.02, 0.0 if first >= 72 else 0.02]
   expected = [weights, biases[0], conv1, biases[1]]
@@ -236,18 +237,18 @@ def test_rates_of_biases_may_drop_with_those_of_the_weights(
     (42.0, [1e-5, 0.02, 0.0, 0.0]),
   ],
 )
-def test_rates_of_the_sources_fine_tuning(epoch, expected):
+def test_fine_tuning_as_in_the_source_has_these_rates(epoch, expected):
   assert expected == rates_of(schedule_of(conv6_finetune.get_config()), epoch)
 
 
 @pytest.mark.parametrize('drops', [0, 1, 3])
-def test_a_plateau_drops_all_rates_of_the_text(drops):
+def test_a_plateau_drop_lowers_all_rates_of_the_text(drops):
   schedule = schedule_of(paper.get_config())
   expected = [0.01, 0.001, 1e-4, 1e-5][drops]
   assert [expected] * 4 == rates_of(schedule, 50.0, drops)
 
 
-def test_a_plateau_spares_the_rates_of_biases_where_they_do_not_drop():
+def test_a_plateau_drop_can_leave_the_rates_of_biases():
   schedule = optimizer.RateSchedule(
     'plateau', 0.01, 90.0, 10.0, bias_rate_factor=2.0, drop_bias_rate=False
   )
@@ -266,7 +267,7 @@ def test_drops_divide_by_the_drop_factor(name, drop_epochs, plateau_drops):
   assert expected == rates_of(schedule, 2.0, plateau_drops)
 
 
-# epoch / epochs of the run: the factor, (1 + cos(pi x)) / 2 by hand.
+# Share x of the epochs: factor (1 + cos(pi x)) / 2 by hand.
 COSINE = {
   0.0: 1.0,
   0.25: (2 + math.sqrt(2)) / 4,
@@ -280,7 +281,7 @@ COSINE = {
 
 @pytest.mark.parametrize('epochs', [6.0, 90.0])
 @pytest.mark.parametrize('share', COSINE)
-def test_cosine_falls_from_the_rate_at_the_start_to_zero(share, epochs):
+def test_a_cosine_falls_from_the_initial_rate_to_zero(share, epochs):
   config = paper.get_config()
   config.optimizer.schedule = 'cosine'
   config.train.epochs = epochs
@@ -289,13 +290,13 @@ def test_cosine_falls_from_the_rate_at_the_start_to_zero(share, epochs):
   assert rates == dict.fromkeys(optimizer.RATE_KEYS, near)
 
 
-def test_cosine_ends_at_zero_even_if_the_last_step_ends_behind_the_last_epoch():
+def test_a_cosine_is_zero_after_the_last_epoch():
   schedule = optimizer.RateSchedule('cosine', 0.1, 2.5, 10.0)
   near_zero = pytest.approx(0.0, abs=1e-17)
   assert rates_of(schedule, 2.6) == [near_zero] * 4
 
 
-def test_biases_and_conv1_depart_from_a_cosine_as_from_the_other_schedules():
+def test_rules_for_biases_and_conv1_hold_for_a_cosine():
   schedule = optimizer.RateSchedule(
     'cosine',
     0.01,
@@ -311,7 +312,7 @@ def test_biases_and_conv1_depart_from_a_cosine_as_from_the_other_schedules():
 
 
 @pytest.mark.parametrize('name', ['steps', 'cosine'])
-def test_plateau_drops_are_for_the_schedule_plateau_alone(name):
+def test_plateau_drops_change_only_the_plateau_schedule(name):
   schedule = optimizer.RateSchedule(name, 0.01, 90.0, 10.0)
   assert schedule.rates(20.0, 3) == schedule.rates(20.0, 0)
 
@@ -332,9 +333,11 @@ def test_a_cosine_has_another_rate_at_every_step():
   ],
   ids=['source', 'fine-tuning', 'paper'],
 )
-def test_the_change_epochs_are_all_at_which_a_rate_changes(make, expected):
+def test_change_epochs_are_all_epochs_at_which_a_rate_changes(make, expected):
   epochs = schedule_of(make()).change_epochs
-  assert sorted(epoch for epoch in epochs if epoch) == expected  # 0: the start.
+  assert (
+    sorted(epoch for epoch in epochs if epoch) == expected
+  )  # Not the start.
 
 
 @pytest.mark.parametrize(
@@ -343,21 +346,28 @@ def test_the_change_epochs_are_all_at_which_a_rate_changes(make, expected):
     ([], 2, 0, 0),
     ([0.9], 1, 0, 0),  # The first error is an improvement.
     ([0.5, 0.4, 0.3], 1, 0, 0),
-    ([0.5, 0.5], 2, 0, 1),  # An equal error is none.
+    ([0.5, 0.5], 2, 0, 1),  # An equal error is no improvement.
     ([0.5, 0.6, 0.4], 2, 0, 0),
     ([0.5, 0.6, 0.4, 0.45], 2, 0, 1),
-    ([0.3, 0.5, 0.4], 3, 0, 2),  # Below the last, not below the lowest.
+    ([0.3, 0.5, 0.4], 3, 0, 2),  # Below the last but not the lowest.
     ([0.5, 0.6, 0.6], 2, 1, 0),
     ([0.5, 0.5], 1, 1, 0),
-    ([0.5, 0.6, 0.6, 0.7], 2, 1, 0),  # The new rate starts afresh,
+    ([0.5, 0.6, 0.6, 0.7], 2, 1, 0),  # A new rate starts a new count,
     ([0.5, 0.6, 0.6, 0.7, 0.7], 2, 1, 1),
-    ([0.5, 0.6, 0.6, 0.7, 0.65], 2, 1, 0),  # and is judged by its own errors.
+    (
+      [0.5, 0.6, 0.6, 0.7, 0.65],
+      2,
+      1,
+      0,
+    ),  # and is compared with its own errors.
     ([0.5] * 6, 1, 3, 0),
     ([0.5, NAN], 2, 0, 1),  # NaN is no improvement,
     ([NAN, NAN], 2, 1, 0),  # not even as the first.
   ],
 )
-def test_plateau_counts(errors, patience, drops, stalled):
+def test_a_plateau_counts_evaluations_without_improvement(
+  errors, patience, drops, stalled
+):
   plateau = optimizer.Plateau()
   for error in errors:
     plateau = plateau.observe(error, patience)
@@ -367,5 +377,5 @@ def test_plateau_counts(errors, patience, drops, stalled):
 @pytest.mark.parametrize(
   ('drops', 'ended'), [(0, False), (3, False), (4, True)]
 )
-def test_training_ends_where_a_fourth_drop_would_follow(drops, ended):
+def test_training_ends_when_a_fourth_drop_would_follow(drops, ended):
   assert optimizer.Plateau(drops=drops).has_ended(3) == ended

@@ -1,9 +1,9 @@
 """Training, step by step, against an independent AlexNet in PyTorch.
 
 The PyTorch half was written from the paper and the published files of the
-original source, not from this project. Both halves begin with the same
-weights, see the same batches and drop no unit; the other half is the compiled
-train step with the rates of `RateSchedule`, as a run has them.
+original source, not from this project. The other half is the compiled train
+step with the rates of `RateSchedule`, as in a run. Both start from the same
+weights, see the same batches and do without dropout.
 """
 
 import functools
@@ -32,8 +32,9 @@ torch = pytest.importorskip(
 F = torch.nn.functional
 
 PRESETS = {'paper': paper, 'source': source}
-# (epoch, drops of the plateau rule so far) of every step: one looks at the
-# first, the other at the second. 93 epochs are all of run 145's schedule.
+# (epoch, drops of the plateau rule so far) of every step. The schedule of the
+# source depends on the first, that of the paper on the second. The 93 epochs
+# are the whole schedule of run 145.
 STEPS = 124
 PLAN = [
   (93 * step / STEPS, sum(step >= drop for drop in (50, 90, 110)))
@@ -53,7 +54,7 @@ def over_maps(squares):
 
 
 def over_pixels(squares):
-  """Sums over the 5 x 5 pixels around each."""
+  """Sums over the 5 x 5 pixels around each pixel."""
   padded = F.pad(squares, (2, 2, 2, 2))
   return padded.unfold(2, 5, 1).unfold(3, 5, 1).sum((-2, -1))
 
@@ -64,9 +65,10 @@ def torch_logits(weights, x, preset):
   dense = lambda name, x: F.linear(x, *weights[name])
   lrn = lambda x: normalize(x, over_maps, 2.0, alpha)
   pool = lambda x: F.max_pool2d(x, 3, 2)
-  # The last window hangs over the right and bottom edge, by 3 pixels at 224.
-  hang = -(x.shape[-1] - weights['conv1'][0].shape[-1]) % 4
-  x = conv('conv1', F.pad(x, (0, hang, 0, hang)), stride=4)
+  # The last window extends beyond the right and bottom edges, by 3 pixels at
+  # 224.
+  overhang = -(x.shape[-1] - weights['conv1'][0].shape[-1]) % 4
+  x = conv('conv1', F.pad(x, (0, overhang, 0, overhang)), stride=4)
   x = pool(lrn(x.relu())) if preset == 'paper' else pool(lrn(x)).relu()
   x = lrn(conv('conv2', x, padding=2, groups=2).relu())
   if preset == 'source':
@@ -80,7 +82,7 @@ def torch_logits(weights, x, preset):
 
 
 def torch_rates(name, epoch, drops, preset):
-  """Rates of a layer's weights and biases: section 5; the notes of run 145."""
+  """Rates of a layer's weights and biases: section 5, or notes of run 145."""
   if preset == 'paper':
     return (0.01 / 10**drops,) * 2
   if name == 'conv1' and epoch >= 72:
@@ -92,7 +94,7 @@ def torch_rates(name, epoch, drops, preset):
 
 @torch.no_grad()
 def torch_update(weights, momenta, epoch, drops, preset):
-  """v <- 0.9 v - 0.0005 rate w - rate g; w <- w + v. Rate 0: no update."""
+  """v <- 0.9 v - 0.0005 rate w - rate g; w <- w + v. Rate 0 means no update."""
   decays = 0.0005, 0.0005 if preset == 'paper' else 0.0
   for name, layer in weights.items():
     rates = torch_rates(name, epoch, drops, preset)
@@ -125,7 +127,7 @@ def torch_training(preset, start, batches, mean, plan):
 
 
 def torch_layout(params):
-  """(kernel, bias) by layer; fc6 reads map by map, not pixel by pixel."""
+  """(kernel, bias) by layer; fc6 reads channels first, as PyTorch does."""
   maps = params['conv5']['bias'].size
 
   def kernel(name, x):
@@ -166,7 +168,7 @@ def jax_training(config, params, batches, mean, plan, num_devices):
   v = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, v)
   state = placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
-  # Colour noise along directions of no length: the division by 1.1 stays.
+  # Directions of length 0 leave only the division by 1.1 of the noise.
   statistics = run_lib.Statistics(
     np.float32(mean), np.zeros((3, 3), np.float32)
   )
@@ -194,7 +196,7 @@ def jax_training(config, params, batches, mean, plan, num_devices):
 
 
 def config_of(preset, size, **settings):
-  """The preset without chance: no dropout, no reflections, one crop."""
+  """The preset without randomness: no dropout, no reflections, one crop."""
   config = PRESETS[preset].get_config()
   config.model.update(dropout_rate=0.0, **settings)
   config.augment.flip = False
@@ -222,18 +224,18 @@ def initial_params(config, dtype):
 
 
 def tinted_digits(count, size):
-  """uint8 digits of one colour each, and their labels."""
+  """Digits as uint8 images with one tint each, and their labels."""
   digits, rng = sklearn.datasets.load_digits(), np.random.default_rng(0)
   pixels = np.arange(size) * 8 // size
   images = digits.images[:count, pixels][:, :, pixels, None]  # 0..16
   images = images * rng.uniform(6, 12, (count, 1, 1, 3))
-  # Grain, so that no two windows of a max pooling are equal.
+  # Noise, so that no two values of a pooling window are equal.
   images += rng.integers(0, 40, images.shape)
   return images.astype(np.uint8), digits.target[:count].astype(np.int32)
 
 
 def relative_errors(actual, expected):
-  """Of every array: norm of the difference, by the norm of what is expected."""
+  """For every array the norm of the difference over that of the expected."""
   error = lambda a, e: np.linalg.norm(a - e) / np.linalg.norm(e)
   return jax.tree.map(error, actual, expected)
 
@@ -241,12 +243,13 @@ def relative_errors(actual, expected):
 def assert_halves_agree(
   preset, config, batch_size, plan, dtype, num_devices, tolerances
 ):
-  """Losses, changes of the weights, and momenta; returns the losses.
+  """Compares losses, changes of the weights, and momenta; returns the losses.
 
-  `tolerances` are relative: of every loss; of every array, by norm.
+  `tolerances` are relative: that of every loss, and that of the norm of every
+  array.
   """
   images, labels = tinted_digits(2 * batch_size, config.input.crop_size)
-  mean = images.mean(0).round().astype(dtype)  # Exact in float32, too.
+  mean = images.mean(0).round().astype(dtype)  # Exact in float32.
   batches = list(zip(np.split(images, 2), np.split(labels, 2), strict=True))
   params = initial_params(config, dtype)
   start = torch_layout(params)
@@ -264,7 +267,7 @@ def assert_halves_agree(
 
 @pytest.fixture
 def one_torch_thread():
-  """Threads that wait in turns for tiny arrays take all the time there is."""
+  """One thread of PyTorch, as more of them are far slower on tiny arrays."""
   before = torch.get_num_threads()
   torch.set_num_threads(1)
   yield
@@ -273,10 +276,10 @@ def one_torch_thread():
 
 @pytest.mark.usefixtures('one_torch_thread')
 @pytest.mark.parametrize('preset', PRESETS)
-def test_narrow_training_in_float64_matches_torch(preset):
+def test_training_of_a_narrow_net_in_float64_matches_torch(preset):
   config = config_of(
     preset,
-    58,  # Maps of 15, 7, 3 and 1 pixels; the last window of conv1 hangs over.
+    58,  # Maps of 15, 7, 3 and 1 pixels; the last window exceeds the image.
     num_classes=10,
     conv_features=(12, 12, 8, 8, 8),
     fc_features=(16, 16),
@@ -294,20 +297,22 @@ def test_narrow_training_in_float64_matches_torch(preset):
       plan=PLAN,
       dtype=np.float64,
       num_devices=2,  # The paper's two GPUs.
-      # Seen: losses 6e-14 (source 2e-15), weights 3e-14, momenta 3e-13 (1e-14).
+      # Measured: losses 6e-14 (source 2e-15), weights 3e-14, momenta 3e-13
+      # (1e-14).
       tolerances=(1e-11, 1e-11),
     )
-  # Both learn: mean losses of the first two steps and of the last two, an
-  # epoch each, from above ln(10) = 2.30 to less than a tenth of it.
+  # The net learns: the mean loss of an epoch, two steps, falls from above
+  # ln(10) = 2.30 to less than a tenth of it.
   assert losses[:2].mean() > 2.30
   assert losses[-2:].mean() < 0.23
 
 
-@pytest.mark.slow  # The paper's net: 60 million weights, twice; 75 s a preset.
+@pytest.mark.slow  # 60 million weights in both halves: 75 s a preset.
 @pytest.mark.parametrize('preset', PRESETS)
-def test_full_width_steps_in_float32_match_torch(preset):
-  # From the first drop on: at 0.01 an untrained net without dropout diverges.
-  # A drop; conv1 slower and no more colour noise; conv1 frozen.
+def test_steps_of_the_full_net_in_float32_match_torch(preset):
+  # The rate has dropped at the start, since at 0.01 an untrained net without
+  # dropout diverges. Then it drops again, conv1 drops once more and the colour
+  # noise ends, and conv1 is frozen.
   plan = [(30.0, 1), (30.0, 1), (60.0, 2), (70.0, 2), (75.0, 2)]
   assert_halves_agree(
     preset,
@@ -316,9 +321,9 @@ def test_full_width_steps_in_float32_match_torch(preset):
     plan=plan,
     dtype=np.float32,
     num_devices=1,
-    # Seen: losses 3e-5 (paper 8e-8), weights 0.005 (0.001), momenta 0.009
-    # (0.002). Rounding moves the largest pixel of a few windows, the sign of a
-    # few units, and with them all gradients below: in float32 and in float64,
-    # PyTorch's own momenta are 0.004 apart.
+    # Measured: losses 3e-5 (paper 8e-8), weights 0.005 (0.001), momenta 0.009
+    # (0.002). Rounding changes the largest pixel of a few pooling windows and
+    # the sign of a few units, and so all gradients below them: PyTorch's own
+    # momenta in float32 and float64 differ by 0.004.
     tolerances=(1e-4, 0.02),
   )

@@ -1,4 +1,4 @@
-"""Pictures against pixels by hand."""
+"""Pictures against pixels worked out by hand."""
 
 import numpy as np
 
@@ -19,15 +19,15 @@ def test_image_grid_puts_images_in_rows_with_white_lines_between():
 
 
 def test_kernel_grid_shows_tower_0_above_tower_1_each_kernel_at_full_range():
-  # One bright pixel per kernel, its place telling the kernel; odd scales.
+  # One bright pixel per kernel, each in another place and on another scale.
   kernels = np.zeros((2, 2, 3, 4), np.float32)
   places = [(0, 0), (0, 1), (1, 0), (1, 1)]
   for feature, (y, x) in enumerate(places):
     kernels[..., feature] = -feature
     kernels[y, x, :, feature] = 10**feature
   picture = pictures.kernel_grid(kernels, zoom=1)[..., 0]
-  # Each of the two rows: two kernels with a line right of and below each;
-  # a line of `zoom` pixels between the towers.
+  # Each row has two kernels with a line to the right of and below each. Between
+  # the towers is a line of `zoom` pixels.
   expected = [
     [255, 0, 255, 0, 255, 255],
     [0, 0, 255, 0, 0, 255],

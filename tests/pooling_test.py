@@ -12,7 +12,7 @@ from alexnet_jax import pooling
 
 
 def _loops(x, size, g):
-  """Maxima, and the gradient that the first maximum of each window gets."""
+  """Maxima, and the gradient if the first maximum of each window gets it."""
   batch, height, width, features = x.shape
   rows, columns = (height - size) // 2 + 1, (width - size) // 2 + 1
   maxima = np.empty((batch, rows, columns, features), x.dtype)
@@ -31,15 +31,16 @@ def _value_and_gradient(x, size, g):
   return out, pull(g)[0]
 
 
-# With 3 pixels and even sides, or 2 and odd ones, the last row is in no window.
+# Where 3 and an even side or 2 and an odd side meet, no window has the last
+# row.
 @pytest.mark.parametrize('size', [2, 3])
 @pytest.mark.parametrize('height, width', [(3, 3), (7, 7), (8, 9), (4, 6)])
-def test_maxima_and_their_gradient(size, height, width):
+def test_maxima_and_their_gradient_equal_loops(size, height, width):
   rng = np.random.default_rng(0)
   # Few values, so that most windows have several equal maxima.
   x = rng.integers(-2, 3, (2, height, width, 5)).astype(np.float32)
   out = (height - size) // 2 + 1, (width - size) // 2 + 1
-  # Whole numbers: sums are exact in any order.
+  # Integers, whose sums are exact in any order.
   g = rng.integers(-9, 10, (2, *out, 5)).astype(np.float32)
   maxima, gradient = _value_and_gradient(jnp.asarray(x), size, jnp.asarray(g))
   expected = _loops(x, size, g)
@@ -47,7 +48,7 @@ def test_maxima_and_their_gradient(size, height, width):
   np.testing.assert_array_equal(gradient, expected[1])
 
 
-def test_all_equal_gives_the_first():
+def test_of_equal_maxima_the_first_gets_the_gradient():
   x = jnp.zeros((1, 5, 5, 1))
   _, gradient = _value_and_gradient(x, 3, jnp.ones((1, 2, 2, 1)))
   rows, columns = np.nonzero(gradient[0, ..., 0])
@@ -59,7 +60,7 @@ def test_all_equal_gives_the_first():
   ]
 
 
-def test_bfloat16_keeps_its_type_and_places():
+def test_bfloat16_stays_bfloat16_and_matches_loops():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 7, 7, 4)).astype(jnp.bfloat16)
   g = rng.integers(1, 5, (1, 3, 3, 4)).astype(jnp.bfloat16)
@@ -70,14 +71,14 @@ def test_bfloat16_keeps_its_type_and_places():
   np.testing.assert_array_equal(np.float64(gradient), expected[1])
 
 
-def test_nan_stays_visible():
+def test_nan_is_propagated():
   x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(jnp.nan)
   maxima, gradient = _value_and_gradient(x, 3, jnp.ones((1, 1, 1, 1)))
   assert jnp.isnan(maxima).all()
   assert gradient.sum() == 1  # Somewhere in the window.
 
 
-def test_minus_infinity_is_a_maximum_like_others():
+def test_minus_infinity_can_be_a_maximum():
   x = jnp.full((1, 3, 3, 1), -jnp.inf)
   maxima, gradient = _value_and_gradient(x, 3, jnp.ones((1, 1, 1, 1)))
   assert maxima[0, 0, 0, 0] == -jnp.inf

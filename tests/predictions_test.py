@@ -40,7 +40,7 @@ def test_an_ensemble_averages_probabilities():
   members = [make(seed) for seed in range(3)]
   mean = np.mean([np.exp(m.log_probs, dtype=float) for m in members], axis=0)
   together = predictions.ensemble(iter(members))
-  # Rounded to float32 once, at values up to about 10.
+  # One rounding to float32 of values up to about 10.
   np.testing.assert_allclose(together.log_probs, np.log(mean), atol=1e-6)
   np.testing.assert_array_equal(together.labels, members[0].labels)
 
@@ -52,7 +52,7 @@ def test_an_ensemble_keeps_probabilities_too_small_for_float32():
   np.testing.assert_allclose(together.log_probs, log_probs, rtol=1e-6)
 
 
-def test_members_must_predict_the_same_examples():
+def test_members_of_an_ensemble_must_predict_the_same_examples():
   with pytest.raises(ValueError, match='different examples'):
     predictions.ensemble([make(0), make(0, examples=12)])
 
@@ -71,7 +71,7 @@ def test_a_file_restores_what_was_saved(tmp_path):
 @pytest.mark.parametrize(
   'other', [{'step': '8', 'split': 'test'}, {'step': '7'}, ORIGIN | {'n': '1'}]
 )
-def test_a_file_made_from_something_else_is_ignored(tmp_path, other):
+def test_a_file_of_another_origin_is_ignored(tmp_path, other):
   make(1).save(tmp_path / 'p.npz')
   assert predictions.load(tmp_path / 'p.npz', other) is None
 

@@ -1,8 +1,8 @@
 """Several real processes, connected by the loopback interface, against one.
 
-Commands as a user starts them, each process with CPU devices of its own. Python
-and JAX take seconds to start, so a few runs serve all tests. `_beside` below is
-what two processes run to call the package's functions instead of a command.
+They run commands as a user starts them, each with CPU devices of its own.
+Python and JAX take seconds to start, so a few runs serve all tests. `_run_pair`
+below calls functions of the package, in two processes, instead of a command.
 """
 
 import collections
@@ -48,7 +48,8 @@ from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
 ROOT = pathlib.Path(main.__file__).parents[1]
-# Few layers: every process compiles for itself. The last save is evaluated.
+# The net has few layers, since every process compiles it. The last checkpoint
+# is evaluated.
 CONFIG = """
 from configs import quickstart
 
@@ -69,8 +70,8 @@ def get_config():
   return config
 """
 ROWS = [3, 6, 9, 10, 12, 15, 18]  # The rate drops after step 10.
-HEARTBEAT = 5  # Seconds, in place of processes.HEARTBEAT_SECONDS.
-MARGIN = 15  # Seconds, for two busy cores to notice, print and end.
+HEARTBEAT = 5  # seconds, instead of processes.HEARTBEAT_SECONDS
+MARGIN = 15  # seconds to notice, print and end on two busy cores
 LIMIT = 240
 TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
 
@@ -93,7 +94,7 @@ def free_port():
 
 
 def cluster(number, port=None, module='alexnet_jax.main', **how):
-  """Commands of all processes of a run, without --config and --workdir."""
+  """The commands of all processes, without --config and --workdir."""
   address = f'127.0.0.1:{port or free_port()}'
   how = [json.dumps(how)] if how else []
   return [
@@ -105,19 +106,19 @@ def cluster(number, port=None, module='alexnet_jax.main', **how):
   ]
 
 
-def hurried(number, port=None, **how):
-  """As `cluster`; `how`: the arguments of `_hurry`."""
-  return cluster(number, port, 'tests.processes_test', hurry=how)
+def cluster_with_timeouts(number, port=None, **how):
+  """As `cluster`, with the arguments of `_main_with_timeouts`."""
+  return cluster(number, port, 'tests.processes_test', timeouts=how)
 
 
 def run_all(commands, *flags, devices=1, stopped=None):
-  """Runs commands at the same time; exit code, output and end of each.
+  """Runs commands at the same time; returns exit code, output and end of each.
 
-  The process `stopped` does not end by itself: it is killed after the others.
+  The process `stopped` does not end by itself; it is killed after the others.
   """
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    # Level 0 compiles in half the time.
+    # Level 0 halves the time of compiling.
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
     ' --xla_backend_optimization_level=0',
   }
@@ -181,7 +182,7 @@ def assert_same_rows(workdir, expected):
     assert row.keys() == right.keys()
     for tag in row.keys() - TIMINGS:
       if tag.endswith('loss') and right[tag]:
-        # float32 sums in another order: 1e-7 a step, and few steps.
+        # float32 sums in another order differ by 1e-7 a step.
         assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)
       else:  # Errors are counts.
         assert row[tag] == right[tag]
@@ -207,18 +208,20 @@ def assert_same_state(workdir, expected, config):
   jax.tree.map(near, found, wanted)
 
 
-# One process, and processes that wait in vain
+# A single process, and processes whose partners never come
 
 
 @pytest.fixture(scope='module')
-def alone(config_file, tmp_path_factory):
-  """One process trains, while others wait in vain for theirs."""
-  folder = tmp_path_factory.mktemp('alone')
+def waiting_in_vain(config_file, tmp_path_factory):
+  """A single process that trains, and some whose partners never come."""
+  folder = tmp_path_factory.mktemp('waiting_in_vain')
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
     taken.listen()
-    in_use = hurried(2, port=taken.getsockname()[1])[0]
-    first, second = (hurried(2, start_seconds=2)[i] for i in (0, 1))
+    in_use = cluster_with_timeouts(2, port=taken.getsockname()[1])[0]
+    first, second = (
+      cluster_with_timeouts(2, start_seconds=2)[i] for i in (0, 1)
+    )
     names = ('one', 'in_use', 'first', 'second')
     done = run_all(
       [
@@ -232,16 +235,18 @@ def alone(config_file, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def one(alone):
+def one(waiting_in_vain):
   """The work directory of a single process, started without flags."""
-  folder, done = alone
+  folder, done = waiting_in_vain
   succeed([done['one']])
   return folder / 'one'
 
 
 @pytest.mark.parametrize('name', ['first', 'second'])
-def test_a_process_whose_others_do_not_come_says_so_in_one_line(alone, name):
-  _, done = alone
+def test_a_process_that_waits_in_vain_says_so_in_one_line(
+  waiting_in_vain, name
+):
+  _, done = waiting_in_vain
   assert done[name].code == 1
   assert done[name].out == ''
   (line,) = done[name].err.splitlines()
@@ -252,8 +257,8 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(alone, name):
   )
 
 
-def test_a_port_in_use_is_named_without_a_stack_trace(alone):
-  done = alone[1]['in_use']
+def test_a_port_in_use_is_named_without_a_stack_trace(waiting_in_vain):
+  done = waiting_in_vain[1]['in_use']
   assert done.code == 1
   (line,) = done.err.splitlines()
   assert re.match(
@@ -270,7 +275,7 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
   ('visible', 'tasks', 'hosts', 'others', 'expected'),
   [
     ('0,1,2,3', '1', '1', {}, [0, 1, 2, 3]),  # srun -n1 --gpus=4
-    ('0,1,2,3', '2', '2', {}, [0, 1, 2, 3]),  # One task a host.
+    ('0,1,2,3', '2', '2', {}, [0, 1, 2, 3]),  # One task per host.
     ('0', '4', '1', {}, [0]),  # --gpus-per-task=1
     ('0,1', '4', '1', {'SLURM_GPUS_ON_NODE': '8'}, [0, 1]),  # ... =2
     # All tasks see all GPUs: task i takes GPU i, as JAX does.
@@ -282,7 +287,7 @@ def test_a_port_in_use_is_named_without_a_stack_trace(alone):
     ('', '1', '1', {}, None),
   ],
 )
-def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
+def test_a_slurm_task_uses_the_gpus_that_belong_to_it(
   monkeypatch, visible, tasks, hosts, others, expected
 ):
   asked = []
@@ -301,7 +306,7 @@ def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
   for name, value in (environment | others).items():
     monkeypatch.setenv(name, value)
   processes.initialize(None, None, None)
-  monkeypatch.delenv('SLURM_LOCALID')  # Outside Slurm JAX's choice is right.
+  monkeypatch.delenv('SLURM_LOCALID')  # Outside Slurm JAX chooses.
   processes.initialize(None, None, None)
   assert asked == [expected, None]
 
@@ -309,7 +314,7 @@ def test_a_task_of_slurm_takes_the_gpus_that_are_its_own(
 # Two processes train, one dies, both continue, the other dies, both continue
 
 
-# The signal for each process. SIGTERM must end it: JAX could catch it.
+# The signal for each process. SIGTERM must end it, although JAX could catch it.
 KILLS = [signal.SIGTERM, signal.SIGKILL]
 
 
@@ -320,8 +325,12 @@ def two(config_file, tmp_path_factory):
   flags = (f'--config={config_file}', f'--workdir={workdir}')
   how = {'heartbeat_seconds': HEARTBEAT}
   # The save of step 6 is done before that of step 12 begins.
-  second = run_all(hurried(2, die_at={'1': 14}, by=KILLS[1], **how), *flags)
-  first = run_all(hurried(2, die_at={'0': 16}, by=KILLS[0], **how), *flags)
+  second = run_all(
+    cluster_with_timeouts(2, die_at={'1': 14}, by=KILLS[1], **how), *flags
+  )
+  first = run_all(
+    cluster_with_timeouts(2, die_at={'0': 16}, by=KILLS[0], **how), *flags
+  )
   last = run_all(cluster(2), *flags)
   return types.SimpleNamespace(
     workdir=workdir, dead=[first, second], last=succeed(last)
@@ -329,7 +338,7 @@ def two(config_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize('dead', [0, 1])
-def test_the_death_of_one_process_ends_the_other_with_an_error(two, dead):
+def test_if_one_process_dies_the_other_ends_with_an_error(two, dead):
   done, survivor = two.dead[dead], two.dead[dead][1 - dead]
   assert done[dead].code == -KILLS[dead], done[dead].err
   assert survivor.code not in (0, -signal.SIGKILL)
@@ -337,8 +346,10 @@ def test_the_death_of_one_process_ends_the_other_with_an_error(two, dead):
   assert re.search('another (process has|task) died', survivor.err)
 
 
-def test_two_processes_killed_twice_train_as_one_does(two, one, config_file):
-  # The first death came after the save of step 6.
+def test_two_processes_killed_twice_train_like_a_single_one(
+  two, one, config_file
+):
+  # The first process died after the save of step 6.
   for done in (two.dead[0][0], two.last[0]):
     assert 'Restored the checkpoint of step' in done.err
   assert_same_rows(two.workdir, one)
@@ -352,7 +363,7 @@ def test_only_the_first_process_writes_and_logs(two):
   assert 'Devices: 2 x cpu.' in first.err
   for text in (second.out, second.err, two.dead[0][1].out):
     assert not re.search('step|epoch|processes with|Devices|Restored', text)
-  # One for each of the three runs, all of which process 0 began.
+  # One for each of the three runs, all of which process 0 started.
   assert len(list(two.workdir.glob('events.out.tfevents.*'))) == 3
   events = event_accumulator.EventAccumulator(str(two.workdir)).Reload()
   assert [e.step for e in events.Scalars('train/loss')] == ROWS
@@ -361,11 +372,13 @@ def test_only_the_first_process_writes_and_logs(two):
   assert result['step'] == ROWS[-1]
 
 
-# Four processes continue the run of one, with another layout
+# Four processes resume a run of a single one, with another layout
 
 
-@pytest.mark.slow  # Each of four compiles, on what may be two cores.
-def test_four_processes_continue_the_run_of_one(one, config_file, tmp_path):
+@pytest.mark.slow  # Each of the four processes compiles, perhaps on two cores.
+def test_four_processes_resume_a_run_of_a_single_one(
+  one, config_file, tmp_path
+):
   workdir = shutil.copytree(one, tmp_path / 'four')
   shutil.rmtree(workdir / 'checkpoints/18')
   done = succeed(
@@ -386,7 +399,7 @@ def test_four_processes_continue_the_run_of_one(one, config_file, tmp_path):
 # Errors in one process only
 
 
-def test_an_error_of_the_first_process_alone_ends_all(
+def test_an_error_in_only_the_first_process_ends_all(
   two, config_file, tmp_path
 ):
   shutil.copytree(two.workdir, tmp_path / 'run')
@@ -408,18 +421,18 @@ def test_an_error_of_the_first_process_alone_ends_all(
 
 
 @pytest.fixture(scope='module')
-def beside(two, config_file, tmp_path_factory):
+def pair(two, config_file, tmp_path_factory):
   """What two processes report, and how they ended."""
-  folder = tmp_path_factory.mktemp('beside')
+  folder = tmp_path_factory.mktemp('pair')
   for copy in ('evaluated', 'damaged'):
     shutil.copytree(two.workdir, folder / copy)
-  # The second process wrote these files: only it cannot read its half.
+  # The second process wrote these files, so only that one cannot read its half.
   written = folder / 'damaged/checkpoints/18/state/ocdbt.process_1/d'
   for file in written.iterdir():
     file.write_bytes(file.read_bytes()[:10])
   done = run_all(
     cluster(
-      2, module='tests.processes_test', beside=[str(config_file), str(folder)]
+      2, module='tests.processes_test', pair=[str(config_file), str(folder)]
     ),
     devices=2,
     stopped=1,
@@ -433,29 +446,29 @@ def beside(two, config_file, tmp_path_factory):
   )
 
 
-def reported(beside, name):
-  return [report[name] for report in beside.reports]
+def reported(pair, name):
+  return [report[name] for report in pair.reports]
 
 
-def test_all_processes_get_the_same_answer_of_any(beside):
-  assert reported(beside, 'any') == [[True, True, False, True]] * 2
+def test_any_process_gives_all_processes_the_same_answer(pair):
+  assert reported(pair, 'any') == [[True, True, False, True]] * 2
 
 
-def test_processes_wait_for_the_last(beside):
-  first, second = reported(beside, 'wait')
-  # When they came and went: seconds of one machine's clock.
+def test_a_barrier_waits_for_the_last_process(pair):
+  first, second = reported(pair, 'wait')
+  # Arrival and departure, in seconds of the same clock.
   assert second[0] - first[0] > 0.5
   assert min(first[1], second[1]) >= second[0]
 
 
-def test_processes_that_differ_learn_it_all(beside):
+def test_all_processes_report_that_their_values_differ(pair):
   for name, words in (
     ('check_same', 'the second value'),
     ('config', 'the config'),
     ('workdir', '--workdir'),
     ('dataset', 'the data set'),
   ):
-    for found in reported(beside, name):
+    for found in reported(pair, name):
       assert re.match(
         f'ValueError: {words}.* of the processes \\[1\\] differs from that of'
         ' process 0; all need the same command and the same prepared data',
@@ -463,12 +476,12 @@ def test_processes_that_differ_learn_it_all(beside):
       )
 
 
-def test_processes_that_agree_pass(beside):
-  assert reported(beside, 'agree') == ['', '']
+def test_processes_with_equal_values_pass(pair):
+  assert reported(pair, 'agree') == ['', '']
 
 
-def test_a_workdir_that_one_process_does_not_see_is_named(beside):
-  for found in reported(beside, 'unseen'):
+def test_a_workdir_that_one_process_does_not_see_is_named(pair):
+  for found in reported(pair, 'unseen'):
     assert re.match(
       'ValueError: --workdir=.* must be on a file system that all hosts', found
     )
@@ -480,9 +493,9 @@ def stored_labels(data_dir):
   return [int(example['label']) for example in stored]
 
 
-def test_each_process_reads_only_the_examples_of_its_devices(beside, data_dir):
+def test_each_process_reads_only_the_examples_of_its_devices(pair, data_dir):
   labels = stored_labels(data_dir)
-  halves = reported(beside, 'halves')
+  halves = reported(pair, 'halves')
   for batch in range(3):
     parts = [half['labels'][batch] for half in halves]
     assert parts[0] + parts[1] == labels[100 * batch : 100 * batch + 100]
@@ -490,48 +503,46 @@ def test_each_process_reads_only_the_examples_of_its_devices(beside, data_dir):
     list(range(50)),
     list(range(50, 100)),
   ]
-  assert [half['decoded'] for half in halves] == [150, 150]  # Of 300.
-  for both in reported(beside, 'towers'):
+  assert [half['decoded'] for half in halves] == [150, 150]  # Half of 300.
+  for both in reported(pair, 'towers'):
     assert sum(both['labels'], []) == labels
     assert both['indices'] == list(range(100))
     assert both['decoded'] == 300
-  # Together again on the devices.
-  assert reported(beside, 'placed') == [labels[:100]] * 2
+  # On the devices the batch is whole.
+  assert reported(pair, 'placed') == [labels[:100]] * 2
 
 
-def test_evaluation_by_two_processes_is_that_of_one(
-  beside, one, config_file, capfd
+def test_evaluation_by_two_processes_equals_that_of_one(
+  pair, one, config_file, capfd
 ):
-  found = reported(beside, 'evaluation')
+  found = reported(pair, 'evaluation')
   assert found[0] == found[1]
   expected = evaluate.evaluate([one], 'latest', config=load(config_file))
   printed = capfd.readouterr().out
   for tag, value in expected.items():
     near = 1e-5 if tag.endswith('loss') else 0  # See `assert_same_rows`.
     assert found[0][tag] == pytest.approx(value, rel=near, abs=0)
-  workdir = beside.folder / 'evaluated'
+  workdir = pair.folder / 'evaluated'
   evaluation = json.loads((workdir / 'evaluation.json').read_text())
   assert evaluation.items() >= found[0].items()
   assert printed.startswith('latest checkpoint')
   # The columns are as wide as the name of the folder.
   words = lambda text: ' '.join(text.split())
   printed = words(printed.replace(str(one), str(workdir)))
-  assert [printed in words(done.out) for done in beside.done] == [True, False]
-  assert 'eval' not in beside.done[1].out
+  assert [printed in words(done.out) for done in pair.done] == [True, False]
+  assert 'eval' not in pair.done[1].out
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(
-  beside,
-):
-  assert reported(beside, 'restored') == [12, 12]
-  folder = beside.folder / 'damaged/checkpoints'
+def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(pair):
+  assert reported(pair, 'restored') == [12, 12]
+  folder = pair.folder / 'damaged/checkpoints'
   assert {path.name for path in folder.iterdir()} >= {'12', 'damaged.18'}
 
 
-def test_a_process_that_hangs_ends_the_other_within_the_heartbeat(beside):
-  survivor = beside.done[0]
+def test_if_a_process_hangs_the_heartbeat_ends_the_other(pair):
+  survivor = pair.done[0]
   assert survivor.code not in (0, None)
-  stopped_at = beside.reports[0]['reported_at']
+  stopped_at = pair.reports[0]['reported_at']
   assert survivor.ended - stopped_at < HEARTBEAT + MARGIN
   assert re.search('heartbeat|another (process has|task) died', survivor.err)
 
@@ -539,8 +550,8 @@ def test_a_process_that_hangs_ends_the_other_within_the_heartbeat(beside):
 # What the processes run
 
 
-def _beside(address, index, config_file, folder):
-  """Calls functions of the package, and writes to a file what they return."""
+def _run_pair(address, index, config_file, folder):
+  """Calls functions of the package and writes their results to a file."""
   folder, report = pathlib.Path(folder), {}
   processes.HEARTBEAT_SECONDS = HEARTBEAT
   with processes.abort_all_on_error():
@@ -585,10 +596,10 @@ def _beside(address, index, config_file, folder):
     )
     report['dataset'] = error_of(run_lib.open_run, config)
     dataset_lib.open_dataset = open_dataset
-    # A device of each process: a tower on each.
-    pair = mesh_lib.create_mesh('towers', '2', jax.devices()[::2])
-    pair = dataclasses.replace(run, mesh=pair)
-    report['towers'] = _read_all(pair)
+    # One device of each process; each has a tower.
+    mesh = mesh_lib.create_mesh('towers', '2', jax.devices()[::2])
+    tower_run = dataclasses.replace(run, mesh=mesh)
+    report['towers'] = _read_all(tower_run)
     config.mesh.layout = 'data'
     halves = run_lib.open_run(config)
     report['halves'] = _read_all(halves)
@@ -607,7 +618,7 @@ def _beside(address, index, config_file, folder):
       checkpoint.Checkpoints(folder / 'damaged')
     ) as checkpoints:
       state, _ = checkpoints.restore_latest(
-        train_state.state_template(pair), lambda record: None
+        train_state.state_template(tower_run), lambda metadata: None
       )
     report['restored'] = int(placement.fetch(state.step))
     report['reported_at'] = time.monotonic()
@@ -619,7 +630,7 @@ def _beside(address, index, config_file, folder):
 
 
 def _read_all(run):
-  """Labels of the evaluation split by batch; how many images were decoded."""
+  """Labels of the test split by batch, and the number of decoded images."""
   decode, decoded = images.decode, []
   images.decode = lambda *args: decoded.append(decode(*args))
   indices = placement.local_batch_indices(100, run.mesh)
@@ -637,10 +648,10 @@ def _read_all(run):
   }
 
 
-def _hurry(
+def _main_with_timeouts(
   argv, start_seconds=300, heartbeat_seconds=30, die_at=(), by=signal.SIGKILL
 ):
-  """main.py with short timeouts; `die_at`: {process: step of its death}."""
+  """Runs main.py with short timeouts; `die_at` maps a process to its last step."""
   processes.START_SECONDS = start_seconds
   processes.HEARTBEAT_SECONDS = heartbeat_seconds
   update = metrics.Progress.update
@@ -660,8 +671,8 @@ def _hurry(
 if __name__ == '__main__':
   _, _how, *_flags = sys.argv
   _how = json.loads(_how)
-  if 'beside' in _how:
+  if 'pair' in _how:
     _address, _, _index = (flag.split('=')[1] for flag in _flags)
-    _beside(_address, int(_index), *_how['beside'])
-  sys.argv = ['main', *_flags]  # Where config_flags looks.
-  _hurry(sys.argv, **_how['hurry'])
+    _run_pair(_address, int(_index), *_how['pair'])
+  sys.argv = ['main', *_flags]  # config_flags reads it.
+  _main_with_timeouts(sys.argv, **_how['timeouts'])

@@ -1,8 +1,7 @@
-"""Sweeps: against the loop that `main` uses, against themselves when killed.
+"""Sweeps: runs, resuming, refused input, tables and figure.
 
-The runs of the first part are trained, with the tiny net of train_test.py, whose
-programs are compiled once for both; those of the second part are made up.
-Statistics are worked out by hand.
+One small sweep is trained, killed and resumed; for the other tests a stand-in
+for training finishes a run at once. Statistics are worked out by hand.
 """
 
 import json
@@ -31,10 +30,10 @@ VARIANTS = {'diverges': {'optimizer.learning_rate': 1e30}, 'slow': SLOW}
 
 @pytest.fixture(scope='module')
 def base(data_dir):
-  """Four steps of a tiny net on the digits; a row and a checkpoint each."""
+  """Four steps of a tiny net on the digits, with a row and a save at each."""
   config = quickstart.get_config()
-  config.model.conv_features = (4, 8, 8, 8, 8)
-  config.model.fc_features = (16, 16)
+  config.model.conv_features = (4, 0, 0, 0, 8)
+  config.model.fc_features = (0, 16)
   config.model.init_std = config.model.fc67_init_std = 0.1
   config.input.data_dir = str(data_dir)
   config.input.batch_size = 16
@@ -46,15 +45,18 @@ def base(data_dir):
   return config
 
 
-# Trained
+# A sweep that is trained
 
 
 @pytest.fixture(scope='module')
 def trained(base, tmp_path_factory):
-  """A sweep, killed in its second run and continued.
+  """A sweep that was killed in its second run and resumed.
 
-  Its folder, what `run` returned at last, the steps whose rows of metrics.csv
-  were begun, and the rows of runs.csv after the kill.
+  Attributes:
+    output: its folder.
+    rows: what `sweep.run` returned in the end.
+    steps: the steps at which a row of metrics.csv was written.
+    before: the rows of runs.csv after the kill.
   """
   output, steps = tmp_path_factory.mktemp('sweep'), []
   write = metrics.MetricsWriter.scalars
@@ -76,17 +78,17 @@ def trained(base, tmp_path_factory):
   )
 
 
-def test_a_killed_sweep_continues_where_it_was(trained):
+def test_a_killed_sweep_resumes_the_run_that_was_interrupted(trained):
   assert [row['variant'] for row in trained.before] == ['diverges']
   assert [row['variant'] for row in trained.rows] == ['diverges', 'slow']
-  # The failed run is not tried again; the other resumes after its second step.
+  # The failed run is not tried again; the other one resumes after step 2.
   assert trained.steps == [1] + [1, 2, 3] + [3, 4]
   file = trained.output / 'runs' / 'slow' / 'seed0' / 'metrics.csv'
   lines = file.read_text().splitlines()
   assert [line.partition(',')[0] for line in lines] == ['step', *'1234']
 
 
-def test_a_run_is_one_of_the_training_loop(trained, base):
+def test_a_run_is_trained_as_main_trains_it(trained, base):
   workdir, row = trained.output / 'runs' / 'slow' / 'seed0', trained.rows[1]
   config = base.copy_and_resolve_references()
   config.optimizer.learning_rate = 0.001
@@ -103,7 +105,7 @@ def test_a_run_is_one_of_the_training_loop(trained, base):
   assert row['device'] == f'{jax.device_count()} x cpu'
 
 
-def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(trained):
+def test_a_failed_run_is_recorded_and_the_sweep_continues(trained):
   failed, after = trained.rows
   assert failed['failed'] == 'the norm of the state is inf at step 1'
   assert failed['eval/loss'] is None
@@ -114,7 +116,7 @@ def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(trained):
   assert 'diverges,eval/loss,,,0,1' in lines
 
 
-def test_a_sweep_that_ended_trains_nothing(trained, base, monkeypatch):
+def test_a_finished_sweep_trains_nothing(trained, base, monkeypatch):
   monkeypatch.setattr(train, 'train_and_evaluate', None)
   texts = lambda: [p.read_text() for p in sorted(trained.output.glob('*.csv'))]
   before = texts()
@@ -122,12 +124,15 @@ def test_a_sweep_that_ended_trains_nothing(trained, base, monkeypatch):
   assert texts() == before
 
 
-# Made up
+# Runs that finish at once
 
 
 @pytest.fixture
-def made_up(monkeypatch):
-  """Has runs end at once, their loss the rate plus the seed; their names."""
+def finished_at_once(monkeypatch):
+  """Replaces training; returns a list that gets the names of the runs.
+
+  The loss of a run is its learning rate plus its seed.
+  """
   names = []
 
   def end(config, workdir):
@@ -141,10 +146,12 @@ def made_up(monkeypatch):
   return names
 
 
-def test_seeds_and_variants_can_be_added(base, made_up, tmp_path, capsys):
+def test_seeds_and_variants_can_be_added(
+  base, finished_at_once, tmp_path, capsys
+):
   sweep.run(base, {'a': {}}, 1, tmp_path)
   sweep.run(base, {'a': {}, 'b': SLOW}, 2, tmp_path)
-  assert made_up == ['a/seed0', 'b/seed0', 'a/seed1', 'b/seed1']
+  assert finished_at_once == ['a/seed0', 'b/seed0', 'a/seed1', 'b/seed1']
   rows = summary.read_runs(tmp_path)
   assert [(r['variant'], r['seed'], r['eval/loss']) for r in rows] == [
     ('a', 0, 0.01),
@@ -157,8 +164,8 @@ def test_seeds_and_variants_can_be_added(base, made_up, tmp_path, capsys):
   assert lines[2].startswith('run 3/4: a, seed 1; remaining 00:0')
 
 
-def test_what_was_not_measured_before_a_kill_is_not_trained_again(
-  base, made_up, tmp_path
+def test_a_run_that_could_not_be_measured_keeps_its_result(
+  base, finished_at_once, tmp_path
 ):
   unmeasurable = lambda workdir: 1 / 0
   with pytest.raises(ZeroDivisionError):
@@ -168,7 +175,9 @@ def test_what_was_not_measured_before_a_kill_is_not_trained_again(
   assert summary.read_runs(tmp_path) == []
 
 
-def test_a_run_is_measured_before_its_checkpoints_go(base, made_up, tmp_path):
+def test_a_run_is_measured_before_its_checkpoints_are_removed(
+  base, finished_at_once, tmp_path
+):
   measure = lambda workdir: {
     'folders': len([*workdir.glob('checkpoints')]),
     'never': None,
@@ -180,38 +189,40 @@ def test_a_run_is_measured_before_its_checkpoints_go(base, made_up, tmp_path):
   assert (tmp_path / 'runs/a/seed1/checkpoints').exists()
 
 
-def test_changed_overrides_are_refused_by_name(base, made_up, tmp_path):
+def test_changed_overrides_are_refused_by_name(
+  base, finished_at_once, tmp_path
+):
   sweep.run(base, {'a': {}}, 1, tmp_path)
   with pytest.raises(ValueError, match='fresh --output') as error:
     sweep.run(base, {'b': {}, 'a': SLOW}, 1, tmp_path)
   assert 'config.optimizer.learning_rate is 0.01 in' in str(error.value)
   assert '--workdir' not in str(error.value)
-  # As is a key with which a single run may be continued.
+  # Also a key that a single run may change when it resumes.
   longer = {'train.epochs': 1.0}
   with pytest.raises(ValueError, match='config.train.epochs is 0.04'):
     sweep.run(base, {'b': {}, 'a': longer}, 1, tmp_path)
-  assert made_up == ['a/seed0']
+  assert finished_at_once == ['a/seed0']
 
 
-def test_other_images_are_refused(base, made_up, tmp_path, data_dir):
+def test_other_images_are_refused(base, finished_at_once, tmp_path, data_dir):
   sweep.run(base, {'a': {}}, 1, tmp_path / 'out')
   shutil.copytree(data_dir / 'digits', tmp_path / 'digits')
   base = base.copy_and_resolve_references()
   base.input.data_dir = str(tmp_path)
-  sweep.run(base, {'a': {}}, 1, tmp_path / 'out')  # The same, elsewhere.
+  sweep.run(base, {'a': {}}, 1, tmp_path / 'out')  # The same images, moved.
   file = dataset_lib.dataset_path(tmp_path, 'digits') / 'statistics.npz'
   with np.load(file) as stored:
     changed = {**stored, 'fingerprint': 'other'}
   np.savez(file, **changed)
   with pytest.raises(ValueError, match='other images than .*fresh --output'):
     sweep.run(base, {'a': {}, 'b': {}}, 1, tmp_path / 'out')
-  assert made_up == ['a/seed0']
+  assert finished_at_once == ['a/seed0']
 
 
-def test_two_sweeps_do_not_share_a_folder(base, made_up, tmp_path):
+def test_two_sweeps_do_not_share_a_folder(base, finished_at_once, tmp_path):
   with files.locked(tmp_path), pytest.raises(ValueError, match='at work in'):
     sweep.run(base, {'a': {}}, 1, tmp_path)
-  assert made_up == []
+  assert finished_at_once == []
 
 
 @pytest.mark.parametrize(
@@ -222,11 +233,11 @@ def test_two_sweeps_do_not_share_a_folder(base, made_up, tmp_path):
     ({'output': __file__}, f'--output={__file__} cannot be written'),
     (
       {'variants': {'a': {'model.width': 3}}},
-      "variant 'a': 'model.width' is not a key it can set",
+      "variant 'a': 'model.width' is not a key that it can set",
     ),
     (
       {'variants': {'a': {'seed': 3}}},
-      "variant 'a': 'seed' is not a key it can set",
+      "variant 'a': 'seed' is not a key that it can set",
     ),
     (
       {'variants': {'a': {'model.init_std': 'small'}}},
@@ -238,11 +249,11 @@ def test_two_sweeps_do_not_share_a_folder(base, made_up, tmp_path):
     ),
     (
       {'variants': {'../a': {}}},
-      "variant '../a': use letters, digits and _.+- alone",
+      "variant '../a': use only letters, digits and _.+-",
     ),
   ],
 )
-def test_wrong_input_is_one_line_before_anything_is_read(
+def test_wrong_input_is_one_line_before_anything_is_read_or_written(
   base, monkeypatch, tmp_path, changes, message
 ):
   monkeypatch.setattr(digits, 'prepare_if_missing', None)
@@ -293,26 +304,28 @@ def test_a_command_ends_with_one_line(
     ([2.0, 2.0], 2.0, 0.0),
   ],
 )
-def test_mean_and_standard_error(values, mean, standard_error):
+def test_mean_and_standard_error_equal_those_by_hand(
+  values, mean, standard_error
+):
   found = summary.mean_and_standard_error(values)
   assert found == (mean, pytest.approx(standard_error))
 
 
-def ended(variant, seed, failed='', **measured):
+def row_of(variant, seed, failed='', **measured):
   rest = {'commit': 'abc', 'device': '1 x cpu', 'dataset': 'digest'}
   row = {'variant': variant, 'seed': seed, **measured, 'wall_seconds': 1.5}
   return row | {'failed': failed} | rest
 
 
 ROWS = [
-  ended('a', 0, error=0.25, left_at=10),
-  ended('b', 0, failed='train/loss is nan at step 2'),
-  ended('a', 1, error=0.75, left_at=None),
-  ended('b', 1, error=0.5, other=1.0),
+  row_of('a', 0, error=0.25, left_at=10),
+  row_of('b', 0, failed='train/loss is nan at step 2'),
+  row_of('a', 1, error=0.75, left_at=None),
+  row_of('b', 1, error=0.5, other=1.0),
 ]
 
 
-def test_tables_have_every_run_and_every_metric(tmp_path):
+def test_the_tables_have_every_run_and_every_metric(tmp_path):
   summary.write(tmp_path, ROWS)
   assert (tmp_path / 'runs.csv').read_text().splitlines() == [
     'variant,seed,error,left_at,other,wall_seconds,failed,commit,device,dataset',

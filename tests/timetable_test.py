@@ -21,7 +21,7 @@ def steps_where(happens, last=25):
   return [step for step in range(1, last + 1) if happens(step)]
 
 
-def test_timetable_rounds_the_last_epoch_up_to_whole_steps():
+def test_the_last_epoch_is_rounded_up_to_whole_steps():
   assert TABLE.total_steps == 25
 
 
@@ -30,11 +30,11 @@ def test_timetable_rounds_the_last_epoch_up_to_whole_steps():
   [
     ('evaluates', [10, 20, 25]),
     ('saves', [8, 10, 16, 20, 24, 25]),
-    # With every save, before every change, every 6 steps.
+    # At every save, at every change, and every 6 steps.
     ('logs', [5, 6, 8, 10, 11, 12, 16, 18, 20, 24, 25]),
   ],
 )
-def test_timetable_has_these_steps(method, steps):
+def test_evaluations_saves_and_rows_come_after_these_steps(method, steps):
   assert steps_where(getattr(TABLE, method)) == steps
 
 
@@ -42,8 +42,9 @@ def test_a_change_comes_after_the_first_step_that_ends_at_or_after_its_epoch():
   assert [TABLE.changes(s) for s in (0, 4, 5, 10, 11, 25)] == [0, 0, 1, 1, 2, 2]
 
 
-def test_changes_in_any_order_end_rows_those_of_one_epoch_one_row():
-  # As in a config: drops; conv1's drops and freeze; the end of colour noise.
+def test_every_change_ends_a_row_in_whatever_order_they_are_given():
+  # As in a config: drops, drops of conv1 and its freeze, the end of colour
+  # noise.
   changes = (0.3, 0.9, 0.5, 0.7, 0.5, math.inf)
   table = timetable.Timetable(1000, 100, 1.2, 100, 1.2, 100, changes)
   assert steps_where(table.logs, 12) == [3, 5, 7, 9, 12]
@@ -56,7 +57,7 @@ def test_a_change_at_the_start_ends_no_row():
   assert table.next_log(0) == 12
 
 
-def test_next_log_goes_from_row_to_row():
+def test_next_log_is_the_end_of_the_current_row():
   steps = [0]
   while steps[-1] < 12:
     steps.append(TABLE.next_log(steps[-1]))
@@ -64,7 +65,7 @@ def test_next_log_goes_from_row_to_row():
 
 
 @pytest.mark.parametrize('every', [0.1, 0.2, 0.3, 0.7, 1.1])
-def test_evaluation_is_on_time_if_the_epochs_are_no_binary_fractions(every):
+def test_evaluations_are_on_time_if_epochs_are_not_binary_fractions(every):
   table = timetable.Timetable(1000, 100, 100.0, 10, every, 10)
   period = round(every * 10)
   assert steps_where(table.evaluates, 900) == list(range(period, 901, period))
@@ -80,12 +81,12 @@ def test_evaluation_is_on_time_if_the_epochs_are_no_binary_fractions(every):
     (100, 10, 1.1, 11),
   ],
 )
-def test_total_steps(examples, batch, epochs, steps):
+def test_total_steps_cover_the_epochs(examples, batch, epochs, steps):
   table = timetable.Timetable(examples, batch, epochs, 10, 1.0, 10)
   assert table.total_steps == steps
 
 
-def test_epochs_of_an_odd_size_are_counted_in_examples():
+def test_epochs_that_are_not_whole_steps_are_counted_in_examples():
   table = timetable.Timetable(1497, 16, 0.25, 5, 0.1, 6, (0.17,))
   assert table.total_steps == 24
   assert steps_where(table.evaluates, 24) == [10, 19, 24]

@@ -1,6 +1,6 @@
 """Every layout and mesh against a single device, on virtual CPU devices.
 
-What needs eight devices runs as a program of its own, which is this file.
+What needs eight devices runs in processes that execute this file.
 """
 
 import functools
@@ -29,8 +29,8 @@ from alexnet_jax import towers
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 
-# Layout, devices that share a network (where it matters), number of devices.
-# The names of the layouts 'towers' and 'data' are data x tower.
+# (layout, devices that share a network, number of devices). Meshes of the
+# layouts 'towers' and 'data' are named by their sizes, data x tower.
 MESHES = {
   'single': ('towers', 'auto', 1),
   '1x2': ('towers', 'auto', 2),
@@ -45,14 +45,13 @@ MESHES = {
 }
 BFLOAT16 = ('single', '2x2', 'trick 4')
 RUNS = [(m, 'float32') for m in MESHES] + [(m, 'bfloat16') for m in BFLOAT16]
-# The twelve classes divide over 2 and 4 devices, and not over 8.
+# Twelve classes can be divided over 2 and 4 devices, but not over 8.
 BATCH, IMAGE, CROP, CLASSES = 8, 35, 31, 12
 STEPS = 20
-# The other nets whose layouts matter, each with several switches at once: a
-# sixth layer that reads both towers, towers that never meet, a layer left out.
-# On one device conv4 of the first and every layer of the second are split by
-# hand. Their ten classes divide over 2 devices, and not over 4.
-RELATIVES = {
+# Other networks, each with several switches at once: a sixth layer that reads
+# both towers, towers that never meet, layers left out. Their ten classes can be
+# divided over 2 devices, but not over 4.
+OTHER_NETS = {
   'conv6': {
     'conv_features': (4, 8, 8, 8, 8, 4),
     'lrn_before_activation': ('conv1',),
@@ -64,7 +63,7 @@ RELATIVES = {
   'no fc7': {'fc_features': (16, 0), 'conv_features': (8, 0, 0, 0, 0)},
   'fc8 alone': {'fc_features': (0, 0), 'conv_features': (8, 0, 0, 0, 0)},
 }
-# Compiles in half the time; as a flag, for a whole program.
+# Halves the time of compiling; as an option and as a flag.
 CHEAP = {'xla_backend_optimization_level': 0}
 CHEAP_FLAG = '--xla_backend_optimization_level=0'
 meshes = pytest.mark.parametrize('mesh', [m for m in MESHES if m != 'single'])
@@ -76,7 +75,7 @@ def create_mesh(name):
 
 
 def create_net(mesh_name='single', **changes):
-  """Maps of 15, 7, 3 and 1 pixels."""
+  """A net whose maps have 15, 7, 3 and 1 pixels."""
   settings = {
     'num_classes': CLASSES,
     'conv_features': (4, 8, 8, 8, 12),
@@ -103,7 +102,7 @@ def state_shapes(**changes):
 
 
 def initial_state(**changes):
-  """A state whose gradients are of one size through the net; v is zero."""
+  """A state whose gradients have one size in all layers; v is zero."""
   rng = np.random.default_rng(0)
   shapes = state_shapes(**changes)
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
@@ -138,10 +137,10 @@ def prepare(mesh_name, dtype):
   mesh = create_mesh(mesh_name)
   net = create_net(mesh_name, dtype=dtype)
   state = initial_state()
-  # Logits of size one from activations of size 30: the loss begins near
-  # ln(classes), and at a rate at which it falls the other layers stay calm. A
-  # difference of 1e-4 in all weights then makes one of 1.5e-4 after the steps
-  # (at ten times the rate it makes one of 1), so rounding stays rounding.
+  # fc8 makes logits of size 1 from activations of size 30: the loss starts near
+  # ln(classes), and falls at a rate at which training is stable. A difference
+  # of 1e-4 in all weights becomes 1.5e-4 in these steps (at ten times the rate
+  # it becomes 1), so rounding errors do not grow.
   state.params['fc8']['kernel'] /= 30
   specs = mesh_lib.param_specs(state, mesh, net.layers_sharded_over_data)
   rng = np.random.default_rng(2)
@@ -170,7 +169,7 @@ def compute(mesh_name, dtype):
   """
   mesh = create_mesh(mesh_name)
   train_step, state, args = prepare(mesh_name, dtype)
-  # Compiled ahead of time, for its text.
+  # Compiled ahead of time to get the text of the program.
   compiled = train_step.lower(state, *args).compile()
   all_sums = []
   for _ in range(STEPS):
@@ -186,7 +185,7 @@ def compute(mesh_name, dtype):
     result['evaluation'], result['log_probs'] = jax.device_get(
       eval_step(state.params, batch, statistics.mean_image, offsets)
     )
-  # After one step from zero, v = -rate * (gradient + decay * weight).
+  # After one step from v = 0, v = -rate * (gradient + decay * weight).
   state = state.replace(
     opt_state=jax.tree.map(lambda v: 0 * v, state.opt_state)
   )
@@ -206,8 +205,8 @@ def compute_part(path, part):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-  """Two that do the `RUNS` on eight devices, beside the first tests here."""
+def processes(tmp_path_factory):
+  """Two processes that compute `RUNS` on eight devices in the background."""
   folder = tmp_path_factory.mktemp('towers')
   environment = {
     'JAX_PLATFORMS': 'cpu',
@@ -233,10 +232,10 @@ def programs(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def computed(programs):
-  """What `compute` gives, as a function of mesh and dtype."""
+def computed(processes):
+  """A function from mesh and dtype to the result of `compute`."""
   results = {}
-  for path, process in programs.items():
+  for path, process in processes.items():
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     results |= pickle.loads(path.read_bytes())
@@ -244,9 +243,9 @@ def computed(programs):
 
 
 @functools.cache
-def relative_computed(name, mesh_name):
-  """Loss, logits and gradients of a step of training of a relative."""
-  changes, mesh = RELATIVES[name] | {'num_classes': 10}, create_mesh(mesh_name)
+def other_net_computed(name, mesh_name):
+  """Loss, logits and gradients of a training step of one of `OTHER_NETS`."""
+  changes, mesh = OTHER_NETS[name] | {'num_classes': 10}, create_mesh(mesh_name)
   net = create_net(mesh_name, **changes)
   params = initial_state(**changes).params
   rng = np.random.default_rng(1)
@@ -293,12 +292,12 @@ def test_grouped_convolution_matches_torch(groups):
   expected = torch.nn.functional.conv2d(
     padded, torch.tensor(kernel).permute(3, 2, 0, 1), stride=2, groups=groups
   ).permute(0, 2, 3, 1)
-  # Sums of up to 54 products of float32, of size one.
+  # Sums of up to 54 products of size 1 in float32.
   np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-def test_gradients_of_add_bias(monkeypatch, backend):
+def test_add_bias_and_its_gradients_equal_numpy(monkeypatch, backend):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   rng = np.random.default_rng(0)
   g = rng.normal(loc=0.1, size=(4, 9, 7, 5)).astype(np.float32)
@@ -307,7 +306,7 @@ def test_gradients_of_add_bias(monkeypatch, backend):
   x_gradient, bias_gradient = pullback(jnp.asarray(g))
   np.testing.assert_array_equal(out[2, 3, 4], bias)
   np.testing.assert_array_equal(x_gradient, g)
-  # Sums of 252 float32 of size one.
+  # Sums of 252 float32 of size 1.
   np.testing.assert_allclose(
     bias_gradient, g.astype(np.float64).sum((0, 1, 2)), atol=1e-4
   )
@@ -323,8 +322,8 @@ def test_gradients_of_add_bias(monkeypatch, backend):
   )
 
 
-# Before the tests of what the programs compute, which meanwhile run. 2x2
-# splits both rows and towers; each on its own, the default net shows.
+# These tests come before those that wait for the background processes. On 2x2
+# both the batch and the towers are split; the default net covers each alone.
 @pytest.mark.parametrize(
   ('name', 'mesh'),
   [
@@ -336,9 +335,11 @@ def test_gradients_of_add_bias(monkeypatch, backend):
     ('fc8 alone', 'trick 4'),
   ],
 )
-def test_relatives_do_not_depend_on_the_mesh(name, mesh):
-  (loss, logits), gradients = relative_computed(name, mesh)
-  (expected, all_logits), expected_gradients = relative_computed(name, 'single')
+def test_other_networks_do_not_depend_on_the_mesh(name, mesh):
+  (loss, logits), gradients = other_net_computed(name, mesh)
+  (expected, all_logits), expected_gradients = other_net_computed(
+    name, 'single'
+  )
   assert loss == pytest.approx(expected, rel=1e-5)  # As in `check_sums`.
   check_trees(
     {'logits': logits, **gradients},
@@ -376,7 +377,7 @@ def test_activations_do_not_depend_on_the_mesh(mesh):
   log_probs, activations = predicted(mesh)
   expected_log_probs, expected = jax.device_get(predicted('single'))
   assert activations.keys() == expected.keys()
-  # How maps, hidden units and logits are sharded, after the axis of the views.
+  # The sharding of maps, hidden units and logits; the first axis is the views.
   maps, units, logits = {
     '2x2': (
       P(None, 'data', None, None, 'tower'),
@@ -410,8 +411,8 @@ def relative_errors(tree, expected):
 
 
 def check_trees(tree, expected):
-  # Sums of float32 in another order, relative to the norm of each leaf; a leaf
-  # of zeros would show nothing.
+  # Sums of float32 in another order, relative to the norm of each leaf. A leaf
+  # of zeros fails.
   errors = relative_errors(tree, expected)
   assert all(e < 1e-5 for e in jax.tree.leaves(errors)), errors
 
@@ -424,8 +425,8 @@ def check_sums(sums, expected):
   assert {k: sums[k] for k in exact} == {k: expected[k] for k in exact}
 
 
-# Equality would say little of a net that does not learn, in every layer.
-def test_compared_steps_learn(computed):
+# Comparing steps means little for a layer that does not learn.
+def test_the_compared_steps_change_every_layer(computed):
   result = computed('single')
   loss = losses(result)
   assert len(loss) == STEPS
@@ -433,7 +434,7 @@ def test_compared_steps_learn(computed):
   before = initial_state().params
   before['fc8']['kernel'] /= 30
   moved = relative_errors(before, result['params'])
-  # 100 tolerances.
+  # 100 times the tolerance.
   assert all(m > 1e-3 for m in jax.tree.leaves(moved)), moved
 
 
@@ -441,15 +442,15 @@ def test_compared_steps_learn(computed):
 def test_train_sums_do_not_depend_on_the_mesh(computed, mesh):
   sums, expected = computed(mesh)['sums'], computed('single')['sums']
   assert len(sums) == STEPS
-  for of_step, expected_of_step in zip(sums, expected, strict=True):
-    check_sums(of_step, expected_of_step)
+  for step_sums, expected_step_sums in zip(sums, expected, strict=True):
+    check_sums(step_sums, expected_step_sums)
 
 
 @meshes
 def test_evaluation_does_not_depend_on_the_mesh(computed, mesh):
   result, expected = computed(mesh), computed('single')
   check_sums(result['evaluation'], expected['evaluation'])
-  # Each example in its place; logits of size one in float32.
+  # In the order of the examples; logits have size 1 in float32.
   np.testing.assert_allclose(
     result['log_probs'], expected['log_probs'], rtol=0, atol=1e-5
   )
@@ -465,27 +466,27 @@ bfloat16_meshes = pytest.mark.parametrize('mesh', BFLOAT16)
 
 
 @bfloat16_meshes
-def test_bfloat16_learns_as_float32_does(computed, mesh):
+def test_bfloat16_training_has_nearly_the_losses_of_float32(computed, mesh):
   loss = losses(computed(mesh, 'bfloat16'))
-  # An activation of 8 bits is off by up to 0.2%; eight layers of them.
+  # bfloat16 rounds each activation by up to 0.2%, in eight layers.
   np.testing.assert_allclose(loss, losses(computed('single')), rtol=0.02)
-  assert (loss != losses(computed('single'))).all()  # It is another dtype.
+  assert (loss != losses(computed('single'))).all()  # bfloat16 was used.
 
 
 @bfloat16_meshes
 def test_params_in_bfloat16_do_not_depend_on_the_mesh(computed, mesh):
   result, expected = computed(mesh, 'bfloat16'), computed('single', 'bfloat16')
   errors = relative_errors(result['params'], expected['params'])
-  # As in the loss.
+  # The tolerance of the loss.
   assert all(e < 0.02 for e in jax.tree.leaves(errors)), errors
 
 
-# As traced, for accelerators: XLA on CPU communicates in float32 alone.
+# Looks at the traced program, since XLA on CPU communicates only in float32.
 @pytest.mark.parametrize(
   ('mesh', 'conv1', 'gathers'),
   [('2x2', '3,3,3,2', 4), ('trick 4', '3,3,3,4', 3)],
 )
-def test_bfloat16_sends_activations_and_sums_gradients_in_float32(
+def test_with_bfloat16_activations_are_sent_in_it_and_gradients_in_float32(
   mesh, conv1, gathers
 ):
   train_step, state, args = prepare(mesh, 'bfloat16')
@@ -493,7 +494,6 @@ def test_bfloat16_sends_activations_and_sums_gradients_in_float32(
   of_kind = lambda kind: re.findall(
     rf':(\w+)\[([\d,]*)\].* = {kind}\[', program
   )
-  # Beside it are those of the logits, in float32.
   assert [dtype for dtype, _ in of_kind('all_gather')] == ['bf16'] * gathers
   sums = of_kind(r'psum\w*')
   assert ('f32', conv1) in sums
@@ -501,15 +501,15 @@ def test_bfloat16_sends_activations_and_sums_gradients_in_float32(
 
 
 @pytest.mark.parametrize('mesh', ['1x2', '2x2'])
-def test_no_kernel_is_communicated_whole(computed, mesh):
+def test_no_whole_kernel_is_communicated(computed, mesh):
   results = re.findall(
     r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)'
     r'(?:-start)?\(',
     computed(mesh)['hlo'],
   )
   shapes = set(re.findall(r'\w\[([\d,]+)\]', ' '.join(results)))
-  rows = BATCH // create_mesh(mesh).shape['data']
-  assert f'{rows},{CLASSES}' in shapes  # The logits are, so the pattern works.
+  examples = BATCH // create_mesh(mesh).shape['data']
+  assert f'{examples},{CLASSES}' in shapes  # The logits: the pattern works.
   kernels = [
     x.shape for x in jax.tree.leaves(state_shapes().params) if x.ndim > 1
   ]

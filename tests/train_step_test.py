@@ -1,4 +1,4 @@
-"""The train step: it learns, and equals a step worked out by hand."""
+"""The train step learns, and equals a step worked out by hand."""
 
 import functools
 
@@ -47,7 +47,7 @@ def test_training_overfits_eight_images():
     state, sums = step(state, batch, fixed, *settings)
     losses.append(float(sums['loss'] / sums['count']))
   assert losses[0] > 2
-  assert losses[-1] < 0.05  # ln(10) is 2.3.
+  assert losses[-1] < 0.05  # ln(10) is 2.3
 
 
 class MeanColour(nn.Module):
@@ -60,7 +60,7 @@ class MeanColour(nn.Module):
     return nn.Dense(4, name='fc8')(images.mean((1, 2)))
 
 
-def test_one_step_with_the_sources_switches_worked_by_hand():
+def test_one_step_with_the_switches_of_the_source_equals_a_hand_computation():
   rng = np.random.default_rng(0)
   kernel, bias = rng.normal(size=(3, 4)) / 100, rng.normal(size=4)
   colours = rng.integers(0, 256, (6, 3))
@@ -88,20 +88,20 @@ def test_one_step_with_the_sources_switches_worked_by_hand():
   state, sums = step(
     train_state.TrainState(jnp.int32(0), params, opt_state),
     jax.tree.map(jnp.asarray, batch),
-    # No directions: of the noise only the division by 1.25 is left.
+    # Without directions of noise only the division by 1.25 is left.
     run_lib.Statistics(jnp.float32(mean_image), jnp.zeros((3, 3))),
     jax.random.key(0),
     jax.tree.map(jnp.float32, rates),
     jnp.float32(0.25),
   )
-  # Of one colour, so that it does not matter where an image is cropped.
+  # Images have one colour each, so the place of the crop does not matter.
   inputs = (colours - mean_image[2, 2]) / 1.25
   exp = np.exp(inputs @ kernel + bias)
   softmax = exp / exp.sum(1, keepdims=True)
   error = (softmax - np.eye(4)[labels]) / 6
   loss = -np.log(softmax[np.arange(6), labels]).sum()
   kernel_step = 1e-3 * (inputs.T @ error + 0.5 * kernel)
-  near = {'rtol': 1e-5, 'atol': 1e-6}  # float32, sums of a dozen terms.
+  near = {'rtol': 1e-5, 'atol': 1e-6}  # Sums of a dozen float32.
   np.testing.assert_allclose(sums['loss'], loss, **near)
   found = state.params['fc8']
   np.testing.assert_allclose(found['kernel'], kernel - kernel_step, **near)

@@ -1,4 +1,4 @@
-"""A work directory: the config that it records, and paths that are refused."""
+"""A work directory: the config that it records, and paths that it refuses."""
 
 import importlib
 import json
@@ -42,7 +42,9 @@ def test_a_work_directory_is_created_and_its_config_recorded(tmp_path):
   assert recorded == config_lib.flatten(config)
 
 
-def test_a_relative_path_starts_where_the_command_runs(tmp_path, monkeypatch):
+def test_a_relative_path_is_relative_to_the_current_folder(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   assert record('run', paper.get_config()) == tmp_path / 'run'
 
@@ -63,7 +65,7 @@ def test_a_path_under_a_regular_file_is_named(tmp_path):
   assert str(error.value).endswith('; name a folder that can')
 
 
-def test_the_record_of_another_config_is_kept(tmp_path):
+def test_another_config_is_refused_and_the_recorded_one_is_kept(tmp_path):
   record(tmp_path, changed(seed=1))
   file = tmp_path / 'config.json'
   with pytest.raises(ValueError) as error:
@@ -74,13 +76,13 @@ def test_the_record_of_another_config_is_kept(tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
 
 
-def test_what_a_continued_run_may_change_is_recorded_anew(tmp_path):
+def test_keys_that_may_change_are_recorded_with_their_new_values(tmp_path):
   record(tmp_path, changed(train__epochs=1.0))
   record(tmp_path, changed(train__epochs=2.0))
   assert json.loads((tmp_path / 'config.json').read_text())['train.epochs'] == 2
 
 
-def test_a_record_that_was_cut_short_is_named(tmp_path):
+def test_a_truncated_config_json_is_named(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed"')
   with pytest.raises(ValueError) as error:
     record(tmp_path, paper.get_config())
@@ -88,7 +90,7 @@ def test_a_record_that_was_cut_short_is_named(tmp_path):
   assert 'config.json' in str(error.value)
 
 
-def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
+def test_config_json_is_replaced_atomically(tmp_path, monkeypatch):
   record(tmp_path, changed(train__epochs=1.0))
   replace, seen = os.replace, []
 
@@ -103,11 +105,11 @@ def test_the_record_is_replaced_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
+def test_a_recorded_config_is_read_back_unchanged(name, tmp_path):
   config = importlib.import_module(f'configs.{name}').get_config()
   record(tmp_path, config)
   found = workdir_lib.read_config(tmp_path)
-  # With types: a tuple is no list, 90.0 no 90.
+  # Types are compared as well: tuples and lists, 90.0 and 90.
   typed = lambda config: {
     section: {k: (type(v), v) for k, v in values.items()}
     for section, values in config.to_dict().items()
@@ -119,7 +121,7 @@ def test_the_config_that_is_read_is_the_one_that_was_recorded(name, tmp_path):
   config_lib.check(found, 1)
 
 
-def test_no_config_can_be_read_where_no_training_was(tmp_path):
+def test_reading_the_config_of_a_folder_without_a_run_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     workdir_lib.read_config(tmp_path)
   assert str(error.value) == (
@@ -129,7 +131,7 @@ def test_no_config_can_be_read_where_no_training_was(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '{"seed"', '[]', 'null', '7'])
-def test_a_damaged_record_is_named(text, tmp_path):
+def test_a_damaged_config_json_is_named(text, tmp_path):
   (tmp_path / 'config.json').write_text(text)
   for command in (
     lambda: workdir_lib.read_config(tmp_path),

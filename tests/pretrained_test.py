@@ -1,0 +1,170 @@
+"""Fine-tuning: what a state takes from a pretrained run, and what is refused.
+
+The pretrained runs here are checkpoints of random numbers; train_test.py has
+one that was trained.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
+from alexnet_jax import placement
+from alexnet_jax import pretrained as pretrained_lib
+from alexnet_jax import run as run_lib
+from alexnet_jax import train
+from alexnet_jax import train_state
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.prepare import prepare
+from configs import quickstart
+
+
+def make_config(data_dir):
+  """A net with a sixth layer, and few others: each takes time to initialise."""
+  config = quickstart.get_config()
+  config.model.conv_features = (4, 0, 0, 0, 8, 8)
+  config.model.fc_features = (0, 16)
+  config.input.data_dir = str(data_dir)
+  config.input.batch_size = 16
+  config.mesh.layout = 'data'
+  config.eval.batch_size = 100
+  return config
+
+
+@pytest.fixture
+def config(data_dir):
+  return make_config(data_dir)
+
+
+def save_pretrained(config, workdir):
+  """Writes a run with random parameters at step 7; returns the parameters."""
+  workdir_lib.write_config(workdir, config)
+  run = run_lib.open_run(config)
+  rng = np.random.default_rng(7)
+  state = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(x.dtype),
+    train_state.state_template(run),
+  )
+  state = placement.place(state.replace(step=np.int32(7)), run.mesh)
+  metadata = train_state.CheckpointMetadata(
+    config_lib.flatten(config), run.dataset.fingerprint, metrics={}
+  )
+  with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    checkpoints.save(7, state, dataclasses.asdict(metadata), None)
+  return jax.tree.map(np.asarray, state.params)
+
+
+@pytest.fixture(scope='module')
+def three_classes(data_dir, tmp_path_factory):
+  """Name of a prepared data set of three classes."""
+  folder = tmp_path_factory.mktemp('three')
+  for i, part in enumerate(['train', 'val'] * 3):
+    path = folder / part / f'class{i // 2}' / '0.png'
+    path.parent.mkdir(parents=True)
+    Image.new('RGB', (76, 76), (80 * i // 2,) * 3).save(path)
+  prepare.prepare(f'folder:{folder}', 'three', data_dir, size=76)
+  return 'three'
+
+
+@pytest.mark.parametrize(
+  ('classes', 'layout'), [(3, 'data'), (3, 'towers'), (10, 'data')]
+)
+def test_all_layers_but_the_classifier_start_from_the_pretrained_ones(
+  data_dir, three_classes, tmp_path, classes, layout
+):
+  before = make_config(data_dir)
+  if classes == 3:
+    before.model.num_classes = 3
+    before.input.dataset, before.input.eval_split = three_classes, 'validation'
+  before.model.init_std = 0.25
+  pretrained = save_pretrained(before, tmp_path)
+  config = make_config(data_dir)
+  config.mesh.layout = layout
+  new = train_state.create_train_state(run_lib.open_run(config))
+  config.train.init_workdir = str(tmp_path)
+  state = pretrained_lib.create_train_state(run_lib.open_run(config))
+  assert state.params.keys() == pretrained.keys() >= {'conv1', 'conv6', 'fc7'}
+  pretrained['fc8'] = new.params['fc8']  # Drawn as without pretraining.
+  assert pretrained['fc8']['kernel'].shape == (16, 10)
+  jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
+  placed = lambda tree: [x.sharding for x in jax.tree.leaves(tree)]
+  assert placed(state) == placed(new)
+  assert int(state.step) == 0
+  assert all((v == 0).all() for v in jax.tree.leaves(state.opt_state))
+
+
+def remove_workdir(workdir):
+  shutil.rmtree(workdir)
+
+
+def remove_folder(workdir):
+  shutil.rmtree(workdir / 'checkpoints')
+
+
+def remove_checkpoints(workdir):
+  remove_folder(workdir)
+  (workdir / 'checkpoints').mkdir()
+
+
+def remove_config(workdir):
+  (workdir / 'config.json').unlink()
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (remove_workdir, 'init_workdir=.*pretrained has no config.json'),
+    (remove_folder, 'init_workdir=.*pretrained has no checkpoints'),
+    (remove_checkpoints, 'init_workdir=.*pretrained: no latest checkpoint'),
+    (remove_config, 'init_workdir=.*pretrained has no config.json'),
+  ],
+  ids=['workdir', 'folder', 'checkpoints', 'config'],
+)
+def test_fine_tuning_without_a_pretrained_run_writes_nothing(
+  config, tmp_path, damage, message
+):
+  save_pretrained(config, tmp_path / 'pretrained')
+  damage(tmp_path / 'pretrained')
+  config.train.init_workdir = str(tmp_path / 'pretrained')
+  with pytest.raises(FileNotFoundError, match=message):
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  assert not (tmp_path / 'tuned').exists()
+
+
+def test_fine_tuning_from_a_damaged_checkpoint_names_the_key(config, tmp_path):
+  save_pretrained(config, tmp_path / 'pretrained')
+  for file in (tmp_path / 'pretrained/checkpoints/7/state').rglob('*'):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[:10])
+  config.train.init_workdir = str(tmp_path / 'pretrained')
+  with pytest.raises(ValueError, match='init_workdir=.*: the checkpoint of st'):
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+
+
+def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
+  config, tmp_path
+):
+  config.model.fc_features = (16, 16)
+  save_pretrained(config, tmp_path / 'pretrained')
+  config.train.init_workdir = str(tmp_path / 'pretrained')
+  config.model.fc_features = (8, 16)
+  config.model.lrn_alpha = 2e-5
+  config.model.init_bias = 0.1  # May differ.
+  config.input.crop_size = 75
+  with pytest.raises(ValueError) as error:
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  first, *lines = str(error.value).splitlines()
+  where = f'config.train.init_workdir={tmp_path / "pretrained"}'
+  assert first.startswith(where)
+  assert lines == [
+    f'config.input.crop_size is 67 in {where} but 75 here',
+    f'config.model.fc_features is [16, 16] in {where} but [8, 16] here',
+    f'config.model.lrn_alpha is 0.0001 in {where} but 2e-05 here',
+  ]
+  assert not (tmp_path / 'tuned').exists()
