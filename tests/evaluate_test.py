@@ -198,6 +198,8 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(
   monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
   with pytest.raises(ValueError, match='--output=.*file/x cannot be written'):
     evaluate_nets(trainings, output=tmp_path / 'file/x')
+  with pytest.raises(ValueError, match='--output= is empty; name a folder'):
+    evaluate_nets(trainings, output='')
 
 
 def test_a_read_only_training_says_so_before_any_work(trainings, monkeypatch):

@@ -153,6 +153,12 @@ def test_a_missing_workdir_is_named(fail):
   assert 'flag --workdir=None' in fail(QUICKSTART)
 
 
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+def test_an_empty_workdir_is_named(fail, mode):
+  message = fail(QUICKSTART, '--workdir=', f'--mode={mode}')
+  assert message == 'ValueError: --workdir= is empty; name a folder'
+
+
 def test_training_needs_a_config(fail, tmp_path):
   message = fail(f'--workdir={tmp_path}/run')
   assert message.startswith('ValueError: --mode=train needs --config=FILE')
