@@ -323,7 +323,6 @@ def test_the_core_can_be_read_in_an_afternoon():
     re.MULTILINE,
   )
   assert {'main', 'train', 'train_step', 'model', 'mesh'} <= {*listed}
-  # Nothing that training needs of the network and its update is left out.
   assert {'layers', 'towers', 'optimizer', 'augment', 'run'} <= {*listed}
   assert sum(num_lines(path_of(name)) for name in listed) <= CORE_LINES
 
