@@ -116,7 +116,7 @@ def left_at(losses: Sequence[float], classes: int) -> int | None:
 
 
 def table(rows: Sequence[Mapping]) -> str:
-  """What README.md shows, from the rows of runs.csv."""
+  """The rows of runs.csv as a Markdown table, as in docs/troubleshooting.md."""
   lines = [
     '| init | left the plateau | at step (median) | loss of the last ten steps |',
     '|---|---|---|---|',

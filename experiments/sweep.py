@@ -164,7 +164,7 @@ def _checked_output(seeds, output):
 def _config(base, variant, overrides, seed):
   """The checked config of one run."""
   if not re.fullmatch(r'\w[\w.+-]*', variant):
-    raise InputError(f'variant {variant!r}: use letters, digits and _.+- alone')
+    raise InputError(f'variant {variant!r}: use only letters, digits and _.+-')
   known = config_lib.flatten(base).keys() - {'seed'}
   for key in overrides:
     if key not in known:
@@ -281,7 +281,7 @@ def define_flags(seeds: int) -> None:
 def run_command(main: Callable[[], None]) -> None:
   """Parses the flags and runs an experiment; a user's mistake is one line.
 
-  It may start the program anew, see `huge_pages`: call it before anything else.
+  It may restart the program, see `huge_pages`: call it before anything else.
   """
 
   def guarded(argv):

@@ -238,7 +238,7 @@ def test_two_sweeps_do_not_share_a_folder(base, made_up, tmp_path):
     ),
     (
       {'variants': {'../a': {}}},
-      "variant '../a': use letters, digits and _.+- alone",
+      "variant '../a': use only letters, digits and _.+-",
     ),
   ],
 )
