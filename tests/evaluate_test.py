@@ -112,6 +112,7 @@ def test_an_ensemble_has_the_errors_of_the_mean_softmax(trainings, capsys):
   result = evaluate_nets(trainings)
   file = json.loads((trainings / 'a/evaluation.json').read_text())
   assert result.items() <= file.items()
+  assert 'step' not in file  # Each member has its own.
   probs, labels = zip(*(stored(trainings / name) for name in NETS), strict=True)
   assert labels[0].shape == (300,) and len(set(labels[0])) == 10
   members = [
