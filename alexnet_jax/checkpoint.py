@@ -50,7 +50,7 @@ class Checkpoints:
     """Opens the checkpoints, and removes what an interrupted save has left.
 
     Args:
-      workdir: folder of the training.
+      workdir: work directory of the run.
       read_only: change nothing there.
 
     Raises:
@@ -114,7 +114,7 @@ class Checkpoints:
     makes the copy.
 
     Args:
-      step: training steps done.
+      step: number of completed steps.
       state: the train state.
       metadata: values that JSON can hold.
       error: validation error of exactly this state, a fraction; None if it has

@@ -97,6 +97,8 @@ def _output_folder(nets, output):
     folder = nets[0].workdir
     checked = {f'--output={n.workdir} (the default)': n.workdir for n in nets}
   else:
+    if not os.fspath(output):
+      raise ValueError('--output= is empty; name a folder')
     folder = pathlib.Path(output).expanduser().absolute()
     checked = {f'--output={output}': folder}
   if processes.is_first():

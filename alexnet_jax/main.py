@@ -74,6 +74,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _check_flags() -> None:
   """Raises ValueError for flags that --mode does not accept."""
+  if not WORKDIR.value:
+    raise ValueError('--workdir= is empty; name a folder')
   if MODE.value == 'evaluate':
     return
   if CONFIG.value is None:

@@ -81,7 +81,14 @@ class Totals:
     self.sums = {}
 
   def add(self, sums: Mapping[str, Float[np.ndarray, '']]) -> None:
-    """Adds the sums of one batch, fetched to the host."""
+    """Adds the sums of one batch, fetched to the host.
+
+    Raises:
+      KeyError: if a sum is listed neither in `TRAIN_TAGS` nor in
+        `EVAL_METRICS`.
+    """
+    listed = [tag.partition('/')[2] for tag in TRAIN_TAGS]
+    check_tags(sums, ('count',), (*listed, *EVAL_METRICS))
     for name, value in sums.items():
       self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
@@ -95,22 +102,19 @@ class Totals:
     Raises:
       KeyError: if a name has no sum.
     """
-    if missing := [name for name in names if name not in self.sums]:
-      raise KeyError(
-        f'{", ".join(missing)}: listed in metrics.py, but not computed'
-      )
+    check_tags(self.sums, names, list(self.sums))
     return {name: self.sums[name] / self.count for name in names}
 
 
 def check_tags(
-  values: Mapping[str, float], expected: Sequence[str], optional: Sequence[str]
+  values: Mapping[str, object], expected: Sequence[str], optional: Sequence[str]
 ) -> None:
-  """Raises KeyError if a row lacks tags or has unknown ones, with their names.
+  """Raises KeyError if tags are missing or unknown, with their names.
 
   Args:
-    values: values of one row, by tag.
-    expected: tags that the row must have.
-    optional: tags that it may have.
+    values: values by tag (or by name).
+    expected: tags that they must have.
+    optional: tags that they may have.
   """
   missing = [tag for tag in expected if tag not in values]
   unknown = sorted(values.keys() - {*expected, *optional})

@@ -45,7 +45,8 @@ PRETRAINED_MAY_DIFFER = frozenset(
 # How `upgrade` changes the config of an earlier version.
 # Renamed keys: the current name by old name.
 RENAMED: Mapping[str, str] = {}
-# Added keys, with the value that reproduces the old behaviour.
+# Added keys, with the value that reproduces the old behaviour, as JSON has it
+# (a list, not a tuple).
 ADDED: Mapping[str, object] = {}
 # Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}

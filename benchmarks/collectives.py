@@ -23,9 +23,8 @@ class Collective:
   """One collective instruction of a compiled program."""
 
   kind: str  # XLA's name for it, such as 'all-gather'.
-  layer: (
-    str  # Whose input or its gradient moves; 'gradients, metrics' if summed.
-  )
+  # Layer whose input or gradient is sent; 'gradients, metrics' for their sums.
+  layer: str
   direction: str  # 'forward' or 'backward'.
   axis: str  # Mesh axis, such as 'tower'; 'none' for groups of one device.
   group_size: int  # Number of devices that take part together.

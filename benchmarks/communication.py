@@ -124,7 +124,7 @@ if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
   harness.run(
     measure,
-    quick='Meshes of two devices alone.',
+    quick='Only meshes of two devices.',
     check='Fail on any difference from the pattern.',
     batch=(256, 'Images of a step, over all devices.'),
   )

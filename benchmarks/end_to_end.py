@@ -63,7 +63,7 @@ FLAGS = harness.FLAGS
 
 
 class Loop:
-  """The train loop, which goes on with its state on any batches."""
+  """The train loop; every call continues from its state, on any batches."""
 
   def __init__(self, run: run_lib.Run):
     table = train_step.make_timetable(run)
@@ -89,7 +89,7 @@ class Segment:
   """Some steps of one kind, in their steady state."""
 
   images_per_second: float
-  cpu_seconds: float  # Of all threads, for an image.
+  cpu_seconds: float  # Of all threads, per image.
   waited: float  # Fraction of the time, for a batch; 0 without a device.
 
 
@@ -104,7 +104,7 @@ def trained(loop: Loop, batches, steps: int) -> Segment:
 
 
 def drained(batches, steps: int) -> Segment:
-  """As many batches, each dropped."""
+  """Reads and drops `steps` batches."""
   for _ in itertools.islice(batches, DRAIN):
     pass
   cpu, began = time.process_time(), time.perf_counter()

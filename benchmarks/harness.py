@@ -102,7 +102,7 @@ def environment() -> dict[str, object]:
   for name in LIBRARIES.split():
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
-  with contextlib.suppress(OSError, TypeError):  # Linux alone has it.
+  with contextlib.suppress(OSError, TypeError):  # Only Linux has it.
     text = pathlib.Path('/proc/cpuinfo').read_text()
     machine = re.search(r'model name\s*: *(.*\S)', text)[1]
   spec = sys.modules['__main__'].__spec__

@@ -34,7 +34,7 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import processes
 from benchmarks import harness
 
-BAR = 0.8  # Of the images per CPU-second of encoding alone.
+BAR = 0.8  # Images per CPU-second, over those of encoding alone.
 MEMORY_BAR = 100  # Bytes for every further image.
 BATCH, READERS = 128, 3  # Peaks vary by a MiB, hence several readers.
 FLAGS = harness.FLAGS

@@ -1,4 +1,4 @@
-r"""What the towers cost and save, on the devices at hand.
+r"""What the towers cost and save, on the available devices.
 
     python -m benchmarks.towers [--quick] [--check] [--batch=32] [--rounds=7]
 
@@ -38,7 +38,7 @@ FLAGS = harness.FLAGS
 
 
 def make_plain_step(*_):
-  """In place of `synthetic.make_train_step`."""
+  """Replaces `synthetic.make_train_step`."""
   options, step = compilation.network_options(), plain_net.train_step
   return jax.jit(step, donate_argnums=0, compiler_options=options)
 

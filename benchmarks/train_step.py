@@ -7,7 +7,7 @@ Steps in turn, each library in a process of its own, on as many threads: ours
 update alone, on images that are ready), eager and compiled, each with and without
 channels last; on a GPU also with CUDA graphs, which XLA uses unasked, and with 50
 steps for one wait, as in a run. Then the same at test, a wait for each step. All
-have large pages, as main.py has (none if GLIBC_TUNABLES is set, even to nothing).
+use huge pages, as main.py does (none if GLIBC_TUNABLES is set, even to nothing).
 `--check` asks for at least the images per second of PyTorch's best. On a GPU
 float32 products are computed in TF32 in both; bfloat16 is autocast in PyTorch.
 

@@ -115,7 +115,7 @@ def left_at(losses: Sequence[float], classes: int) -> int | None:
 
 
 def table(rows: Sequence[Mapping]) -> str:
-  """A Markdown table of the results, from the rows of runs.csv."""
+  """The rows of runs.csv as a Markdown table, as in docs/troubleshooting.md."""
   lines = [
     '| init | left the plateau | at step (median) | loss of the last ten steps |',
     '|---|---|---|---|',

@@ -284,8 +284,7 @@ def define_flags(seeds: int) -> None:
 def run_command(main: Callable[[], None]) -> None:
   """Parses the flags and runs an experiment; mistakes of the user are one line.
 
-  Call it before anything else, since it may restart the program, see
-  `huge_pages`.
+  It may restart the program, see `huge_pages`: call it before anything else.
   """
 
   def guarded(argv):

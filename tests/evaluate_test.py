@@ -112,6 +112,7 @@ def test_an_ensemble_has_the_errors_of_the_mean_probabilities(runs, capsys):
   result = evaluate_nets(runs)
   file = json.loads((runs / 'a/evaluation.json').read_text())
   assert result.items() <= file.items()
+  assert 'step' not in file  # Each member has its own.
   probs, labels = zip(*(stored(runs / name) for name in NETS), strict=True)
   assert labels[0].shape == (300,) and len(set(labels[0])) == 10
   members = [
@@ -196,6 +197,8 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(
   monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
   with pytest.raises(ValueError, match='--output=.*file/x cannot be written'):
     evaluate_nets(runs, output=tmp_path / 'file/x')
+  with pytest.raises(ValueError, match='--output= is empty; name a folder'):
+    evaluate_nets(runs, output='')
 
 
 def test_a_read_only_workdir_is_named_before_any_work(runs, monkeypatch):

@@ -327,9 +327,23 @@ def test_the_core_can_be_read_in_an_afternoon():
     re.MULTILINE,
   )
   assert {'main', 'train', 'train_step', 'model', 'mesh'} <= {*listed}
-  # No part of the network or of its update is left out.
   assert {'layers', 'towers', 'optimizer', 'augment', 'run'} <= {*listed}
   assert sum(num_lines(path_of(name)) for name in listed) <= CORE_LINES
+
+
+@pytest.mark.parametrize('folder', ['benchmarks', 'experiments'])
+def test_modules_outside_the_package_have_the_same_limits(folder):
+  too_long = []
+  for path in (ROOT / folder).glob('*.py'):
+    nodes = ast.walk(ast.parse(path.read_text()))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    too_long += [
+      f'{path.name}: {f.name}'
+      for f in functions
+      if f.end_lineno - f.lineno + 1 > FUNCTION_LINES
+    ]
+    too_long += [path.name] if num_lines(path) >= MODULE_LINES else []
+  assert too_long == []
 
 
 def test_benchmarks_stay_small():

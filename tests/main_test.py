@@ -153,6 +153,12 @@ def test_a_missing_workdir_is_named(fail):
   assert 'flag --workdir=None' in fail(QUICKSTART)
 
 
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+def test_an_empty_workdir_is_named(fail, mode):
+  message = fail(QUICKSTART, '--workdir=', f'--mode={mode}')
+  assert message == 'ValueError: --workdir= is empty; name a folder'
+
+
 def test_training_needs_a_config(fail, tmp_path):
   message = fail(f'--workdir={tmp_path}/run')
   assert message.startswith('ValueError: --mode=train needs --config=FILE')
@@ -257,6 +263,29 @@ def test_a_workdir_that_cannot_be_written_is_named(fail, tmp_path, digits):
   message = fail(QUICKSTART, f'--workdir={tmp_path}/file/run', digits)
   assert f'ValueError: --workdir={tmp_path}/file/run cannot be' in message
   assert message.endswith('; name a folder that can')
+
+
+def test_no_digits_are_prepared_for_a_run_that_cannot_begin(fail, tmp_path):
+  (tmp_path / 'file').write_text('')
+  message = fail(QUICKSTART, f'--workdir={tmp_path}/file/run')
+  assert f'ValueError: --workdir={tmp_path}/file/run cannot be' in message
+  assert not (tmp_path / 'data').exists()
+
+
+def test_mode_and_flags_of_evaluation_must_be_the_same_on_all_hosts(
+  fail, tmp_path, monkeypatch
+):
+  seen = {}
+  monkeypatch.setattr(main.processes, 'check_same', seen.update)
+  fail(QUICKSTART, f'--workdir={tmp_path}/run', '--mode=evaluate')
+  assert seen == {
+    '--mode': 'evaluate',
+    '--checkpoint': 'best',
+    '--views': 'both',
+    '--split': 'None',
+    '--data_dir': 'None',
+    '--output': 'None',
+  }
 
 
 def test_a_workdir_made_with_another_config_is_named(fail, tmp_path, digits):

@@ -238,6 +238,12 @@ def test_a_metric_of_evaluation_without_a_sum_is_an_error_that_names_it():
     totals.means(('loss', 'top9_error'))
 
 
+def test_a_sum_that_is_not_listed_is_an_error_that_names_it():
+  sums = {'loss': np.ones(()), 'margin': np.ones(()), 'count': np.ones(())}
+  with pytest.raises(KeyError, match='margin: computed, but not listed in'):
+    metrics.Totals().add(sums)
+
+
 @pytest.mark.parametrize(
   ('flip', 'many'), [(True, 'eval_ten_view'), (False, 'eval_five_view')]
 )

@@ -1,6 +1,7 @@
 """The config of a run so far: what may change, and keys of earlier versions."""
 
 import importlib
+import json
 import pathlib
 
 import pytest
@@ -199,6 +200,9 @@ def test_what_upgrade_gives_exists_and_what_it_takes_does_not():
   assert set(recorded_config.ADDED) <= set(PAPER_KEYS)
   gone = {*recorded_config.RENAMED, *recorded_config.REMOVED}
   assert gone.isdisjoint(PAPER_KEYS)
+  # They are compared with values from JSON: a tuple would equal no list.
+  for values in (recorded_config.ADDED, recorded_config.REMOVED):
+    assert json.loads(json.dumps(dict(values))) == dict(values)
 
 
 @pytest.mark.parametrize('name', NAMES)

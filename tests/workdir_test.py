@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+import jax
 import pytest
 
 from alexnet_jax import config as config_lib
@@ -74,6 +75,43 @@ def test_another_config_is_refused_and_the_recorded_one_is_kept(tmp_path):
   assert first.startswith(f'{file} was made with another config; use a fresh')
   assert second == f'config.seed is 1 in {file} but 2 here'
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+def test_a_config_recorded_before_the_lock_was_taken_is_kept(
+  tmp_path, monkeypatch
+):
+  locked = files.locked
+
+  def locked_late(path):  # Another run records its config, and ends, first.
+    record(path, changed(seed=1))
+    return locked(path)
+
+  monkeypatch.setattr(files, 'locked', locked_late)
+  with pytest.raises(ValueError, match='config.seed is 1 in .* but 2 here'):
+    with workdir_lib.owned_workdir(tmp_path / 'run', changed(seed=2)):
+      pass
+  assert json.loads((tmp_path / 'run/config.json').read_text())['seed'] == 1
+
+
+def test_a_result_is_written_once(tmp_path):
+  write = lambda seconds: workdir_lib.write_result(
+    tmp_path, 3, 0.5, seconds, 'commit', {'train/loss': 0.25}
+  )
+  write(1.0)
+  before = (tmp_path / 'result.json').read_text()
+  write(2.0)
+  assert (tmp_path / 'result.json').read_text() == before
+  workdir_lib.remove_result(tmp_path)
+  workdir_lib.remove_result(tmp_path)  # There is none.
+  write(2.0)
+  assert json.loads((tmp_path / 'result.json').read_text()) == {
+    'step': 3,
+    'epoch': 0.5,
+    'wall_seconds': 2.0,
+    'commit': 'commit',
+    'devices': ['cpu'] * len(jax.devices()),
+    'train/loss': 0.25,
+  }
 
 
 def test_keys_that_may_change_are_recorded_with_their_new_values(tmp_path):

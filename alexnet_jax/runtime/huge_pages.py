@@ -8,7 +8,7 @@ def reexec_with_huge_pages() -> None:
   """Restarts this program with transparent huge pages for malloc, on Linux.
 
   Without them a train step of the paper's net on CPU takes 1.1 to 1.2 times as
-  long (experiments/LOG.md): every step allocates its arrays anew, and the
+  long (experiments/LOG.md): every step allocates its arrays again, and the
   kernel maps them page by page, 4 KiB each. The C library reads GLIBC_TUNABLES
   when a process starts; if it is already set, even to an empty string, nothing
   happens. Call this before JAX is imported.
