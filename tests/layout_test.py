@@ -47,6 +47,7 @@ ORDER = [
   'prepare.sources',
   'prepare.imagenet',
   'prepare.tfds_sets',
+  'prepare.folders',
   'prepare.examples',
   'workdir',
   'recorded_config',

@@ -100,8 +100,168 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
   )
   source = sources.open_source(f'folder:{tmp_path}')
   assert source.class_names == ('cat',)
-  names = [e.name for split in source.splits.values() for e in split]
-  assert names == ['train/cat/1.png', 'val/cat/2.png']
+  assert _names(source) == ['train/cat/1.png', 'val/cat/2.png']
+
+
+def _names(source):
+  return [e.name for split in source.splits.values() for e in split]
+
+
+def test_images_in_subfolders_belong_to_the_class(tmp_path, caplog):
+  _touch(
+    tmp_path,
+    'train/cat/images/b.jpg',  # As in Tiny-ImageNet.
+    'train/cat/images/a/deep/1.jpg',
+    'train/cat/z.jpg',
+    'train/dog/1.jpg',
+    'val/dog/2019/1.jpg',
+  )
+  source = sources.open_source(f'folder:{tmp_path}')
+  assert _names(source) == [
+    'train/cat/images/a/deep/1.jpg',
+    'train/cat/images/b.jpg',
+    'train/cat/z.jpg',
+    'train/dog/1.jpg',
+    'val/dog/2019/1.jpg',
+  ]
+  labels = [e.read()['label'] for e in source.splits['train']]
+  assert labels == [0, 0, 0, 1]
+  assert caplog.messages == [
+    f'{tmp_path}: files in subfolders of class folders: {name}; their class is'
+    ' the outermost folder.'
+    for name in (
+      '2, such as train/cat/images/a/deep/1.jpg',
+      '1, such as val/dog/2019/1.jpg',
+    )
+  ]
+
+
+def test_no_folder_is_read_twice_for_a_class(tmp_path):
+  _touch(tmp_path, 'train/cat/z/1.jpg', 'train/dog/2.jpg', 'val/dog/3.jpg')
+  _touch(tmp_path, 'store/4.jpg', 'store/inner/5.jpg')
+  cat = tmp_path / 'train/cat'
+  for link, target in (
+    ('loop', '.'),
+    ('up', '..'),  # Otherwise dogs would be cats.
+    ('root', '/'),
+    ('a', 'z'),  # Two names of one folder.
+    ('z/back', '..'),
+    ('elsewhere', tmp_path / 'store'),
+    ('twice', tmp_path / 'store'),
+  ):
+    (cat / link).symlink_to(target)
+  (tmp_path / 'store/inner/loop').symlink_to('..')
+  source = sources.open_source(f'folder:{tmp_path}')
+  read, refused = [], []
+  for example in source.splits['train']:
+    try:
+      read.append(example.read()['file_name'])
+    except ValueError as error:
+      assert str(error) == 'a link to a folder that is read under another name'
+      refused.append(example.name.removeprefix('train/cat/'))
+  assert read == [
+    'train/cat/elsewhere/4.jpg',
+    'train/cat/elsewhere/inner/5.jpg',
+    'train/cat/z/1.jpg',
+    'train/dog/2.jpg',
+  ]
+  assert refused == [
+    'a',
+    'elsewhere/inner/loop',
+    'loop',
+    'root',
+    'twice',
+    'up',
+    'z/back',
+  ]
+
+
+def test_many_links_to_folders_take_no_exponential_time(tmp_path):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat/1.jpg')
+  for i in range(40):  # 2**40 paths.
+    (tmp_path / f'{i}').mkdir()
+    for name in 'ab':
+      (tmp_path / f'{i}' / name).symlink_to(tmp_path / f'{i + 1}')
+  _touch(tmp_path, '40/1.jpg')
+  (tmp_path / 'train/cat/0').symlink_to(tmp_path / '0')
+  train = sources.open_source(f'folder:{tmp_path}').splits['train']
+  assert len(train) == 1 + 1 + 40
+
+
+def test_linked_class_folders_and_images_are_used(tmp_path):
+  _touch(tmp_path / 'store', 'cat/1.jpg', 'dog/2.jpg')
+  _touch(tmp_path, 'train/dog/3.jpg')
+  (tmp_path / 'train/cat').symlink_to(tmp_path / 'store/cat')
+  (tmp_path / 'train/dog/4.jpg').symlink_to(tmp_path / 'store/dog/2.jpg')
+  (tmp_path / 'val').symlink_to('train')
+  source = sources.open_source(f'folder:{tmp_path}')
+  found = [
+    (e.name, e.read()['label']) for s in source.splits.values() for e in s
+  ]
+  assert found == [
+    (f'{part}/{name}', label)
+    for part in ('train', 'val')
+    for name, label in (('cat/1.jpg', 0), ('dog/3.jpg', 1), ('dog/4.jpg', 1))
+  ]
+
+
+def test_a_split_that_links_to_the_whole_folder_has_its_classes(tmp_path):
+  _touch(tmp_path, 'cat/1.jpg', 'dog/2.jpg')
+  for part in ('train', 'val'):
+    (tmp_path / part).symlink_to('.')
+  source = sources.open_source(f'folder:{tmp_path}')
+  assert source.class_names == ('cat', 'dog')
+  assert _names(source)[:4] == [
+    'train/cat/1.jpg',
+    'train/dog/2.jpg',
+    'train/train',
+    'train/val',
+  ]
+
+
+JUNK = (
+  *('@eaDir', '__MACOSX', '.AppleDouble', '#recycle', '@Recycle'),
+  *('$RECYCLE.BIN', 'System Volume Information', 'lost+found', '._1.jpg'),
+  *('Thumbs.db', 'desktop.ini', 'Icon\r', '1.jpg:Zone.Identifier'),
+)
+
+
+@pytest.mark.parametrize('place', ['', 'train/', 'train/cat/', 'train/cat/in/'])
+@pytest.mark.parametrize('content', ['', '/1.jpg'], ids=['file', 'folder'])
+def test_what_desktops_and_file_servers_leave_is_no_image(
+  tmp_path, place, content
+):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat/1.jpg')
+  expected = sources.open_source(f'folder:{tmp_path}')
+  _touch(tmp_path, *(f'{place}{name}{content}' for name in JUNK))
+  found = sources.open_source(f'folder:{tmp_path}')
+  assert found.class_names == ('cat',)
+  assert (
+    _names(found) == _names(expected) == ['train/cat/1.jpg', 'val/cat/1.jpg']
+  )
+  assert found.digest == expected.digest
+  assert list(found.unused) == []
+
+
+def test_a_test_folder_that_links_to_nothing_is_an_error(tmp_path):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat/1.jpg')
+  (tmp_path / 'test').symlink_to('nothing')
+  with pytest.raises(FileNotFoundError, match='no folder .*/test;'):
+    sources.open_source(f'folder:{tmp_path}')
+
+
+def test_a_class_of_links_to_nothing_is_refused(tmp_path):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat/1.jpg')
+  (tmp_path / 'train/dog').mkdir()
+  for i in range(9):
+    (tmp_path / f'train/dog/{i}.jpg').symlink_to('nothing')
+  with pytest.raises(ValueError) as error:
+    sources.open_source(f'folder:{tmp_path}')
+  assert str(error.value) == (
+    f'class folder {tmp_path}/train/dog has no regular files, only links to'
+    ' nothing, devices or the like: 0.jpg, 1.jpg, 2.jpg and 6 more; add images'
+    ' or remove it'
+  )
 
 
 @pytest.mark.parametrize(
