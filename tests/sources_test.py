@@ -1,13 +1,18 @@
 """Sources of examples: temporary folders, and the digits of scikit-learn."""
 
 import io
+import os
+import unicodedata
 
 import numpy as np
 from PIL import Image
 import pytest
 import sklearn.datasets
+import tensorflow_datasets as tfds
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import examples
+from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import sources
 
 
@@ -15,7 +20,7 @@ def _touch(root, *names):
   for name in names:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(name.encode())
+    path.write_bytes(os.fsencode(name))
 
 
 def test_digits_match_scikit_learn_and_are_split_1497_to_300():
@@ -241,6 +246,112 @@ def test_what_desktops_and_file_servers_leave_is_no_image(
   )
   assert found.digest == expected.digest
   assert list(found.unused) == []
+
+
+NFC, NFD = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
+
+
+@pytest.mark.parametrize('place', ['train', 'val'])
+@pytest.mark.parametrize(
+  ('name', 'reason'),
+  [
+    ('cat\ndog', r"'cat\ndog' would be read back as 'cat' and 'dog'"),
+    ('cat\rdog', r"'cat\rdog' would be read back as 'cat' and 'dog'"),
+    (' ', "' ' would be read back as nothing"),
+    ('\n', r"'\n' would be read back as nothing"),
+    ('cat ', "'cat ' would be read back as 'cat'"),
+    (' cat', "' cat' would be read back as 'cat'"),
+    ('cat\t', r"'cat\t' would be read back as 'cat'"),
+    ('cat\xa0', r"'cat\xa0' would be read back as 'cat'"),
+    ('\u2028cat', r"'\u2028cat' would be read back as 'cat'"),
+    ('caf\udce9', r"'caf\udce9' is not UTF-8, or cannot be written in"),
+  ],
+)
+def test_a_class_name_that_tfds_does_not_give_back_is_refused(
+  tmp_path, name, reason, place
+):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat/1.jpg', f'{place}/{name}/1.jpg')
+  with pytest.raises(ValueError) as error:
+    sources.open_source(f'folder:{tmp_path}')
+  message = str(error.value)
+  start = f'{tmp_path}/{place}: the class name {reason}'
+  assert message.startswith(start) and len(message.splitlines()) == 1
+
+
+def test_class_names_that_tfds_gives_back_are_kept(tmp_path):
+  names = sorted(
+    ['a  b', '0', '-1', '#cat', '"cat"', "o'cat", 'a,b;c', '猫', NFC, 'é' * 99]
+    + [
+      'cat',
+      'Cat',
+      'a\x85b',
+      'a\u2028b',
+      '\ufeffcat',
+      'cat\u200b',
+      '🐈',
+      '%2F',
+    ]
+  )
+  for part in ('train', 'val'):
+    _touch(tmp_path, *(f'{part}/{name}/1.png' for name in names))
+  for path in tmp_path.glob('*/*/1.png'):
+    Image.new('RGB', (4, 4)).save(path)
+  prepared = prepare.prepare(
+    f'folder:{tmp_path}', 'set', tmp_path / 'data', size=4
+  )
+  dataset = dataset_lib.open_dataset(tmp_path / 'data', 'set')
+  assert dataset.class_names == tuple(names)
+  data = tfds.builder_from_directory(prepared).as_data_source('train')
+  assert {e['file_name'].decode().split('/')[1]: e['label'] for e in data} == {
+    name: label for label, name in enumerate(names)
+  }
+
+
+@pytest.mark.parametrize('forms', [(NFC, NFD), (NFD, NFC)])
+def test_the_two_unicode_forms_of_a_name_are_one_class(tmp_path, forms):
+  one, other = forms
+  _touch(
+    tmp_path,
+    *(f'train/{name}/1.jpg' for name in ('bar', one, 'zoo')),
+    *(f'val/{name}/2.jpg' for name in ('bar', other, 'zoo')),
+  )
+  source = sources.open_source(f'folder:{tmp_path}')
+  assert source.class_names == ('bar', one, 'zoo')
+  found = [e.read() for e in source.splits['validation']]
+  assert {e['file_name'].split('/')[1]: e['label'] for e in found} == {
+    'bar': 0,
+    other: 1,
+    'zoo': 2,
+  }
+
+
+@pytest.mark.parametrize('place', ['train', 'val'])
+def test_two_folders_whose_names_look_the_same_are_refused(tmp_path, place):
+  _touch(tmp_path, f'train/{NFC}/1.jpg', f'val/{NFC}/1.jpg')
+  _touch(tmp_path, f'{place}/{NFD}/2.jpg')
+  with pytest.raises(ValueError) as error:
+    sources.open_source(f'folder:{tmp_path}')
+  assert str(error.value) == (
+    f"{tmp_path}/{place}: the class names 'cafe\\u0301' and 'caf\\xe9' look the"
+    " same; they differ in Unicode's normal forms NFC and NFD; move the images"
+    ' into one folder'
+  )
+
+
+def test_an_unknown_class_is_named_with_its_invisible_characters(tmp_path):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat\u200b/1.jpg')
+  with pytest.raises(ValueError, match=r'/train lacks: cat\\u200b;'):
+    sources.open_source(f'folder:{tmp_path}')
+
+
+def test_a_folder_whose_own_name_is_not_utf8_can_be_prepared(tmp_path):
+  root = tmp_path / 'caf\udce9\nx'
+  for part in ('train', 'val'):
+    (root / part / 'cat').mkdir(parents=True)
+    Image.new('RGB', (4, 4)).save(root / part / 'cat/1.png')
+  path = prepare.prepare(f'folder:{root}', 'set', tmp_path / 'data', size=4)
+  description = tfds.builder_from_directory(path).info.description
+  assert description.startswith(r'Images of caf\udce9')
 
 
 def test_a_test_folder_that_links_to_nothing_is_an_error(tmp_path):

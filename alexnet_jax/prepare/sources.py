@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from alexnet_jax.prepare import class_names
 from alexnet_jax.prepare import examples as examples_lib
 from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import imagenet
@@ -117,25 +118,30 @@ def folder(root: pathlib.Path) -> examples_lib.Source:
 
   Raises:
     FileNotFoundError: if train/ or val/ is missing.
-    ValueError: if there are no class folders, if one has no files, or if val/
-      or test/ has one that train/ lacks.
+    ValueError: if there are no class folders, if one has no files or a name
+      that tfds cannot store, if two names differ only in their Unicode normal
+      form, or if val/ or test/ has a class folder that train/ lacks.
   """
   classes, splits, unused = [], {}, []
   for split, subfolder in _SUBFOLDERS.items():
     if subfolder == 'test' and not os.path.lexists(root / subfolder):
       continue
     found, files, unreadable = _class_folders(root / subfolder)
+    class_names.check(found, root / subfolder)
+    class_names.check_distinct(found, root / subfolder)
     if split == 'train':
       classes = found
-    labels = {name: label for label, name in enumerate(classes)}
-    if unknown := [name for name in found if name not in labels]:
+    # By normal form: an archive made elsewhere may spell the names differently.
+    normalized = class_names.normalized
+    labels = {normalized(name): label for label, name in enumerate(classes)}
+    if unknown := [name for name in found if normalized(name) not in labels]:
       raise ValueError(
         f'{root / subfolder} has class folders that {root / "train"} lacks:'
         f' {folders.described(unknown)}; the classes are the folders of train/'
       )
     unused += [f'{subfolder}/{name}' for name in files]
     names_and_labels = [
-      (f'{subfolder}/{class_name}/{name}', labels[class_name])
+      (f'{subfolder}/{class_name}/{name}', labels[normalized(class_name)])
       for class_name in found
       for name in _files(root / subfolder / class_name)
     ]
