@@ -275,6 +275,7 @@ INPUTS = [
   ('float.tiff', lambda: _saved(_photograph('F', 0.5), 'TIFF'), None),
   ('bomb.png', _bomb, None),
   ('exif.jpg', lambda: _damaged_exif(), RED),
+  ('exif.png', lambda: _damaged_exif_of_a_png(), RED),
   ('grey.jpg', lambda: _saved(_photograph('L', 80), 'JPEG'), (80, 80, 80)),
   (
     'grey16.png',
@@ -336,6 +337,24 @@ def test_an_unusual_image_is_stored_correctly_or_skipped_and_listed(
   # of JPEG; the rotated one has another colour in its lower half.
   upper = batch['image'][:, :2].reshape(4, -1, 3).astype(int)
   assert (np.abs(upper - colour).max((1, 2)) <= 3).sum() == 1
+
+
+def _damaged_exif_of_a_png():
+  whole = _saved(_photograph('RGB', RED), 'PNG')
+  chunk = b'eXIfgarbage'
+  chunk = struct.pack('>I', 7) + chunk + struct.pack('>I', zlib.crc32(chunk))
+  return whole[:33] + chunk + whole[33:]
+
+
+def test_warnings_of_pillow_name_the_image(tmp_path, source, caplog):
+  folder = tmp_path / 'images/train/class0'
+  exif = b'Exif\0\0II*\0\x08\0\0\0\xff\xff' + bytes(range(200))
+  _photograph('RGB', RED).save(folder / 'two\nlines.jpg', exif=exif)
+  _prepare(source, tmp_path, max_bad=0)
+  (message,) = caplog.messages
+  name, text = message.split(': ', 1)
+  assert name == r'train/class0/two\nlines.jpg'
+  assert text and len(message.splitlines()) == 1
 
 
 def _kill_this_process(*_):
