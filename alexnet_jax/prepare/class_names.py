@@ -32,7 +32,7 @@ def check(names: Sequence[str], place: object) -> None:
     if loaded == [name]:
       continue
     if loaded is None:
-      reason = 'is not UTF-8, or cannot be written in the current locale'
+      reason = 'is not UTF-8, or the locale is not (LC_ALL=C.UTF-8 is)'
     else:
       lines = ' and '.join(map(repr, loaded))
       reason = f'would be read back as {lines or "nothing"}'

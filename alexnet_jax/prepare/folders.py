@@ -140,9 +140,11 @@ def warn_of_subfolders(
     )
 
 
-def described(names: Sequence[str], limit: int = 3) -> str:
+def described(
+  names: Sequence[str], limit: int = 3, separator: str = ', '
+) -> str:
   """The first names, on one line, and how many others there are."""
-  shown = ', '.join(printable(name) for name in names[:limit])
+  shown = separator.join(printable(name) for name in names[:limit])
   more = len(names) - limit
   return f'{shown} and {more} more' if more > 0 else shown
 

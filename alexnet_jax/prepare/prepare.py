@@ -229,7 +229,7 @@ def _check_skipped(skipped, max_bad, folder):
       log.warning('unreadable: %s', folders.printable(line))
     raise RuntimeError(
       f'more than --max_bad={max_bad} unreadable images:\n'
-      f'{folders.described(skipped, _NUM_SHOWN)}\n'
+      f'{folders.described(skipped, _NUM_SHOWN, "; ")}\n'
       'To continue without them, repeat the command with a larger'
       f' --max_bad; or repair or delete them, remove {folder}, and begin again'
     )
