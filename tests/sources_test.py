@@ -1,7 +1,9 @@
 """Sources of examples: temporary folders, and the digits of scikit-learn."""
 
+import errno
 import io
 import os
+import types
 import unicodedata
 
 import numpy as np
@@ -12,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import examples
+from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import sources
 
@@ -179,6 +182,31 @@ def test_no_folder_is_read_twice_for_a_class(tmp_path):
     'up',
     'z/back',
   ]
+
+
+def test_a_link_into_a_forbidden_folder_is_counted(tmp_path, monkeypatch):
+  _touch(tmp_path, 'train/cat/1.jpg', 'val/cat/1.jpg')
+  (tmp_path / 'train/cat/2.jpg').symlink_to('1.jpg')
+  scan = folders.scan
+
+  def forbidden():
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  def scan_with_forbidden_links(path):  # Root may follow every link.
+    return [
+      types.SimpleNamespace(
+        name=entry.name,
+        path=entry.path,
+        is_symlink=entry.is_symlink,
+        is_dir=forbidden if entry.is_symlink() else entry.is_dir,
+        is_file=forbidden if entry.is_symlink() else entry.is_file,
+      )
+      for entry in scan(path)
+    ]
+
+  monkeypatch.setattr(folders, 'scan', scan_with_forbidden_links)
+  train = sources.open_source(f'folder:{tmp_path}').splits['train']
+  assert [e.name for e in train] == ['train/cat/1.jpg', 'train/cat/2.jpg']
 
 
 def test_many_links_to_folders_take_no_exponential_time(tmp_path):

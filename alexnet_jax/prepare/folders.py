@@ -6,6 +6,7 @@ file servers leave behind. The order never depends on the file system.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import errno
 import logging
 import os
 import pathlib
@@ -27,7 +28,6 @@ _JUNK = frozenset(
     'desktop.ini',
     'ehthumbs.db',
     'ehthumbs_vista.db',
-    'recycler',
     'system volume information',
     'thumbs.db',
     '@eadir',  # Synology
@@ -155,11 +155,11 @@ def printable(text: str) -> str:
 
 
 def _leads_to(is_kind: Callable[[], bool]) -> bool:
-  """The result of `is_kind`; False for a link that leads nowhere."""
+  """The result of `is_kind`; False for a link that cannot be followed."""
   try:
     return is_kind()
   except OSError as error:
-    if error.errno in examples_lib.LINK_ERRORS:
+    if error.errno in (*examples_lib.LINK_ERRORS, errno.EACCES):
       return False
     raise
 
