@@ -5,7 +5,9 @@ pipeline decodes them in every epoch, so decoding has to be fast.
 """
 
 import io
+import math
 import warnings
+import zlib
 
 import numpy as np
 import PIL
@@ -31,6 +33,8 @@ _TRANSPOSITIONS = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+_JPEG_SIGNATURE = b'\xff\xd8'
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 # The bytes of an encoded image depend on its pixels and on these versions.
 ENCODER = f'Pillow {PIL.__version__}, libjpeg {features.version("jpg")}'
 
@@ -46,7 +50,7 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   antialiased), then the central square is cropped. The result is stored as PNG
   if `size` is small or the image is in one of `LOSSLESS_FORMATS` and keeps its
   size, as the original bytes if a JPEG needs no change and is not damaged, and
-  otherwise as JPEG.
+  otherwise as JPEG. Damaged metadata, such as EXIF, is ignored.
 
   Args:
     encoded: the image, in any format that Pillow reads.
@@ -61,6 +65,27 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
       cannot read the image.
   """
   try:
+    return _encode(encoded, size, quality)
+  except MemoryError:
+    raise
+  except Exception:  # Pillow may raise anything for damaged metadata.
+    if encoded.startswith(_PNG_SIGNATURE):
+      essential = _png_without_metadata(encoded)
+    elif encoded.startswith(_JPEG_SIGNATURE):
+      essential = _jpeg_without_metadata(encoded)
+    else:
+      raise
+    try:
+      return _encode(essential, size, quality)
+    except MemoryError:
+      raise
+    except Exception:
+      pass
+    raise  # The first error, since the pixels are damaged, too.
+
+
+def _encode(encoded, size, quality):
+  try:
     with warnings.catch_warnings():
       # Images above the limit of this warning are refused below.
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -72,7 +97,7 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     if opened.width * opened.height > MAX_PIXELS:
       raise ValueError(f'{opened.width} x {opened.height} pixels are too many')
     file_format, mode, stored_size = opened.format, opened.mode, opened.size
-    transposition = _TRANSPOSITIONS.get(opened.getexif().get(_ORIENTATION))
+    transposition = _transposition(opened)
     image = _to_rgb(opened)
     if transposition is not None:
       image = image.transpose(transposition)
@@ -96,6 +121,59 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
   else:
     image.save(buffer, 'JPEG', quality=quality)
   return buffer.getvalue(), pixels
+
+
+def _png_without_metadata(encoded: bytes) -> bytes:
+  """The chunks of a PNG that its pixels and its orientation need.
+
+  Pillow refuses an image for a text, a colour profile or a checksum of either
+  that is damaged. The structure is that of the PNG specification, section 5.
+  """
+  kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+  while start + 12 <= len(encoded):  # Length, type, data and checksum.
+    end = start + 12 + int.from_bytes(encoded[start : start + 4])
+    chunk = encoded[start:end]
+    kind, checksum = chunk[4:8], int.from_bytes(chunk[-4:])
+    # The types of the chunks that pixels need begin with a capital.
+    is_exif = kind == b'eXIf' and zlib.crc32(chunk[4:-4]) == checksum
+    if kind[:1].isupper() or is_exif:
+      kept.append(chunk)
+    start = end
+  return b''.join(kept)
+
+
+def _jpeg_without_metadata(encoded: bytes) -> bytes:
+  """The segments of a JPEG that its pixels and its orientation need.
+
+  Pillow refuses an image for a colour profile that is too short. The structure
+  is that of the JPEG standard, B.1.1.
+  """
+  kept, start = [_JPEG_SIGNATURE], len(_JPEG_SIGNATURE)
+  while encoded[start : start + 1] == b'\xff':
+    kind = encoded[start + 1 : start + 2]
+    if kind == b'\xda':  # The scan: all that follows are pixels.
+      break
+    end = start + 2 + int.from_bytes(encoded[start + 2 : start + 4])
+    is_metadata = b'\xe0' <= kind <= b'\xef' or kind == b'\xfe'
+    # JFIF and Adobe (APP0, APP14) tell the colour space, EXIF (APP1) the
+    # orientation.
+    shortest = {b'\xe0': 14, b'\xe1': 0, b'\xee': 12}.get(kind, math.inf)
+    if not is_metadata or end - start - 4 >= shortest:
+      kept.append(encoded[start:end])
+    start = end
+  return b''.join([*kept, encoded[start:]])
+
+
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+  """What EXIF asks for; None if the image is upright or EXIF is damaged."""
+  if image.format == 'PNG':
+    image.load()  # EXIF may follow the pixels. Their damage is an error.
+  try:
+    return _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION))
+  except MemoryError:
+    raise
+  except Exception:  # Pillow may raise anything for damaged metadata.
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -143,7 +221,7 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
     OSError, ValueError, SyntaxError: if the image is damaged or has another
       shape.
   """
-  if encoded.startswith(b'\xff\xd8'):
+  if encoded.startswith(_JPEG_SIGNATURE):
     pixels = simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
   else:
     pixels = np.asarray(Image.open(io.BytesIO(encoded)))

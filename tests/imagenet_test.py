@@ -343,6 +343,45 @@ def test_hidden_files_of_unpacked_folders_are_ignored(tmp_path):
   }
 
 
+def test_unpacked_folders_as_people_have_them(tmp_path, caplog):
+  _tree(tmp_path, ALL + ['val/' + VALIDATION[0]])
+  plain = sources.open_source(f'imagenet:{tmp_path}')
+  assert list(plain.unused) == []
+  extra = [
+    f'train/{FIRST_CLASS}/@eaDir/1.JPEG',
+    f'train/{FIRST_CLASS}/Thumbs.db',
+    'train/__MACOSX/1.JPEG',
+    'val/@eaDir/1.JPEG',
+    'val/Thumbs.db',
+    'train/loose.JPEG',
+    'test/1.JPEG',
+  ]
+  _tree(tmp_path, extra)
+  junk = sources.open_source(f'imagenet:{tmp_path}')
+  assert junk.digest == plain.digest
+  assert list(junk.unused) == ['train/loose.JPEG', 'test']
+  _tree(tmp_path, [f'train/{FIRST_CLASS}/images/2.JPEG'])
+  os.mkfifo(tmp_path / f'train/{FIRST_CLASS}/pipe.JPEG')
+  (tmp_path / f'train/{FIRST_CLASS}/loop').symlink_to('..')
+  (tmp_path / 'train/n0').symlink_to('nothing')
+  (tmp_path / 'val' / VALIDATION[1]).symlink_to('nothing')
+  caplog.clear()
+  odd = sources.open_source(f'imagenet:{tmp_path}')
+  train, validation = odd.splits['train'], odd.splits['validation']
+  assert [train[i].name for i in range(5)] == [
+    'n0',
+    f'{FIRST_CLASS}/1.JPEG',
+    f'{FIRST_CLASS}/images/2.JPEG',
+    f'{FIRST_CLASS}/loop',
+    f'{FIRST_CLASS}/pipe.JPEG',
+  ]
+  assert train[2].read()['label'] == 0
+  assert 'files in subfolders of class folders: 1, such' in caplog.messages[0]
+  for example in (train[0], train[3], train[4], validation[1]):
+    with pytest.raises(ValueError, match='a link to|a pipe'):
+      example.read()
+
+
 def test_an_empty_archive_is_refused(tmp_path):
   write_archives(tmp_path, per_class=1, validation=[])
   with pytest.raises(ValueError, match='img_val.tar contains no images'):

@@ -4,6 +4,8 @@ The oracles are images of known colours, and Pillow's resize, crop and decoder.
 """
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -261,3 +263,135 @@ def test_no_colour_profile_is_stored():
     Image.new('RGB', (20, 20)), 'JPEG', icc_profile=bytes(_random(9999))
   )
   assert len(images.encode(encoded, 20, 95)[0]) < 999
+
+
+def _chunk(kind, data, checksum=None):
+  """A chunk of a PNG, by default with the right checksum."""
+  checksum = zlib.crc32(kind + data) if checksum is None else checksum
+  return (
+    struct.pack('>I4s', len(data), kind) + data + struct.pack('>I', checksum)
+  )
+
+
+def _insert(encoded, chunk, after_pixels):
+  """A PNG with a further chunk: behind its header, or before its end."""
+  place = len(encoded) - 12 if after_pixels else 33
+  return encoded[:place] + chunk + encoded[place:]
+
+
+PNG_METADATA = [
+  (b'eXIf', b'garbage'),
+  (b'eXIf', b'II*\0\xff\xff\xff\xff'),
+  (b'tEXt', b'Raw profile type exif\0not hexadecimal'),
+  (b'tEXt', b'Raw profile type exif\0\nexif\n 4\nzz'),
+  (b'zTXt', b'key\0\1'),
+  (b'zTXt', b'key\0\0' + zlib.compress(bytes(2**21))),  # Pillow's limit: 2**20.
+  (b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0garbage'),
+  (b'iCCP', b'profile\0\1'),
+  (b'iCCP', b''),
+  (b'pHYs', b'1'),
+  (b'gAMA', b''),
+  (b'cHRM', b'1'),
+  (b'sRGB', b''),
+  (b'tRNS', b'1'),
+  (b'acTL', b''),
+  (b'fcTL', b''),
+  (b'fdAT', b''),
+]
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
+@pytest.mark.parametrize('checksum', [None, 7], ids=['', 'checksum'])
+@pytest.mark.parametrize('after_pixels', [False, True])
+def test_damaged_metadata_of_a_png_does_not_cost_its_pixels(
+  after_pixels, checksum
+):
+  original = _random(9, 9, 3)
+  encoded = _bytes(Image.fromarray(original))
+  for kind, data in PNG_METADATA:
+    chunk = _chunk(kind, data, checksum)
+    damaged = _insert(encoded, chunk, after_pixels)
+    _, pixels = images.encode(damaged, 9, 95)
+    np.testing.assert_array_equal(pixels, original, err_msg=repr(chunk[:30]))
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning:PIL')
+@pytest.mark.parametrize('dpi', [(0, 0), (72, 72)])
+def test_damaged_metadata_of_a_jpeg_does_not_cost_its_pixels(dpi):
+  encoded = _bytes(Image.fromarray(_random(9, 9, 3)), 'JPEG', dpi=dpi)
+  _, expected = images.encode(encoded, 9, 95)
+  for kind, data in (
+    (0xE0, b'JFIF'),
+    (0xE1, b'Exif\0\0garbage'),
+    (0xE1, b'Exif\0\0II*\0\xff\xff\xff\xff'),
+    (0xE2, b'ICC_PROFILE\0'),
+    (0xE2, b'ICC_PROFILE\0garbage'),
+    (0xE2, b'MPF\0II*\0\xff\xff\xff\xff'),
+    (0xED, b'Photoshop 3.0\x008BIM'),
+    (0xEE, b'Adobe'),
+  ):
+    segment = struct.pack('>BBH', 0xFF, kind, len(data) + 2) + data
+    damaged = encoded[:2] + segment + encoded[2:]
+    _, pixels = images.encode(damaged, 9, 95)
+    np.testing.assert_array_equal(pixels, expected, err_msg=repr(segment))
+
+
+@pytest.mark.parametrize('exif', [b'garbage', b'Exif\0\0garbage'])
+def test_damaged_exif_of_a_webp_does_not_cost_its_pixels(exif):
+  original = _random(9, 9, 3)
+  encoded = _bytes(Image.fromarray(original), 'WEBP', lossless=True, exif=exif)
+  np.testing.assert_array_equal(images.encode(encoded, 9, 95)[1], original)
+
+
+def _exif_for_a_half_turn():
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  return exif
+
+
+@pytest.mark.parametrize(
+  ('kind', 'damage'),
+  [
+    ('PNG', lambda png: _insert(png, _chunk(b'tEXt', b'a\0b', 7), False)),
+    ('PNG', lambda png: _insert(png, _chunk(b'iCCP', b''), True)),
+    ('JPEG', lambda jpeg: jpeg[:2] + b'\xff\xe2\0\x0eICC_PROFILE\0' + jpeg[2:]),
+  ],
+)
+def test_the_orientation_is_kept_beside_other_damaged_metadata(kind, damage):
+  encoded = _bytes(
+    Image.fromarray(_smooth(64)), kind, exif=_exif_for_a_half_turn()
+  )
+  damaged = damage(encoded)
+  with pytest.raises((OSError, SyntaxError, IndexError)):
+    Image.open(io.BytesIO(damaged)).load()
+  found = images.encode(damaged, 64, 95)[1]
+  np.testing.assert_array_equal(found, images.encode(encoded, 64, 95)[1])
+  # JPEG stores a gradient within a few levels.
+  error = found.astype(int) - _smooth(64)[::-1, ::-1]
+  assert np.abs(error).max() < 16
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+def test_damaged_pixels_are_refused_whatever_the_metadata(kind):
+  whole = _bytes(Image.fromarray(_random(99, 99, 3)), kind)
+  reasons = []
+  for metadata in (False, True):
+    damaged = whole[: len(whole) // 2]
+    if metadata and kind == 'PNG':
+      damaged = _insert(damaged, _chunk(b'tEXt', b'a\0b'), False)
+    elif metadata:
+      damaged = damaged[:2] + b'\xff\xfe\0\4no' + damaged[2:]
+    with pytest.raises(OSError, match='truncated') as error:
+      images.encode(damaged, 9, 95)
+    reasons.append(str(error.value).split(' (')[0])
+  assert reasons[0] == reasons[1]
+
+
+def test_running_out_of_memory_is_not_taken_for_damage(monkeypatch):
+  def no_memory(*_):
+    raise MemoryError
+
+  encoded = _bytes(Image.new('RGB', (9, 9)))
+  monkeypatch.setattr(Image.Image, 'getexif', no_memory)
+  with pytest.raises(MemoryError):
+    images.encode(encoded, 9, 95)

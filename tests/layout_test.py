@@ -47,6 +47,8 @@ ORDER = [
   'prepare.sources',
   'prepare.imagenet',
   'prepare.tfds_sets',
+  'prepare.class_names',
+  'prepare.folders',
   'prepare.examples',
   'workdir',
   'recorded_config',
@@ -106,6 +108,7 @@ USERS_OF_LIBRARIES = {
   'tensorflow_datasets': [
     'dataset',
     'input_pipeline',
+    'prepare.class_names',
     'prepare.imagenet',
     'prepare.metadata',
     'prepare.shards',

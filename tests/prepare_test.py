@@ -5,6 +5,7 @@ and the result of an uninterrupted preparation.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import io
@@ -15,6 +16,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -143,6 +145,75 @@ def test_many_processes_stop_at_too_many_unreadable_images(
   assert all(name in str(error.value) for name in bad)
 
 
+def _link(path, target):
+  path.symlink_to(target)
+
+
+def _socket(path):
+  with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+    server.bind(path.name)  # The absolute path may be too long.
+
+
+@pytest.mark.parametrize(
+  ('make', 'reason'),
+  [
+    (lambda path: os.mkfifo(path), 'a pipe, not a regular file'),
+    (_socket, 'a socket, not a regular file'),
+    (lambda path: _link(path, '/dev/zero'), 'a device, not a regular file'),
+    (lambda path: _link(path, 'nothing.png'), 'a link to nothing'),
+    (lambda path: _link(path, path.name), 'a link to nothing'),
+    (lambda path: _link(path, '00.png/x'), 'a link to nothing'),
+    (lambda path: _link(path, 'x' * 300), 'a link to nothing'),
+    (
+      lambda path: _link(path, '..'),
+      'a link to a folder that is read under another name',
+    ),
+  ],
+  ids='pipe socket device nothing itself below_a_file too_long loop'.split(),
+)
+@pytest.mark.parametrize('place', ['train', 'train/class0', 'train/class0/sub'])
+def test_what_is_no_regular_file_is_counted_and_never_opened(
+  tmp_path, source, place, make, reason
+):
+  path = tmp_path / 'images' / place / 'odd.png'
+  path.parent.mkdir(exist_ok=True)
+  make(path)
+  with pytest.raises(RuntimeError, match=f'max_bad=0 .*\n{place}/odd.png: '):
+    _prepare(source, tmp_path, max_bad=0)
+  out = _prepare(source, tmp_path, max_bad=1)
+  record = json.loads((out / plan.RECORD_FILE).read_text())
+  assert record['skipped'] == [f'{place}/odd.png: ValueError: {reason}']
+  dataset = dataset_lib.open_dataset(tmp_path, 'set')
+  assert dataset.num_examples == {'train': 10, 'validation': 3}
+  assert dataset.class_names == ('class0', 'class1')
+
+
+def test_unused_files_and_folders_are_counted_and_named(
+  tmp_path, source, caplog
+):
+  before = _prepare(source, tmp_path / 'before')
+  folder = tmp_path / 'images'
+  image = (folder / 'train/class0/00.png').read_bytes()
+  for name in ('train/1.png', 'val/2.png', 'extra/class0/3.png', 'README'):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(image)
+  with caplog.at_level(logging.INFO, 'alexnet_jax'):
+    path = _prepare(source, tmp_path)
+  first, last = caplog.messages
+  assert first == (
+    f'{source}: not in a class folder and not used: train/1.png, val/2.png,'
+    ' README and 1 more.'
+  )
+  assert last.endswith('skipped, 4 other files or folders not used.')
+  record = json.loads((path / plan.RECORD_FILE).read_text())
+  assert record.pop('unused') == ['train/1.png', 'val/2.png', 'README', 'extra']
+  assert record == json.loads((before / plan.RECORD_FILE).read_text())
+  trees = [_tree(out) for out in (before, path)]
+  for tree in trees:
+    del tree[plan.RECORD_FILE]
+  assert trees[0] == trees[1]
+
+
 def _saved(image, kind, **options):
   buffer = io.BytesIO()
   image.save(buffer, kind, **options)
@@ -204,6 +275,7 @@ INPUTS = [
   ('float.tiff', lambda: _saved(_photograph('F', 0.5), 'TIFF'), None),
   ('bomb.png', _bomb, None),
   ('exif.jpg', lambda: _damaged_exif(), RED),
+  ('exif.png', lambda: _damaged_exif_of_a_png(), RED),
   ('grey.jpg', lambda: _saved(_photograph('L', 80), 'JPEG'), (80, 80, 80)),
   (
     'grey16.png',
@@ -265,6 +337,24 @@ def test_an_unusual_image_is_stored_correctly_or_skipped_and_listed(
   # of JPEG; the rotated one has another colour in its lower half.
   upper = batch['image'][:, :2].reshape(4, -1, 3).astype(int)
   assert (np.abs(upper - colour).max((1, 2)) <= 3).sum() == 1
+
+
+def _damaged_exif_of_a_png():
+  whole = _saved(_photograph('RGB', RED), 'PNG')
+  chunk = b'eXIfgarbage'
+  chunk = struct.pack('>I', 7) + chunk + struct.pack('>I', zlib.crc32(chunk))
+  return whole[:33] + chunk + whole[33:]
+
+
+def test_warnings_of_pillow_name_the_image(tmp_path, source, caplog):
+  folder = tmp_path / 'images/train/class0'
+  exif = b'Exif\0\0II*\0\x08\0\0\0\xff\xff' + bytes(range(200))
+  _photograph('RGB', RED).save(folder / 'two\nlines.jpg', exif=exif)
+  _prepare(source, tmp_path, max_bad=0)
+  (message,) = caplog.messages
+  name, text = message.split(': ', 1)
+  assert name == r'train/class0/two\nlines.jpg'
+  assert text and len(message.splitlines()) == 1
 
 
 def _kill_this_process(*_):
@@ -409,6 +499,21 @@ def test_unreadable_images_are_skipped_counted_and_listed(
   assert dataset.num_examples == {'train': 10, 'validation': 3}
 
 
+def test_an_error_for_many_unreadable_images_has_three_lines(
+  tmp_path, source, caplog
+):
+  folder = tmp_path / 'images/train/class0'
+  for i in range(6):
+    (folder / f'two\nlines{i}.jpg').write_text('no image')
+  with pytest.raises(RuntimeError) as error:
+    _prepare(source, tmp_path, max_bad=4)
+  assert len(str(error.value).splitlines()) == 3
+  assert ' and 2 more\n' in str(error.value)
+  assert len(caplog.messages) == 2  # The others.
+  text = str(error.value) + ''.join(caplog.messages)
+  assert len(set(re.findall(r'two\\nlines\d.jpg: ', text))) == 5
+
+
 @pytest.mark.parametrize('shard_examples', [3, 100])
 def test_a_larger_max_bad_continues_after_too_many_unreadable_images(
   tmp_path, source, monkeypatch, shard_examples
@@ -419,9 +524,9 @@ def test_a_larger_max_bad_continues_after_too_many_unreadable_images(
   with pytest.raises(RuntimeError) as error:
     _prepare(source, tmp_path / 'again', max_bad=1)
   message = str(error.value)
-  first, *bad, last = message.splitlines()
+  first, bad, last = message.splitlines()
   assert first == 'more than --max_bad=1 unreadable images:'
-  assert len(bad) == 2 and all(b.startswith('train/class0/bad') for b in bad)
+  assert len(re.findall(r'train/class0/bad\d.jpg: ', bad)) == 2
   assert last.startswith(
     'To continue without them, repeat the command with a larger --max_bad'
   )

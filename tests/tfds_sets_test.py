@@ -324,3 +324,27 @@ def test_the_digest_depends_on_the_sizes_of_the_files(tfds_dir):
 def test_the_description_defaults_to_the_name_of_the_data_set(tfds_dir):
   write_set(tfds_dir, 'array_record')
   assert sources.open_source('tfds:pets').description == 'pets/1.0.0 of tfds.'
+
+
+def test_a_file_name_that_is_not_utf8_does_not_cost_the_image(tfds_dir):
+  folder = write_set(tfds_dir, 'tfrecord', features=NAMED)
+  (path,) = folder.glob('*-test.*')
+  path.write_bytes(path.read_bytes().replace(b'5.png', b'5.pn\xe9'))
+  test = sources.open_source('tfds:pets').splits['test']
+  assert [name for _, _, name in values(test)] == [r'5.pn\xe9', '6.png']
+
+
+def test_class_names_that_tfds_cannot_store_are_refused(monkeypatch, tfds_dir):
+  write_set(tfds_dir, 'tfrecord')
+  builder = tfds_sets._builder
+
+  def with_other_names(name):
+    info = builder(name).info
+    info.features['label']._int2str = ['cat', 'dog\nowl', 'owl']
+    return types.SimpleNamespace(info=info)
+
+  monkeypatch.setattr(tfds_sets, '_builder', with_other_names)
+  with pytest.raises(
+    ValueError, match=r"tfds:pets: the class name 'dog\\nowl' "
+  ):
+    sources.open_source('tfds:pets')

@@ -7,15 +7,28 @@ be pickled and sent to another process, which reads it there.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import errno
 import functools
 import hashlib
 import os
 import pathlib
+import stat
 
 from jaxtyping import Int
 import numpy as np
 
 MAX_BYTES = 2**30  # Larger image files are refused without reading them.
+# Errors of a link that leads nowhere.
+LINK_ERRORS = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+# What is refused without opening it. These reasons for skipping an image enter
+# the fingerprint of the data set: rewording one changes the fingerprint.
+_KINDS = {
+  stat.S_IFDIR: 'a link to a folder that is read under another name',
+  stat.S_IFIFO: 'a pipe, not a regular file',
+  stat.S_IFSOCK: 'a socket, not a regular file',
+  stat.S_IFCHR: 'a device, not a regular file',
+  stat.S_IFBLK: 'a device, not a regular file',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +56,8 @@ class Source:
     digest: changes if the examples change.
     index: the result of opening the source, if that takes long: stored so that
       an interrupted preparation can open the source faster. None otherwise.
+    unused: names of files and folders that lie beside the images but belong to
+      no class or split.
   """
 
   class_names: tuple[str, ...]
@@ -50,6 +65,7 @@ class Source:
   description: str
   digest: str
   index: Mapping[str, np.ndarray] | None = None
+  unused: Sequence[str] = ()
 
 
 class Files(Sequence):
@@ -67,7 +83,7 @@ class Files(Sequence):
 
   def __getitem__(self, i: int) -> Example:
     path = self._root / self._names[i]
-    name = _printable(self._names[i])
+    name = utf8(self._names[i])
     read = functools.partial(_read_file, path, name, int(self.labels[i]))
     return Example(name, read)
 
@@ -110,7 +126,17 @@ def from_file_range(
 
 
 def _read_file(path, name, label):
-  _check_size(path.stat().st_size)
+  try:
+    status = path.stat()
+  except OSError as error:
+    if error.errno in LINK_ERRORS and path.is_symlink():
+      raise ValueError('a link to nothing') from error
+    raise
+  kind = stat.S_IFMT(status.st_mode)
+  # Opening a pipe or a device could block, or have an effect.
+  if kind != stat.S_IFREG:
+    raise ValueError(_KINDS.get(kind, 'not a regular file'))
+  _check_size(status.st_size)
   return {'image': path.read_bytes(), 'label': label, 'file_name': name}
 
 
@@ -132,6 +158,6 @@ def _file_descriptor(path):
   return os.open(path, os.O_RDONLY)  # Stays open until the process ends.
 
 
-def _printable(name):
+def utf8(name: str) -> str:
   """A file name in valid UTF-8; Linux allows any bytes in file names."""
   return name.encode(errors='backslashreplace').decode()

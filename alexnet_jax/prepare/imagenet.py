@@ -9,7 +9,6 @@ of the development kit. Both lists come with tfds.
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
-import os
 import pathlib
 import re
 import tarfile
@@ -18,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import folders
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def open_imagenet(
       a class has no images.
   """
   archives = (root / TRAIN_TAR, root / VALIDATION_TAR)
+  unused = ()
   if all(path.is_file() for path in archives):
     if index is None or not _is_current(index, archives):
       log.info('Indexing %s and %s.', *archives)
@@ -65,7 +66,8 @@ def open_imagenet(
       for split, path in zip(NUM_IMAGES, archives, strict=True)
     }
   elif (root / 'train').is_dir() and (root / 'val').is_dir():
-    index, splits = None, _unpacked_splits(root)
+    index = None
+    splits, unused = _unpacked_splits(root)
   else:
     raise FileNotFoundError(
       f'--source=imagenet:{root} has neither {TRAIN_TAR} and {VALIDATION_TAR}'
@@ -86,6 +88,7 @@ def open_imagenet(
     description='ImageNet, the training and validation images of ILSVRC-2012.',
     digest=examples_lib.digest(splits),
     index=index,
+    unused=[examples_lib.utf8(name) for name in unused],
   )
 
 
@@ -251,32 +254,37 @@ def _check_classes(path, labels):
 
 
 def _unpacked_splits(root):
-  """The examples of the folders train/ and val/ by split."""
+  """The examples of the folders train/ and val/ by split, and unused names."""
   labels = {name: label for label, name in enumerate(class_names())}
-  splits = {}
+  splits, unused = {}, []
   for split, subfolder in (('train', 'train'), ('validation', 'val')):
+    classes, files, unreadable = folders.split_entries(root / subfolder)
     found = []
-    with os.scandir(root / subfolder) as entries:
-      for entry in sorted(entries, key=lambda entry: entry.name):
-        if entry.name.startswith('.'):
-          continue
-        if entry.is_dir():
-          if entry.name not in labels:
-            raise ValueError(
-              f'{entry.path} is not a class of ILSVRC-2012; for other classes'
-              f' use --source=folder:{root}'
-            )
-          found += [
-            (f'{entry.name}/{name}', labels[entry.name])
-            for name in sorted(os.listdir(entry.path))
-            if not name.startswith('.')
-          ]
-        elif split == 'validation':
-          found.append((entry.name, _validation_label(entry.name)))
+    for name in classes:
+      if name not in labels:
+        raise ValueError(
+          f'{root / subfolder / name} is not a class of ILSVRC-2012; for other'
+          f' classes use --source=folder:{root}'
+        )
+      found += [
+        (f'{name}/{inner}', labels[name])
+        for inner in folders.class_files(root / subfolder / name)
+      ]
+    folders.warn_of_subfolders(
+      root / subfolder, [name for name, _ in found], depth=2
+    )
+    if split == 'train':
+      unused = [f'{subfolder}/{name}' for name in files]
+    else:
+      found += [(name, _validation_label(name)) for name in files]
     if not found:
       raise ValueError(f'{root / subfolder} contains no images')
+    found += [(name, -1) for name in unreadable]
+    # In the order of earlier versions, on which the fingerprint depends.
+    found.sort(key=lambda item: item[0].split('/')[0])
     splits[split] = examples_lib.Files(
       root / subfolder, *zip(*found, strict=True)
     )
   _check_classes(root / 'train', splits['train'].labels)
-  return splits
+  others = [entry.name for entry in folders.scan(root)]
+  return splits, unused + [n for n in others if n not in ('train', 'val')]

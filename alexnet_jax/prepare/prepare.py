@@ -32,6 +32,7 @@ import tqdm
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import metadata
 from alexnet_jax.prepare import plan as plan_lib
 from alexnet_jax.prepare import shards
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 SHARD_EXAMPLES = 1280  # About 50 MB of 256x256 JPEG; 1,001 shards of ImageNet.
 # Up to this many images, this process writes all shards itself.
 ALONE = 4 * SHARD_EXAMPLES
+_NUM_SHOWN = 3  # Number of unreadable images that an error names.
 
 
 def prepare(
@@ -96,6 +98,7 @@ def prepare(
   incomplete = folder.with_name(f'{folder.name}.incomplete')
   # An invalid source is refused before anything is written.
   source = sources.open_source(spec, plan_lib.read_index(incomplete))
+  _warn_of_unused(spec, source.unused)
   with _created_and_locked(folder.parent, data_dir):
     if folder.exists():  # Another process has completed it in the meantime.
       return _existing(folder, settings)
@@ -134,6 +137,15 @@ def _existing(folder, settings):
   )
   log.info('%s exists already; nothing to do.', folder)
   return folder
+
+
+def _warn_of_unused(spec, unused):
+  if unused:
+    log.warning(
+      '%s: not in a class folder and not used: %s.',
+      spec,
+      folders.described(unused),
+    )
 
 
 @contextlib.contextmanager
@@ -213,10 +225,12 @@ def _write_in_workers(todo, folder, max_bad, progress, workers):
 
 def _check_skipped(skipped, max_bad, folder):
   if len(skipped) > max_bad:
+    for line in skipped[_NUM_SHOWN:]:
+      log.warning('unreadable: %s', folders.printable(line))
     raise RuntimeError(
       f'more than --max_bad={max_bad} unreadable images:\n'
-      + '\n'.join(skipped)
-      + '\nTo continue without them, repeat the command with a larger'
+      f'{folders.described(skipped, _NUM_SHOWN, "; ")}\n'
+      'To continue without them, repeat the command with a larger'
       f' --max_bad; or repair or delete them, remove {folder}, and begin again'
     )
 
@@ -253,6 +267,8 @@ def _describe(folder, name, source, plan, complete_shards):
     files.sync(path)
   stored = {split: totals.num_examples for split, totals in splits.items()}
   record = {**plan, 'stored': stored, 'skipped': skipped}
+  if source.unused:
+    record['unused'] = [*source.unused]
   files.write_json(folder / plan_lib.RECORD_FILE, record)
 
 
@@ -269,11 +285,13 @@ def _complete(incomplete, folder):
 def _log_record(folder):
   record = json.loads((folder / plan_lib.RECORD_FILE).read_text())
   for line in record['skipped']:
-    log.warning('skipped %s', line)
+    log.warning('skipped %s', folders.printable(line))
   stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
+  unused = record.get('unused', ())
   log.info(
-    '%s: %s examples, %d unreadable images skipped.',
+    '%s: %s examples, %d unreadable images skipped%s.',
     folder,
     stored,
     len(record['skipped']),
+    f', {len(unused)} other files or folders not used' if unused else '',
   )

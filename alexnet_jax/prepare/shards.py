@@ -5,11 +5,14 @@ process it is written. The sums over its pixels are stored in a second file
 until all shards are complete.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import pathlib
+import warnings
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
@@ -17,7 +20,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import images
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import folders
 from alexnet_jax.runtime import files
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +80,10 @@ def write(
   for example in shard.examples:
     try:
       features = example.read()
-      encoded, pixels = images.encode(
-        features['image'], shard.size, shard.quality
-      )
+      with _warnings_logged(example.name):
+        encoded, pixels = images.encode(
+          features['image'], shard.size, shard.quality
+        )
     except Exception as error:  # Pillow may raise anything for a damaged file.
       if _is_transient(error):
         raise
@@ -116,6 +123,18 @@ def _commit(shard, temporary, sums):
   files.sync(shard.sums_path)
   files.sync(temporary)
   os.replace(temporary, shard.path)
+
+
+@contextlib.contextmanager
+def _warnings_logged(name: str) -> Iterator[None]:
+  """Logs the warnings of Pillow on one line, with the name of the image."""
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    try:
+      yield
+    finally:
+      if texts := {' '.join(str(w.message).split()): None for w in caught}:
+        log.warning('%s: %s', folders.printable(name), '; '.join(texts))
 
 
 def _is_transient(error):

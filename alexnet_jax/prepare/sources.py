@@ -3,15 +3,20 @@
 from collections.abc import Mapping, Sequence
 import functools
 import io
+import os
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from alexnet_jax.prepare import class_names
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import tfds_sets
 
+# The folder of each split.
+_SUBFOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 FORMS = "'digits', 'folder:DIR', 'imagenet:DIR' or 'tfds:NAME[:VERSION]'"
 # Descriptions are stored in the data set: rewording them changes its files.
 _DIGITS_DESCRIPTION = """\
@@ -106,65 +111,85 @@ def folder(root: pathlib.Path) -> examples_lib.Source:
   """A folder with train/, val/ and optionally test/, each with class folders.
 
   The classes are the folders of train/ in alphabetical order; the splits are
-  'train', 'validation' and 'test'. Hidden files and folders are ignored.
+  'train', 'validation' and 'test'. Images in subfolders of a class folder
+  belong to that class. Hidden files and folders, and those that
+  `folders.is_junk` knows, are ignored; what lies beside the class folders is
+  listed as unused.
 
   Raises:
     FileNotFoundError: if train/ or val/ is missing.
-    ValueError: if there are no class folders, if one is empty, or if val/ or
-      test/ has one that train/ lacks.
+    ValueError: if there are no class folders, if one has no files or a name
+      that tfds cannot store, if two names differ only in their Unicode normal
+      form, or if val/ or test/ has a class folder that train/ lacks.
   """
-  classes = _class_folders(root / 'train')
-  labels = {name: label for label, name in enumerate(classes)}
-  splits = {}
-  for split, subfolder in (
-    ('train', 'train'),
-    ('validation', 'val'),
-    ('test', 'test'),
-  ):
-    if subfolder == 'test' and not (root / subfolder).exists():
+  classes, splits, unused = [], {}, []
+  for split, subfolder in _SUBFOLDERS.items():
+    if subfolder == 'test' and not os.path.lexists(root / subfolder):
       continue
-    found = _class_folders(root / subfolder)
-    if unknown := sorted(set(found) - set(classes)):
+    found, files, unreadable = _class_folders(root / subfolder)
+    class_names.check(found, root / subfolder)
+    class_names.check_distinct(found, root / subfolder)
+    if split == 'train':
+      classes = found
+    # By normal form: an archive made elsewhere may spell the names differently.
+    normalized = class_names.normalized
+    labels = {normalized(name): label for label, name in enumerate(classes)}
+    if unknown := [name for name in found if normalized(name) not in labels]:
       raise ValueError(
         f'{root / subfolder} has class folders that {root / "train"} lacks:'
-        f' {", ".join(unknown)}; the classes are the folders of train/'
+        f' {folders.described(unknown)}; the classes are the folders of train/'
       )
+    unused += [f'{subfolder}/{name}' for name in files]
     names_and_labels = [
-      (f'{subfolder}/{class_name}/{name}', labels[class_name])
+      (f'{subfolder}/{class_name}/{name}', labels[normalized(class_name)])
       for class_name in found
       for name in _files(root / subfolder / class_name)
     ]
+    folders.warn_of_subfolders(root, [n for n, _ in names_and_labels], depth=3)
+    # Unreadable, so their label is never used.
+    names_and_labels += [(f'{subfolder}/{name}', -1) for name in unreadable]
     splits[split] = examples_lib.Files(
       root, *zip(*names_and_labels, strict=True)
     )
+  unused += [
+    entry.name
+    for entry in folders.scan(root)
+    if entry.name not in _SUBFOLDERS.values()
+  ]
   return examples_lib.Source(
     class_names=tuple(classes),
     splits=splits,
-    description=f'Images of {root.name}/.',
+    # An invalid name could not be stored.
+    description=f'Images of {examples_lib.utf8(root.name)}/.',
     digest=examples_lib.digest(splits),
+    unused=[examples_lib.utf8(name) for name in unused],
   )
 
 
-def _class_folders(root: pathlib.Path) -> list[str]:
+def _class_folders(root: pathlib.Path) -> tuple[list[str], ...]:
+  """What `folders.split_entries` returns, if there are class folders."""
   if not root.is_dir():
     raise FileNotFoundError(
       f'no folder {root}; --source=folder:DIR needs DIR/train/CLASS/*.jpg'
       ' and DIR/val/CLASS/*.jpg (any image format)'
     )
-  names = sorted(
-    p.name for p in root.iterdir() if p.is_dir() and p.name[0] != '.'
-  )
-  if not names:
+  entries = folders.split_entries(root)
+  if not entries[0]:
     raise ValueError(
       f'{root} has no class folders; put the images of each class into a folder'
       ' of its own'
     )
-  return names
+  return entries
 
 
 def _files(root: pathlib.Path) -> list[str]:
-  names = sorted(p.name for p in root.iterdir() if p.is_file())
-  names = [name for name in names if name[0] != '.']
+  names = folders.class_files(root)
   if not names:
     raise ValueError(f'class folder {root} is empty; add images or remove it')
+  if not any((root / name).is_file() for name in names):
+    raise ValueError(
+      f'class folder {root} has no regular files, only links to nothing,'
+      f' devices or the like: {folders.described(names)}; add images or remove'
+      ' it'
+    )
   return names

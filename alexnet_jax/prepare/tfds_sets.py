@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.proto import tf_example_pb2
 
+from alexnet_jax.prepare import class_names
 from alexnet_jax.prepare import examples as examples_lib
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,14 @@ def open_tfds(name: str) -> examples_lib.Source:
 
   Raises:
     FileNotFoundError: if it has not been prepared and TensorFlow is missing.
-    ValueError: if it has no 8-bit images, no labels or no split 'train', if a
-      file is missing or damaged, or if tfds cannot prepare it.
+    ValueError: if it has no 8-bit images, no labels, class names that tfds
+      cannot store or no split 'train', if a file is missing or damaged, or if
+      tfds cannot prepare it.
   """
   info = _builder(name).info
-  num_classes = len(_class_names(name, info))
+  names = _class_names(name, info)
+  class_names.check(names, f'--source=tfds:{name}')
+  num_classes = len(names)
   splits, facts = {}, [info.full_name]
   for split, split_info in info.splits.items():
     paths = [pathlib.Path(path) for path in split_info.filepaths]
@@ -65,7 +69,7 @@ def open_tfds(name: str) -> examples_lib.Source:
       f' labels are: {", ".join(splits) or "none"}'
     )
   return examples_lib.Source(
-    class_names=_class_names(name, info),
+    class_names=names,
     splits=splits,
     description=info.description or f'{info.full_name} of tfds.',
     digest=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
@@ -171,7 +175,8 @@ def _read_example(read_record, path, position, name, num_classes):
   return {
     'image': feature['image'].bytes_list.value[0],
     'label': label,
-    'file_name': names[0].decode() if names else name,
+    # The name of an image may be any bytes.
+    'file_name': names[0].decode(errors='backslashreplace') if names else name,
   }
 
 
