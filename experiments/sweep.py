@@ -29,7 +29,6 @@ import shutil
 import sys
 import time
 
-from absl import app
 from absl import flags
 import jax
 import ml_collections
@@ -288,9 +287,7 @@ def run_command(main: Callable[[], None]) -> None:
   `huge_pages`.
   """
 
-  def guarded(argv):
-    if len(argv) > 1:
-      sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
+  def guarded(_):
     with command.one_line_errors('the same command continues'):
       compilation.enable_compilation_cache(FLAGS.compilation_cache_dir)
       try:
@@ -300,4 +297,4 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(f'{type(error).__name__}: {error}')
 
   huge_pages.reexec_with_huge_pages()
-  app.run(guarded)
+  command.run(guarded)
