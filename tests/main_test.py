@@ -149,6 +149,36 @@ def test_a_wrong_flag_is_named_with_its_value(fail, tmp_path, flag, words):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+  ('key', 'given', 'expected'),
+  [
+    ('optimizer.drop_epochs', ['(10,)', '(20,)'], (20,)),
+    ('optimizer.drop_epochs', ['(10,)', '(10,)'], (10,)),
+    ('optimizer.drop_epochs', ['10', '20'], (20,)),
+    ('optimizer.drop_epochs', ['(10, 20)', '()'], ()),
+    ('optimizer.drop_epochs', ['[5, 6]'], (5, 6)),
+    ('model.lrn_layers', ["('conv1',)", 'conv2'], ('conv2',)),
+    ('model.conv_features', ['1,2,3,4,5', '5,4,3,2,1'], (5, 4, 3, 2, 1)),
+    ('optimizer.learning_rate', ['1', '2', '3'], 3.0),
+    ('augment.flip', ['true', 'false'], False),
+    ('input.dataset', ['a', 'b'], 'b'),
+    ('seed', ['1', '2'], 2),
+  ],
+)
+def test_for_a_key_given_twice_the_last_value_wins(
+  monkeypatch, key, given, expected
+):
+  flags = [f'--config.{key}={value}' for value in given]
+  argv = ['main', QUICKSTART, '--workdir=x', *flags]
+  monkeypatch.setattr(sys, 'argv', argv)
+  sys.modules.pop('config_config', None)
+  with flagsaver.flagsaver():
+    main.parse_flags(argv)
+    section, _, name = key.rpartition('.')
+    config = main.CONFIG.value
+    assert (config[section] if section else config)[name] == expected
+
+
 def test_a_missing_workdir_is_named(fail):
   assert 'flag --workdir=None' in fail(QUICKSTART)
 

@@ -1,9 +1,14 @@
-"""A work directory: the config that it records, and paths that it refuses."""
+"""A work directory: the config that it records, and paths that it refuses.
+
+Also the commit of the code that a result records.
+"""
 
 import importlib
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 
 import pytest
 
@@ -161,3 +166,105 @@ def test_a_disk_that_fails_is_named_with_the_work_directory(
   ):
     with workdir_lib.owned_workdir(tmp_path / 'run', paper.get_config()):
       pass
+
+
+ROOT = pathlib.Path(workdir_lib.__file__).parents[1]
+
+
+def git(folder, *arguments):
+  names = {'GIT_AUTHOR_NAME': 'a', 'GIT_COMMITTER_NAME': 'a'}
+  emails = {'GIT_AUTHOR_EMAIL': 'a@b.c', 'GIT_COMMITTER_EMAIL': 'a@b.c'}
+  return subprocess.run(
+    ['git', *arguments],
+    cwd=folder,
+    env=os.environ | names | emails,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
+
+
+def commit_all(folder):
+  """Makes a repository of everything in a folder; returns the commit."""
+  git(folder, 'init', '-q')
+  git(folder, 'add', '-A')
+  git(folder, 'commit', '-q', '-m', 'all')
+  return git(folder, 'rev-parse', 'HEAD')
+
+
+def unpack(folder, setup=True):
+  """Copies the package, as an unpacked archive has it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  ignore = shutil.ignore_patterns('__pycache__')
+  shutil.copytree(ROOT / 'alexnet_jax', folder / 'alexnet_jax', ignore=ignore)
+  if setup:
+    shutil.copy(ROOT / 'setup.cfg', folder)
+  return folder
+
+
+def commit_of(folder, monkeypatch):
+  """What `current_commit` returns for the package in a folder."""
+  file = str(folder / 'alexnet_jax/workdir.py')
+  monkeypatch.setattr(workdir_lib, '__file__', file)
+  return workdir_lib.current_commit()
+
+
+@pytest.mark.parametrize('tracked', [True, False])
+def test_the_commit_of_a_repository_around_the_package_is_not_taken(
+  tmp_path, monkeypatch, tracked
+):
+  (tmp_path / 'mine.txt').write_text('')
+  if tracked:
+    unpack(tmp_path / 'third_party')
+  commit_all(tmp_path)
+  if not tracked:
+    unpack(tmp_path / 'third_party')
+  assert commit_of(tmp_path / 'third_party', monkeypatch) == '0.1.0'
+
+
+def test_the_commit_of_a_repository_that_does_not_track_it_is_not_taken(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'mine.txt').write_text('')
+  commit_all(tmp_path)
+  assert commit_of(unpack(tmp_path), monkeypatch) == '0.1.0'
+
+
+def test_the_commit_of_its_own_repository_is_taken(tmp_path, monkeypatch):
+  unpack(tmp_path / 'clone')
+  commit = commit_all(tmp_path / 'clone')
+  (tmp_path / 'link').symlink_to(tmp_path / 'clone')
+  assert commit_of(tmp_path / 'clone', monkeypatch) == commit
+  assert commit_of(tmp_path / 'link', monkeypatch) == commit
+  (tmp_path / 'clone/alexnet_jax/workdir.py').write_text('')
+  assert commit_of(tmp_path / 'clone', monkeypatch) == f'{commit}+'
+
+
+def test_a_repository_named_by_the_environment_is_not_taken(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine/mine.txt').write_text('')
+  commit_all(tmp_path / 'mine')
+  clone = unpack(tmp_path / 'clone')
+  unpacked = unpack(tmp_path / 'unpacked')
+  commit = commit_all(clone)
+  monkeypatch.setenv('GIT_DIR', str(tmp_path / 'mine/.git'))
+  assert commit_of(clone, monkeypatch) == commit
+  monkeypatch.setenv('GIT_WORK_TREE', str(unpacked))
+  assert commit_of(unpacked, monkeypatch) == '0.1.0'
+
+
+def test_without_git_and_setup_cfg_the_installed_version_is_taken(
+  tmp_path, monkeypatch
+):
+  site = unpack(tmp_path / 'site', setup=False)
+  monkeypatch.setenv('PATH', str(tmp_path))
+  monkeypatch.setattr(
+    workdir_lib.importlib.metadata, 'version', lambda name: f'{name} 9.9'
+  )
+  assert commit_of(site, monkeypatch) == 'alexnet_jax 9.9'
+  (site / 'setup.cfg').write_text('[metadata]\nname = mine\nversion = 7\n')
+  assert commit_of(site, monkeypatch) == 'alexnet_jax 9.9'
+  (site / 'setup.cfg').write_bytes(b'\xff')
+  assert commit_of(site, monkeypatch) == 'alexnet_jax 9.9'
