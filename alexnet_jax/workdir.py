@@ -12,11 +12,13 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import jax
 import ml_collections
 
+from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import recorded_config
 from alexnet_jax.runtime import files
@@ -60,7 +62,9 @@ def check_workdir(
   """The absolute path of a work directory to train in; writes nothing.
 
   Raises:
-    ValueError: if it cannot be written, or belongs to another config.
+    ValueError: if it cannot be written, or belongs to another config. A config
+      without a checkpoint or a result, of a command that failed early, counts
+      for nothing.
   """
   if not os.fspath(workdir):
     raise ValueError('--workdir= is empty; name a folder')
@@ -68,8 +72,23 @@ def check_workdir(
   check_writable(path, f'--workdir={workdir}')
   file = path / CONFIG_FILE
   if file.exists():
-    recorded_config.check_unchanged(config, _read_flat(file), str(file))
+    recorded = _read_flat(file)
+    if 'input.dataset' not in recorded:
+      raise ValueError(
+        f'{file} is not a config of this project; use a fresh --workdir'
+      )
+    if _has_trained(path):
+      recorded_config.check_unchanged(config, recorded, str(file))
   return path
+
+
+def _has_trained(path):
+  """Whether a checkpoint or the result of a run is, or was, there."""
+  saved = re.compile(r'(damaged\.)?\d+')  # Not what an interrupted save left.
+  checkpoints = (path / checkpoint.FOLDER).glob('*')
+  return any(saved.fullmatch(p.name) for p in checkpoints) or any(
+    (path / name).exists() for name in (RESULT_FILE, EVALUATION_FILE)
+  )
 
 
 def check_writable(path: pathlib.Path, flag: str) -> None:

@@ -291,6 +291,7 @@ def test_a_workdir_that_cannot_be_written_is_named(fail, tmp_path, digits):
 
 def test_a_workdir_made_with_another_config_is_named(fail, tmp_path, digits):
   workdir_lib.write_config(tmp_path / 'run', quickstart.get_config())
+  (tmp_path / 'run/checkpoints/50').mkdir(parents=True)
   message = fail(
     QUICKSTART, f'--workdir={tmp_path}/run', digits, '--config.seed=3'
   )

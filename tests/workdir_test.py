@@ -70,8 +70,15 @@ def test_a_path_under_a_regular_file_is_named(tmp_path):
   assert str(error.value).endswith('; name a folder that can')
 
 
-def test_another_config_is_refused_and_the_recorded_one_is_kept(tmp_path):
+@pytest.mark.parametrize(
+  'trained',
+  ['checkpoints/7', 'checkpoints/damaged.7', 'result.json', 'evaluation.json'],
+)
+def test_another_config_is_refused_and_the_recorded_one_is_kept(
+  tmp_path, trained
+):
   record(tmp_path, changed(seed=1))
+  (tmp_path / trained).mkdir(parents=True)
   file = tmp_path / 'config.json'
   with pytest.raises(ValueError) as error:
     record(tmp_path, changed(seed=2))
@@ -79,6 +86,24 @@ def test_another_config_is_refused_and_the_recorded_one_is_kept(tmp_path):
   assert first.startswith(f'{file} was made with another config; use a fresh')
   assert second == f'config.seed is 1 in {file} but 2 here'
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+@pytest.mark.parametrize(
+  'left', ['lock', 'checkpoints', 'checkpoints/7.orbax-checkpoint-tmp', 'x.csv']
+)
+def test_a_config_without_a_checkpoint_counts_for_nothing(tmp_path, left):
+  record(tmp_path, changed(seed=1))
+  (tmp_path / left).mkdir(parents=True)
+  record(tmp_path, changed(seed=2))
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
+
+
+def test_the_config_json_of_another_program_is_kept(tmp_path):
+  text = '{"model_type": "bert", "seed": 0}'
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match='config.json is not a config of this'):
+    record(tmp_path, paper.get_config())
+  assert (tmp_path / 'config.json').read_text() == text
 
 
 def test_keys_that_may_change_are_recorded_with_their_new_values(tmp_path):
