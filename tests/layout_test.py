@@ -58,6 +58,7 @@ ORDER = [
   'timetable',
   'checkpoint',
   'metrics',
+  'metrics_file',
   'events',
   'augment',
   'model',
