@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import difflib
 import itertools
 import logging
+import pathlib
+import runpy
 import shlex
 import sys
 import traceback
@@ -121,12 +124,81 @@ def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
     given = [arg for arg in argv if arg.startswith('--config=')]
     if '--config' in argv[:-1]:
       given = [argv[argv.index('--config') + 1]]
+    # A colon separates the file from an argument of get_config.
+    path, _, argument = ''.join(given[-1:]).partition('=')[2].partition(':')
+    if given and not given[-1].startswith('--config='):
+      path, _, argument = given[-1].partition(':')
+    if isinstance(message, OSError) and not pathlib.Path(path).is_file():
+      sys.exit(f'--config={path} is not a file; {_other_configs(path)}')
+    if pathlib.Path(path).is_file():
+      _exit_for_unknown_keys(argv, path, argument)
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
     if inside:
       text = f'line {inside[-1].lineno}: {type(message).__name__}: {text}'
     sys.exit(f'wrong config key or value{where}: {" ".join(text.split())}')
+
+
+def _other_configs(path):
+  """The config files that there are, the nearest first."""
+  given = pathlib.Path(path)
+  here = pathlib.Path('configs')
+  installed = pathlib.Path(__file__).parents[2] / 'configs'
+  folders = [given if given.is_dir() else given.parent, here, installed]
+  for folder in folders if path else folders[1:]:
+    files = {p.stem: p for p in sorted(folder.glob('[!_]*.py'))}
+    if any('def get_config' in p.read_text('latin-1') for p in files.values()):
+      break
+  nearest = difflib.get_close_matches(given.stem, files, n=1)
+  meant = [f'did you mean {files[name]}? ' for name in nearest]
+  names = ', '.join(p.name for p in files.values()) or 'no config'
+  return f'{"".join(meant)}{folder} holds {names}'
+
+
+def _exit_for_unknown_keys(argv, path, argument):
+  """Exits with one line if the file does not have a key of the command line."""
+  given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg[:1] == '-']
+  given = [name.removeprefix('no') for name in given]
+  given = [n.removeprefix('config.') for n in given if n.startswith('config.')]
+  keys = []
+  with contextlib.suppress(Exception):  # The config file may raise anything.
+    arguments = [argument] if argument else []
+    config = runpy.run_path(path)['get_config'](*arguments)
+    keys = [*_dotted(config)]
+  sections = {key.rpartition('.')[0] for key in keys}
+  for name in given if keys else ():
+    if name not in keys and name not in sections:
+      found = ' or '.join(f'--config.{key}' for key in _nearest(name, keys))
+      within = [key for key in keys if key.split('.')[0] == name.split('.')[0]]
+      others = ', '.join(within or dict.fromkeys(k.split('.')[0] for k in keys))
+      way_out = f'did you mean {found}?' if found else f'there are {others}'
+      sys.exit(f'--config.{name} is not a key of {path}; {way_out}')
+
+
+def _dotted(config):
+  """Yields the dotted keys of a config."""
+  for key, value in config.items():
+    if hasattr(value, 'items'):
+      yield from (f'{key}.{name}' for name in _dotted(value))
+    else:
+      yield key
+
+
+def _nearest(name, keys):
+  """At most three of the dotted keys that `name` may stand for."""
+  last = name.rpartition('.')[2]
+  ends = {key: key.rpartition('.')[2] for key in keys}
+  close = difflib.get_close_matches(last, ends.values(), n=3, cutoff=0.7)
+  initials = lambda end: ''.join(word[:1] for word in end.split('_'))
+  found = [
+    *(key for key, end in ends.items() if end == last),
+    *difflib.get_close_matches(name, keys, n=1, cutoff=0.8),
+    *(key for key, end in ends.items() if end in close),
+    *(key for key, end in ends.items() if initials(end) == last),
+    *(key for key, end in ends.items() if len(last) > 2 and last in end),
+  ]
+  return [*dict.fromkeys(found)][:3]
 
 
 def _raised_here(error: Exception) -> bool:
