@@ -102,19 +102,18 @@ def _problems(
   net, inputs = config.model, config.input
   if 'model.num_towers' not in out_of_range:
     yield from _network(net)
-  if 0 < inputs.image_size < inputs.crop_size:
-    yield (
-      f'config.input.crop_size={inputs.crop_size} must not exceed'
-      f' config.input.image_size={inputs.image_size}; try {inputs.image_size}'
-    )
   used = {
     'model.conv1_kernel',
     'model.conv1_stride',
     'model.pool_size',
     'input.crop_size',
   }
+  smallest = 1
   if not used & out_of_range.keys():
-    yield from _geometry(net, inputs)
+    smallest = _smallest_crop(net)
+    yield from _geometry(net, inputs, smallest)
+  if 0 < inputs.image_size < inputs.crop_size:
+    yield from _crop_size(inputs, smallest)
   yield from _optimizer(config.optimizer)
   if 'model.num_towers' not in out_of_range:
     yield from _mesh(config, num_devices)
@@ -169,18 +168,48 @@ def _widths(net):
       yield f'{setting} must have a first layer'
 
 
-def _geometry(net, inputs):
+def _smallest_crop(net):
+  sizes = lambda crop: _feature_map_sizes(net, crop).values()
+  return next(crop for crop in itertools.count(1) if min(sizes(crop)) >= 1)
+
+
+def _feature_map_sizes(net, crop):
   geometry = (net.conv1_kernel, net.conv1_stride, net.conv1_padding)
-  sizes = lambda crop: model.feature_map_sizes(crop, *geometry, net.pool_size)
-  empty = [name for name, size in sizes(inputs.crop_size).items() if size < 1]
+  return model.feature_map_sizes(crop, *geometry, net.pool_size)
+
+
+def _geometry(net, inputs, smallest):
+  sizes = _feature_map_sizes(net, inputs.crop_size)
+  empty = [name for name, size in sizes.items() if size < 1]
   if empty:
-    smallest = next(
-      crop for crop in itertools.count(1) if min(sizes(crop).values()) >= 1
-    )
+    larger = ''
+    if smallest > inputs.image_size:
+      larger = f', and config.input.image_size at least {_image_size(smallest)}'
     yield (
       f'config.input.crop_size={inputs.crop_size} leaves {empty[0]} without'
-      f' output; with this conv1 it must be at least {smallest}'
+      f' output; with this conv1 it must be at least {smallest}{larger}'
     )
+
+
+def _image_size(crop):
+  """The image size of which a crop is 7/8, as the paper's 224 is of 256."""
+  return -(-crop * 8 // 7)
+
+
+def _crop_size(inputs, smallest):
+  size = inputs.image_size
+  # 7/8 as in the paper; a crop of the whole image would not be random.
+  crop = max(round(size * 7 / 8), smallest)
+  way_out = f'try {crop}'
+  if crop >= size and smallest > 1:
+    way_out = (
+      'these images are too small for this net, try'
+      f' config.input.image_size={_image_size(smallest)} and {smallest}'
+    )
+  yield (
+    f'config.input.crop_size={inputs.crop_size} must not exceed'
+    f' config.input.image_size={size}; {way_out}'
+  )
 
 
 def _optimizer(optim):

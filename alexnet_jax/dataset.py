@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+import shlex
 import zipfile
 
 from jaxtyping import Float
@@ -48,8 +49,16 @@ def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(data_dir).expanduser() / name / VERSION
 
 
-def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
+def open_dataset(
+  data_dir: str | os.PathLike, name: str, image_size: int = 256
+) -> Dataset:
   """Reads the metadata of a prepared data set.
+
+  Args:
+    data_dir: folder of the prepared data sets.
+    name: name of the data set.
+    image_size: side of the images in pixels to prepare it with, for the message
+      if it is missing.
 
   Raises:
     FileNotFoundError: if there is no data set of that name.
@@ -57,12 +66,17 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
   """
   path = dataset_path(data_dir, name)
   if not (path / STATISTICS_FILE).exists():
-    kind = 'imagenet' if name == 'imagenet2012' else 'folder'
+    source, where = 'folder:DIR', ', DIR being the folder of its images'
+    if name == 'imagenet2012':
+      source = 'imagenet:DIR'
+    elif name == 'digits':
+      source, where = 'digits', ''
     raise FileNotFoundError(
       f'no prepared data set config.input.dataset={name} under'
-      f' config.input.data_dir={data_dir}; prepare it: python -m'
-      f' alexnet_jax.prepare --source={kind}:DIR --name={name}'
-      f' --size=SIZE --data_dir={data_dir}, SIZE being config.input.image_size'
+      f' config.input.data_dir={data_dir}{_prepared_there(data_dir)}; prepare'
+      f' it: python -m alexnet_jax.prepare --source={source}'
+      f' --name={shlex.quote(name)} --size={image_size}'
+      f' --data_dir={shlex.quote(str(data_dir))}{where}'
     )
   try:
     info = tfds.builder_from_directory(path).info
@@ -78,6 +92,14 @@ def open_dataset(data_dir: str | os.PathLike, name: str) -> Dataset:
     image_size=image_shape[0],
     **_statistics(path / STATISTICS_FILE, image_shape),
   )
+
+
+def _prepared_there(data_dir):
+  """The names of the data sets in a folder, in brackets; '' without any."""
+  folder = pathlib.Path(data_dir).expanduser()
+  found = sorted(folder.glob(f'*/{VERSION}/{STATISTICS_FILE}'))
+  names = [file.parents[1].name for file in found[:10]]
+  return f' (it holds {", ".join(names)})' if names else ''
 
 
 def _statistics(file, image_shape):

@@ -9,9 +9,7 @@ net, with one view and with many, and can use several processes.
 from collections.abc import Iterator, Sequence
 import os
 import pathlib
-import sys
 
-from absl import app
 from absl import flags
 import ml_collections
 
@@ -240,9 +238,7 @@ def evaluate_with_flags(
   evaluate(workdirs, which, config=config, **values)
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    sys.exit(f'{argv[1]} is not a flag; folders are separated by commas')
+def main(_) -> None:
   with command.one_line_errors('finished predictions are kept'):
     compilation.enable_compilation_cache(CACHE_DIR.value)
     evaluate_with_flags(WORKDIRS.value, EVALUATION)
@@ -259,4 +255,4 @@ if __name__ == '__main__':
     'compilation_cache_dir', *compilation.CACHE_DIR
   )
   EVALUATION = define_evaluation_flags(views='many')
-  app.run(main)
+  command.run(main, 'folders are separated by commas')

@@ -64,11 +64,9 @@ def parse_flags(argv: list[str]) -> list[str]:
       ' --checkpoint, --views, --split and --data_dir'
     )
   with command.one_line_config_errors(argv):
-    rest = app.parse_flags_with_usage(argv)
+    rest = command.parse_flags(argv)
     if CONFIG.value is not None:
       _ = CONFIG.value.seed  # The file is read on first use.
-  if len(rest) > 1:
-    sys.exit(f'{rest[1]} is not a flag; flags have the form --name=value')
   return rest
 
 

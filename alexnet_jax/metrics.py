@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import tqdm
 
+from alexnet_jax import metrics_file
 from alexnet_jax.runtime import processes
 
 # The tags that every row has, in the order of the columns.
@@ -153,7 +154,7 @@ class MetricsWriter:
 
     self._events = events.EventWriter(workdir, step)
     columns = ('step', 'epoch', *TRAIN_TAGS, *self._eval_tags)
-    rows = _rows_until(workdir / CSV_FILE, step)
+    rows = metrics_file.rows_until(workdir / CSV_FILE, columns, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
     self._csv_file = open(temporary, 'w', newline='')
     self._csv = csv.DictWriter(self._csv_file, columns)
@@ -190,17 +191,6 @@ class MetricsWriter:
     if self._enabled:
       self._csv_file.close()
       self._events.close()
-
-
-def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
-  """The complete rows of a csv file up to `step`."""
-  if step == 0 or not path.exists():
-    return []
-  with open(path, newline='') as file:
-    text = file.read()
-  complete = text[: text.rfind('\n') + 1]  # The last line may be truncated.
-  rows = csv.DictReader(complete.splitlines())
-  return [row for row in rows if int(row['step']) <= step]
 
 
 class Progress:

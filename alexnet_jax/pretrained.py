@@ -22,11 +22,13 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
   """Opens the checkpoints of config.train.init_workdir; the caller closes them.
 
   Raises:
-    ValueError: if their network differs in more than its classes.
+    ValueError: if their network differs in more than its classes, or the latest
+      cannot be read.
     FileNotFoundError: if there are none.
   """
   where = f'config.train.init_workdir={run.config.train.init_workdir}'
-  folder = pathlib.Path(run.config.train.init_workdir).expanduser()
+  # Orbax accepts only absolute paths.
+  folder = pathlib.Path(run.config.train.init_workdir).expanduser().absolute()
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (folder / name).exists():
       raise FileNotFoundError(
@@ -35,13 +37,25 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
   recorded_config.check_same_network(
     run.config, config_lib.flatten(workdir_lib.read_config(folder)), where
   )
-  checkpoints = checkpoint.Checkpoints(folder, read_only=True)
-  try:
-    checkpoints.step_of('latest')
-  except FileNotFoundError as error:
-    checkpoints.close()
-    raise FileNotFoundError(f'{where}: {error}') from error
+  with contextlib.ExitStack() as stack:
+    try:
+      checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+      stack.callback(checkpoints.close)
+      checkpoints.read_metadata(checkpoints.step_of('latest'))
+    except FileNotFoundError as error:
+      raise FileNotFoundError(f'{where}: {error}') from error
+    except checkpoint.DamagedError as error:
+      raise _damaged(where, error) from error
+    stack.pop_all()  # All is well: they stay open.
   return checkpoints
+
+
+def _damaged(where, error):
+  return ValueError(
+    f'{where}: its latest checkpoint cannot be read ({error}); name another'
+    ' run, or continue that one (--mode=train), which sets damaged checkpoints'
+    ' aside'
+  )
 
 
 def create_train_state(run: run_lib.Run) -> train_state.TrainState:
@@ -69,10 +83,7 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
       )
       params = checkpoints.restore(template, step).params
     except checkpoint.DamagedError as error:
-      raise ValueError(
-        f'{where}: the checkpoint of step {step} cannot be read ({error});'
-        ' --mode=train there continues from the one before'
-      ) from error
+      raise _damaged(where, error) from error
   log.info('All layers but fc8 start from step %d of %s.', step, where)
   params |= {'fc8': state.params['fc8']}
   placed = placement.place(params, run.mesh, run.param_specs(params))

@@ -119,7 +119,9 @@ def open_run(config: ml_collections.ConfigDict) -> Run:
   """
   config_lib.check(config, jax.device_count())
   inputs = config.input
-  dataset = dataset_lib.open_dataset(inputs.data_dir, inputs.dataset)
+  dataset = dataset_lib.open_dataset(
+    inputs.data_dir, inputs.dataset, inputs.image_size
+  )
   dataset_lib.check_dataset(
     dataset,
     image_size=inputs.image_size,

@@ -6,15 +6,19 @@ It holds `config.json` and `result.json`, besides the files of other modules:
 """
 
 from collections.abc import Iterator, Mapping
+import configparser
 import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import jax
 import ml_collections
 
+from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import recorded_config
 from alexnet_jax.runtime import files
@@ -58,7 +62,9 @@ def check_workdir(
   """The absolute path of a work directory to train in; writes nothing.
 
   Raises:
-    ValueError: if it cannot be written, or belongs to another config.
+    ValueError: if it cannot be written, or belongs to another config. A config
+      without a checkpoint or a result, of a command that failed early, counts
+      for nothing.
   """
   if not os.fspath(workdir):
     raise ValueError('--workdir= is empty; name a folder')
@@ -66,8 +72,23 @@ def check_workdir(
   check_writable(path, f'--workdir={workdir}')
   file = path / CONFIG_FILE
   if file.exists():
-    recorded_config.check_unchanged(config, _read_flat(file), str(file))
+    recorded = _read_flat(file)
+    if 'input.dataset' not in recorded:
+      raise ValueError(
+        f'{file} is not a config of this project; use a fresh --workdir'
+      )
+    if _has_trained(path):
+      recorded_config.check_unchanged(config, recorded, str(file))
   return path
+
+
+def _has_trained(path):
+  """Whether a checkpoint or the result of a run is, or was, there."""
+  saved = re.compile(r'(damaged\.)?\d+')  # Not what an interrupted save left.
+  checkpoints = (path / checkpoint.FOLDER).glob('*')
+  return any(saved.fullmatch(p.name) for p in checkpoints) or any(
+    (path / name).exists() for name in (RESULT_FILE, EVALUATION_FILE)
+  )
 
 
 def check_writable(path: pathlib.Path, flag: str) -> None:
@@ -155,7 +176,7 @@ def write_result(
     step: number of completed steps.
     epoch: passes through the training set.
     wall_seconds: duration of the whole run in seconds.
-    commit: commit of the code, from `current_commit`.
+    commit: commit or version of the code, from `current_commit`.
     values: the last metrics, by tag.
   """
   if not processes.is_first() or (workdir / RESULT_FILE).exists():
@@ -175,12 +196,42 @@ def write_result(
 
 
 def current_commit() -> str:
-  """The commit of this code, with '+' if files were changed; '' without git."""
-  command = 'git describe --always --dirty=+ --abbrev=40 --exclude=*'.split()
+  """The commit of this code, with '+' if files were changed.
+
+  Without a git repository of this package, the version of the package.
+  """
+  file = pathlib.Path(__file__).resolve()
+  root = file.parents[1]
+  # A repository around the folder, as a user's own, has its own commits.
+  if _git(root, 'rev-parse', '--show-toplevel') == str(root) and _git(
+    root, 'ls-files', '--', str(file)
+  ):
+    describe = ('describe', '--always', '--dirty=+', '--abbrev=40')
+    if found := _git(root, *describe, '--exclude=*'):
+      return found
+  return _version(root)
+
+
+def _git(folder, *arguments):
+  """The output of a git command; '' if it fails or there is no git."""
+  # These variables, as git sets them for its hooks, name another repository.
+  env = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')}
   try:
     found = subprocess.run(
-      command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True
+      ['git', *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
-  except OSError:
+  except (OSError, ValueError):  # A ValueError if the output is no UTF-8.
     return ''
-  return found.stdout.strip()
+  return found.stdout.strip() if found.returncode == 0 else ''
+
+
+def _version(root):
+  """The version in the setup.cfg beside the package, or the installed one."""
+  setup = configparser.ConfigParser(interpolation=None)
+  with contextlib.suppress(OSError, ValueError, configparser.Error):
+    setup.read(root / 'setup.cfg')
+  if setup.get('metadata', 'name', fallback='') == 'alexnet_jax':
+    return setup.get('metadata', 'version', fallback='')
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    return importlib.metadata.version('alexnet_jax')
+  return ''

@@ -72,15 +72,13 @@ def run(measure, *, quick, check=None, rounds=None, **more) -> None:
       define = define.get(type(default), flags.DEFINE_string)
       define(name, default, description)
 
-  def main(argv):
-    if len(argv) > 1:
-      sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
+  def main(_):
     command.quiet_libraries()
     finish(measure(), FLAGS.output, check is not None and FLAGS.check)
 
   def parse_flags(argv):
     with command.one_line_config_errors(argv):
-      return app.parse_flags_with_usage(argv)
+      return command.parse_flags(argv)
 
   app.run(main, flags_parser=parse_flags)
 

@@ -18,9 +18,10 @@ import statistics
 import sys
 import textwrap
 
-from absl import app
 from absl import flags
 from PIL import Image
+
+from alexnet_jax.runtime import command
 
 COLORS = ('#1f5a92', '#d98324', '#7a7a7a', '#4f9d69', '#a23b4a', '#8e6bb0')
 WIDTH, DPI = 9.0, 110  # Inches, dots per inch.
@@ -136,4 +137,4 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_string('results', 'benchmarks/results', 'Folder of the records.')
-  app.run(main)
+  command.run(main)

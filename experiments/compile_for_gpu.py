@@ -22,7 +22,6 @@ import sys
 import time
 from unittest import mock
 
-from absl import app
 from absl import flags
 import jax
 from jax._src import xla_bridge  # JAX 0.10 has no public function for it.
@@ -127,9 +126,7 @@ def define_flags() -> None:
   )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
+def main(_) -> None:
   for name in ('target', 'plugin'):
     if not os.path.isfile(path := FLAGS[name].value):
       sys.exit(f'--{name}={path} is not a file')
@@ -150,4 +147,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  command.run(main)

@@ -17,12 +17,12 @@ all three.
 import io
 import pathlib
 
-from absl import app
 from absl import flags
 import numpy as np
 from PIL import Image
 
 from alexnet_jax import images
+from alexnet_jax.runtime import command
 
 
 def central_square(image: Image.Image) -> Image.Image:
@@ -147,4 +147,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer(
     'size', 256, 'Height and width of the results in pixels.'
   )
-  app.run(main)
+  command.run(main)

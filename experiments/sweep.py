@@ -29,7 +29,6 @@ import shutil
 import sys
 import time
 
-from absl import app
 from absl import flags
 import jax
 import ml_collections
@@ -287,9 +286,7 @@ def run_command(main: Callable[[], None]) -> None:
   It may restart the program, see `huge_pages`: call it before anything else.
   """
 
-  def guarded(argv):
-    if len(argv) > 1:
-      sys.exit(f'{argv[1]} is not a flag; flags have the form --name=value')
+  def guarded(_):
     with command.one_line_errors('the same command continues'):
       compilation.enable_compilation_cache(FLAGS.compilation_cache_dir)
       try:
@@ -299,4 +296,4 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(f'{type(error).__name__}: {error}')
 
   huge_pages.reexec_with_huge_pages()
-  app.run(guarded)
+  command.run(guarded)

@@ -1,11 +1,122 @@
-"""Errors of a config as one line, and what libraries log; see main_test.py."""
+"""Words that are no flags, errors of a config, and what libraries log.
+
+More of it is in main_test.py.
+"""
 
 import logging
+import os
+import pathlib
+import subprocess
+import sys
 
+from absl import flags
 from absl import logging as absl_logging
 import pytest
 
 from alexnet_jax.runtime import command
+
+ROOT = pathlib.Path(command.__file__).parents[2]
+
+
+@pytest.fixture
+def values(monkeypatch):
+  """Flags of their own, as of a command."""
+  found = flags.FlagValues()
+  flags.DEFINE_string('source', None, '', flag_values=found, required=True)
+  flags.DEFINE_string('name', None, '', flag_values=found, required=True)
+  flags.DEFINE_integer('size', 256, '', flag_values=found)
+  flags.DEFINE_bool('quick', False, '', flag_values=found)
+  monkeypatch.setattr(flags, 'FLAGS', found)
+  monkeypatch.setattr(command.app, 'parse_flags_with_usage', found)
+  return found
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (
+      ['--source=folder:/my', 'pics', '--name=x'],
+      "pics is not a flag; quote a value that has spaces: --source='folder:/my"
+      " pics'",
+    ),
+    (
+      ['--source=folder:/my', 'new', 'pics', '--name=x', 'y'],
+      "new is not a flag; quote a value that has spaces: --source='folder:/my"
+      " new pics'",
+    ),
+    (['size=32'], 'size=32 is not a flag; write --size=32'),
+    (['–size=32'], '–size=32 is not a flag; write --size=32'),
+    (['—size', '32'], '—size is not a flag; write --size'),
+    (['32', '--size=3'], '32 is not a flag; flags have the form --name=value'),
+    (['--quick', 'true'], 'true is not a flag; write --quick=true'),
+    (['--', '--size=32'], '--size=32 is not a flag; write --size=32'),
+    (['-'], '- is not a flag; flags have the form --name=value'),
+    ([''], "'' is not a flag; flags have the form --name=value"),
+  ],
+)
+def test_a_word_that_is_no_flag_is_refused_with_a_way_out(
+  values, words, message
+):
+  needed = [] if '--name=x' in words else ['--source=digits', '--name=x']
+  if words[0].startswith('--') or not needed:
+    argv = ['command', *needed, *words]
+  else:
+    argv = ['command', *words, *needed]
+  with pytest.raises(SystemExit) as ended:
+    command.parse_flags(argv)
+  assert ended.value.code == message
+
+
+def test_flags_alone_are_parsed(values):
+  argv = ['command', '--source', 'a b', '--name=x', '--size=8', '--noquick']
+  assert command.parse_flags(argv) == ['command']
+  assert (values.source, values.size, values.quick) == ('a b', 8, False)
+
+
+COMMANDS = sorted(
+  '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+  for folder in ('alexnet_jax', 'benchmarks', 'experiments')
+  for path in (ROOT / folder).rglob('*.py')
+  if "__name__ == '__main__'" in path.read_text()
+  and path.name != 'workers.py'  # Only quotes it.
+)
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_every_command_parses_its_flags_so(module):
+  path = ROOT / f'{module.replace(".", "/")}.py'
+  text = path.read_text()
+  shared = (
+    'command.run(',
+    'command.parse_flags',
+    'harness.run(',
+    'run_command',
+  )
+  assert any(way in text for way in shared) or module == 'benchmarks.tf_data'
+  assert 'parse_flags_with_usage' not in text
+
+
+@pytest.mark.parametrize(
+  'module', ['alexnet_jax.prepare', 'benchmarks.scaling']
+)
+def test_a_command_refuses_a_word(module, tmp_path):
+  flag = {'alexnet_jax.prepare': '--data_dir'}.get(module, '--output')
+  argv = [f'{flag}={tmp_path}/my', 'folder', '--source=digits', '--name=x']
+  if module != 'alexnet_jax.prepare':
+    argv = argv[:2]
+  done = subprocess.run(
+    [sys.executable, '-m', module, *argv],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr == (
+    'folder is not a flag; quote a value that has spaces:'
+    f" {flag}='{tmp_path}/my folder'\n"
+  )
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ RULES = [
     {'input__crop_size': 257},
     1,
     'config.input.crop_size=257 must not exceed config.input.image_size=256;'
-    ' try 256',
+    ' try 224',
   ),
   (
     {'input__crop_size': 10},
@@ -770,6 +770,29 @@ def test_the_smallest_crop_named_works_and_no_smaller_one():
     not problems(changed(input__crop_size=crop, model__conv1_padding=3))
   )
   assert (works(least), works(least - 1)) == (True, False)
+
+
+@pytest.mark.parametrize('crop', [20, 224, 1000])
+@pytest.mark.parametrize(
+  'size', [1, 8, 32, 63, 64, 65, 66, 72, 76, 96, 112, 128, 223]
+)
+@pytest.mark.parametrize('name', ['paper', 'quickstart'])
+def test_what_a_size_hint_says_works_and_leaves_random_crops(name, size, crop):
+  config = load(name)
+  config.input.image_size, config.input.crop_size = size, crop
+  found = problems(config)
+  if crop > size:
+    line = found[-1]
+    numbers = re.findall(r'\d+', line.partition('try ')[2])
+  else:
+    (line,) = [found[0]] if found else ['at least 64']
+    numbers = re.findall(r'at least (\d+)', line)[::-1]
+  *sizes, smaller = map(int, numbers)
+  config.input.crop_size = smaller
+  if sizes:
+    config.input.image_size = sizes[0]
+  assert problems(config) == []
+  assert smaller < config.input.image_size or crop < size
 
 
 def test_flattened_values_survive_json_unchanged():

@@ -1,5 +1,6 @@
 """Opening a prepared data set, and checking it against a config."""
 
+import shlex
 import shutil
 
 import numpy as np
@@ -49,7 +50,33 @@ def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
     'no prepared data set config.input.dataset=flowers under'
     f' config.input.data_dir={tmp_path}; prepare it: python -m'
     ' alexnet_jax.prepare --source=folder:DIR --name=flowers'
-    f' --size=SIZE --data_dir={tmp_path}, SIZE being config.input.image_size'
+    f' --size=256 --data_dir={tmp_path}, DIR being the folder of its images'
+  )
+
+
+def test_the_hint_for_a_missing_dataset_can_be_followed_as_printed(tmp_path):
+  data_dir = tmp_path / "it's my data"
+  _prepare(data_dir, 'flowers')
+  with pytest.raises(FileNotFoundError) as error:
+    dataset_lib.open_dataset(data_dir, 'digits', 76)
+  message = str(error.value)
+  assert f'data_dir={data_dir} (it holds flowers); prepare it: ' in message
+  _, flag, *words = shlex.split(message.partition('prepare it: python ')[2])
+  assert (flag, words) == (
+    'alexnet_jax.prepare',
+    ['--source=digits', '--name=digits', '--size=76', f'--data_dir={data_dir}'],
+  )
+
+
+@pytest.mark.parametrize('name', ['imagenet2012', 'flowers', 'digits'])
+def test_no_placeholder_in_a_hint_is_left_unexplained(tmp_path, name):
+  with pytest.raises(FileNotFoundError) as error:
+    dataset_lib.open_dataset(tmp_path, name, 64)
+  message = str(error.value).replace(str(tmp_path), '')
+  assert '--size=64 ' in message and 'SIZE' not in message
+  explained = ', DIR being the folder of its images'
+  assert (
+    (':DIR' in message) == message.endswith(explained) == (name != 'digits')
   )
 
 

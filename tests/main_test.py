@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -89,8 +90,8 @@ def missing_data_set(tmp_path, name):
     f'FileNotFoundError: no prepared data set config.input.dataset={name} under'
     f' config.input.data_dir={tmp_path}/data; prepare it: python -m'
     f' alexnet_jax.prepare --source=imagenet:DIR --name={name}'
-    f' --size=SIZE --data_dir={tmp_path}/data,'
-    ' SIZE being config.input.image_size'
+    f' --size=256 --data_dir={tmp_path}/data, DIR being the folder of its'
+    ' images'
   )
 
 
@@ -101,7 +102,7 @@ def test_for_a_misspelt_key_the_command_suggests_the_right_one(tmp_path):
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   assert 'num_clases' in done.stderr
-  assert '"num_classes"' in done.stderr
+  assert 'did you mean --config.model.num_classes?' in done.stderr
   assert not (tmp_path / 'run').exists()
 
 
@@ -130,8 +131,14 @@ def test_a_compilation_would_be_noticed(no_compilation):
 @pytest.mark.parametrize(
   'flag, words',
   [
-    ('--config.modle.num_classes=3', ['modle', '"model"']),
-    ('--config.model.num_clases=3', ['num_clases', '"num_classes"']),
+    (
+      '--config.modle.num_classes=3',
+      ['modle', 'mean --config.model.num_classes?'],
+    ),
+    (
+      '--config.model.num_clases=3',
+      ['num_clases', 'mean --config.model.num_classes?'],
+    ),
     ('--config.model.num_classes=ten', ['config.model.num_classes=ten', 'int']),
     ('--config.input.batch_size=12.5', ['config.input.batch_size=12.5', 'int']),
     ('--config.train.epochs=many', ['config.train.epochs=many', 'float']),
@@ -147,6 +154,36 @@ def test_a_wrong_flag_is_named_with_its_value(fail, tmp_path, flag, words):
   message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
   assert [word for word in words if word not in message] == []
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('key', 'given', 'expected'),
+  [
+    ('optimizer.drop_epochs', ['(10,)', '(20,)'], (20,)),
+    ('optimizer.drop_epochs', ['(10,)', '(10,)'], (10,)),
+    ('optimizer.drop_epochs', ['10', '20'], (20,)),
+    ('optimizer.drop_epochs', ['(10, 20)', '()'], ()),
+    ('optimizer.drop_epochs', ['[5, 6]'], (5, 6)),
+    ('model.lrn_layers', ["('conv1',)", 'conv2'], ('conv2',)),
+    ('model.conv_features', ['1,2,3,4,5', '5,4,3,2,1'], (5, 4, 3, 2, 1)),
+    ('optimizer.learning_rate', ['1', '2', '3'], 3.0),
+    ('augment.flip', ['true', 'false'], False),
+    ('input.dataset', ['a', 'b'], 'b'),
+    ('seed', ['1', '2'], 2),
+  ],
+)
+def test_for_a_key_given_twice_the_last_value_wins(
+  monkeypatch, key, given, expected
+):
+  flags = [f'--config.{key}={value}' for value in given]
+  argv = ['main', QUICKSTART, '--workdir=x', *flags]
+  monkeypatch.setattr(sys, 'argv', argv)
+  sys.modules.pop('config_config', None)
+  with flagsaver.flagsaver():
+    main.parse_flags(argv)
+    section, _, name = key.rpartition('.')
+    config = main.CONFIG.value
+    assert (config[section] if section else config)[name] == expected
 
 
 def test_a_missing_workdir_is_named(fail):
@@ -234,6 +271,74 @@ def test_an_error_in_a_config_file_is_reported_with_its_line(
   assert message.count('\n') == 0
 
 
+@pytest.mark.parametrize(
+  ('key', 'way_out'),
+  [
+    ('lr', 'did you mean --config.optimizer.learning_rate?'),
+    ('learning_rate', 'did you mean --config.optimizer.learning_rate?'),
+    ('train.learning_rate', 'did you mean --config.optimizer.learning_rate?'),
+    ('model.num_clases', 'did you mean --config.model.num_classes?'),
+    ('modle.num_classes', 'did you mean --config.model.num_classes?'),
+    ('modl.num_clases', 'did you mean --config.model.num_classes?'),
+    ('dropout', 'did you mean --config.model.dropout_rate or'),
+    ('train.epochs.x', 'did you mean --config.train.epochs?'),
+    (
+      'batch_size',
+      'did you mean --config.input.batch_size or --config.eval.batch_size?',
+    ),
+    ('train.zzz', 'there are train.epochs, train.init_workdir'),
+    ('zzz', 'there are seed, model, input, augment, optimizer, mesh, eval'),
+    ('keys', 'there are seed, model, input'),
+    ('model-x', 'there are seed, model, input'),
+  ],
+)
+def test_for_an_unknown_key_the_nearest_ones_are_named(
+  fail, tmp_path, key, way_out
+):
+  message = fail(QUICKSTART, f'--workdir={tmp_path}/run', f'--config.{key}=1')
+  file = QUICKSTART.partition('=')[2]
+  start, _, end = message.partition('; ')
+  assert start == f'--config.{key} is not a key of {file}'
+  words = lambda text: {*re.findall(r'[\w.-]+', text)}
+  assert words(way_out) <= words(end)  # In any order.
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize('override', [[], ['--config.seed=1']])
+@pytest.mark.parametrize('separator', ['=', ' '])
+@pytest.mark.parametrize(
+  ('given', 'meant'),
+  [
+    ('configs/quikstart.py', 'configs/quickstart.py'),
+    ('configs/quickstart', 'configs/quickstart.py'),
+    ('quickstart', 'configs/quickstart.py'),
+    ('quickstart.py', 'configs/quickstart.py'),
+    ('config/paper.py', 'configs/paper.py'),
+    ('paper.py:argument', 'configs/paper.py'),
+    ('configs', None),
+    ('', None),
+    ('nothing/like/it', None),
+  ],
+)
+def test_for_a_misspelt_config_file_the_nearest_one_and_all_are_named(
+  fail, tmp_path, given, meant, separator, override
+):
+  flag = f'--config={given}'.split('=' if separator == ' ' else '\n')
+  message = fail(f'--workdir={tmp_path}/run', *flag, *override)
+  path = given.partition(':')[0]
+  mean = f'did you mean {meant}? ' if meant else ''
+  start = f'--config={path} is not a file; {mean}configs holds caffe.py, '
+  assert message.startswith(start)
+  assert message.endswith(', source.py')
+  assert '\n' not in message
+
+
+def test_the_configs_are_found_from_another_folder(fail, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  message = fail(f'--workdir={tmp_path}/run', '--config=configs/quickstart.py')
+  assert f'; did you mean {ROOT}/configs/quickstart.py? {ROOT}' in message
+
+
 def test_several_broken_rules_are_reported_at_once(fail, tmp_path):
   message = fail(
     QUICKSTART,
@@ -290,6 +395,7 @@ def test_mode_and_flags_of_evaluation_must_be_the_same_on_all_hosts(
 
 def test_a_workdir_made_with_another_config_is_named(fail, tmp_path, digits):
   workdir_lib.write_config(tmp_path / 'run', quickstart.get_config())
+  (tmp_path / 'run/checkpoints/50').mkdir(parents=True)
   message = fail(
     QUICKSTART, f'--workdir={tmp_path}/run', digits, '--config.seed=3'
   )

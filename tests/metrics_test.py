@@ -188,6 +188,123 @@ def test_a_kill_while_the_csv_file_is_rewound_loses_no_row(
   assert [row['step'] for row in read_rows(tmp_path)] == ['1', '2', '3']
 
 
+def kept_aside(workdir):
+  """Content of the files that were set aside, by name."""
+  return {p.name: p.read_bytes() for p in workdir.glob('metrics.csv.d*')}
+
+
+def edited(lines, delimiter=',', end='\r\n'):
+  return end.join(delimiter.join(row) for row in lines) + end
+
+
+def more_column(rows):
+  return [[*row, 'mine' if i == 0 else 'good'] for i, row in enumerate(rows)]
+
+
+def floats(rows):
+  return [rows[0], *([f'{row[0]}.0', *row[1:]] for row in rows[1:])]
+
+
+def decimal_commas(rows):
+  return [[cell.replace('.', ',') for cell in row] for row in rows]
+
+
+# What a spreadsheet makes of the rows, and whether they can still be read.
+SPREADSHEETS = {
+  'semicolon': lambda rows: edited(rows, ';').encode(),
+  'tab': lambda rows: edited(rows, '\t').encode(),
+  'decimal comma': lambda rows: edited(decimal_commas(rows), ';').encode(),
+  'mark': lambda rows: edited(rows).encode('utf-8-sig'),
+  'mark, semicolon': lambda rows: edited(rows, ';').encode('utf-8-sig'),
+  'utf-16': lambda rows: edited(rows, '\t').encode('utf-16'),
+  'utf-16, big': lambda rows: b'\xfe\xff' + edited(rows).encode('utf-16-be'),
+  '1.0': lambda rows: edited(floats(rows)).encode(),
+  'column': lambda rows: edited(more_column(rows)).encode(),
+  'cell': lambda rows: edited([*rows[:-1], [*rows[-1], '7']]).encode(),
+  'empty rows': lambda rows: edited([*rows, [''] * len(rows[0])]).encode(),
+}
+UNREADABLE = {
+  'utf-16 without a mark': lambda rows: edited(rows).encode('utf-16-le'),
+  'latin-1': lambda rows: edited(more_column(rows)).encode() + b'\xe9,1\r\n',
+  'no header': lambda rows: edited(rows[1:]).encode(),
+  'sums': lambda rows: edited([*rows, ['Sum', *rows[1][1:]]]).encode(),
+  'words': lambda rows: edited([*rows, ['4', '#REF!', *rows[1][2:]]]).encode(),
+  'descending': lambda rows: edited([rows[0], *rows[:0:-1]]).encode(),
+  'twice': lambda rows: edited([*rows, *rows[1:]]).encode(),
+  '1.5': lambda rows: edited([*rows, ['4.5', *rows[1][1:]]]).encode(),
+  'xlsx': lambda rows: b'PK\x03\x04\xff\xfe\x00\x00\r\n',
+  'zeros': lambda rows: edited(rows).encode() + bytes(512) + b'\r\n',
+  'quote': lambda rows: edited(rows).encode() + b'"' + b'x' * 200_000 + b'\r\n',
+}
+
+
+@pytest.mark.parametrize('case', [*SPREADSHEETS, *UNREADABLE])
+def test_a_csv_file_that_a_spreadsheet_changed_is_kept_and_read_if_it_can_be(
+  tmp_path, caplog, case
+):
+  write_run(tmp_path, 0, 3)
+  path = tmp_path / 'metrics.csv'
+  with open(path, newline='') as file:
+    rows = list(csv.reader(file))
+  before = read_rows(tmp_path)
+  content = (SPREADSHEETS | UNREADABLE)[case](rows)
+  path.write_bytes(content)
+  for _ in range(2):  # The second finds its own file, which is not kept.
+    write_run(tmp_path, 3, 4)
+  kept = before if case in SPREADSHEETS else []
+  assert read_rows(tmp_path)[:-1] == kept
+  assert read_rows(tmp_path)[-1]['step'] == '4'
+  assert kept_aside(tmp_path) == {'metrics.csv.damaged': content}
+  (line,) = [r.getMessage() for r in caplog.records]
+  assert line.count('\n') == 0
+  assert line.startswith(f'{path} is not as training wrote it (')
+  reads = 'its rows are continued' if kept else 'a new one begins'
+  assert f'kept as metrics.csv.damaged, {reads} after step 3.' in line
+
+
+def test_a_file_set_aside_replaces_no_other(tmp_path, caplog):
+  for number in range(3):
+    (tmp_path / 'metrics.csv').write_text(f'{number}\r\n')
+    write_run(tmp_path, 0, 1)
+  names = ['metrics.csv.damaged', 'metrics.csv.damaged.2']
+  assert sorted(kept_aside(tmp_path)) == [*names, 'metrics.csv.damaged.3']
+  assert kept_aside(tmp_path)[names[0]] == b'0\r\n'
+
+
+def test_a_folder_in_place_of_the_csv_file_is_set_aside(tmp_path, caplog):
+  (tmp_path / 'metrics.csv').mkdir()
+  write_run(tmp_path, 0, 1)
+  assert (tmp_path / 'metrics.csv.damaged').is_dir()
+  assert [row['step'] for row in read_rows(tmp_path)] == ['1']
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_an_unchanged_csv_file_is_continued_without_a_word(
+  tmp_path, caplog, end
+):
+  write_run(tmp_path, 0, 3)
+  path = tmp_path / 'metrics.csv'
+  path.write_bytes(path.read_bytes().replace(b'\r\n', end.encode()))
+  write_run(tmp_path, 2, 3)
+  assert [row['step'] for row in read_rows(tmp_path)] == ['1', '2', '3']
+  assert kept_aside(tmp_path) == {} and caplog.records == []
+
+
+def test_a_last_line_without_its_end_is_lost_only_if_it_is_not_needed(
+  tmp_path, caplog
+):
+  write_run(tmp_path, 0, 3)
+  path = tmp_path / 'metrics.csv'
+  content = path.read_bytes()[:-2]
+  path.write_bytes(content)
+  write_run(tmp_path, 2, 2)  # Step 3 will be written again.
+  assert kept_aside(tmp_path) == {} and caplog.records == []
+  path.write_bytes(content)
+  write_run(tmp_path, 3, 4)
+  assert kept_aside(tmp_path) == {'metrics.csv.damaged': content}
+  assert [row['step'] for row in read_rows(tmp_path)] == ['1', '2', '4']
+
+
 def _killed(*_):
   raise KeyboardInterrupt
 

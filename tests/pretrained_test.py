@@ -143,8 +143,84 @@ def test_fine_tuning_from_a_damaged_checkpoint_names_the_key(config, tmp_path):
     if file.is_file():
       file.write_bytes(file.read_bytes()[:10])
   config.train.init_workdir = str(tmp_path / 'pretrained')
-  with pytest.raises(ValueError, match='init_workdir=.*: the checkpoint of st'):
+  with pytest.raises(
+    ValueError, match='init_workdir=.*: its latest checkpoi'
+  ) as e:
     train.train_and_evaluate(config, tmp_path / 'tuned')
+  assert str(e.value).count('\n') == 0
+  # Without `train`'s check, as when a later process finds the damage.
+  with pytest.raises(ValueError, match='init_workdir=.*: its latest checkpoi'):
+    pretrained_lib.create_train_state(run_lib.open_run(config))
+
+
+@pytest.mark.parametrize(
+  'path', ['pretrained', './pretrained/', '../a/pretrained']
+)
+def test_a_relative_path_is_relative_to_the_current_folder(
+  config, tmp_path, monkeypatch, path
+):
+  (tmp_path / 'a').mkdir()
+  monkeypatch.chdir(tmp_path / 'a')
+  expected = save_pretrained(config, tmp_path / 'a/pretrained')
+  config.train.init_workdir = path
+  state = pretrained_lib.create_train_state(run_lib.open_run(config))
+  np.testing.assert_array_equal(
+    state.params['fc7']['kernel'], expected['fc7']['kernel']
+  )
+
+
+@pytest.mark.parametrize('file', ['record', 'state', 'config.json'])
+def test_what_is_damaged_is_found_before_anything_is_written(
+  config, tmp_path, file
+):
+  save_pretrained(config, tmp_path / 'pretrained')
+  if file == 'config.json':
+    (tmp_path / 'pretrained/config.json').write_text('{')
+  else:
+    shutil.rmtree(tmp_path / 'pretrained/checkpoints/7' / file)
+  config.train.init_workdir = str(tmp_path / 'pretrained')
+  with pytest.raises(ValueError) as error:
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  assert str(tmp_path / 'pretrained') in str(error.value)
+  if file != 'state':
+    assert not (tmp_path / 'tuned').exists()
+  else:
+    other = make_config('elsewhere')
+    workdir_lib.check_workdir(tmp_path / 'tuned', other)
+
+
+def fail(error):
+  def failing(*_, **__):
+    raise error
+
+  return failing
+
+
+@pytest.mark.parametrize(
+  ('module', 'name', 'error'),
+  [
+    (train.train_state, 'create_or_restore', KeyboardInterrupt()),
+    (run_lib.Run, 'train_batches', FileNotFoundError('vanished')),
+    (train.metrics, 'MetricsWriter', OSError('disk full')),
+    (train.train_step_lib, 'compile_train_step', RuntimeError('no memory')),
+    (train, 'run_steps', FloatingPointError('train/loss is nan at step 0')),
+    (train, 'run_steps', KeyboardInterrupt()),
+  ],
+)
+def test_a_command_that_fails_before_a_checkpoint_leaves_the_folder_usable(
+  config, tmp_path, monkeypatch, module, name, error
+):
+  with monkeypatch.context() as patch:
+    if name != 'compile_train_step':
+      patch.setattr(train.train_step_lib, 'compile_train_step', fail(error))
+    patch.setattr(module, name, fail(error))
+    with pytest.raises(type(error)):
+      train.train_and_evaluate(config, tmp_path / 'run')
+  assert (tmp_path / 'run/config.json').exists()  # It got as far as that.
+  config.seed, config.model.dropout_rate = 7, 0.25
+  workdir_lib.check_workdir(tmp_path / 'run', config)
+  with workdir_lib.owned_workdir(tmp_path / 'run', config):
+    assert workdir_lib.read_config(tmp_path / 'run').seed == 7
 
 
 def test_fine_tuning_another_network_names_every_key_and_writes_nothing(

@@ -1,9 +1,14 @@
-"""A work directory: the config that it records, and paths that it refuses."""
+"""A work directory: the config that it records, and paths that it refuses.
+
+Also the commit of the code that a result records.
+"""
 
 import importlib
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 
 import jax
 import pytest
@@ -66,8 +71,15 @@ def test_a_path_under_a_regular_file_is_named(tmp_path):
   assert str(error.value).endswith('; name a folder that can')
 
 
-def test_another_config_is_refused_and_the_recorded_one_is_kept(tmp_path):
+@pytest.mark.parametrize(
+  'trained',
+  ['checkpoints/7', 'checkpoints/damaged.7', 'result.json', 'evaluation.json'],
+)
+def test_another_config_is_refused_and_the_recorded_one_is_kept(
+  tmp_path, trained
+):
   record(tmp_path, changed(seed=1))
+  (tmp_path / trained).mkdir(parents=True)
   file = tmp_path / 'config.json'
   with pytest.raises(ValueError) as error:
     record(tmp_path, changed(seed=2))
@@ -84,6 +96,7 @@ def test_a_config_recorded_before_the_lock_was_taken_is_kept(
 
   def locked_late(path):  # Another run records its config, and ends, first.
     record(path, changed(seed=1))
+    (path / 'checkpoints/5').mkdir(parents=True)
     return locked(path)
 
   monkeypatch.setattr(files, 'locked', locked_late)
@@ -112,6 +125,24 @@ def test_a_result_is_written_once(tmp_path):
     'devices': ['cpu'] * len(jax.devices()),
     'train/loss': 0.25,
   }
+
+
+@pytest.mark.parametrize(
+  'left', ['lock', 'checkpoints', 'checkpoints/7.orbax-checkpoint-tmp', 'x.csv']
+)
+def test_a_config_without_a_checkpoint_counts_for_nothing(tmp_path, left):
+  record(tmp_path, changed(seed=1))
+  (tmp_path / left).mkdir(parents=True)
+  record(tmp_path, changed(seed=2))
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
+
+
+def test_the_config_json_of_another_program_is_kept(tmp_path):
+  text = '{"model_type": "bert", "seed": 0}'
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match='config.json is not a config of this'):
+    record(tmp_path, paper.get_config())
+  assert (tmp_path / 'config.json').read_text() == text
 
 
 def test_keys_that_may_change_are_recorded_with_their_new_values(tmp_path):
@@ -199,3 +230,105 @@ def test_a_disk_that_fails_is_named_with_the_work_directory(
   ):
     with workdir_lib.owned_workdir(tmp_path / 'run', paper.get_config()):
       pass
+
+
+ROOT = pathlib.Path(workdir_lib.__file__).parents[1]
+
+
+def git(folder, *arguments):
+  names = {'GIT_AUTHOR_NAME': 'a', 'GIT_COMMITTER_NAME': 'a'}
+  emails = {'GIT_AUTHOR_EMAIL': 'a@b.c', 'GIT_COMMITTER_EMAIL': 'a@b.c'}
+  return subprocess.run(
+    ['git', *arguments],
+    cwd=folder,
+    env=os.environ | names | emails,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
+
+
+def commit_all(folder):
+  """Makes a repository of everything in a folder; returns the commit."""
+  git(folder, 'init', '-q')
+  git(folder, 'add', '-A')
+  git(folder, 'commit', '-q', '-m', 'all')
+  return git(folder, 'rev-parse', 'HEAD')
+
+
+def unpack(folder, setup=True):
+  """Copies the package, as an unpacked archive has it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  ignore = shutil.ignore_patterns('__pycache__')
+  shutil.copytree(ROOT / 'alexnet_jax', folder / 'alexnet_jax', ignore=ignore)
+  if setup:
+    shutil.copy(ROOT / 'setup.cfg', folder)
+  return folder
+
+
+def commit_of(folder, monkeypatch):
+  """What `current_commit` returns for the package in a folder."""
+  file = str(folder / 'alexnet_jax/workdir.py')
+  monkeypatch.setattr(workdir_lib, '__file__', file)
+  return workdir_lib.current_commit()
+
+
+@pytest.mark.parametrize('tracked', [True, False])
+def test_the_commit_of_a_repository_around_the_package_is_not_taken(
+  tmp_path, monkeypatch, tracked
+):
+  (tmp_path / 'mine.txt').write_text('')
+  if tracked:
+    unpack(tmp_path / 'third_party')
+  commit_all(tmp_path)
+  if not tracked:
+    unpack(tmp_path / 'third_party')
+  assert commit_of(tmp_path / 'third_party', monkeypatch) == '0.1.0'
+
+
+def test_the_commit_of_a_repository_that_does_not_track_it_is_not_taken(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'mine.txt').write_text('')
+  commit_all(tmp_path)
+  assert commit_of(unpack(tmp_path), monkeypatch) == '0.1.0'
+
+
+def test_the_commit_of_its_own_repository_is_taken(tmp_path, monkeypatch):
+  unpack(tmp_path / 'clone')
+  commit = commit_all(tmp_path / 'clone')
+  (tmp_path / 'link').symlink_to(tmp_path / 'clone')
+  assert commit_of(tmp_path / 'clone', monkeypatch) == commit
+  assert commit_of(tmp_path / 'link', monkeypatch) == commit
+  (tmp_path / 'clone/alexnet_jax/workdir.py').write_text('')
+  assert commit_of(tmp_path / 'clone', monkeypatch) == f'{commit}+'
+
+
+def test_a_repository_named_by_the_environment_is_not_taken(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine/mine.txt').write_text('')
+  commit_all(tmp_path / 'mine')
+  clone = unpack(tmp_path / 'clone')
+  unpacked = unpack(tmp_path / 'unpacked')
+  commit = commit_all(clone)
+  monkeypatch.setenv('GIT_DIR', str(tmp_path / 'mine/.git'))
+  assert commit_of(clone, monkeypatch) == commit
+  monkeypatch.setenv('GIT_WORK_TREE', str(unpacked))
+  assert commit_of(unpacked, monkeypatch) == '0.1.0'
+
+
+def test_without_git_and_setup_cfg_the_installed_version_is_taken(
+  tmp_path, monkeypatch
+):
+  site = unpack(tmp_path / 'site', setup=False)
+  monkeypatch.setenv('PATH', str(tmp_path))
+  monkeypatch.setattr(
+    workdir_lib.importlib.metadata, 'version', lambda name: f'{name} 9.9'
+  )
+  assert commit_of(site, monkeypatch) == 'alexnet_jax 9.9'
+  (site / 'setup.cfg').write_text('[metadata]\nname = mine\nversion = 7\n')
+  assert commit_of(site, monkeypatch) == 'alexnet_jax 9.9'
+  (site / 'setup.cfg').write_bytes(b'\xff')
+  assert commit_of(site, monkeypatch) == 'alexnet_jax 9.9'

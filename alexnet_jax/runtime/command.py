@@ -1,12 +1,81 @@
 """What the commands share: a user's mistake gives one line, not a traceback."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import difflib
+import itertools
 import logging
+import pathlib
+import runpy
+import shlex
 import sys
 import traceback
 
+from absl import app
+from absl import flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
+
+DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
+
+
+class _TupleParser(flags.ArgumentParser):
+  """Parses a key that holds a tuple; given twice, the last value wins.
+
+  ml_collections would concatenate the values; with any other key the last wins.
+  """
+
+  def parse(self, argument):
+    return config_flags.tuple_parser.TupleParser().parse(argument)
+
+  def flag_type(self):
+    return 'tuple'
+
+
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+
+
+def run(main: Callable, hint: str = '') -> None:
+  """Parses the flags with `parse_flags` and runs the main function."""
+  app.run(main, flags_parser=lambda argv: parse_flags(argv, hint))
+
+
+def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
+  """Parses the flags; a word that is no flag exits with one line.
+
+  Args:
+    argv: the command line.
+    hint: way out for such a word; by default it depends on the word.
+
+  Returns:
+    The first element of `argv`.
+  """
+  # Flags after such a word are parsed as well: otherwise a missing flag would
+  # be reported, not the word.
+  flags.FLAGS.set_gnu_getopt(True)
+  first, *words = app.parse_flags_with_usage(list(argv))
+  if words:
+    way_out = hint or _way_out(list(argv), words)
+    sys.exit(f'{words[0] or repr(words[0])} is not a flag; {way_out}')
+  return [first]
+
+
+def _way_out(argv, words):
+  """What the user probably meant by words that are no flags."""
+  word = words[0]
+  name = word.lstrip(DASHES).partition('=')[0]
+  if name.lstrip('-') in flags.FLAGS:
+    return f'write --{word.lstrip(DASHES + "-")}'
+  before = argv[argv.index(word) - 1]
+  flag, equals, value = before.partition('=')
+  if before.startswith('-') and before != '--' and not equals:
+    return f'write {before}={word}'
+  if before.startswith('-') and equals and word.strip(DASHES + '-'):
+    after = argv[argv.index(word) :]
+    more = itertools.takewhile(lambda w: not w.startswith('-'), after)
+    quoted = shlex.quote(' '.join([value, *more]))
+    return f'quote a value that has spaces: {flag}={quoted}'
+  return 'flags have the form --name=value'
 
 
 def quiet_libraries() -> None:
@@ -55,12 +124,81 @@ def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
     given = [arg for arg in argv if arg.startswith('--config=')]
     if '--config' in argv[:-1]:
       given = [argv[argv.index('--config') + 1]]
+    # A colon separates the file from an argument of get_config.
+    path, _, argument = ''.join(given[-1:]).partition('=')[2].partition(':')
+    if given and not given[-1].startswith('--config='):
+      path, _, argument = given[-1].partition(':')
+    if isinstance(message, OSError) and not pathlib.Path(path).is_file():
+      sys.exit(f'--config={path} is not a file; {_other_configs(path)}')
+    if pathlib.Path(path).is_file():
+      _exit_for_unknown_keys(argv, path, argument)
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
     if inside:
       text = f'line {inside[-1].lineno}: {type(message).__name__}: {text}'
     sys.exit(f'wrong config key or value{where}: {" ".join(text.split())}')
+
+
+def _other_configs(path):
+  """The config files that there are, the nearest first."""
+  given = pathlib.Path(path)
+  here = pathlib.Path('configs')
+  installed = pathlib.Path(__file__).parents[2] / 'configs'
+  folders = [given if given.is_dir() else given.parent, here, installed]
+  for folder in folders if path else folders[1:]:
+    files = {p.stem: p for p in sorted(folder.glob('[!_]*.py'))}
+    if any('def get_config' in p.read_text('latin-1') for p in files.values()):
+      break
+  nearest = difflib.get_close_matches(given.stem, files, n=1)
+  meant = [f'did you mean {files[name]}? ' for name in nearest]
+  names = ', '.join(p.name for p in files.values()) or 'no config'
+  return f'{"".join(meant)}{folder} holds {names}'
+
+
+def _exit_for_unknown_keys(argv, path, argument):
+  """Exits with one line if the file does not have a key of the command line."""
+  given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg[:1] == '-']
+  given = [name.removeprefix('no') for name in given]
+  given = [n.removeprefix('config.') for n in given if n.startswith('config.')]
+  keys = []
+  with contextlib.suppress(Exception):  # The config file may raise anything.
+    arguments = [argument] if argument else []
+    config = runpy.run_path(path)['get_config'](*arguments)
+    keys = [*_dotted(config)]
+  sections = {key.rpartition('.')[0] for key in keys}
+  for name in given if keys else ():
+    if name not in keys and name not in sections:
+      found = ' or '.join(f'--config.{key}' for key in _nearest(name, keys))
+      within = [key for key in keys if key.split('.')[0] == name.split('.')[0]]
+      others = ', '.join(within or dict.fromkeys(k.split('.')[0] for k in keys))
+      way_out = f'did you mean {found}?' if found else f'there are {others}'
+      sys.exit(f'--config.{name} is not a key of {path}; {way_out}')
+
+
+def _dotted(config):
+  """Yields the dotted keys of a config."""
+  for key, value in config.items():
+    if hasattr(value, 'items'):
+      yield from (f'{key}.{name}' for name in _dotted(value))
+    else:
+      yield key
+
+
+def _nearest(name, keys):
+  """At most three of the dotted keys that `name` may stand for."""
+  last = name.rpartition('.')[2]
+  ends = {key: key.rpartition('.')[2] for key in keys}
+  close = difflib.get_close_matches(last, ends.values(), n=3, cutoff=0.7)
+  initials = lambda end: ''.join(word[:1] for word in end.split('_'))
+  found = [
+    *(key for key, end in ends.items() if end == last),
+    *difflib.get_close_matches(name, keys, n=1, cutoff=0.8),
+    *(key for key, end in ends.items() if end in close),
+    *(key for key, end in ends.items() if initials(end) == last),
+    *(key for key, end in ends.items() if len(last) > 2 and last in end),
+  ]
+  return [*dict.fromkeys(found)][:3]
 
 
 def _raised_here(error: Exception) -> bool:
