@@ -172,7 +172,7 @@ def _print_table(nets, table, result):
   width = max(map(len, ('Model', *rows)))
   print('  '.join(['Model'.ljust(width), *columns.values()]))
   for row, errors in rows.items():
-    cells = [f'{errors[t]:.1%}'.rjust(len(c)) for t, c in columns.items()]
+    cells = [f'{errors[t]:.2%}'.rjust(len(c)) for t, c in columns.items()]
     print('  '.join([row.ljust(width), *cells]))
 
 

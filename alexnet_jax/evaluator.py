@@ -127,7 +127,8 @@ def make_eval_step(
       crop_size=crop_size,
       central_mean=central_mean,
     )
-    sums = metrics.batch_sums(log_probs, batch['label'], batch['mask'])
+    losses = metrics.cross_entropy(log_probs, batch['label'])
+    sums = metrics.batch_sums(log_probs, losses, batch['mask'])
     return sums if mesh is None else lax.psum(sums, 'data'), log_probs
 
   out_specs = (mesh_lib.REPLICATED, mesh_lib.batch_spec())

@@ -55,15 +55,19 @@ def cross_entropy(
 
 def batch_sums(
   log_probs: Float[Array, 'batch classes'],
-  labels: Int[Array, 'batch'],
+  losses: Float[Array, 'batch'],
   mask: Bool[Array, 'batch'],
 ) -> dict[str, Float[Array, '']]:
   """Sums over the selected examples: loss (nats), errors, number of examples.
 
   An example is a top-k error unless at most k classes are at least as likely as
   its label, which is one of them. So ties count as errors, and so does NaN.
+
+  Args:
+    log_probs: log-probabilities of the classes.
+    losses: `cross_entropy` of each example.
+    mask: selects the examples.
   """
-  losses = cross_entropy(log_probs, labels)
   # 1 if the label is the most likely class; 0 for NaN.
   rank = (log_probs >= -losses[:, None]).sum(1)
   error = lambda k: jnp.where(mask, (rank < 1) | (rank > k), False)

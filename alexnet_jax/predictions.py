@@ -49,7 +49,8 @@ class Predictions:
       log_probs = jnp.asarray(self.log_probs[part])
       labels = jnp.asarray(self.labels[part])
       every = jnp.ones(labels.shape, bool)
-      totals.add(placement.fetch(metrics.batch_sums(log_probs, labels, every)))
+      losses = metrics.cross_entropy(log_probs, labels)
+      totals.add(placement.fetch(metrics.batch_sums(log_probs, losses, every)))
     return totals.means(metrics.EVAL_METRICS)
 
   def save(self, path: pathlib.Path) -> None:

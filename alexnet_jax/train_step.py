@@ -59,7 +59,8 @@ def loss_fn(
     rngs={'dropout': jax.random.fold_in(key, DROPOUT)},
   )
   log_probs = jax.nn.log_softmax(logits)
-  sums = metrics.batch_sums(log_probs, batch['label'], batch['mask'])
+  losses = metrics.cross_entropy(log_probs, batch['label'])
+  sums = metrics.batch_sums(log_probs, losses, batch['mask'])
   sums = sums if mesh is None else lax.psum(sums, 'data')
   return sums['loss'] / sums['count'], sums
 

@@ -1,6 +1,6 @@
 """A trained net: the checkpoint of a work directory, opened for use."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import hashlib
@@ -9,14 +9,16 @@ import logging
 import os
 import pathlib
 
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 import ml_collections
 import numpy as np
 
+from alexnet_jax import augment
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluator
 from alexnet_jax import model
+from alexnet_jax import placement
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
@@ -57,6 +59,7 @@ class TrainedNet:
     content = json.dumps(metadata, sort_keys=True).encode()
     self._digest = hashlib.sha256(content).hexdigest()
     self._evaluator = evaluator.Evaluator(run)
+    self._predict_steps = {}  # By the names of the layers.
 
   @property
   def config(self) -> ml_collections.ConfigDict:
@@ -104,15 +107,45 @@ class TrainedNet:
         ' damaged checkpoints aside'
       ) from error
 
-  def predict_step(self, layers: Sequence[str] = ()) -> Callable:
-    """The step of `evaluator.make_predict_step` for this net."""
-    return evaluator.make_predict_step(
-      self.network,
-      self.run.mesh,
-      self.config.input.crop_size,
-      self.config.augment.central_mean,
-      layers,
+  def predict_batch(
+    self, images: np.ndarray, *, many: bool = False, layers: Sequence[str] = ()
+  ) -> tuple[Float[Array, 'batch classes'], dict[str, Array]]:
+    """Log-probabilities and named activations of a batch of stored images.
+
+    Args:
+      images: uint8 [batch, size, size, 3], with `size` config.input.image_size.
+        The mesh axis 'data' must divide the batch. With many processes, each
+        passes its part of the batch.
+      many: average ten views (five if the config does not flip), not one.
+      layers: names of the activations to return, see `model.AlexNet.__call__`.
+
+    Returns:
+      The logarithms of the softmax outputs averaged over the views, and the
+      activations [views, batch, ...] by name; all on the devices.
+
+    Raises:
+      KeyError: if the network has no such activation.
+    """
+    config, mesh = self.config, self.run.mesh
+    sizes = (config.input.image_size, config.input.crop_size)
+    offsets = augment.view_offsets(*sizes, many=many, flip=config.augment.flip)
+    return self._predict_step(tuple(layers))(
+      self.params,
+      placement.place_batch(images, mesh),
+      self.statistics.mean_image,
+      placement.place(offsets, mesh),
     )
+
+  def _predict_step(self, layers):
+    if layers not in self._predict_steps:
+      self._predict_steps[layers] = evaluator.make_predict_step(
+        self.network,
+        self.run.mesh,
+        self.config.input.crop_size,
+        self.config.augment.central_mean,
+        layers,
+      )
+    return self._predict_steps[layers]
 
   def predict_split(
     self, many: bool, folder: pathlib.Path | None = None

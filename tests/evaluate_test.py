@@ -142,8 +142,8 @@ def test_an_ensemble_has_the_errors_of_the_mean_probabilities(runs, capsys):
   assert lines[7].split() == [
     '3',
     'CNNs',
-    f'{together["/top1_error"]:.1%}',
-    f'{together["/top5_error"]:.1%}',
+    f'{together["/top1_error"]:.2%}',
+    f'{together["/top5_error"]:.2%}',
   ]
 
 

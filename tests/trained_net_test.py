@@ -8,9 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import augment
 from alexnet_jax import input_pipeline
-from alexnet_jax import placement
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 
@@ -38,33 +36,23 @@ def test_a_trained_net_knows_what_it_needs(net):
 
 @pytest.mark.parametrize('many', [False, True])
 def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
-  step = net.predict_step(layers=('conv5', 'fc7'))
-  offsets = augment.view_offsets(76, 67, many=many, flip=False)
   batches = input_pipeline.eval_batches(net.run.dataset, 'test', batch_size=60)
   with contextlib.closing(batches):
     images = next(batches)['image']
-  log_probs, activations = step(
-    net.params,
-    placement.place_batch(images, net.run.mesh),
-    net.statistics.mean_image,
-    placement.place(offsets, net.run.mesh),
+  log_probs, activations = net.predict_batch(
+    images, many=many, layers=('conv5', 'fc7')
   )
   stored = net.predict_split(many).log_probs[:60]
   # The same float32 program, with batches of another size.
   np.testing.assert_allclose(jax.device_get(log_probs), stored, rtol=1e-4)
-  assert activations['conv5'].shape == (len(offsets), 60, 1, 1, 8)
-  assert activations['fc7'].shape == (len(offsets), 60, 16)
+  assert activations['conv5'].shape == (5 if many else 1, 60, 1, 1, 8)
+  assert activations['fc7'].shape == (5 if many else 1, 60, 16)
   assert (np.asarray(activations['fc7']) >= 0).all()  # After ReLU.
 
 
 def test_an_unknown_layer_is_named(net):
   with pytest.raises(KeyError, match='fc9'):
-    net.predict_step(layers=('fc9',))(
-      net.params,
-      placement.place_batch(np.zeros((8, 76, 76, 3), np.uint8), net.run.mesh),
-      net.statistics.mean_image,
-      placement.place(np.zeros((1, 3), np.int32), net.run.mesh),
-    )
+    net.predict_batch(np.zeros((8, 76, 76, 3), np.uint8), layers=['fc9'])
 
 
 def test_released_parameters_are_restored_on_the_next_use(net):
