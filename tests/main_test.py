@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 import jax
 import pytest
 
+from alexnet_jax import evaluate
 from alexnet_jax import main
 from alexnet_jax import workdir as workdir_lib
 from configs import quickstart
@@ -500,22 +501,29 @@ def test_a_process_told_that_it_is_alone_joins_no_cluster(
     assert message == missing_data_set(tmp_path, 'imagenet2012')
 
 
-def test_both_commands_evaluate_a_run_with_its_own_config(tmp_path, data_dir):
-  """Neither is given `--config`, and both write the same."""
+def test_a_run_is_evaluated_with_its_own_config(tmp_path, data_dir, capsys):
+  """Without `--config`, and as `alexnet_jax.evaluate` does it."""
   workdir = shutil.copytree(FIXTURE, tmp_path / 'run')
-  found = {}
-  for module in (
-    ['alexnet_jax.main', '--mode=evaluate', f'--workdir={workdir}'],
-    ['alexnet_jax.evaluate', f'--workdirs={workdir}', '--views=both'],
-  ):
-    done = run_module(
-      *module, f'--data_dir={data_dir}', '--checkpoint=latest', '--split=train'
-    )
-    assert done.returncode == 0, done.stderr
-    file = (workdir / 'evaluation.json').read_text()
-    found[module[0]] = (done.stdout, json.loads(file))
-    shutil.rmtree(workdir / 'predictions')
-  (first, second) = found.values()
-  assert first == second
-  assert first[1]['split'] == 'train' and first[1]['step'] == 188
-  assert first[1].keys() >= {'eval/loss', 'eval_five_view/loss'}
+  done = run_module(
+    'alexnet_jax.main',
+    '--mode=evaluate',
+    f'--workdir={workdir}',
+    f'--data_dir={data_dir}',
+    '--checkpoint=latest',
+    '--split=train',
+  )
+  assert done.returncode == 0, done.stderr
+  file = json.loads((workdir / 'evaluation.json').read_text())
+  assert file['split'] == 'train' and file['step'] == 188
+  # The stored predictions are those that the other command uses.
+  again = evaluate.evaluate(
+    [workdir], 'latest', split='train', data_dir=str(data_dir)
+  )
+  assert again.keys() == {
+    f'{prefix}/{name}'
+    for prefix in ('eval', 'eval_five_view')
+    for name in ('loss', 'top1_error', 'top5_error')
+  }
+  assert again.items() <= file.items()
+  assert json.loads((workdir / 'evaluation.json').read_text()) == file
+  assert capsys.readouterr().out == done.stdout

@@ -660,7 +660,7 @@ def _main_with_timeouts(
   def update_or_die(self):
     done[self] += 1
     index = str(jax.process_index())
-    if index in die_at and self._first + done[self] == die_at[index]:
+    if index in die_at and self._start + done[self] == die_at[index]:
       os.kill(os.getpid(), by)
     update(self)
 
