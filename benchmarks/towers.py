@@ -30,7 +30,7 @@ from configs import one_tower
 from tests import plain_net
 
 BAR = 1.05  # Ours over the plain step; the noise of seven rounds is about 3%.
-SAME_STEPS = 6  # With the same loss; then rounding grows from step to step.
+SAME_STEPS = 6  # Losses of these steps must agree; later, rounding errors grow.
 LOSS_BAR = 1e-3  # Relative: float32 in another order of sums.
 PLAIN, TWO = 'plain, one device', 'two towers, one device'
 ONE, TWO_DEVICES = 'one tower, one device', 'two towers, two devices'

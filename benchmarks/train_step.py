@@ -2,12 +2,12 @@ r"""The train step against PyTorch's on the same net, and where its time goes.
 
     python -m benchmarks.train_step [--quick] [--check] [--batches=32,128]
 
-Steps in turn, each library in a process of its own, on as many threads: ours
-(crops, reflections, colour noise, network, update) and PyTorch's (network and
-update alone, on images that are ready), eager and compiled, each with and without
-channels last; on a GPU also with CUDA graphs, which XLA uses unasked, and with 50
-steps for one wait, as in a run. Then the same at test, a wait for each step. All
-use huge pages, as main.py does (none if GLIBC_TUNABLES is set, even to nothing).
+The steps run in turn, each library in a process of its own with the same number
+of threads: ours (crops, reflections, colour noise, network, update) and PyTorch's
+(only network and update, on prepared images), eager and compiled, each with and
+without channels last; on a GPU also with CUDA graphs, which XLA uses by default,
+and waiting once per 50 steps, as a run does. Then the same in evaluation, waiting
+after each step. All use huge pages, as main.py does (none if GLIBC_TUNABLES is set, even to nothing).
 `--check` asks for at least the images per second of PyTorch's best. On a GPU
 float32 products are computed in TF32 in both; bfloat16 is autocast in PyTorch.
 
