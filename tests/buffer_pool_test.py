@@ -9,7 +9,7 @@ import numpy as np
 from alexnet_jax import buffer_pool
 
 
-def _wait_until(condition):
+def wait_until(condition):
   deadline = time.monotonic() + 20
   while not condition():
     assert time.monotonic() < deadline
@@ -55,4 +55,4 @@ def test_device_put_aliases_a_buffer_and_the_pool_waits_for_the_array():
   other[:] = 2
   assert (np.asarray(on_device) == 1).all()
   del on_device, other
-  _wait_until(lambda: any((a == 1).all() for a in (pool.take(), pool.take())))
+  wait_until(lambda: any((a == 1).all() for a in (pool.take(), pool.take())))

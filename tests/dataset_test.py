@@ -13,7 +13,7 @@ from alexnet_jax.prepare import prepare
 NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
 
 
-def _prepare(folder, name='painted'):
+def prepare_painted(folder, name='painted'):
   for part, count in (('train', NUM_TRAIN), ('val', NUM_VAL)):
     for i in range(count):
       path = folder / 'images' / part / f'class{i % 3}' / f'{i:02d}.png'
@@ -25,7 +25,7 @@ def _prepare(folder, name='painted'):
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-  return _prepare(tmp_path_factory.mktemp('painted'))
+  return prepare_painted(tmp_path_factory.mktemp('painted'))
 
 
 def test_open_dataset_reads_what_preparation_wrote(dataset):
@@ -56,7 +56,7 @@ def test_opening_a_missing_dataset_says_how_to_prepare_it(tmp_path):
 
 def test_the_hint_for_a_missing_dataset_can_be_followed_as_printed(tmp_path):
   data_dir = tmp_path / "it's my data"
-  _prepare(data_dir, 'flowers')
+  prepare_painted(data_dir, 'flowers')
   with pytest.raises(FileNotFoundError) as error:
     dataset_lib.open_dataset(data_dir, 'digits', 76)
   message = str(error.value)

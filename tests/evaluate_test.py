@@ -25,24 +25,8 @@ from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import processes
 from configs import quickstart
-
-
-def softmax(logits):
-  exp = np.exp(np.asarray(logits, np.float64))
-  return exp / exp.sum(-1, keepdims=True)
-
-
-def expected_metrics(probs, labels, prefix):
-  """Loss, top-1 and top-5 error, by sorting (there are no ties)."""
-  order = np.argsort(-probs, axis=1)
-  hit = order == labels[:, None]
-  of_label = probs[np.arange(len(labels)), labels]
-  return {
-    f'{prefix}/loss': -np.log(of_label).mean(),
-    f'{prefix}/top1_error': 1 - hit[:, :1].any(1).mean(),
-    f'{prefix}/top5_error': 1 - hit[:, :5].any(1).mean(),
-  }
-
+from tests.evaluator_test import expected_metrics
+from tests.evaluator_test import softmax
 
 NETS = ('a', 'b', 'c')
 

@@ -7,42 +7,30 @@ are compared with what TensorFlow Datasets reads from them.
 
 import concurrent.futures
 import contextlib
-import gc
 import itertools
 import mmap
 import threading
-import time
 import unittest.mock
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
 from alexnet_jax import buffer_pool
-from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
-from alexnet_jax.prepare import prepare
-
-NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
-
-
-def _prepare(folder, name='painted'):
-  for part, count in (('train', NUM_TRAIN), ('val', NUM_VAL)):
-    for i in range(count):
-      path = folder / 'images' / part / f'class{i % 3}' / f'{i:02d}.png'
-      path.parent.mkdir(parents=True, exist_ok=True)
-      Image.new('RGB', (SIZE, SIZE), (i, i, 255 - i)).save(path)
-  prepare.prepare(f'folder:{folder / "images"}', name, folder, size=SIZE)
-  return dataset_lib.open_dataset(folder, name)
+from tests.buffer_pool_test import wait_until
+from tests.dataset_test import NUM_TRAIN
+from tests.dataset_test import NUM_VAL
+from tests.dataset_test import SIZE
+from tests.dataset_test import prepare_painted
 
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-  return _prepare(tmp_path_factory.mktemp('painted'))
+  return prepare_painted(tmp_path_factory.mktemp('painted'))
 
 
 def _take(
@@ -69,14 +57,6 @@ def _numbers(batches):
   labels = np.concatenate([batch['label'] for batch in batches])
   np.testing.assert_array_equal(labels, numbers % 3)
   return numbers.tolist()
-
-
-def _wait_until(condition):
-  deadline = time.monotonic() + 20
-  while not condition():
-    assert time.monotonic() < deadline
-    gc.collect()
-    time.sleep(0.01)
 
 
 def test_each_epoch_is_another_permutation_of_all_examples(dataset):
@@ -263,7 +243,7 @@ def test_an_undecodable_record_is_named(tmp_path, monkeypatch):
     return (stored[:40] if pixels[0, 0, 0] == 7 else stored), pixels
 
   monkeypatch.setattr(images, 'encode', damage)
-  dataset = _prepare(tmp_path)
+  dataset = prepare_painted(tmp_path)
   with pytest.raises(
     ValueError,
     match=r'cannot decode train/class1/07\.png .*data set is damaged: remove',
@@ -272,7 +252,7 @@ def test_an_undecodable_record_is_named(tmp_path, monkeypatch):
 
 
 def test_a_flipped_bit_in_a_shard_is_reported_as_damage(tmp_path):
-  dataset = _prepare(tmp_path)
+  dataset = prepare_painted(tmp_path)
   (shard,) = dataset.path.glob('painted-train.array_record*')
   stored = bytearray(shard.read_bytes())
   stored[stored.index(b'IDAT') + 6] ^= 1
@@ -354,7 +334,7 @@ def test_closing_the_stream_ends_its_threads(dataset, executors):
   next(stream)
   assert set(threading.enumerate()) - before
   stream.close()
-  _wait_until(lambda: not set(threading.enumerate()) - before)
+  wait_until(lambda: not set(threading.enumerate()) - before)
   assert executors
 
 
@@ -362,7 +342,7 @@ def test_a_finished_evaluation_ends_its_threads(dataset, executors):
   before = set(threading.enumerate())
   for _ in input_pipeline.eval_batches(dataset, 'validation', batch_size=4):
     pass
-  _wait_until(lambda: not set(threading.enumerate()) - before)
+  wait_until(lambda: not set(threading.enumerate()) - before)
   assert executors
 
 
