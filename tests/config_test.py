@@ -530,7 +530,7 @@ TRICK = {'mesh__layout': 'one_weird_trick'}
 # Divisible by 3, 6, 7 and 9; by 3, 4 and 8.
 THIRDS = {'input__batch_size': 126, 'eval__batch_size': 126}
 EIGHTHS = {'input__batch_size': 120, 'eval__batch_size': 120}
-# As in RULES, but the whole line, and the ways out that it names.
+# Like RULES, with the whole line and the remedies that it names.
 MESH_RULES = [
   *(
     (

@@ -107,7 +107,7 @@ def cluster(number, port=None, module='alexnet_jax.main', **how):
 
 
 def cluster_with_timeouts(number, port=None, **how):
-  """As `cluster`, with the arguments of `_main_with_timeouts`."""
+  """Like `cluster`, with the arguments of `_main_with_timeouts`."""
   return cluster(number, port, 'tests.processes_test', timeouts=how)
 
 

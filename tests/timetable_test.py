@@ -43,7 +43,7 @@ def test_a_change_comes_after_the_first_step_that_ends_at_or_after_its_epoch():
 
 
 def test_every_change_ends_a_row_in_whatever_order_they_are_given():
-  # As in a config: drops, drops of conv1 and its freeze, the end of colour
+  # The order of a config: drops, drops of conv1, its freeze, the end of colour
   # noise.
   changes = (0.3, 0.9, 0.5, 0.7, 0.5, math.inf)
   table = timetable.Timetable(1000, 100, 1.2, 100, 1.2, 100, changes)

@@ -48,7 +48,7 @@ def write_all(
     while waiting or running:
       while waiting and len(running) < 2 * num_workers:
         shard = waiting.pop(0)
-        # As a list, so that the rest of the split is not pickled with them.
+        # A list: the rest of the split is not pickled with them.
         shard = dataclasses.replace(shard, examples=list(shard.examples))
         with _sigint_blocked():  # `submit` starts processes.
           running[pool.submit(_write, shard, max_skipped)] = shard.path
