@@ -157,7 +157,7 @@ def mean_seconds(work: Callable[[int], object], steps_per_call: int) -> float:
 
 def steps_per_wait() -> int:
   """How many steps share one wait: a GPU is faster than the host can ask."""
-  return 1 if jax.default_backend() == 'cpu' else 50
+  return 1 if jax.default_backend() == 'cpu' else 20
 
 
 def wait_until_idle(cpu: Callable[[], float]) -> None:

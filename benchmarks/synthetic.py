@@ -43,6 +43,14 @@ def make_train_step(net: model.AlexNet, mesh, crop_size: int) -> Callable:
   return train_step.make_train_step(net, mesh, views, make_optimizer)
 
 
+def loss(net: model.AlexNet, crop_size: int) -> Callable:
+  """The loss of the train step on one device, as `train_step.loss_fn`."""
+  views = random_views(crop_size)
+  return functools.partial(
+    train_step.loss_fn, net=net, mesh=None, random_views=views
+  )
+
+
 def create_state(net: model.AlexNet, crop_size: int, key: jax.Array):
   """The train state before the first step, on a single device."""
   net = net.clone(tower_devices=1, fc_devices=1)

@@ -1,12 +1,13 @@
 r"""The train step against PyTorch's on the same net, and where its time goes.
 
     python -m benchmarks.train_step [--quick] [--check] [--batches=32,128]
+        [--parts=training,inference,layers] [--torch=all]
 
 The steps run in turn, each library in a process of its own with the same number
 of threads: ours (crops, reflections, colour noise, network, update) and PyTorch's
 (only network and update, on prepared images), eager and compiled, each with and
 without channels last; on a GPU also with CUDA graphs, which XLA uses by default,
-and waiting once per 50 steps, as a run does. Then the same in evaluation, waiting
+and waiting once per 20 steps (a run: 50). Then the same in evaluation, waiting
 after each step. All use huge pages, as main.py does (none if GLIBC_TUNABLES is set, even to nothing).
 `--check` asks for at least the images per second of PyTorch's best. On a GPU
 float32 products are computed in TF32 in both; bfloat16 is autocast in PyTorch.
@@ -54,6 +55,10 @@ TORCH = {
 GRAPHS = 'PyTorch compiled, channels last, CUDA graphs'  # Only on a GPU.
 MODES = TORCH | {GRAPHS: LAST | {'compiled': 'reduce-overhead'}}
 DTYPES = {'float32', 'bfloat16'}
+PARTS = ['training', 'inference', 'layers']
+COMPILED = 'PyTorch compiled, channels last'
+# What --torch selects.
+AGAINST = {'all': [*TORCH], 'compiled': [COMPILED], 'none': []}
 FLAGS = harness.FLAGS
 
 
@@ -117,9 +122,10 @@ def _peak_bytes(name):
   return torch.cuda.max_memory_allocated() if on_gpu else harness.peak_bytes()
 
 
-def start_worker(*args: object) -> harness.Worker:
+def start_worker(*args: object, **env: str) -> harness.Worker:
   """A worker for `take_turns`, once it is ready."""
-  worker = harness.Worker(harness.command_line('train_step.take_turns', *args))
+  command = harness.command_line('train_step.take_turns', *args)
+  worker = harness.Worker(command, **env)
   worker.receive()
   return worker
 
@@ -153,58 +159,66 @@ def check_flags() -> None:
     sys.exit('--batches takes whole numbers above 0, with commas')
   if not set(FLAGS.dtypes) <= DTYPES:
     sys.exit('--dtypes takes float32 and bfloat16, with a comma')
+  if not set(FLAGS.parts) <= set(PARTS):
+    sys.exit(f'--parts takes {", ".join(PARTS)}, with commas')
+  if FLAGS.torch not in AGAINST:
+    sys.exit(f'--torch takes one of {", ".join(AGAINST)}')
+  if FLAGS.torch == 'none':
+    return
   if jax.default_backend() == 'tpu' or not importlib.util.find_spec('torch'):
     sys.exit('this needs PyTorch (pip install torch), and a CPU or GPU')
 
 
 def measure() -> harness.Outcome:
   check_flags()
-  from tests import torch_net  # PyTorch is optional.
-
-  batches, names = list(map(int, FLAGS.batches)), [OURS, *TORCH]
-  if jax.default_backend() == 'gpu':
+  batches, names = list(map(int, FLAGS.batches)), [OURS, *AGAINST[FLAGS.torch]]
+  if FLAGS.torch == 'all' and jax.default_backend() == 'gpu':
     names.append(GRAPHS)
-  rounds = FLAGS.rounds
+  rounds, parts, figures = FLAGS.rounds, FLAGS.parts, {}
   if FLAGS.quick:
-    batches, rounds, names = batches[:1], 2, [OURS, EAGER]
-  difference = torch_net.logits_difference()
+    batches, rounds, parts, names = batches[:1], 2, PARTS[:1], names[:2]
+  if len(names) > 1:
+    from tests import torch_net  # PyTorch is optional.
+
+    difference = torch_net.logits_difference()
+    print(f"both nets' logits differ by {difference:.1e} of their deviation")
+    figures['logits_difference'] = difference
   print(f'{rounds} rounds; {synthetic.SEEDS}; for inference images 1')
-  print(f"both nets' logits differ by {difference:.1e} of their deviation")
-  figures = {'rounds': rounds, 'logits_difference': difference}
+  figures['rounds'] = rounds
   for dtype in FLAGS.dtypes:
-    figures[dtype] = measure_dtype(dtype, names, batches, rounds)
+    figures[dtype] = measure_dtype(dtype, names, batches, rounds, parts)
   results = [r for d in FLAGS.dtypes for r in figures[d]['batches'].values()]
   figure = least_ratio(results)
-  against = EAGER if FLAGS.quick else "PyTorch's best"
+  against = names[1] if len(names) == 2 else "PyTorch's best"
   verdict = f'ours / {against} (images per second) {figure:.3f}, bar {BAR}'
+  if len(names) == 1 or not results:
+    verdict = 'no training beside PyTorch: no ratio'
   return harness.Outcome(figures, verdict, figure >= BAR)
 
 
-def measure_dtype(dtype, names, batches, rounds) -> dict[str, object]:
-  """The figures of a dtype: training, and unless --quick inference and layers."""
+def measure_dtype(dtype, names, batches, rounds, parts) -> dict[str, object]:
+  """The figures of a dtype, of the `PARTS` asked for."""
   found = {'matmul_flops': matmul_flops(dtype), 'batches': {}, 'inference': {}}
-  for batch in batches:
+  for batch in batches if 'training' in parts else ():
     result = found['batches'][batch] = compare(names, batch, dtype, rounds)
     title = f'train step, {dtype}, batch {batch}'
     print_results(title, result, batch, found['matmul_flops'])
-  if FLAGS.quick:
-    return found
-  for batch in {1, batches[0]}:
+  for batch in {1, batches[0]} if 'inference' in parts else ():
     result = compare(names, batch, dtype, rounds, train=False)
     found['inference'][batch] = result
     print_results(f'inference, {dtype}, batch {batch}', result, batch)
-  found['layers'] = layer_times.seconds(batches[0], dtype, rounds)
-  for name, *values in map(dict.values, found['layers']):
-    cells = ' '.join(f'{1e3 * value:8.1f}' for value in values)
-    print(f'{name:14} ms forward, backward; MFLOP of a step: {cells}')
+  if 'layers' in parts:
+    found['layers'] = layer_times.seconds(batches[0], dtype, rounds)
+    for name, *values in map(dict.values, found['layers']):
+      cells = ' '.join(f'{1e3 * value:8.1f}' for value in values)
+      print(f'{name:14} ms forward, backward; MFLOP of a step: {cells}')
   return found
 
 
 def least_ratio(results: list[dict]) -> float:
   """Ours over PyTorch's best, the least of several results of `compare`."""
-  return min(
-    r['median'] for result in results for r in result['ratios'].values()
-  )
+  medians = [r['median'] for one in results for r in one['ratios'].values()]
+  return min(medians, default=BAR)
 
 
 def print_results(title, result, batch, limit=None) -> None:
@@ -245,4 +259,6 @@ if __name__ == '__main__':
     rounds=7,
     batches=(['32', '128'], 'Images of a step.'),
     dtypes=(['float32'], 'Dtypes of the activations.'),
+    parts=(PARTS, 'What to measure.'),
+    torch=('all', 'Which of PyTorch to compare with: all, compiled or none.'),
   )

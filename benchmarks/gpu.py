@@ -1,0 +1,249 @@
+r"""Everything that a rented GPU can tell, in one command of minutes.
+
+    python -m benchmarks.gpu --output=DIR [--budget_s=420] [--only=PARTS]
+        [--data_dir=DIR] [--quick]
+
+| part | what it measures |
+|---|---|
+| machine | what the GPU reaches: products and copies (`benchmarks.machine`) |
+| numerics | every part against the CPU's numbers (`benchmarks.numerics`) |
+| train_step | training against torch.compile, channels last, TF32 and bfloat16 |
+| batches | the train step alone at other batch sizes |
+| switches_bfloat16, switches_float32 | other ways of computing the same |
+| profile | the slowest operations of a traced step (`benchmarks.operations`) |
+| inference | latency and rate against torch.compile |
+| input_pipeline | the host half on all cores, on photographs |
+| end_to_end | a real run against its halves, on photographs, for each cache |
+| cifar10, fast, source, paper | trainings to the end of a stated schedule |
+
+Every part is a process with a time limit, which ends with it; its output and figures
+are in DIR/PART.txt and DIR/PART.json, on the disk before the next part begins, and a
+work directory in DIR/PART. A part that fails, has no time or no data is named and
+passed over. --quick tries all of them on any machine, with figures that mean nothing.
+Exit code 0 if the first two parts succeeded (of those asked for); 3 without a GPU.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from alexnet_jax import dataset as dataset_lib
+from alexnet_jax.runtime import command
+from alexnet_jax.runtime import files
+
+NO_GPU = 3  # Exit code.
+NECESSARY = 'machine', 'numerics'
+PHOTOGRAPHS, CIFAR10 = 'imagenette', 'cifar10'
+CACHES = 'none', 'host', 'device'
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One part.
+
+  Attributes:
+    words: the module and its flags.
+    seconds: its time limit.
+    quick: flags of --quick; later flags override earlier ones.
+    dataset: name of the data set that it reads, if any.
+    trains: whether it is a training, which has a work directory and no figures.
+  """
+
+  words: str
+  seconds: int
+  quick: str = '--quick'
+  dataset: str = ''
+  trains: bool = False
+
+
+def training(name: str, flags: str, dataset: str, seconds: int) -> Part:
+  """A training with configs/`name`.py."""
+  words = f'alexnet_jax.main --config=configs/{name}.py {flags}'
+  quick = '--config.train.epochs=0.01 --config.input.batch_size=8'
+  return Part(words, seconds, quick, dataset, trains=True)
+
+
+BOTH = '--dtypes=bfloat16,float32'
+# Photographs at full geometry: as many epochs as a minute allows, and a rate
+# that falls to zero over them. The loss is logged ten times an epoch.
+EPOCHS = 60
+ON_PHOTOGRAPHS = (
+  f'--config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
+  f' --config.train.epochs={EPOCHS} --config.train.eval_every_epochs=5'
+  ' --config.optimizer.schedule=cosine --config.train.log_every_steps=10'
+)
+PARTS = {
+  'machine': Part('benchmarks.machine', 40),
+  'numerics': Part('benchmarks.numerics --check', 90),
+  'train_step': Part(
+    f'benchmarks.train_step --parts=training --torch=compiled {BOTH}'
+    ' --batches=128,1024 --rounds=3',
+    180,
+    '--quick --batches=2 --torch=none',
+  ),
+  'batches': Part(
+    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
+    ' --batches=256,512,2048 --rounds=2',
+    120,
+    '--quick --batches=2',
+  ),
+  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 100),
+  'switches_float32': Part('benchmarks.switches --dtype=float32', 100),
+  'profile': Part(
+    'benchmarks.operations --batch=1024 --dtype=bfloat16 --top=20', 60
+  ),
+  'inference': Part(
+    f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
+    ' --batches=128 --rounds=3',
+    120,
+    '--quick --batches=2 --torch=none',
+  ),
+  'input_pipeline': Part(
+    f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',
+    90,
+    dataset=PHOTOGRAPHS,
+  ),
+  **{
+    f'end_to_end_{cache}': Part(
+      'benchmarks.end_to_end --config=configs/fast.py'
+      f' --config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
+      f' --config.input.cache={cache} --rounds=3 --steps=20',
+      60,
+      '--quick --steps=1 --config.input.batch_size=4',
+      PHOTOGRAPHS,
+    )
+    for cache in CACHES
+  },
+  'cifar10': training('cifar10', '', CIFAR10, 90),
+  'fast': training(
+    'fast',
+    # Batches of a quarter: 5,000 photographs would give 5 steps an epoch.
+    f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
+    ' --config.optimizer.learning_rate=0.014',
+    PHOTOGRAPHS,
+    120,
+  ),
+  'source': training('source', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+  'paper': training('paper', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+}
+
+
+def part_command(name: str, folder: pathlib.Path) -> list[str]:
+  """The command of a part."""
+  part = PARTS[name]
+  words = part.words.split() + part.quick.split() * FLAGS.quick
+  if part.trains:
+    words.append(f'--workdir={folder / name}')
+  else:
+    words.append(f'--output={folder / name}.json')
+  if part.dataset:
+    data_dir = FLAGS.data_dir
+    key = 'data_dir' if 'input_pipeline' in part.words else ''
+    words.append(f'--{key or "config.input.data_dir"}={data_dir}')
+  return [sys.executable, '-m', *words]
+
+
+def run_part(words: Sequence[str], file: pathlib.Path, limit: float) -> str:
+  """Runs a command with its output in a file; '' or what went wrong."""
+  with open(file, 'w') as output:
+    process = subprocess.Popen(
+      words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+      code = process.wait(timeout=limit)
+      problem = f'exit code {code}' if code else ''
+    except subprocess.TimeoutExpired:
+      problem = f'ended after {limit:.0f} s'
+    finally:  # With the processes that it started.
+      try:
+        os.killpg(process.pid, signal.SIGKILL)
+      except ProcessLookupError:
+        pass
+      process.wait()
+  return problem
+
+
+def reason_to_skip(name: str, seconds_left: float) -> str:
+  """Why a part cannot run; '' if it can."""
+  part = PARTS[name]
+  if seconds_left < min(part.seconds, 30):
+    return f'skipped: {seconds_left:.0f} s are left of --budget_s'
+  path = dataset_lib.dataset_path(FLAGS.data_dir, part.dataset)
+  if part.dataset and not (path / dataset_lib.STATISTICS_FILE).exists():
+    return f'skipped: no prepared data set {part.dataset} in {FLAGS.data_dir}'
+  return ''
+
+
+@functools.cache
+def backend() -> str:
+  """JAX's default backend; asked in a process that then lets go of the GPU."""
+  code = 'import jax; print(jax.default_backend())'
+  words = [sys.executable, '-c', code]
+  return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
+def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
+  """Runs the parts in order; what became of each, also in summary.json."""
+  found, end = {}, time.monotonic() + FLAGS.budget_s
+  for name in names:
+    began = time.monotonic()
+    problem = reason_to_skip(name, end - began)
+    if not problem:
+      limit = min(PARTS[name].seconds, end - began)
+      print(f'{name} ...', end=' ', flush=True)
+      words = part_command(name, folder)
+      problem = run_part(words, folder / f'{name}.txt', limit)
+    seconds = time.monotonic() - began
+    found[name] = {'seconds': round(seconds, 1), 'problem': problem}
+    print(f'{name}: {problem or "ok"}, {seconds:.0f} s', flush=True)
+    files.write_json(folder / 'summary.json', found)
+    os.sync()  # The machine may go at any time.
+  return found
+
+
+def main(_) -> None:
+  if unknown := [name for name in FLAGS.only if name not in PARTS]:
+    sys.exit(f'--only={unknown[0]} is none of {", ".join(PARTS)}')
+  if backend() != 'gpu' and not FLAGS.quick:
+    print(f'JAX sees no GPU (its backend is {backend() or "missing"}); --quick'
+          ' tries the parts without one', file=sys.stderr)  # fmt: skip
+    sys.exit(NO_GPU)
+  names = FLAGS.only or list(PARTS)
+  least = sum(min(PARTS[n].seconds, 30) for n in NECESSARY if n in names)
+  if FLAGS.budget_s < least:
+    sys.exit(
+      f'--budget_s={FLAGS.budget_s} is less than the {least} s of'
+      f' {" and ".join(NECESSARY)}'
+    )
+  folder = pathlib.Path(FLAGS.output).expanduser().absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  found = measure(folder, names)
+  problems = {name: one['problem'] for name, one in found.items()}
+  print(json.dumps({n: p for n, p in problems.items() if p}, indent=1))
+  sys.exit(any(problems.get(name) for name in NECESSARY))
+
+
+def define_flags() -> None:
+  """The flags of the command."""
+  flags.DEFINE_string('output', None, 'Folder for the figures.', required=True)
+  flags.DEFINE_integer('budget_s', 420, 'Seconds for all parts together.', 1)
+  flags.DEFINE_list('only', [], 'Parts to run, in their order; default all.')
+  flags.DEFINE_string(
+    'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
+  )
+  flags.DEFINE_bool('quick', False, 'Try every part, on any machine.')
+
+
+if __name__ == '__main__':
+  define_flags()
+  command.run(main)
