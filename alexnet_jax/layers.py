@@ -4,6 +4,8 @@ Pure functions, and Flax modules for layers with parameters. Max pooling is in
 `pooling.py`.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 from jax import lax
@@ -45,6 +47,9 @@ def within_map_norm(
   return _normalize(x, (1, size, size, 1), 1.0, alpha)
 
 
+# The backward pass computes the sums again: stored in float32, they would be
+# four ninths of all that the step keeps in bfloat16.
+@functools.partial(jax.checkpoint, static_argnums=(1, 2, 3))
 def _normalize(x, window, k, alpha):
   # The 8 bits of bfloat16 are too few for k plus a sum of squares.
   dtype, x = x.dtype, _at_least_float32(x)

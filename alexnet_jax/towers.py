@@ -45,16 +45,11 @@ def grouped_conv(
 
   The groups are separate convolutions: with XLA's `feature_group_count` the
   weight gradient is 25 times slower on CPU and the partitioner gathers weights.
+  Except on CPU, a stride is replaced by blocks of pixels: see `_on_blocks`.
   """
   kernel = pvary_like(kernel, x).astype(x.dtype)
   parts = [
-    lax.conv_general_dilated(
-      part,
-      part_kernel,
-      (stride, stride),
-      padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    _conv(part, part_kernel, stride, padding)
     for part, part_kernel in zip(
       jnp.split(x, groups, axis=-1),
       jnp.split(kernel, groups, axis=-1),
@@ -62,6 +57,43 @@ def grouped_conv(
     )
   ]
   return jnp.concatenate(parts, axis=-1)
+
+
+def _conv(x, kernel, stride, padding):
+  if stride > 1 and jax.default_backend() != 'cpu':
+    x, kernel = _on_blocks(x, kernel, stride, padding)
+    stride, padding = 1, ((0, 0), (0, 0))
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def _on_blocks(x, kernel, stride, padding):
+  """Images and kernel of the same convolution with stride 1 ("space to depth").
+
+  The pixels of a block of stride x stride become the features of one pixel, and
+  the kernel is filled up with zeros: conv1 has 48 input features in place of 3
+  and 3x3 pixels in place of 11x11. Matrix units are made for many features.
+  """
+  size, features = kernel.shape[0], kernel.shape[-1]
+  window = -(-size // stride)  # Blocks.
+  edges = [(0, 0, 0)]  # For `lax.pad`, which may also cut off.
+  for n, (before, after) in zip(x.shape[1:3], padding, strict=True):
+    out = (before + n + after - size) // stride + 1
+    edges.append((before, (out + window - 1) * stride - n - before, 0))
+  x = lax.pad(x, jnp.zeros((), x.dtype), [*edges, (0, 0, 0)])
+  more = window * stride - size
+  kernel = jnp.pad(kernel, ((0, more), (0, more), (0, 0), (0, 0)))
+  batch, height, width = (n // s for n, s in zip(x.shape, (1, stride, stride)))
+  x = x.reshape(batch, height, stride, width, stride, -1)
+  x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
+  kernel = kernel.reshape(window, stride, window, stride, -1, features)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
+  return x, kernel.reshape(window, window, -1, features)
 
 
 def pvary_like(x: Array, other: Array) -> Array:
@@ -98,15 +130,19 @@ def _add_bias_fwd(x, bias):
 
 
 def _add_bias_bwd(_, g):
+  return g, _bias_gradient(g)
+
+
+def _bias_gradient(g):
   dtype = jnp.promote_types(g.dtype, jnp.float32)
   if jax.default_backend() != 'cpu':
-    return g, g.astype(dtype).sum(tuple(range(g.ndim - 1)))
+    return g.astype(dtype).sum(tuple(range(g.ndim - 1)))
   flat = g.reshape(-1, g.shape[-1])
   ones = jnp.ones((8, flat.shape[0]), g.dtype)  # 8 rows: one vector register.
   sums = jnp.matmul(
     ones, flat, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
   )
-  return g, sums[0]
+  return sums[0]
 
 
 _add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
