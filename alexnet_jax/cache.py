@@ -7,7 +7,9 @@ part of a batch by index: only indices cross. The batches are the same to the
 bit in all modes.
 """
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Sequence
+from concurrent import futures
 import logging
 import math
 import threading
@@ -19,13 +21,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, UInt8
 import numpy as np
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax.runtime import huge_pages
 from alexnet_jax.runtime import memory
+from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
 MODES = ('none', 'host', 'device', 'auto')
+PADDING = -1  # As a row.
 SHARE = 0.5  # The most that 'auto' takes of the free memory.
 
 # Reads the example of a row: decodes its image into an array, returns its label.
@@ -33,23 +38,19 @@ Read = Callable[[int, UInt8[np.ndarray, 'size size 3']], int]
 
 
 class Cache:
-  """The decoded examples of one split, by row: their index in stored order.
-
-  Attributes:
-    lock: to be held while a batch is read.
-  """
+  """The decoded examples of one split, by row: their index in stored order."""
 
   def __init__(
-    self, num_examples: int, image_size: int, on_devices: bool = False
+    self, num_examples: int, image_size: int, moves_to_devices: bool = False
   ):
     shape = (num_examples, image_size, image_size, 3)
     pages = huge_pages.allocate(math.prod(shape))  # Mapped when written.
     self._images = np.frombuffer(pages, np.uint8).reshape(shape)
     self._labels = np.zeros(num_examples, np.int32)
     self._is_decoded = np.zeros(num_examples, bool)
-    self._on_devices, self._gather = on_devices, None
+    self._moves, self._gather = moves_to_devices, None
     self._num_unread = num_examples
-    self.lock = threading.Lock()
+    self._lock = threading.Lock()
 
   def read(
     self, read: Read, row: int, out: UInt8[np.ndarray, 'size size 3']
@@ -63,11 +64,11 @@ class Cache:
       self._labels[row] = read(row, out)
       self._images[row] = out
       self._is_decoded[row] = True
-    return self._labels[row]
+    return int(self._labels[row])
 
   def take(
     self,
-    rows: Int[np.ndarray, 'batch'],
+    rows: Sequence[int],
     images: UInt8[np.ndarray, 'batch size size 3'],
     labels: Int[np.ndarray, 'batch'],
   ) -> bool:
@@ -79,37 +80,38 @@ class Cache:
     np.take(self._labels, rows, out=labels, mode='clip')
     return True
 
-  def move_to_devices(
-    self, num_examples: int, load: Callable[[Int[np.ndarray, 'rows']], object]
-  ) -> bool:
-    """Whether the next batch can be gathered on the devices.
+  def load(
+    self, rows: Int[np.ndarray, 'rows'], load: Callable, read: Read
+  ) -> dict[str, np.ndarray]:
+    """A batch from `load(rows)`; only {'row': rows} where `gather` makes it.
 
-    They get the examples when the whole split has been read once. With several
-    processes that includes examples which only others have read.
-
-    Args:
-      num_examples: number of examples of the next batch.
-      load: reads examples through `read`.
+    The devices get the split when all of it has been read once. With several
+    processes some rows were read only by others; these are decoded first.
     """
-    if not self._on_devices:
-      return False
-    if self._gather is None and self._num_unread <= 0:
-      load(np.flatnonzero(~self._is_decoded))
-      self._gather = _Gather(self._images, self._labels)
-      self._images = self._labels = None
-    self._num_unread -= num_examples
-    return self._gather is not None
+    with self._lock:  # Training and evaluation may read the same split.
+      if self._gather is None and self._moves and self._num_unread <= 0:
+        missing = np.flatnonzero(~self._is_decoded).tolist()
+        with futures.ThreadPoolExecutor(processes.available_cores()) as threads:
+          fill = lambda row: self.read(read, row, self._images[row])
+          collections.deque(threads.map(fill, missing), 0)
+        self._gather = _Gather(self._images, self._labels)
+        self._images = self._labels = None
+      if self._gather is not None:
+        return {'row': rows}
+      self._num_unread -= len(rows)
+      return load(rows)
 
   def gather(
-    self, rows: Int[np.ndarray, 'batch'], mesh: Mesh | None
+    self, rows: Int[np.ndarray, 'rows'], batch_size: int, mesh: Mesh | None
   ) -> dict[str, Array]:
     """The batch that `placement.place_batch` would put on the devices.
 
     Args:
-      rows: rows of the global batch; -1 for padding.
+      rows: rows of the global batch, without padding.
+      batch_size: number of examples with padding.
       mesh: mesh over which the batch is sharded.
     """
-    return self._gather(rows, mesh)
+    return self._gather(rows, batch_size, mesh)
 
 
 class _Gather:
@@ -119,16 +121,18 @@ class _Gather:
   """
 
   def __init__(self, images, labels):
-    self._devices = jax.local_devices()
+    self._devices = jax.local_devices()  # Those of the mesh, here.
     local_mesh = Mesh(self._devices, ('device',))
     self._sharding = NamedSharding(local_mesh, P('device'))
 
+    shape = images.shape[1:]
+
     def take(flat, labels, rows):
-      mask = rows >= 0
+      mask = rows != PADDING
       pixels = jnp.take(flat, rows, axis=0, mode='clip')
       pixels = jnp.where(mask[:, None], pixels, 0)
       return {
-        'image': pixels.reshape(-1, *images.shape[1:]),
+        'image': pixels.reshape(-1, *shape),
         'label': jnp.where(mask, jnp.take(labels, rows, mode='clip'), 0),
         'mask': mask,
       }
@@ -144,7 +148,9 @@ class _Gather:
     replicated = NamedSharding(local_mesh, P())
     self._examples = jax.device_put((flat, labels), replicated)
 
-  def __call__(self, rows, mesh):
+  def __call__(self, rows, batch_size, mesh):
+    padding = (0, batch_size - len(rows))
+    rows = np.pad(rows.astype(np.int32), padding, constant_values=PADDING)
     sharding = mesh_lib.shardings(mesh, mesh_lib.batch_spec())
     parts = sharding.addressable_devices_indices_map(rows.shape)
     local = np.concatenate([rows[parts[device]] for device in self._devices])
@@ -159,7 +165,7 @@ class _Gather:
 
 
 def open_caches(
-  mode: str, num_examples: Mapping[str, int], image_size: int
+  mode: str, dataset: dataset_lib.Dataset, splits: Sequence[str]
 ) -> dict[str, Cache]:
   """Empty caches by split; none if the mode is, or comes to, 'none'.
 
@@ -167,35 +173,34 @@ def open_caches(
 
   Args:
     mode: config.input.cache, one of `MODES`.
-    num_examples: number of examples by split, of all splits that will be read.
-    image_size: side of the images in pixels.
+    dataset: data set to read.
+    splits: names of the splits that will be read.
 
   Raises:
     ValueError: if the splits do not fit where the mode asks for them.
   """
   if mode == 'none':
     return {}
-  needed = sum(num_examples.values()) * (3 * image_size**2 + 4)  # And labels.
+  size, num_examples = dataset.image_size, dataset.num_examples
+  bytes_each = 3 * size**2 + 4  # With its label.
+  needed = bytes_each * sum(num_examples[split] for split in splits)
   host, device = memory.of_each_process(), memory.of_each_device()
   chosen = choose(mode, needed, host, device)
   log.info(
-    "config.input.cache='%s'%s: the decoded images of %s take %s, of %s free on"
-    " the host for each process and %s on each device; 'auto' takes at most"
-    ' %d%%.',
+    "config.input.cache=%s: '%s', since the decoded images of %s take %s;"
+    " free are %s of the host's memory for each process%s, of which 'auto'"
+    ' takes at most %d%%.',
+    mode,
     chosen,
-    " (from 'auto')" if mode == 'auto' else '',
-    ' and '.join(num_examples),
+    ' and '.join(splits),
     _mib(needed),
     _mib(host),
-    'an unknown number' if device is None else _mib(device),
+    '' if device is None else f' and {_mib(device)} of each device',
     100 * SHARE,
   )
   if chosen == 'none':
     return {}
-  return {
-    split: Cache(number, image_size, chosen == 'device')
-    for split, number in num_examples.items()
-  }
+  return {s: Cache(num_examples[s], size, chosen == 'device') for s in splits}
 
 
 def choose(mode: str, needed: int, host: int, device: int | None) -> str:

@@ -3,11 +3,10 @@
 An element of the Grain data set is a *batch*: element t holds the indices of
 the examples of global batch t, a function of (seed, t) alone, so resuming at
 step t means starting at element t. Threads read and decode its records into a
-reused buffer, or copy them from a cache; Grain contributes one thread that
-loads batches ahead of time.
-Training batches are endless: the last batch of an epoch is filled up from the
-next epoch. Evaluation batches hold every example once; the last one is padded
-and masked.
+reused buffer, unless a cache has them; Grain contributes one thread that loads
+batches ahead of time. Training batches are endless: the last batch of an epoch
+is filled up from the next epoch. Evaluation batches hold every example once;
+the last one is padded and masked.
 """
 
 import collections
@@ -31,8 +30,8 @@ from alexnet_jax.runtime import processes
 
 ENDLESS = 2**62  # Steps.
 
-# {'image': uint8 [N, S, S, 3], 'label': int32 [N], 'mask': bool [N]}; or, once a
-# cache is on the devices, {'row': int [global N]} for `Cache.gather`.
+# {'image': uint8 [N, S, S, 3], 'label': int32 [N], 'mask': bool [N]}; or {'row':
+# int [examples]}, indices into the split, once a cache is on the devices.
 Batch = dict[str, np.ndarray]
 
 
@@ -137,7 +136,7 @@ class _BatchLoader:
   def __init__(self, dataset, split, batch_size, batch_indices, cache):
     if batch_indices is None:
       batch_indices = np.arange(batch_size)
-    self._batch_size, self._batch_indices = batch_size, batch_indices
+    self._batch_indices = batch_indices
     source = tfds.builder_from_directory(dataset.path).as_data_source(split)
     self._records = source.data_source  # Serialised examples.
     self._path = dataset.path
@@ -147,47 +146,30 @@ class _BatchLoader:
     self._num_threads = processes.available_cores()
     self._threads = concurrent.futures.ThreadPoolExecutor(self._num_threads)
     self._cache, self._read = cache, self._decode
-    self._lock = contextlib.nullcontext()
     if cache is not None:
       self._read = functools.partial(cache.read, self._decode)
-      self._lock = cache.lock
 
   def __call__(self, indices: np.ndarray) -> Batch:
-    with self._lock:
-      if self._cache is not None and self._cache.move_to_devices(
-        len(indices), self._load_all
-      ):
-        rows = np.full(self._batch_size, -1)
-        rows[: len(indices)] = indices
-        return {'row': rows}
-      mask = self._batch_indices < len(indices)
-      # Padding, if any, comes last.
-      pixels, labels = self._load(indices[self._batch_indices[mask]])
-    return {'image': pixels, 'label': labels, 'mask': mask}
+    if self._cache is None:
+      return self._load(indices)
+    return self._cache.load(indices, self._load, self._decode)
 
-  def _load(self, rows):
-    """The images and labels of a batch of examples, with zeros as padding."""
+  def _load(self, indices):
     pixels = self._buffers.take()
     labels = np.zeros(len(pixels), np.int32)
-    pixels[len(rows) :] = 0
-    if self._cache is not None and self._cache.take(
-      rows, pixels[: len(rows)], labels[: len(rows)]
-    ):
-      return pixels, labels
-    rows = rows.tolist()
+    mask = self._batch_indices < len(indices)
+    # Padding, if any, comes last.
+    rows = indices[self._batch_indices[mask]].tolist()
+    n = len(rows)
+    pixels[n:] = 0
 
     def load(start: int) -> None:
-      for i in range(start, len(rows), self._num_threads):
+      for i in range(start, n, self._num_threads):
         labels[i] = self._read(rows[i], pixels[i])
 
-    list(self._threads.map(load, range(self._num_threads)))
-    return pixels, labels
-
-  def _load_all(self, rows):
-    """Loads any number of examples into the cache."""
-    size = len(self._batch_indices)
-    for start in range(0, len(rows), size):
-      self._load(rows[start : start + size])
+    if not (self._cache and self._cache.take(rows, pixels[:n], labels[:n])):
+      list(self._threads.map(load, range(self._num_threads)))
+    return {'image': pixels, 'label': labels, 'mask': mask}
 
   def _decode(self, row: int, out: np.ndarray) -> int:
     """Decodes the image of a record into `out`; returns its label."""

@@ -83,37 +83,31 @@ class Run:
   def train_batches(self, step: int) -> Generator[PyTree]:
     """Endless training batches from step `step` on, on the devices."""
     inputs = self.config.input
-    cache = self.caches.get(inputs.train_split)
-    batches = input_pipeline.train_batches(
-      self.dataset,
-      inputs.train_split,
-      batch_size=inputs.batch_size,
-      seed=self.config.seed,
-      start_step=step,
-      batch_indices=placement.local_batch_indices(inputs.batch_size, self.mesh),
-      cache=cache,
+    make = functools.partial(
+      input_pipeline.train_batches, seed=self.config.seed, start_step=step
     )
-    return self._on_devices(batches, cache)
+    return self._batches(make, inputs.train_split, inputs.batch_size)
 
   def eval_batches(self) -> Generator[PyTree]:
     """Every example of the evaluation split once, on the devices."""
-    batch_size = self.config.eval.batch_size
-    cache = self.caches.get(self.config.input.eval_split)
-    batches = input_pipeline.eval_batches(
+    split, size = self.config.input.eval_split, self.config.eval.batch_size
+    return self._batches(input_pipeline.eval_batches, split, size)
+
+  def _batches(self, make, split, batch_size):
+    cache = self.caches.get(split)
+
+    def put(batch):
+      if 'row' in batch:
+        return cache.gather(batch['row'], batch_size, self.mesh)
+      return placement.place_batch(batch, self.mesh)
+
+    batches = make(
       self.dataset,
-      self.config.input.eval_split,
+      split,
       batch_size=batch_size,
       batch_indices=placement.local_batch_indices(batch_size, self.mesh),
       cache=cache,
     )
-    return self._on_devices(batches, cache)
-
-  def _on_devices(self, batches, cache):
-    def put(batch):
-      if 'row' in batch:
-        return cache.gather(batch['row'], self.mesh)
-      return placement.place_batch(batch, self.mesh)
-
     return input_pipeline.prefetch_to_device(batches, put)
 
 
@@ -161,10 +155,8 @@ def open_run(config: ml_collections.ConfigDict, *, trains: bool = True) -> Run:
     dataset.rgb_covariance, config.augment.color_square_root
   )
   statistics = Statistics(dataset.mean_image, directions)
-  splits = [inputs.train_split] if trains else []
-  caches = cache_lib.open_caches(
-    inputs.cache,
-    {s: dataset.num_examples[s] for s in [*splits, inputs.eval_split]},
-    inputs.image_size,
-  )
+  splits = {inputs.train_split, inputs.eval_split}
+  if not trains:
+    splits = {inputs.eval_split}
+  caches = cache_lib.open_caches(inputs.cache, dataset, sorted(splits))
   return Run(config, dataset, mesh, placement.place(statistics, mesh), caches)
