@@ -41,14 +41,22 @@ class Cache:
   """The decoded examples of one split, by row: their index in stored order."""
 
   def __init__(
-    self, num_examples: int, image_size: int, moves_to_devices: bool = False
+    self, num_examples: int, image_size: int, devices: Sequence[jax.Device] = ()
   ):
+    """Creates an empty cache.
+
+    Args:
+      num_examples: number of examples of the split.
+      image_size: side of the images in pixels.
+      devices: devices of this process that will get the examples; none to keep
+        them on the host.
+    """
     shape = (num_examples, image_size, image_size, 3)
     pages = huge_pages.allocate(math.prod(shape))  # Mapped when written.
     self._images = np.frombuffer(pages, np.uint8).reshape(shape)
     self._labels = np.zeros(num_examples, np.int32)
     self._is_decoded = np.zeros(num_examples, bool)
-    self._moves, self._gather = moves_to_devices, None
+    self._devices, self._gather = devices, None
     self._num_unread = num_examples
     self._lock = threading.Lock()
 
@@ -89,12 +97,12 @@ class Cache:
     processes some rows were read only by others; these are decoded first.
     """
     with self._lock:  # Training and evaluation may read the same split.
-      if self._gather is None and self._moves and self._num_unread <= 0:
+      if self._devices and self._gather is None and self._num_unread <= 0:
         missing = np.flatnonzero(~self._is_decoded).tolist()
         with futures.ThreadPoolExecutor(processes.available_cores()) as threads:
           fill = lambda row: self.read(read, row, self._images[row])
           collections.deque(threads.map(fill, missing), 0)
-        self._gather = _Gather(self._images, self._labels)
+        self._gather = _Gather(self._images, self._labels, self._devices)
         self._images = self._labels = None
       if self._gather is not None:
         return {'row': rows}
@@ -120,9 +128,9 @@ class _Gather:
   Each process runs this program by itself, on its own devices.
   """
 
-  def __init__(self, images, labels):
-    self._devices = jax.local_devices()  # Those of the mesh, here.
-    local_mesh = Mesh(self._devices, ('device',))
+  def __init__(self, images, labels, devices):
+    self._devices = devices
+    local_mesh = Mesh(devices, ('device',))
     self._sharding = NamedSharding(local_mesh, P('device'))
 
     shape = images.shape[1:]
@@ -151,7 +159,7 @@ class _Gather:
   def __call__(self, rows, batch_size, mesh):
     padding = (0, batch_size - len(rows))
     rows = np.pad(rows.astype(np.int32), padding, constant_values=PADDING)
-    sharding = mesh_lib.shardings(mesh, mesh_lib.batch_spec())
+    sharding = _batch_sharding(mesh)
     parts = sharding.addressable_devices_indices_map(rows.shape)
     local = np.concatenate([rows[parts[device]] for device in self._devices])
     batch = self._take(*self._examples, jax.device_put(local, self._sharding))
@@ -165,7 +173,10 @@ class _Gather:
 
 
 def open_caches(
-  mode: str, dataset: dataset_lib.Dataset, splits: Sequence[str]
+  mode: str,
+  dataset: dataset_lib.Dataset,
+  splits: Sequence[str],
+  mesh: Mesh | None,
 ) -> dict[str, Cache]:
   """Empty caches by split; none if the mode is, or comes to, 'none'.
 
@@ -175,6 +186,7 @@ def open_caches(
     mode: config.input.cache, one of `MODES`.
     dataset: data set to read.
     splits: names of the splits that will be read.
+    mesh: mesh over which batches are sharded.
 
   Raises:
     ValueError: if the splits do not fit where the mode asks for them.
@@ -200,7 +212,15 @@ def open_caches(
   )
   if chosen == 'none':
     return {}
-  return {s: Cache(num_examples[s], size, chosen == 'device') for s in splits}
+  devices = ()
+  if chosen == 'device':
+    devices = _batch_sharding(mesh).addressable_devices
+    devices = sorted(devices, key=lambda device: device.id)
+  return {s: Cache(num_examples[s], size, devices) for s in splits}
+
+
+def _batch_sharding(mesh):
+  return mesh_lib.shardings(mesh, mesh_lib.batch_spec())
 
 
 def choose(mode: str, needed: int, host: int, device: int | None) -> str:

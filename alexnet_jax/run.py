@@ -158,5 +158,5 @@ def open_run(config: ml_collections.ConfigDict, *, trains: bool = True) -> Run:
   splits = {inputs.train_split, inputs.eval_split}
   if not trains:
     splits = {inputs.eval_split}
-  caches = cache_lib.open_caches(inputs.cache, dataset, sorted(splits))
+  caches = cache_lib.open_caches(inputs.cache, dataset, sorted(splits), mesh)
   return Run(config, dataset, mesh, placement.place(statistics, mesh), caches)

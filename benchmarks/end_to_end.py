@@ -122,7 +122,7 @@ def drained(batches, steps: int) -> Segment:
 def started(loop: Loop, run: run_lib.Run, mode: str, steps: int) -> Segment:
   """`trained` within the first epoch of a run that begins, with a new cache."""
   split = run.config.input.train_split
-  caches = cache.open_caches(mode, run.dataset, [split])
+  caches = cache.open_caches(mode, run.dataset, [split], run.mesh)
   epoch = run.dataset.num_examples[split] // loop.batch_size
   batches = dataclasses.replace(run, caches=caches).train_batches(0)
   with contextlib.closing(batches):
