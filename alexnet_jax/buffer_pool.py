@@ -1,11 +1,12 @@
 """A pool of reused memory for batches of images."""
 
 import collections
-import contextlib
-import mmap
+import math
 import weakref
 
 import numpy as np
+
+from alexnet_jax.runtime import huge_pages
 
 
 class BufferPool:
@@ -27,11 +28,7 @@ class BufferPool:
     try:
       memory = self._free.pop()
     except IndexError:
-      private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-      memory = mmap.mmap(-1, int(np.prod(self._shape)), private)
-      if hasattr(mmap, 'MADV_HUGEPAGE'):  # Defined on Linux only.
-        with contextlib.suppress(OSError):  # The kernel may lack huge pages.
-          memory.madvise(mmap.MADV_HUGEPAGE)
+      memory = huge_pages.allocate(math.prod(self._shape))
     # The base of any view of `array` is the array that wraps the mmap: NumPy
     # collapses chains of views, but not beyond a buffer of another type. So
     # this owner is freed after the last view.

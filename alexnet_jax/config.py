@@ -7,6 +7,7 @@ import math
 
 import ml_collections
 
+from alexnet_jax import cache
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
@@ -55,6 +56,10 @@ RANGES = {
     ('model.dropout_rate', 'optimizer.momentum'),
   ),
   'must be above 1': (lambda value: value > 1, ('optimizer.drop_factor',)),
+  f'is not one of {", ".join(cache.MODES)}': (
+    lambda value: value in cache.MODES,
+    ('input.cache',),
+  ),
   'must be 1 or 2': (lambda value: value in (1, 2), ('model.num_towers',)),
   'must be 2 or 3': (lambda value: value in (2, 3), ('model.pool_size',)),
   'must be at least 0 and below 2 ** 32': (

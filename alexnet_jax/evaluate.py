@@ -130,6 +130,7 @@ def _open_nets(
         f' ({first.config.input.eval_split}); the members of an ensemble need'
         ' the same prepared data set and the same --split'
       )
+    net.run.caches.update(first.run.caches)
   return nets
 
 

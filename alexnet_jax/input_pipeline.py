@@ -3,10 +3,10 @@
 An element of the Grain data set is a *batch*: element t holds the indices of
 the examples of global batch t, a function of (seed, t) alone, so resuming at
 step t means starting at element t. Threads read and decode its records into a
-reused buffer; Grain contributes one thread that loads batches ahead of time.
-Training batches are endless: the last batch of an epoch is filled up from the
-next epoch. Evaluation batches hold every example once; the last one is padded
-and masked.
+reused buffer, unless a cache has them; Grain contributes one thread that loads
+batches ahead of time. Training batches are endless: the last batch of an epoch
+is filled up from the next epoch. Evaluation batches hold every example once;
+the last one is padded and masked.
 """
 
 import collections
@@ -23,13 +23,15 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import buffer_pool
+from alexnet_jax import cache as cache_lib
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import images
 from alexnet_jax.runtime import processes
 
 ENDLESS = 2**62  # Steps.
 
-# {'image': uint8 [N, S, S, 3], 'label': int32 [N], 'mask': bool [N]}
+# {'image': uint8 [N, S, S, 3], 'label': int32 [N], 'mask': bool [N]}; or {'row':
+# int [examples]}, indices into the split, once a cache is on the devices.
 Batch = dict[str, np.ndarray]
 
 
@@ -41,6 +43,7 @@ def train_batches(
   seed: int,
   start_step: int,
   batch_indices: Int[np.ndarray, 'local'] | None = None,
+  cache: cache_lib.Cache | None = None,
 ) -> Generator[Batch]:
   """Global batches start_step, start_step + 1, ..., without end.
 
@@ -54,12 +57,13 @@ def train_batches(
     start_step: index of the first batch.
     batch_indices: indices into the global batch of the examples to read,
       ascending; None for the whole batch.
+    cache: holds what has been decoded before; None to decode every time.
   """
   indices = functools.partial(
     _train_indices, dataset.num_examples[split], seed, batch_size
   )
   batches = grain.MapDataset.range(start_step, ENDLESS).map(indices)
-  loader = _BatchLoader(dataset, split, batch_size, batch_indices)
+  loader = _BatchLoader(dataset, split, batch_size, batch_indices, cache)
   return _iterate(batches, loader)
 
 
@@ -86,13 +90,14 @@ def eval_batches(
   *,
   batch_size: int,
   batch_indices: Int[np.ndarray, 'local'] | None = None,
+  cache: cache_lib.Cache | None = None,
 ) -> Generator[Batch]:
   """Every example of the split once, in stored order; padding is masked.
 
   Takes the arguments of `train_batches`.
   """
   examples = grain.MapDataset.range(dataset.num_examples[split])
-  loader = _BatchLoader(dataset, split, batch_size, batch_indices)
+  loader = _BatchLoader(dataset, split, batch_size, batch_indices, cache)
   return _iterate(examples.batch(batch_size), loader)
 
 
@@ -128,7 +133,7 @@ def _iterate(batches, load):
 class _BatchLoader:
   """Reads and decodes the examples of one global batch, or a part of them."""
 
-  def __init__(self, dataset, split, batch_size, batch_indices):
+  def __init__(self, dataset, split, batch_size, batch_indices, cache):
     if batch_indices is None:
       batch_indices = np.arange(batch_size)
     self._batch_indices = batch_indices
@@ -140,33 +145,46 @@ class _BatchLoader:
     )
     self._num_threads = processes.available_cores()
     self._threads = concurrent.futures.ThreadPoolExecutor(self._num_threads)
+    self._cache, self._read = cache, self._decode
+    if cache is not None:
+      self._read = functools.partial(cache.read, self._decode)
 
   def __call__(self, indices: np.ndarray) -> Batch:
+    if self._cache is None:
+      return self._load(indices)
+    return self._cache.load(indices, self._load, self._decode)
+
+  def _load(self, indices):
     pixels = self._buffers.take()
     labels = np.zeros(len(pixels), np.int32)
     mask = self._batch_indices < len(indices)
     # Padding, if any, comes last.
-    indices = indices[self._batch_indices[mask]].tolist()
+    rows = indices[self._batch_indices[mask]].tolist()
+    n = len(rows)
+    pixels[n:] = 0
 
     def load(start: int) -> None:
-      for i in range(start, len(indices), self._num_threads):
-        # One record at a time: reading several in one call starts threads.
-        try:
-          record = self._records[indices[i]]
-        except RuntimeError as error:
-          raise self._damaged(error) from error
-        example = tf_example_pb2.Example.FromString(record)
-        features = example.features.feature
-        labels[i] = features['label'].int64_list.value[0]
-        try:
-          images.decode(features['image'].bytes_list.value[0], pixels[i])
-        except images.ERRORS as error:
-          name = features['file_name'].bytes_list.value[0].decode()
-          raise self._damaged(f'cannot decode {name} ({error})') from error
+      for i in range(start, n, self._num_threads):
+        labels[i] = self._read(rows[i], pixels[i])
 
-    list(self._threads.map(load, range(self._num_threads)))
-    pixels[len(indices) :] = 0
+    if not (self._cache and self._cache.take(rows, pixels[:n], labels[:n])):
+      list(self._threads.map(load, range(self._num_threads)))
     return {'image': pixels, 'label': labels, 'mask': mask}
+
+  def _decode(self, row: int, out: np.ndarray) -> int:
+    """Decodes the image of a record into `out`; returns its label."""
+    # One record at a time: reading several in one call starts threads.
+    try:
+      record = self._records[row]
+    except RuntimeError as error:
+      raise self._damaged(error) from error
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    try:
+      images.decode(features['image'].bytes_list.value[0], out)
+    except images.ERRORS as error:
+      name = features['file_name'].bytes_list.value[0].decode()
+      raise self._damaged(f'cannot decode {name} ({error})') from error
+    return features['label'].int64_list.value[0]
 
   def close(self) -> None:
     self._threads.shutdown()

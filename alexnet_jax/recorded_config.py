@@ -13,11 +13,12 @@ import ml_collections
 from alexnet_jax import config as config_lib
 
 # A run may be resumed with other values of these keys: where the data are, how
-# long to train, how often to log and save, how to use the devices. Each step
-# computes the same, up to rounding.
+# long to train, how often to log and save, how to use memory and
+# devices. Each step computes the same, up to rounding.
 MAY_CHANGE = frozenset(
   {
     'input.data_dir',
+    'input.cache',
     'train.epochs',
     'train.log_every_steps',
     'train.checkpoint_every_steps',
@@ -47,7 +48,7 @@ PRETRAINED_MAY_DIFFER = frozenset(
 RENAMED: Mapping[str, str] = {}
 # Added keys, with the value that reproduces the old behaviour, as JSON has it
 # (a list, not a tuple).
-ADDED: Mapping[str, object] = {}
+ADDED: Mapping[str, object] = {'input.cache': 'auto'}
 # Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}
 

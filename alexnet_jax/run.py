@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 import ml_collections
 
 from alexnet_jax import augment
+from alexnet_jax import cache as cache_lib
 from alexnet_jax import config as config_lib
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import input_pipeline
@@ -44,6 +45,7 @@ class Run:
   dataset: dataset_lib.Dataset
   mesh: jax.sharding.Mesh | None  # None for a single device.
   statistics: Statistics
+  caches: dict[str, cache_lib.Cache]  # By split, of those that are cached.
 
   @property
   def network(self) -> model.AlexNet:
@@ -81,37 +83,40 @@ class Run:
   def train_batches(self, step: int) -> Generator[PyTree]:
     """Endless training batches from step `step` on, on the devices."""
     inputs = self.config.input
-    batches = input_pipeline.train_batches(
-      self.dataset,
-      inputs.train_split,
-      batch_size=inputs.batch_size,
-      seed=self.config.seed,
-      start_step=step,
-      batch_indices=placement.local_batch_indices(inputs.batch_size, self.mesh),
+    make = functools.partial(
+      input_pipeline.train_batches, seed=self.config.seed, start_step=step
     )
-    return self._on_devices(batches)
+    return self._batches(make, inputs.train_split, inputs.batch_size)
 
   def eval_batches(self) -> Generator[PyTree]:
     """Every example of the evaluation split once, on the devices."""
-    batch_size = self.config.eval.batch_size
-    batches = input_pipeline.eval_batches(
+    split, size = self.config.input.eval_split, self.config.eval.batch_size
+    return self._batches(input_pipeline.eval_batches, split, size)
+
+  def _batches(self, make, split, batch_size):
+    cache = self.caches.get(split)
+
+    def put(batch):
+      if 'row' in batch:
+        return cache.gather(batch['row'], batch_size, self.mesh)
+      return placement.place_batch(batch, self.mesh)
+
+    batches = make(
       self.dataset,
-      self.config.input.eval_split,
+      split,
       batch_size=batch_size,
       batch_indices=placement.local_batch_indices(batch_size, self.mesh),
+      cache=cache,
     )
-    return self._on_devices(batches)
-
-  def _on_devices(self, batches):
-    put = functools.partial(placement.place_batch, mesh=self.mesh)
     return input_pipeline.prefetch_to_device(batches, put)
 
 
-def open_run(config: ml_collections.ConfigDict) -> Run:
+def open_run(config: ml_collections.ConfigDict, *, trains: bool = True) -> Run:
   """Checks the config, then opens its data set and creates its mesh.
 
   Args:
     config: a config with the keys of configs/paper.py.
+    trains: whether the training split will be read, or only that of evaluation.
 
   Raises:
     ValueError: if the config or the data set is invalid, or they do not match.
@@ -150,4 +155,8 @@ def open_run(config: ml_collections.ConfigDict) -> Run:
     dataset.rgb_covariance, config.augment.color_square_root
   )
   statistics = Statistics(dataset.mean_image, directions)
-  return Run(config, dataset, mesh, placement.place(statistics, mesh))
+  splits = {inputs.train_split, inputs.eval_split}
+  if not trains:
+    splits = {inputs.eval_split}
+  caches = cache_lib.open_caches(inputs.cache, dataset, sorted(splits), mesh)
+  return Run(config, dataset, mesh, placement.place(statistics, mesh), caches)

@@ -210,7 +210,7 @@ def open_net(
   """
   path = check_trained_workdir(workdir)
   config = read_config(path, config, split, data_dir)
-  run = run_lib.open_run(config)
+  run = run_lib.open_run(config, trains=False)
   processes.check_same({'--workdir': str(path)})
   return TrainedNet(run, path, which)
 
@@ -244,6 +244,7 @@ def read_config(
   file = workdir / workdir_lib.CONFIG_FILE
   if config is None:
     config = workdir_lib.read_config(workdir)
+    config.input.cache = 'auto'  # This machine may have less memory.
   config = ml_collections.ConfigDict(config)
   if split:
     config.input.eval_split = split

@@ -4,8 +4,10 @@ r"""A real run against its two halves; with --saving, what a save costs it.
         [--steps=N] [--saving] [--quick] [--check] [--output=FILE]
 
 In turn, in segments of --steps steps, nothing buffered before: real, the steps of
-`train.run_steps` on batches from the host; synthetic, on one of these batches again
-and again, which is the device alone; and the host alone, whose batches are dropped.
+`train.run_steps` as in a run's second epoch, with config.input.cache; synthetic, on
+one of these batches again and again, which is the device alone; and the host alone,
+whose batches are dropped. Where there is a cache: two more, of at most one epoch
+each, first, while an empty cache is filled, and uncached, the same without one.
 
 --check asks for real / the slower of synthetic and host alone of at least 0.95. On
 a CPU both share the cores: real falls below synthetic by what the host takes even
@@ -38,6 +40,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
+from alexnet_jax import cache
 from alexnet_jax import checkpoint
 from alexnet_jax import digits
 from alexnet_jax import input_pipeline
@@ -54,6 +57,7 @@ from benchmarks import synthetic
 
 BAR = 0.95
 REAL, SYNTHETIC, HOST = 'real', 'synthetic', 'host alone'
+FIRST, UNCACHED = 'first epoch', 'uncached'
 # Grain holds 2 batches and makes one, the device 2: more than all of these.
 DRAIN = 6
 COPY, BLOCKED, WHOLE = 'copy to the host', 'save returns', 'save is written'
@@ -108,9 +112,21 @@ def drained(batches, steps: int) -> Segment:
   for _ in itertools.islice(batches, DRAIN):
     pass
   cpu, began = time.process_time(), time.perf_counter()
-  images = sum(len(b['label']) for b in itertools.islice(batches, steps))
+  images = sum(
+    len(next(iter(b.values()))) for b in itertools.islice(batches, steps)
+  )
   seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
   return Segment(images / seconds, cpu / images, 0.0)
+
+
+def started(loop: Loop, run: run_lib.Run, mode: str, steps: int) -> Segment:
+  """`trained` within the first epoch of a run that begins, with a new cache."""
+  split = run.config.input.train_split
+  caches = cache.open_caches(mode, run.dataset, [split], run.mesh)
+  epoch = run.dataset.num_examples[split] // loop.batch_size
+  batches = dataclasses.replace(run, caches=caches).train_batches(0)
+  with contextlib.closing(batches):
+    return trained(loop, batches, max(1, min(steps, epoch - DRAIN)))
 
 
 def measure_kinds(run: run_lib.Run, steps, rounds) -> dict[str, list[Segment]]:
@@ -120,15 +136,27 @@ def measure_kinds(run: run_lib.Run, steps, rounds) -> dict[str, list[Segment]]:
     stack.callback(placed.close)
     split, size = run.config.input.train_split, run.config.input.batch_size
     alone = input_pipeline.train_batches(
-      run.dataset, split, batch_size=size, seed=run.config.seed, start_step=0
+      run.dataset,
+      split,
+      batch_size=size,
+      seed=run.config.seed,
+      start_step=0,
+      cache=run.caches.get(split),
     )
     stack.callback(alone.close)
+    if run.caches:  # Filled, as in the second epoch.
+      for _ in range(run.dataset.num_examples[split] // size + 1):
+        next(placed)
     loop, same = Loop(run), itertools.repeat(next(placed))
     kinds = {
       REAL: functools.partial(trained, loop, placed),
       SYNTHETIC: functools.partial(trained, loop, same),
       HOST: functools.partial(drained, alone),
     }
+    if run.caches:
+      mode = run.config.input.cache
+      kinds[FIRST] = functools.partial(started, loop, run, mode)
+      kinds[UNCACHED] = functools.partial(started, loop, run, 'none')
     found = {name: [] for name in kinds}
     for number, name in harness.turns(list(kinds), rounds):
       harness.wait_until_idle(time.process_time)
@@ -186,6 +214,9 @@ def measure_run() -> harness.Outcome:
   for name in (REAL, HOST):
     ratio = harness.ratio(rates[name], rates[SYNTHETIC])
     harness.print_figures(ratio, f'{name} / {SYNTHETIC}')
+  if FIRST in rates:
+    ratio = harness.ratio(rates[FIRST], rates[UNCACHED])
+    harness.print_figures(ratio, f'{FIRST} / {UNCACHED}')
   if on_cpu:
     share = sharing(found, processes.available_cores())
     harness.print_figures(share, f'{REAL} / {SYNTHETIC}, by arithmetic')

@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
   input.image_size = 256  # section 2
   input.crop_size = 224  # section 4.1
   input.batch_size = 128  # section 5, over all devices
+  input.cache = 'auto'  # ours: decoded images; or 'none', 'host', 'device'
 
   config.augment = augment = ml_collections.ConfigDict()
   augment.flip = True  # section 4.1: reflections, in training and in testing

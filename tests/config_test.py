@@ -255,6 +255,11 @@ RULES = [
   }.items()
 ] + [
   (
+    {'input__cache': 'disk'},
+    1,
+    'config.input.cache=disk is not one of none, host, device, auto',
+  ),
+  (
     {'model__conv_features': (96, 256, 384, 256)},
     1,
     'config.model.conv_features=(96, 256, 384, 256) must have 5 or 6 entries',

@@ -1,12 +1,14 @@
 """The benchmark of the whole run: what it takes, and which side it blames."""
 
 import itertools
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from alexnet_jax import digits
+from alexnet_jax import images
 from alexnet_jax import run as run_lib
 from benchmarks import end_to_end as benchmark
 from configs import quickstart
@@ -36,20 +38,27 @@ def test_all_kinds_are_measured(run, monkeypatch):
     return steps(step, state, batches, inputs, done, progress)
 
   monkeypatch.setattr(benchmark.train, 'run_steps', count)
+  decode = mock.Mock(side_effect=images.decode)
+  monkeypatch.setattr(images, 'decode', decode)
   found = benchmark.measure_kinds(run, STEPS, ROUNDS)
   assert {name: len(segments) for name, segments in found.items()} == {
     'real': ROUNDS,
     'synthetic': ROUNDS,
     'host alone': ROUNDS,
+    'first epoch': ROUNDS,
+    'uncached': ROUNDS,
   }
   for segments in found.values():
     assert all(s.images_per_second > 0 < s.cpu_seconds for s in segments)
+  # The cache was filled first; what the other kinds take is less than an epoch.
+  assert 1497 < decode.call_count < 2 * 1497
   # One training of all segments, each drained first; order turns every round.
   lengths = [stop - done for done, stop, _ in taken]
-  assert lengths == [benchmark.DRAIN, 1] * 2 + [benchmark.DRAIN, STEPS] * 4
+  assert lengths == [benchmark.DRAIN, 1] * 4 + [benchmark.DRAIN, STEPS] * 8
   assert [begin for begin, _, _ in taken[1:]] == [e for _, e, _ in taken[:-1]]
   same = [same for _, _, same in taken[::2]]
-  assert same == [True, False, False, True, True, False]
+  turned = [False, False, True, False]  # Uncached, first, synthetic, real.
+  assert same == [*turned, *turned[::-1], *turned]
 
 
 def test_the_host_alone_counts_what_comes_after_the_buffers():

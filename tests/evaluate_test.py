@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unittest.mock
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import evaluator
+from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
@@ -92,8 +94,13 @@ def evaluate_checkpoint(config, workdir, which):
   return evaluate.evaluate([workdir], which, 'both', config=config)
 
 
-def test_an_ensemble_has_the_errors_of_the_mean_probabilities(runs, capsys):
+def test_an_ensemble_has_the_errors_of_the_mean_probabilities(
+  runs, capsys, monkeypatch
+):
+  decode = unittest.mock.Mock(side_effect=images.decode)
+  monkeypatch.setattr(images, 'decode', decode)
   result = evaluate_nets(runs)
+  assert decode.call_count == 300  # The three nets share the decoded images.
   file = json.loads((runs / 'a/evaluation.json').read_text())
   assert result.items() <= file.items()
   assert 'step' not in file  # Each member has its own.

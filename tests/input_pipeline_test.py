@@ -280,7 +280,7 @@ def test_batches_on_devices_stay_intact_while_buffers_are_reused(
     dataset, 'train', batch_size=8, seed=0, start_step=0
   )
   allocate = unittest.mock.Mock(side_effect=mmap.mmap)
-  monkeypatch.setattr(buffer_pool.mmap, 'mmap', allocate)
+  monkeypatch.setattr(mmap, 'mmap', allocate)
   stream = input_pipeline.prefetch_to_device(batches, put)
   kept = {}
   with contextlib.closing(stream):

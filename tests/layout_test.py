@@ -54,6 +54,7 @@ ORDER = [
   'recorded_config',
   'config',
   'input_pipeline',
+  'cache',
   'buffer_pool',
   'dataset',
   'images',
@@ -74,6 +75,7 @@ ORDER = [
   'runtime.files',
   'runtime.compilation',
   'runtime.huge_pages',
+  'runtime.memory',
   'runtime.processes',
 ]
 
@@ -101,6 +103,7 @@ USERS_OF_LIBRARIES = {
     'trained_net',
     'workdir',
   ],
+  'psutil': ['runtime.memory'],
   'optax': ['optimizer', 'train', 'train_step'],
   'orbax': ['checkpoint'],
   'simplejpeg': ['images'],

@@ -512,6 +512,12 @@ def test_each_process_reads_only_the_examples_of_its_devices(pair, data_dir):
   assert reported(pair, 'placed') == [labels[:100]] * 2
 
 
+def test_processes_with_the_images_on_their_devices_read_the_same(pair):
+  for found in reported(pair, 'cached'):
+    # Without a cache; then half of the images, the other half, and none.
+    assert found == {'decoded': [150, 150, 150, 0], 'same': True}
+
+
 def test_evaluation_by_two_processes_equals_that_of_one(
   pair, one, config_file, capfd
 ):
@@ -603,6 +609,7 @@ def _run_pair(address, index, config_file, folder):
     config.mesh.layout = 'data'
     halves = run_lib.open_run(config)
     report['halves'] = _read_all(halves)
+    report['cached'] = _read_cached(config)
     (batch,) = (
       placement.place_batch({'label': np.array(labels)}, halves.mesh)
       for labels in report['halves']['labels'][:1]
@@ -646,6 +653,22 @@ def _read_all(run):
     'decoded': len(decoded),
     'indices': indices.tolist(),
   }
+
+
+def _read_cached(config):
+  """What an evaluation reads and decodes, in turn, with a cache on devices."""
+  decode, decoded = images.decode, []
+  images.decode = lambda *args: decoded.append(decode(*args))
+  passes, counts = [], []
+  for config.input.cache in ('none', 'device'):
+    run = run_lib.open_run(config)
+    for _ in range(1 if config.input.cache == 'none' else 3):
+      decoded.clear()
+      passes.append(placement.fetch(list(run.eval_batches())))
+      counts.append(len(decoded))
+  images.decode = decode
+  same = lambda *arrays: bool(all((arrays[0] == x).all() for x in arrays))
+  return {'decoded': counts, 'same': jax.tree.all(jax.tree.map(same, *passes))}
 
 
 def _main_with_timeouts(

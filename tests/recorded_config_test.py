@@ -17,6 +17,7 @@ PAPER_KEYS = sorted(config_lib.flatten(paper.get_config()))
 # What a continued run may change; with any other key it is another run.
 MAY_CHANGE = [
   'input.data_dir',
+  'input.cache',
   'train.epochs',
   'train.checkpoint_every_steps',
   'train.log_every_steps',

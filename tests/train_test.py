@@ -34,6 +34,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from alexnet_jax import augment
+from alexnet_jax import cache
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
@@ -504,6 +505,13 @@ def test_the_first_batch_is_freed(uninterrupted):
   assert not any(uninterrupted.alive)
 
 
+def move_and_load(self, *args, load=cache.Cache.load):
+  self._num_unread = 0
+  batch = load(self, *args)
+  assert batch.keys() == {'row'}
+  return batch
+
+
 def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
   uninterrupted, config, tmp_path, monkeypatch
 ):
@@ -512,6 +520,9 @@ def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
   # and the rate drops at the end of one of them.
   assert [int(r['step']) for r in read_rows(tmp_path)] == [5, 6, 10, 12, 15, 16]
   assert not (tmp_path / 'result.json').exists()
+  # With another cache, which is on the devices from the first batch.
+  config.input.cache = 'device'
+  monkeypatch.setattr(cache.Cache, 'load', move_and_load)
   returned = train.train_and_evaluate(config, tmp_path)
   assert_same_run(tmp_path, uninterrupted, config)
   for tag in returned.keys() - TIMINGS:

@@ -50,6 +50,17 @@ def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
   assert (np.asarray(activations['fc7']) >= 0).all()  # After ReLU.
 
 
+def test_a_cache_that_training_asked_for_is_not_asked_for_again(
+  workdir, tmp_path
+):
+  config = workdir_lib.read_config(workdir)
+  config.input.cache = 'device'
+  workdir_lib.write_config(tmp_path, config)
+  assert trained_net.read_config(tmp_path).input.cache == 'auto'
+  given = trained_net.read_config(tmp_path, config)
+  assert given.input.cache == 'device'
+
+
 def test_an_unknown_layer_is_named(net):
   with pytest.raises(KeyError, match='fc9'):
     net.predict_batch(np.zeros((8, 76, 76, 3), np.uint8), layers=['fc9'])

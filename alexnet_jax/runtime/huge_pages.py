@@ -1,5 +1,7 @@
-"""Huge pages for large arrays, which must be enabled when a process starts."""
+"""Huge pages for large arrays, on Linux."""
 
+import contextlib
+import mmap
 import os
 import sys
 
@@ -16,3 +18,12 @@ def reexec_with_huge_pages() -> None:
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def allocate(num_bytes: int) -> mmap.mmap:
+  """Private memory of zeros, in huge pages where the kernel has them."""
+  memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+  if hasattr(mmap, 'MADV_HUGEPAGE'):  # Defined on Linux only.
+    with contextlib.suppress(OSError):  # The kernel may lack huge pages.
+      memory.madvise(mmap.MADV_HUGEPAGE)
+  return memory

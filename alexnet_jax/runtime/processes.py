@@ -242,11 +242,16 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def gather(values: np.ndarray) -> np.ndarray:
+  """The values of all processes, [processes, ...]; at most 32 bits each."""
+  if is_single_process():
+    return values[None]
+  return multihost_utils.process_allgather(values)
+
+
 def any_process(value: bool) -> bool:
   """Whether `value` is true in any process; the same answer in all of them."""
-  if is_single_process():
-    return value
-  return bool(multihost_utils.process_allgather(np.array(value)).any())
+  return bool(gather(np.array(value)).any())
 
 
 def check_same(values: Mapping[str, str]) -> None:
@@ -261,7 +266,7 @@ def check_same(values: Mapping[str, str]) -> None:
     np.frombuffer(hashlib.sha256(v.encode()).digest()[:8], np.uint32)
     for v in values.values()
   ]
-  all_digests = multihost_utils.process_allgather(np.stack(digests))
+  all_digests = gather(np.stack(digests))
   for index, name in enumerate(values):
     digest = all_digests[:, index]
     others = np.flatnonzero((digest != digest[0]).any(-1)).tolist()
