@@ -1,7 +1,7 @@
 r"""Everything that a rented GPU can tell, in one command of minutes.
 
     python -m benchmarks.gpu --output=DIR [--budget_s=420] [--only=PARTS]
-        [--data_dir=DIR] [--quick]
+        [--data_dir=DIR] [--archive=FILE.tar.gz] [--quick]
 
 | part | what it measures |
 |---|---|
@@ -32,11 +32,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 from absl import flags
 
+from alexnet_jax import checkpoint
 from alexnet_jax import dataset as dataset_lib
+from alexnet_jax import predictions
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import files
 
@@ -75,12 +78,11 @@ def training(name: str, flags: str, dataset: str, seconds: int) -> Part:
 
 BOTH = '--dtypes=bfloat16,float32'
 # Photographs at full geometry: as many epochs as a minute allows, and a rate
-# that falls to zero over them. The loss is logged ten times an epoch.
-EPOCHS = 60
+# that falls to zero over them.
 ON_PHOTOGRAPHS = (
   f'--config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
-  f' --config.train.epochs={EPOCHS} --config.train.eval_every_epochs=5'
-  ' --config.optimizer.schedule=cosine --config.train.log_every_steps=10'
+  ' --config.train.epochs=60 --config.train.eval_every_epochs=5'
+  ' --config.optimizer.schedule=cosine --config.train.log_every_steps=20'
 )
 PARTS = {
   'machine': Part('benchmarks.machine', 40),
@@ -88,30 +90,12 @@ PARTS = {
   'train_step': Part(
     f'benchmarks.train_step --parts=training --torch=compiled {BOTH}'
     ' --batches=128,1024 --rounds=3',
-    180,
+    200,
     '--quick --batches=2 --torch=none',
   ),
-  'batches': Part(
-    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
-    ' --batches=256,512,2048 --rounds=2',
-    120,
-    '--quick --batches=2',
-  ),
-  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 100),
-  'switches_float32': Part('benchmarks.switches --dtype=float32', 100),
+  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 120),
   'profile': Part(
     'benchmarks.operations --batch=1024 --dtype=bfloat16 --top=20', 60
-  ),
-  'inference': Part(
-    f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
-    ' --batches=128 --rounds=3',
-    120,
-    '--quick --batches=2 --torch=none',
-  ),
-  'input_pipeline': Part(
-    f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',
-    90,
-    dataset=PHOTOGRAPHS,
   ),
   **{
     f'end_to_end_{cache}': Part(
@@ -127,7 +111,7 @@ PARTS = {
   'cifar10': training('cifar10', '', CIFAR10, 90),
   'fast': training(
     'fast',
-    # Batches of a quarter: 5,000 photographs would give 5 steps an epoch.
+    # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
     f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
     ' --config.optimizer.learning_rate=0.014',
     PHOTOGRAPHS,
@@ -135,6 +119,24 @@ PARTS = {
   ),
   'source': training('source', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
   'paper': training('paper', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+  'inference': Part(
+    f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
+    ' --batches=128 --rounds=3',
+    120,
+    '--quick --batches=2 --torch=none',
+  ),
+  'input_pipeline': Part(
+    f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',
+    90,
+    dataset=PHOTOGRAPHS,
+  ),
+  'batches': Part(
+    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
+    ' --batches=256,512,2048 --rounds=2',
+    120,
+    '--quick --batches=2',
+  ),
+  'switches_float32': Part('benchmarks.switches --dtype=float32', 120),
 }
 
 
@@ -192,8 +194,23 @@ def backend() -> str:
   return subprocess.run(words, capture_output=True, text=True).stdout.strip()
 
 
+def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
+  """Writes an archive of a folder, without checkpoints and predictions."""
+  left_out = checkpoint.FOLDER, predictions.FOLDER, 'xla'
+  temporary = archive.with_name(f'{archive.name}.tmp')
+  with tarfile.open(temporary, 'w:gz') as tar:
+    tar.add(
+      folder,
+      folder.name,
+      filter=lambda m: None if pathlib.Path(m.name).name in left_out else m,
+    )
+  os.replace(temporary, archive)
+
+
 def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
   """Runs the parts in order; what became of each, also in summary.json."""
+  # Compiled programs and autotuned kernels are shared by the parts.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'xla'))
   found, end = {}, time.monotonic() + FLAGS.budget_s
   for name in names:
     began = time.monotonic()
@@ -207,6 +224,8 @@ def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
     found[name] = {'seconds': round(seconds, 1), 'problem': problem}
     print(f'{name}: {problem or "ok"}, {seconds:.0f} s', flush=True)
     files.write_json(folder / 'summary.json', found)
+    if FLAGS.archive:
+      pack(folder, pathlib.Path(FLAGS.archive).expanduser())
     os.sync()  # The machine may go at any time.
   return found
 
@@ -240,6 +259,9 @@ def define_flags() -> None:
   flags.DEFINE_list('only', [], 'Parts to run, in their order; default all.')
   flags.DEFINE_string(
     'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
+  )
+  flags.DEFINE_string(
+    'archive', '', 'Archive of all results, written anew after each part.'
   )
   flags.DEFINE_bool('quick', False, 'Try every part, on any machine.')
 

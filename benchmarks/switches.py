@@ -9,7 +9,10 @@ In turn, whole train steps of the paper's net as it is and with one thing change
 |---|---|
 | feature_group_count | XLA's grouped convolution in place of one for each tower |
 | XLA's pooling | XLA's gradient of max pooling (a scatter) in place of gathering |
-| space to depth | conv1 on 4 x 4 blocks of pixels: 3 x 3 x 48 in place of 11 x 11 x 3 |
+| conv1 on pixels | 11 x 11 x 3 with stride 4, as on a CPU |
+| conv1 on blocks | 3 x 3 x 48 on blocks of 4 x 4 pixels, as on other devices |
+| bias by a product | the gradient of the biases as a product with ones, as on a CPU |
+| norm, all stored | the norm's sums kept for the backward pass, not computed again |
 | norm by slices | the norm's sum as five shifted slices in place of a window |
 | norm by a product | the norm's sum as a product with a band matrix |
 | no command buffers | a GPU's kernels launched one by one |
@@ -20,12 +23,12 @@ of a changed step over those of the step as it is.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import math
 import os
 import sys
 from unittest import mock
 
 import flax.linen as nn
+import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +42,7 @@ from benchmarks import synthetic
 from benchmarks import train_step
 
 AS_IS, UNBUFFERED = 'as it is', 'no command buffers'
+PIXELS, BLOCKS = 'conv1 on pixels', 'conv1 on blocks'
 STEPS = 3  # Their losses are compared.
 # For --quick: the network, and the sides of its images and crops.
 NARROW = {'conv_features': (8, 16, 16, 16, 16), 'fc_features': (32, 32)}
@@ -58,28 +62,24 @@ def conv_by_xla(x, kernel, stride, padding, groups):
   )
 
 
-def conv_on_blocks(x, kernel, stride, padding, groups):
-  """`towers.grouped_conv` with stride 1 on blocks of stride x stride pixels."""
-  size = len(kernel)
-  if stride == 1:
-    return _grouped_conv(x, kernel, stride, padding, groups)
-  side = math.ceil(size / stride)  # In blocks.
-  before, after = padding[0]
-  out = (x.shape[1] + before + after - size) // stride + 1
-  after = (out - 1 + side) * stride - before - x.shape[1]
-  x = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
-  more = side * stride - size
-  kernel = jnp.pad(kernel, ((0, more), (0, more), (0, 0), (0, 0)))
-  shape = side, stride, side, stride, *kernel.shape[2:]
-  kernel = kernel.reshape(shape).transpose(0, 2, 1, 3, 4, 5)
-  kernel = kernel.reshape(side, side, -1, kernel.shape[-1])
-  blocks = x.shape[1] // stride
-  x = x.reshape(-1, blocks, stride, blocks, stride, x.shape[-1])
-  x = x.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), blocks, blocks, -1)
-  return _grouped_conv(x, kernel, 1, ((0, 0), (0, 0)), groups)
+def conv_on_pixels(x, kernel, stride, padding):
+  """`towers._conv` as on a CPU."""
+  return conv_by_xla(x, kernel, stride, padding, 1)
 
 
-_grouped_conv = towers.grouped_conv
+def conv_on_blocks(x, kernel, stride, padding):
+  """`towers._conv` as on other devices."""
+  if stride > 1:
+    x, kernel = towers._on_blocks(x, kernel, stride, padding)
+    stride, padding = 1, ((0, 0), (0, 0))
+  return conv_by_xla(x, kernel, stride, padding, 1)
+
+
+def product_sum(g):
+  """`towers._bias_gradient` as on a CPU, outside of its threads' registers."""
+  flat = g.reshape(-1, g.shape[-1])
+  ones = jnp.ones((8, flat.shape[0]), g.dtype)
+  return jnp.matmul(ones, flat, preferred_element_type=jnp.float32)[0]
 
 
 def norm_by_slices(x, window, k, alpha):
@@ -118,7 +118,10 @@ PATCHES = {
   AS_IS: (),
   'feature_group_count': (towers, 'grouped_conv', conv_by_xla),
   "XLA's pooling": (pooling, 'max_pool', xla_max_pool),
-  'space to depth': (towers, 'grouped_conv', conv_on_blocks),
+  PIXELS: (towers, '_conv', conv_on_pixels),
+  BLOCKS: (towers, '_conv', conv_on_blocks),
+  'bias by a product': (towers, '_bias_gradient', product_sum),
+  'norm, all stored': (layers, '_normalize', layers._normalize.__wrapped__),
   'norm by slices': (layers, '_normalize', norm_by_slices),
   'norm by a product': (layers, '_normalize', norm_by_product),
 }
@@ -151,7 +154,9 @@ def timed(step: Callable[[int], None]) -> Callable[[], float]:
 
 def measure() -> harness.Outcome:
   batch, rounds = (2, 1) if FLAGS.quick else (FLAGS.batch, FLAGS.rounds)
-  names = FLAGS.only or [*PATCHES] + [UNBUFFERED] * (not FLAGS.quick)
+  same = PIXELS if jax.default_backend() == 'cpu' else BLOCKS
+  names = [n for n in [*PATCHES, UNBUFFERED] if n != same]
+  names = FLAGS.only or names[: -1 if FLAGS.quick else None]
   if unknown := set(names) - {*PATCHES, UNBUFFERED}:
     sys.exit(f'--only={min(unknown)} is none of {", ".join(PATCHES)}')
   names = [AS_IS, *(name for name in names if name != AS_IS)]

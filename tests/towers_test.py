@@ -275,8 +275,10 @@ def other_net_computed(name, mesh_name):
   )
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])  # On blocks on a GPU.
 @pytest.mark.parametrize('groups', [1, 2])
-def test_grouped_convolution_matches_torch(groups):
+def test_grouped_convolution_matches_torch(monkeypatch, groups, backend):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   torch = pytest.importorskip(
     'torch', reason='PyTorch is the oracle: pip install torch'
   )
