@@ -7,13 +7,13 @@ r"""Everything that a rented GPU can tell, in one command of minutes.
 |---|---|
 | machine | what the GPU reaches: products and copies (`benchmarks.machine`) |
 | numerics | every part against the CPU's numbers (`benchmarks.numerics`) |
-| train_step | training against torch.compile, channels last, TF32 and bfloat16 |
+| train_step_DTYPE | training against torch.compile, channels last (float32: TF32) |
 | batches | the train step alone at other batch sizes |
-| switches_bfloat16, switches_float32 | other ways of computing the same |
+| switches_DTYPE | other ways of computing the same |
 | profile | the slowest operations of a traced step (`benchmarks.operations`) |
 | inference | latency and rate against torch.compile |
 | input_pipeline | the host half on all cores, on photographs |
-| end_to_end | a real run against its halves, on photographs, for each cache |
+| end_to_end_CACHE | a real run against its halves, on photographs |
 | cifar10, fast, source, paper | trainings to the end of a stated schedule |
 
 Every part is a process with a time limit, which ends with it; its output and figures
@@ -29,6 +29,7 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +47,8 @@ from alexnet_jax.runtime import files
 NO_GPU = 3  # Exit code.
 NECESSARY = 'machine', 'numerics'
 PHOTOGRAPHS, CIFAR10 = 'imagenette', 'cifar10'
-CACHES = 'none', 'host', 'device'
+CACHES = 'host', 'device', 'none'
+DTYPES = 'bfloat16', 'float32'
 FLAGS = flags.FLAGS
 
 
@@ -87,13 +89,16 @@ ON_PHOTOGRAPHS = (
 PARTS = {
   'machine': Part('benchmarks.machine', 40),
   'numerics': Part('benchmarks.numerics --check', 90),
-  'train_step': Part(
-    f'benchmarks.train_step --parts=training --torch=compiled {BOTH}'
-    ' --batches=128,1024 --rounds=3',
-    200,
-    '--quick --batches=2 --torch=none',
-  ),
-  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 120),
+  **{
+    f'train_step_{dtype}': Part(
+      'benchmarks.train_step --parts=training --torch=compiled'
+      f' --dtypes={dtype} --batches=128,1024 --rounds=3',
+      130,
+      '--quick --batches=2 --torch=none',
+    )
+    for dtype in DTYPES
+  },
+  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 150),
   'profile': Part(
     'benchmarks.operations --batch=1024 --dtype=bfloat16 --top=20', 60
   ),
@@ -101,7 +106,8 @@ PARTS = {
     f'end_to_end_{cache}': Part(
       'benchmarks.end_to_end --config=configs/fast.py'
       f' --config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
-      f' --config.input.cache={cache} --rounds=3 --steps=20',
+      f' --config.input.cache={cache} --rounds=3 --steps=20'
+      ' --config.optimizer.learning_rate=0.001',
       60,
       '--quick --steps=1 --config.input.batch_size=4',
       PHOTOGRAPHS,
@@ -143,7 +149,7 @@ PARTS = {
 def part_command(name: str, folder: pathlib.Path) -> list[str]:
   """The command of a part."""
   part = PARTS[name]
-  words = part.words.split() + part.quick.split() * FLAGS.quick
+  words = shlex.split(part.words) + part.quick.split() * FLAGS.quick
   if part.trains:
     words.append(f'--workdir={folder / name}')
   else:
