@@ -48,7 +48,7 @@ PRETRAINED_MAY_DIFFER = frozenset(
 RENAMED: Mapping[str, str] = {}
 # Added keys, with the value that reproduces the old behaviour, as JSON has it
 # (a list, not a tuple).
-ADDED: Mapping[str, object] = {'input.cache': 'auto'}
+ADDED: Mapping[str, object] = {'input.cache': 'auto'}  # The same batches.
 # Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}
 

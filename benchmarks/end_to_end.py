@@ -6,8 +6,8 @@ r"""A real run against its two halves; with --saving, what a save costs it.
 In turn, in segments of --steps steps, nothing buffered before: real, the steps of
 `train.run_steps` as in a run's second epoch, with config.input.cache; synthetic, on
 one of these batches again and again, which is the device alone; and the host alone,
-whose batches are dropped. Where there is a cache: two more, of at most one epoch
-each, first, while an empty cache is filled, and uncached, the same without one.
+whose batches are placed on the devices and dropped. Where there is a cache, two more
+of at most one epoch: the first epoch, which fills it, and uncached, without one.
 
 --check asks for real / the slower of synthetic and host alone of at least 0.95. On
 a CPU both share the cores: real falls below synthetic by what the host takes even
@@ -43,7 +43,6 @@ import numpy as np
 from alexnet_jax import cache
 from alexnet_jax import checkpoint
 from alexnet_jax import digits
-from alexnet_jax import input_pipeline
 from alexnet_jax import metrics
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
@@ -112,9 +111,7 @@ def drained(batches, steps: int) -> Segment:
   for _ in itertools.islice(batches, DRAIN):
     pass
   cpu, began = time.process_time(), time.perf_counter()
-  images = sum(
-    len(next(iter(b.values()))) for b in itertools.islice(batches, steps)
-  )
+  images = sum(len(b['label']) for b in itertools.islice(batches, steps))
   seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
   return Segment(images / seconds, cpu / images, 0.0)
 
@@ -132,20 +129,13 @@ def started(loop: Loop, run: run_lib.Run, mode: str, steps: int) -> Segment:
 def measure_kinds(run: run_lib.Run, steps, rounds) -> dict[str, list[Segment]]:
   """The segments of each kind, in turn."""
   with contextlib.ExitStack() as stack:
-    placed = run.train_batches(0)
+    placed, alone = run.train_batches(0), run.train_batches(0)
     stack.callback(placed.close)
-    split, size = run.config.input.train_split, run.config.input.batch_size
-    alone = input_pipeline.train_batches(
-      run.dataset,
-      split,
-      batch_size=size,
-      seed=run.config.seed,
-      start_step=0,
-      cache=run.caches.get(split),
-    )
     stack.callback(alone.close)
+    inputs = run.config.input
     if run.caches:  # Filled, as in the second epoch.
-      for _ in range(run.dataset.num_examples[split] // size + 1):
+      examples = run.dataset.num_examples[inputs.train_split]
+      for _ in range(examples // inputs.batch_size + 1):
         next(placed)
     loop, same = Loop(run), itertools.repeat(next(placed))
     kinds = {
@@ -154,8 +144,7 @@ def measure_kinds(run: run_lib.Run, steps, rounds) -> dict[str, list[Segment]]:
       HOST: functools.partial(drained, alone),
     }
     if run.caches:
-      mode = run.config.input.cache
-      kinds[FIRST] = functools.partial(started, loop, run, mode)
+      kinds[FIRST] = functools.partial(started, loop, run, inputs.cache)
       kinds[UNCACHED] = functools.partial(started, loop, run, 'none')
     found = {name: [] for name in kinds}
     for number, name in harness.turns(list(kinds), rounds):
