@@ -65,6 +65,7 @@ def evaluate(
       cannot be written.
     FileNotFoundError: if a work directory, checkpoint or data set is missing.
   """
+  files.check_not_url(output or '', '--output')
   nets = _open_nets(workdirs, which, config, split, data_dir)
   folder = _output_folder(nets, output)
   table = {str(workdir): {} for workdir in workdirs}
