@@ -78,10 +78,10 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   """
   try:
     problems = list(_problems(config, num_devices))
-  except (AttributeError, KeyError) as error:
+  except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(
-      f'the config lacks a key of configs/paper.py: {error}; was it made by'
-      ' another version of this project?'
+      'the config lacks a key of configs/paper.py, or has a value of another'
+      f' type: {error}; was it made by another version of this project?'
     ) from error
   if problems:
     raise ValueError('\n'.join(problems))

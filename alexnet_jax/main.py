@@ -63,10 +63,11 @@ def parse_flags(argv: list[str]) -> list[str]:
       f'{overrides[0]} needs --config=FILE; --mode=evaluate also takes'
       ' --checkpoint, --views, --split and --data_dir'
     )
+  command.find_configs(argv)
   with command.one_line_config_errors(argv):
     rest = command.parse_flags(argv)
-    if CONFIG.value is not None:
-      _ = CONFIG.value.seed  # The file is read on first use.
+    if CONFIG.present:
+      command.check_config(CONFIG.value)
   return rest
 
 

@@ -150,6 +150,18 @@ def test_without_an_error_there_is_no_best_step(tmp_path):
       checkpoints.step_of('best')
 
 
+def test_without_locks_orbax_writes_without_them(monkeypatch):
+  get_context = checkpoint.ocp.type_handlers.get_ts_context
+  for name in ('_BASE_TS_CONTEXT', '_DEFAULT_OCDBT_TS_CONTEXT'):
+    default = get_context.__globals__[name]
+    # monkeypatch removes the entry after the test.
+    monkeypatch.setitem(default, 'file_io_locking', {'mode': 'os'})
+  checkpoint.save_without_locks()
+  for use_ocdbt in (True, False):
+    context = get_context(use_ocdbt=use_ocdbt).spec.to_json()
+    assert context['file_io_locking'] == {'mode': 'none'}
+
+
 def test_an_error_of_zero_is_the_best(tmp_path):
   save(tmp_path, {1: 0.5, 2: 0.0, 3: 0.5, 4: 0.5, 5: None})
   with opened(tmp_path, read_only=True) as checkpoints:

@@ -27,7 +27,6 @@ def values(monkeypatch):
   flags.DEFINE_integer('size', 256, '', flag_values=found)
   flags.DEFINE_bool('quick', False, '', flag_values=found)
   monkeypatch.setattr(flags, 'FLAGS', found)
-  monkeypatch.setattr(command.app, 'parse_flags_with_usage', found)
   return found
 
 

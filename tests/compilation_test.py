@@ -46,6 +46,25 @@ def test_the_next_command_finds_compiled_programs_in_the_cache(tmp_path):
   assert hits('', JAX_COMPILATION_CACHE_DIR=str(folder)) == 0
 
 
+@pytest.mark.parametrize(
+  ('folder', 'expected'),
+  [
+    ('gs://bucket/x', 'gs://bucket/x'),
+    ('~/x', '/home/me/x'),
+    ('/a//b', '/a//b'),
+    ('', None),
+  ],
+)
+def test_jax_gets_the_address_of_the_cache_as_it_was_given(
+  monkeypatch, folder, expected
+):
+  monkeypatch.setenv('HOME', '/home/me')
+  updates = {}
+  monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
+  compilation.enable_compilation_cache(folder)
+  assert updates['jax_compilation_cache_dir'] == expected
+
+
 def test_without_a_writable_folder_there_is_only_no_cache(tmp_path):
   (tmp_path / 'file').write_text('')
   assert hits(f'{tmp_path}/file/cache') == 0

@@ -203,6 +203,11 @@ def test_a_read_only_workdir_is_named_before_any_work(runs, monkeypatch):
     evaluate_nets(runs)
 
 
+def test_a_comma_in_the_name_of_a_folder_is_explained(runs):
+  with pytest.raises(FileNotFoundError, match="double quotes: --workdirs='"):
+    evaluate.evaluate([runs / 'lr=1', 'b=2'])
+
+
 def test_predictions_on_disk_are_used_again(runs, monkeypatch):
   first = evaluate_nets(runs)
   monkeypatch.setattr(evaluator, 'evaluate', None)  # A call would raise.

@@ -1,6 +1,9 @@
-"""Atomic writes, and locks that end with the process that holds them."""
+"""Paths, atomic writes, and locks that end with the process that holds them."""
 
+import errno
+import fcntl
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +11,81 @@ import sys
 import pytest
 
 from alexnet_jax.runtime import files
+
+URLS = {
+  'gs://bucket/x': 'mount it',
+  'gs:/bucket/x': 'mount it',  # As pathlib has it.
+  ' S3://bucket': 'mount it',
+  'hdfs://host:9000/x': 'mount it',
+  'https://host/x': 'mount it',
+  'host:/x': 'mount it',
+  'file:///data/x': 'write the path alone: /data/x',
+  'file:/data/x': 'write the path alone: /data/x',
+}
+
+
+@pytest.mark.parametrize('url', URLS)
+def test_an_address_is_refused_with_a_way_out(url):
+  with pytest.raises(ValueError) as error:
+    files.local_path(url, '--data_dir')
+  assert str(error.value).startswith(f'--data_dir={url} is an address, not a')
+  assert URLS[url] in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_paths_are_absolute_and_a_home_directory_is_expanded(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', '/home/me')
+  path = lambda text: str(files.local_path(text, 'x'))
+  assert path('a/b') == f'{tmp_path}/a/b'
+  assert path('~/a') == '/home/me/a'
+  assert path('./~no') == f'{tmp_path}/~no'
+  assert path('a/~no') == f'{tmp_path}/a/~no'
+  assert path('./gs:/a') == f'{tmp_path}/gs:/a'
+  assert path('a:b/c') == f'{tmp_path}/a:b/c'
+  # etils takes /s3/a for s3://a, but not //s3/a, which is the same folder.
+  assert [path('/s3/a'), path('/gs')] == ['//s3/a', '//gs']
+  assert path('/a/s3') == '/a/s3'
+
+
+@pytest.mark.parametrize(
+  ('path', 'words'),
+  [
+    ('~no_such_user/a', 'no such home directory; .* ./~no_such_user/a for a'),
+    ('a/\udcff', 'the path .*a/\udcff is not valid UTF-8; rename the folder'),
+  ],
+)
+def test_a_path_that_cannot_be_opened_is_named(path, words):
+  with pytest.raises(ValueError, match=f'^--output={path}: .*{words}'):
+    files.local_path(path, '--output')
+
+
+@pytest.mark.parametrize('code', ['ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'ENOLCK'])
+def test_a_file_system_without_locks_is_used_with_a_warning(
+  tmp_path, monkeypatch, caplog, code
+):
+  def fail(*_):
+    number = getattr(errno, code)
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', fail)
+  with files.locked(tmp_path) as is_locked:
+    assert not is_locked
+  (record,) = caplog.records
+  assert f'{tmp_path}: this file system has no locks' in record.getMessage()
+
+
+def test_another_error_of_a_lock_is_not_taken_for_a_file_system_without(
+  tmp_path, monkeypatch
+):
+  def fail(*_):
+    raise OSError(errno.EIO, 'Input/output error')
+
+  monkeypatch.setattr(fcntl, 'flock', fail)
+  with pytest.raises(OSError, match='Input/output'), files.locked(tmp_path):
+    pass
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -197,6 +197,136 @@ def test_an_empty_workdir_is_named(fail, mode):
   assert message == 'ValueError: --workdir= is empty; name a folder'
 
 
+@pytest.mark.parametrize(
+  'flag',
+  ['--workdir', '--config.input.data_dir', '--config.train.init_workdir'],
+)
+def test_an_address_is_refused_at_the_start(
+  fail, tmp_path, monkeypatch, flag, data_dir
+):
+  monkeypatch.chdir(tmp_path)
+  message = fail(
+    QUICKSTART,
+    f'--config.input.data_dir={data_dir}',
+    *(['--workdir=run'] if flag != '--workdir' else []),
+    f'{flag}=gs://bucket/x',
+  )
+  assert f'{flag.rpartition(".")[2]}=gs://bucket/x is an address' in message
+  assert 'mount it' in message.splitlines()[-1]
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  'flag', ['--workdir=gs://b', '--output=gs://b', '--data_dir=gs://b']
+)
+def test_evaluation_refuses_an_address_at_the_start(
+  fail, tmp_path, monkeypatch, flag
+):
+  (tmp_path / 'checkpoints').mkdir()
+  shutil.copy(FIXTURE / 'config.json', tmp_path)
+  monkeypatch.chdir(tmp_path)
+  message = fail('--mode=evaluate', f'--workdir={tmp_path}', flag)
+  assert f'{flag.removeprefix("--")} is an address' in message
+  assert sorted(os.listdir()) == ['checkpoints', 'config.json']
+
+
+@pytest.mark.parametrize('override', [[], ['--config.seed=1']])
+@pytest.mark.parametrize(
+  ('value', 'words'),
+  [
+    ('config.to_dict()', 'get_config returns a dict, but must return an ml_c'),
+    ('None', 'get_config returns a NoneType, but must return an ml_collectio'),
+    ('[config]', 'get_config returns a list, but must return an ml_collectio'),
+    (
+      'ml_collections.FrozenConfigDict(config)',
+      'get_config returns a FrozenConfigDict, but must return an ml_collectio',
+    ),
+    ('config.unlock().update(seed=None) or config', 'seed=None must have a va'),
+  ],
+)
+def test_a_config_file_must_yield_a_whole_config(
+  fail, tmp_path, value, words, override
+):
+  if override and 'seed' in value:
+    override = ['--config.train.epochs=1.0']
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'import ml_collections\n'
+    'from configs import paper\n'
+    'def get_config():\n'
+    '  config = paper.get_config()\n'
+    f'  return {value}\n'
+  )
+  message = fail(f'--workdir={tmp_path}/run', f'--config={file}', *override)
+  assert str(file) in message
+  assert words in message
+  assert message.count('\n') <= 2
+  assert os.listdir(tmp_path) == ['mine.py']
+
+
+def test_a_value_of_another_type_is_one_error(fail, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from configs import paper\n'
+    'def get_config():\n'
+    '  config = paper.get_config()\n'
+    '  with config.ignore_type():\n'
+    '    config.train.epochs = "3"\n'
+    '  return config\n'
+  )
+  message = fail(f'--workdir={tmp_path}/run', f'--config={file}')
+  assert 'has a value of another type' in message
+  assert message.count('\n') == 0
+
+
+@pytest.mark.parametrize('mine', ['/mine.py', '/mine/configs/mine.py'])
+@pytest.mark.parametrize('shadow', [False, True])
+def test_a_config_imports_this_projects_configs_from_anywhere(
+  tmp_path, mine, shadow
+):
+  file = tmp_path / mine[1:]
+  file.parent.mkdir(parents=True, exist_ok=True)
+  if 'configs' in mine:
+    (file.parent / 'base.py').write_text('from configs import paper')
+    file.write_text('from configs.base import paper\n')
+  else:
+    file.write_text('from configs import paper\n')
+  with open(file, 'a') as out:
+    out.write('get_config = paper.get_config\n')
+  code = (
+    'import runpy, sys; from alexnet_jax.runtime import command\n'
+    f'argv = ["main", "--config={file}:x"]\n'
+    'with command.one_line_config_errors(argv):\n'
+    '  command.find_configs(argv)\n'
+    f'  print(runpy.run_path({str(file)!r})["get_config"]().seed)\n'
+  )
+  cwd = tmp_path / 'elsewhere'
+  (cwd / 'configs').mkdir(parents=True)
+  if shadow:
+    (cwd / 'configs/__init__.py').write_text('')
+  # An installed package, without configs beside it in the path.
+  finder = (
+    'import importlib.util as u, sys\n'
+    f'spec = u.spec_from_file_location("alexnet_jax", "{ROOT}/alexnet_jax/'
+    '__init__.py", submodule_search_locations='
+    f'["{ROOT}/alexnet_jax"])\n'
+    'sys.modules["alexnet_jax"] = u.module_from_spec(spec)\n'
+  )
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  done = subprocess.run(
+    [sys.executable, '-c', finder + code],
+    cwd=cwd,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  if not shadow:
+    assert (done.stdout, done.stderr) == ('0\n', '')
+  else:
+    assert 'run the command in the folder that holds configs/' in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
 def test_training_needs_a_config(fail, tmp_path):
   message = fail(f'--workdir={tmp_path}/run')
   assert message.startswith('ValueError: --mode=train needs --config=FILE')
@@ -239,8 +369,15 @@ def test_training_refuses_the_flags_of_evaluation(
 @pytest.mark.parametrize('override', [[], ['--config.seed=1']])
 @pytest.mark.parametrize(
   'content',
-  [None, 'def get_config(:', 'import no_such_module', 'x = 1'],
-  ids=['missing', 'syntax', 'import', 'no get_config'],
+  [
+    None,
+    'def get_config(:',
+    'import no_such_module',
+    'x = 1',
+    'def get_config(name): pass',
+    'def get_config(): float("three")',
+  ],
+  ids=['missing', 'syntax', 'import', 'no get_config', 'argument', 'value'],
 )
 def test_an_unusable_config_file_is_named_in_one_line(
   fail, tmp_path, content, override
@@ -328,7 +465,10 @@ def test_for_a_misspelt_config_file_the_nearest_one_and_all_are_named(
   message = fail(f'--workdir={tmp_path}/run', *flag, *override)
   path = given.partition(':')[0]
   mean = f'did you mean {meant}? ' if meant else ''
-  start = f'--config={path} is not a file; {mean}configs holds caffe.py, '
+  colon = ' (a colon ends its name)' if ':' in given else ''
+  start = (
+    f'--config={path} is not a file{colon}; {mean}configs holds caffe.py, '
+  )
   assert message.startswith(start)
   assert message.endswith(', source.py')
   assert '\n' not in message

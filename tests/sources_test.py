@@ -450,6 +450,15 @@ def test_the_error_for_an_unknown_source_lists_the_known_ones(spec):
   )
 
 
+@pytest.mark.parametrize(
+  'spec', ['folder:gs://b', 'imagenet:s3:/b', 'gs://b', 'tfds:gs://b/x']
+)
+def test_an_address_is_no_source(spec):
+  with pytest.raises(ValueError, match='^--source=(gs|s3):/+b.* is an address'):
+    sources.absolute(spec)
+  assert sources.absolute('folder:/a') == 'folder:/a'
+
+
 def test_the_digest_depends_on_names_labels_and_splits(tmp_path):
   def digest(**splits):
     return examples.digest(

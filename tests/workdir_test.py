@@ -3,6 +3,7 @@
 Also the commit of the code that a result records.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import jax
 import pytest
 
+from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
@@ -230,6 +232,21 @@ def test_a_disk_that_fails_is_named_with_the_work_directory(
   ):
     with workdir_lib.owned_workdir(tmp_path / 'run', paper.get_config()):
       pass
+
+
+@pytest.mark.parametrize('has_locks', [True, False])
+def test_checkpoints_use_locks_only_where_there_are_any(
+  tmp_path, monkeypatch, has_locks
+):
+  called = []
+  monkeypatch.setattr(
+    checkpoint, 'save_without_locks', lambda: called.append(1)
+  )
+  monkeypatch.setattr(
+    files, 'locked', lambda _: contextlib.nullcontext(has_locks)
+  )
+  with workdir_lib.owned_workdir(tmp_path / 'run', paper.get_config()):
+    assert called == ([] if has_locks else [1])
 
 
 ROOT = pathlib.Path(workdir_lib.__file__).parents[1]

@@ -25,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.prepare import class_names
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def open_tfds(name: str) -> examples_lib.Source:
       cannot store or no split 'train', if a file is missing or damaged, or if
       tfds cannot prepare it.
   """
+  files.check_not_url(os.environ.get('TFDS_DATA_DIR', ''), 'TFDS_DATA_DIR')
   info = _builder(name).info
   names = _class_names(name, info)
   class_names.check(names, f'--source=tfds:{name}')

@@ -14,6 +14,7 @@ import traceback
 from absl import app
 from absl import flags
 from absl import logging as absl_logging
+import ml_collections
 from ml_collections import config_flags
 
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
@@ -53,7 +54,15 @@ def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
   # Flags after such a word are parsed as well: otherwise a missing flag would
   # be reported, not the word.
   flags.FLAGS.set_gnu_getopt(True)
-  first, *words = app.parse_flags_with_usage(list(argv))
+  try:
+    first, *words = flags.FLAGS(list(argv))
+  except flags.Error as error:
+    # ml_collections adds the traceback of an error in a config file.
+    lines = [line.strip() for line in str(error).splitlines()]
+    where = [line for line in lines if line.startswith('File ')][-1:]
+    where = [line for line in where if 'ml_collections' not in line]
+    message = ' '.join([lines[0], *where, *lines[1:][-1:]])
+    sys.exit(f'{message.rstrip(".")}; --help lists the flags')
   if words:
     way_out = hint or _way_out(list(argv), words)
     sys.exit(f'{words[0] or repr(words[0])} is not a flag; {way_out}')
@@ -121,23 +130,58 @@ def one_line_config_errors(argv: Sequence[str]) -> Iterator[None]:
     text = str(message)
     if isinstance(message, KeyError) and message.args:
       text = message.args[0]  # The str of a KeyError is a repr.
-    given = [arg for arg in argv if arg.startswith('--config=')]
-    if '--config' in argv[:-1]:
-      given = [argv[argv.index('--config') + 1]]
-    # A colon separates the file from an argument of get_config.
-    path, _, argument = ''.join(given[-1:]).partition('=')[2].partition(':')
-    if given and not given[-1].startswith('--config='):
-      path, _, argument = given[-1].partition(':')
+    given, path, argument = _given_config(argv)
     if isinstance(message, OSError) and not pathlib.Path(path).is_file():
-      sys.exit(f'--config={path} is not a file; {_other_configs(path)}')
+      colon = ' (a colon ends its name)' if argument else ''
+      sys.exit(f'--config={path} is not a file{colon}; {_other_configs(path)}')
     if pathlib.Path(path).is_file():
       _exit_for_unknown_keys(argv, path, argument)
+    if isinstance(message, AttributeError) and 'get_config' in text:
+      text = 'it does not define get_config(); see configs/paper.py'
+    if isinstance(message, ImportError) and 'configs' in text:
+      text += (
+        '; run the command in the folder that holds configs/ of this project'
+      )
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
     if inside:
       text = f'line {inside[-1].lineno}: {type(message).__name__}: {text}'
     sys.exit(f'wrong config key or value{where}: {" ".join(text.split())}')
+
+
+def _given_config(argv):
+  """The word that names the config file, the path in it, and its argument."""
+  given = [arg for arg in argv if arg.startswith('--config=')]
+  if '--config' in argv[:-1]:
+    given = [argv[argv.index('--config') + 1]]
+  word = ''.join(given[-1:])
+  # A colon separates the file from an argument of get_config.
+  path, _, argument = word.removeprefix('--config=').partition(':')
+  return given, path, argument
+
+
+def find_configs(argv: Sequence[str]) -> None:
+  """Lets a config import this project's `configs` from any working directory.
+
+  Args:
+    argv: the command line; a file in a folder `configs` imports from that one.
+  """
+  _, path, _ = _given_config(argv)
+  folder = pathlib.Path(path).absolute().parent
+  if folder.name == 'configs':
+    sys.path.insert(1, str(folder.parent))
+  sys.path.append(str(pathlib.Path(__file__).parents[2]))
+
+
+def check_config(config: object) -> None:
+  """Raises an error if the value of --config is not a whole config."""
+  _ = config.items  # Raises the error of a file that could not be read.
+  if type(config) is not ml_collections.ConfigDict:
+    raise TypeError(type(config))
+  unset = [key for key, value in _items(config) if value is None]
+  if unset:
+    raise ValueError(f'{unset[0]}=None must have a value')
 
 
 def _other_configs(path):
@@ -165,7 +209,13 @@ def _exit_for_unknown_keys(argv, path, argument):
   with contextlib.suppress(Exception):  # The config file may raise anything.
     arguments = [argument] if argument else []
     config = runpy.run_path(path)['get_config'](*arguments)
-    keys = [*_dotted(config)]
+    kind = type(config)
+    if kind is not ml_collections.ConfigDict:
+      sys.exit(
+        f'--config={path}: get_config returns a {kind.__name__}, but must return'
+        ' an ml_collections.ConfigDict that can be changed; see configs/paper.py'
+      )
+    keys = [key for key, _ in _items(config)]
   sections = {key.rpartition('.')[0] for key in keys}
   for name in given if keys else ():
     if name not in keys and name not in sections:
@@ -176,13 +226,13 @@ def _exit_for_unknown_keys(argv, path, argument):
       sys.exit(f'--config.{name} is not a key of {path}; {way_out}')
 
 
-def _dotted(config):
-  """Yields the dotted keys of a config."""
+def _items(config):
+  """Yields the dotted keys of a config, with their values."""
   for key, value in config.items():
     if hasattr(value, 'items'):
-      yield from (f'{key}.{name}' for name in _dotted(value))
+      yield from ((f'{key}.{name}', x) for name, x in _items(value))
     else:
-      yield key
+      yield key, value
 
 
 def _nearest(name, keys):
