@@ -21,6 +21,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from alexnet_jax.runtime import jax_settings
+
 log = logging.getLogger(__name__)
 
 # Time for all processes to connect; JAX has the same default.
@@ -95,6 +97,7 @@ def initialize(
     ) from error
   finally:
     timer.cancel()
+  jax_settings.start()
   global _is_connected
   _is_connected = True
   if not is_first():
