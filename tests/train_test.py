@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import pathlib
 import runpy
 import shutil
@@ -518,6 +519,19 @@ def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
     assert returned[tag] == uninterrupted.returned[tag]
 
 
+# What a user may have set for all programs; the run must not change.
+SETTINGS = {
+  'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+  'JAX_RANDOM_SEED_OFFSET': '7',
+  'JAX_THREEFRY_PARTITIONABLE': '0',
+  'JAX_ENABLE_X64': '1',
+  'JAX_DISABLE_JIT': '1',
+  'JAX_TRANSFER_GUARD': 'disallow',
+  'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+  'JAX_LEGACY_PRNG_KEY': 'error',
+}
+
+
 def start(config_file, workdir):
   return subprocess.Popen(
     [
@@ -525,6 +539,7 @@ def start(config_file, workdir):
       *(f'--config={config_file}', f'--workdir={workdir}'),
     ],
     cwd=ROOT,
+    env=os.environ | SETTINGS,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
