@@ -159,12 +159,13 @@ def check_dataset(
       f'config.model.num_classes={num_classes}, but {dataset.path} has'
       f' {len(dataset.class_names)} classes; set it to that number'
     )
-  for key, split in splits.items():
-    if not dataset.num_examples.get(split):
-      others = [name for name, n in dataset.num_examples.items() if n]
-      problems.append(
-        f'{key}={split} has no examples in {dataset.path}; use one of its'
-        f' splits {", ".join(others)}'
-      )
+  empty = [k for k, s in splits.items() if not dataset.num_examples.get(s)]
+  if empty:
+    others = [name for name, n in dataset.num_examples.items() if n]
+    given = ' and '.join(f'{key}={splits[key]}' for key in empty)
+    problems.append(
+      f'{given}: no examples in {dataset.path}; use one of its splits'
+      f' {", ".join(others)}'
+    )
   if problems:
     raise ValueError('\n'.join(problems))
