@@ -16,6 +16,7 @@ import optax
 from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import evaluator as evaluator_lib
 from alexnet_jax import metrics
 from alexnet_jax import pictures
@@ -115,6 +116,13 @@ def _open(workdir, config):
   workdir = workdir_lib.check_workdir(workdir, config)
   run = run_lib.open_run(config)
   processes.check_same({'--workdir': str(workdir)})
+  dataset_lib.warn_of_sizes(
+    run.dataset,
+    train_split=config.input.train_split,
+    train_batch_size=config.input.batch_size,
+    eval_split=config.input.eval_split,
+    eval_batch_size=config.eval.batch_size,
+  )
   if config.train.init_workdir and not checkpoint.saved_steps(workdir):
     pretrained.open_pretrained(run).close()
   return workdir, run

@@ -17,6 +17,7 @@ OTHERS = {
   'jax_error_checking_behavior_nan': 'raise',
   'jax_error_checking_behavior_divide': 'raise',
   'jax_error_checking_behavior_oob': 'raise',
+  'eager_constant_folding': True,
   'jax_disable_jit': True,
   'jax_no_tracing': True,
   'jax_no_execution': True,

@@ -34,6 +34,8 @@ PINNED = {
   'jax_error_checking_behavior_nan': 'ignore',
   'jax_error_checking_behavior_divide': 'ignore',
   'jax_error_checking_behavior_oob': 'ignore',
+  # Constants are copied to the devices during a step, which `train` forbids.
+  'eager_constant_folding': False,
   # Nothing is compiled ahead of time, or nothing runs at all.
   'jax_disable_jit': False,
   'jax_no_tracing': False,
