@@ -152,10 +152,13 @@ def check_dataset(
   """
   problems = []
   if dataset.image_size != image_size:
+    again = f'prepare the data set again with --size={image_size}'
+    if dataset.path.parent.name == 'digits':  # Commands prepare them.
+      again = 'repeat this command'
     problems.append(
       f'config.input.image_size={image_size}, but {dataset.path} holds images'
-      f' of {dataset.image_size} pixels; set it, or remove that folder and'
-      f' prepare the data set again with --size={image_size}'
+      f' of {dataset.image_size} pixels; set it to {dataset.image_size}, or'
+      f' remove that folder and {again}'
     )
   if len(dataset.class_names) != num_classes:
     problems.append(

@@ -147,13 +147,22 @@ def test_a_compilation_would_be_noticed(no_compilation):
     ('--config.model=3', ['config.model=3']),
     ('--mode=evalute', ['--mode=evalute', '<train|evaluate>']),
     ('--checkpoint=newest', ['--checkpoint=newest', '<best|latest>']),
-    ('--wrkdir=x', ["'wrkdir'", 'workdir']),
+    ('--wrkdir=x', ['--wrkdir is not a flag; did you mean --workdir?']),
+    ('--epochs=1', ['not a flag; did you mean --config.train.epochs?']),
+    (
+      '--batch_size=1',
+      ['--config.input.batch_size', '--config.eval.batch_size'],
+    ),
+    ('--lr=1', ['did you mean --config.optimizer.learning_rate?']),
+    ('--qqqqq=1', ['--qqqqq is not a flag; --help lists the flags']),
+    ('--num_processes=two', ['--num_processes=two', '; --help lists the fl']),
     ('configs/paper.py', ['configs/paper.py']),
   ],
 )
 def test_a_wrong_flag_is_named_with_its_value(fail, tmp_path, flag, words):
   message = fail(QUICKSTART, f'--workdir={tmp_path}/run', flag)
   assert [word for word in words if word not in message] == []
+  assert '\n' not in message
   assert not (tmp_path / 'run').exists()
 
 
