@@ -204,6 +204,16 @@ def test_changed_overrides_are_refused_by_name(
   assert finished_at_once == ['a/seed0']
 
 
+def test_a_run_that_saved_nothing_may_have_another_config(base, tmp_path):
+  (training,) = sweep.plan(base, {'a': {}}, 1, tmp_path)
+  workdir_lib.write_config(training.workdir, training.config)
+  (training.workdir / 'checkpoints').mkdir()
+  sweep.plan(base, {'a': SLOW}, 1, tmp_path)
+  (training.workdir / sweep.ROW_FILE).write_text('{}')  # It has failed.
+  with pytest.raises(ValueError, match='fresh --output'):
+    sweep.plan(base, {'a': SLOW}, 1, tmp_path)
+
+
 def test_other_images_are_refused(base, finished_at_once, tmp_path, data_dir):
   sweep.run(base, {'a': {}}, 1, tmp_path / 'out')
   shutil.copytree(data_dir / 'digits', tmp_path / 'digits')

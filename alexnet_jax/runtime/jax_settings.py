@@ -73,7 +73,8 @@ def pin() -> None:
 
 def _value(name, default):
   """The value of a setting; `default` if it is not set or does not exist."""
-  value = getattr(jax.config, name, jax.config.values.get(name))
+  settings = jax.config.values
+  value = getattr(jax.config, name, settings.get(name))
   value = getattr(value, 'value', value)  # Some are enums.
   return default if value is None else value
 
