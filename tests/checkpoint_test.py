@@ -378,3 +378,15 @@ def test_a_checkpoint_is_restored_to_the_shardings_of_the_template(
       for device in devices:
         part = whole[..., 4 * tower : 4 * tower + 4]
         np.testing.assert_array_equal(by_device[device], part)
+
+
+@pytest.mark.parametrize(
+  ('names', 'steps'),
+  [([], []), (['10', '9', 'damaged.8', '7.orbax-checkpoint-tmp'], [9, 10])],
+)
+def test_saved_steps_are_those_of_complete_checkpoints(tmp_path, names, steps):
+  assert checkpoint.saved_steps(tmp_path) == []
+  (tmp_path / 'checkpoints').mkdir()
+  for name in names:
+    (tmp_path / 'checkpoints' / name).mkdir()
+  assert checkpoint.saved_steps(tmp_path) == steps

@@ -52,3 +52,43 @@ def test_other_data_sets_are_not_prepared(tmp_path, monkeypatch):
   monkeypatch.setattr(digits.processes, 'barrier', None)
   digits.prepare_if_missing(config)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('model.num_classes', 8, 'config.model.num_classes=8, but the digits have'),
+    (
+      'input.eval_split',
+      'validation',
+      'config.input.eval_split=validation: the',
+    ),
+    (
+      'input.train_split',
+      'all',
+      'config.input.train_split=all: the digits have',
+    ),
+    ('input.crop_size', 99, 'config.input.crop_size=99 must not exceed'),
+  ],
+)
+def test_a_command_that_is_refused_leaves_no_digits_behind(
+  tmp_path, monkeypatch, key, value, message
+):
+  config = quickstart.get_config()
+  config.input.data_dir = str(tmp_path)
+  config.update_from_flattened_dict({key: value})
+  monkeypatch.setattr(digits, '_prepare', None)
+  with pytest.raises(ValueError) as error:
+    digits.prepare_if_missing(config)
+  assert str(error.value).startswith(message)
+  assert '; ' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_digits_of_another_size_name_the_folder_to_remove(data_dir):
+  found = dataset_lib.open_dataset(data_dir, 'digits')
+  with pytest.raises(ValueError) as error:
+    dataset_lib.check_dataset(found, image_size=80, num_classes=10, splits={})
+  assert str(error.value) == (
+    f'config.input.image_size=80, but {found.path} holds images of 76 pixels;'
+    ' set it to 76, or remove that folder and repeat this command'
+  )

@@ -78,6 +78,7 @@ ORDER = [
   'runtime.huge_pages',
   'runtime.memory',
   'runtime.processes',
+  'runtime.jax_settings',
 ]
 
 # The modules that import a library; no other may.

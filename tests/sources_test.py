@@ -479,3 +479,21 @@ def test_the_digest_depends_on_names_labels_and_splits(tmp_path):
   ]
   assert len(set(digests)) == len(digests)
   assert digest(train=[cat], validation=[dog]) == digests[0]
+
+
+@pytest.mark.parametrize(
+  ('labels', 'shown'),
+  [
+    ([0, 1, 2, 1], None),
+    ([0, 2, 0, -1], '1 of 3 classes, such as b:'),  # -1: no image, see Files.
+    ([-1, -1, -1, -1], '3 of 3 classes, such as a, b, c:'),
+  ],
+)
+def test_classes_without_a_training_example_are_named(
+  tmp_path, caplog, labels, shown
+):
+  files = examples.Files(tmp_path, ['1.png', '2.png', '3.png', '4.png'], labels)
+  source = examples.Source(('a', 'b', 'c'), {'train': files}, '', '')
+  examples.warn_of_empty_classes(source)
+  assert len(caplog.messages) == (shown is not None)
+  assert all(shown in message for message in caplog.messages)

@@ -195,13 +195,23 @@ def test_changed_overrides_are_refused_by_name(
   sweep.run(base, {'a': {}}, 1, tmp_path)
   with pytest.raises(ValueError, match='fresh --output') as error:
     sweep.run(base, {'b': {}, 'a': SLOW}, 1, tmp_path)
-  assert 'config.optimizer.learning_rate is 0.01 in' in str(error.value)
+  assert 'config.optimizer.learning_rate is 0.01 there' in str(error.value)
   assert '--workdir' not in str(error.value)
   # Also a key that a single run may change when it resumes.
   longer = {'train.epochs': 1.0}
   with pytest.raises(ValueError, match='config.train.epochs is 0.04'):
     sweep.run(base, {'b': {}, 'a': longer}, 1, tmp_path)
   assert finished_at_once == ['a/seed0']
+
+
+def test_a_run_that_saved_nothing_may_have_another_config(base, tmp_path):
+  (training,) = sweep.plan(base, {'a': {}}, 1, tmp_path)
+  workdir_lib.write_config(training.workdir, training.config)
+  (training.workdir / 'checkpoints').mkdir()
+  sweep.plan(base, {'a': SLOW}, 1, tmp_path)
+  (training.workdir / sweep.ROW_FILE).write_text('{}')  # It has failed.
+  with pytest.raises(ValueError, match='fresh --output'):
+    sweep.plan(base, {'a': SLOW}, 1, tmp_path)
 
 
 def test_other_images_are_refused(base, finished_at_once, tmp_path, data_dir):
