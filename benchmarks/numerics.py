@@ -31,11 +31,12 @@ from benchmarks import synthetic
 # another order (2**-24 = 6e-8 a sum), in every precision. In the net, rounding
 # moves some maxima and ReLUs to the other side, which adds up over eight layers:
 # bfloat16 (7 bits of mantissa) gives gradients of conv1 that differ by 0.29 on a
-# CPU as well, TF32 has 10 bits. A wrong gradient differs by 1.
+# CPU as well; an H200 gave 0.30, in TF32 (10 bits) 0.085 and in float32 0.006. A
+# wrong gradient differs by 1.
 EXACT, SUMS = 0.0, 5e-6
 TOLERANCES = {
-  'highest': {'loss': 1e-5, 'gradient': 5e-3},
-  'default': {'loss': 2e-3, 'gradient': 8e-2},
+  'highest': {'loss': 1e-5, 'gradient': 1e-2},
+  'default': {'loss': 2e-3, 'gradient': 1.5e-1},
   'bfloat16': {'loss': 1e-2, 'gradient': 4e-1},
 }
 PARTS = {'crops': EXACT, 'dropout': EXACT, 'pooling': EXACT}

@@ -159,7 +159,7 @@ LONG_FUNCTIONS = {
   ('train', 'train_and_evaluate'): 79
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2200
+CORE_LINES = 2300
 
 
 def path_of(module):
@@ -358,7 +358,7 @@ def test_modules_outside_the_package_have_the_same_limits(folder):
 
 def test_benchmarks_stay_small():
   total = sum(num_lines(path) for path in (ROOT / 'benchmarks').glob('*.py'))
-  assert total <= 2600
+  assert total <= 3400
 
 
 IMPORTS = f"""
