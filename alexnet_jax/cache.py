@@ -199,16 +199,14 @@ def open_caches(
   host, device = memory.of_each_process(), memory.of_each_device()
   chosen = choose(mode, needed, host, device)
   log.info(
-    "config.input.cache=%s: '%s', since the decoded images of %s take %s;"
-    " free are %s of the host's memory for each process%s, of which 'auto'"
-    ' takes at most %d%%.',
-    mode,
+    'config.input.cache=%s%s: the decoded images of %s take %s; free are %s on'
+    ' the host for each process%s.',
     chosen,
+    f", chosen by 'auto' to take at most {SHARE:.0%}" * (mode == 'auto'),
     ' and '.join(splits),
     _mib(needed),
     _mib(host),
-    '' if device is None else f' and {_mib(device)} of each device',
-    100 * SHARE,
+    '' if device is None else f' and {_mib(device)} on each device',
   )
   if chosen == 'none':
     return {}

@@ -224,9 +224,9 @@ def test_a_set_that_does_not_fit_is_one_error(
 @pytest.mark.parametrize(
   ('host', 'device', 'chosen', 'free'),
   [
-    (60, 80, 'device', '61,440 MiB {host} and 81,920 MiB of each device'),
+    (60, 80, 'device', '61,440 MiB {host} and 81,920 MiB on each device'),
     (60, None, 'host', '61,440 MiB {host}'),
-    (40, 80, 'none', '40,960 MiB {host} and 81,920 MiB of each device'),
+    (40, 80, 'none', '40,960 MiB {host} and 81,920 MiB on each device'),
   ],
 )
 def test_the_choice_is_logged_once_with_its_numbers(
@@ -237,11 +237,11 @@ def test_the_choice_is_logged_once_with_its_numbers(
     caches = run_lib.open_run(config).caches
   assert list(caches) == ([] if chosen == 'none' else ['train', 'validation'])
   (line,) = [r.message for r in caplog.records if r.name == cache_lib.__name__]
-  free = free.format(host="of the host's memory for each process")
+  free = free.format(host='on the host for each process')
   assert line == (
-    f"config.input.cache=auto: '{chosen}', since the decoded images of train"
-    f' and validation take 28,126 MiB; free are {free}, of which'
-    " 'auto' takes at most 50%."
+    f"config.input.cache={chosen}, chosen by 'auto' to take at most 50%: the"
+    ' decoded images of train and validation take 28,126 MiB; free are'
+    f' {free}.'
   )
 
 
