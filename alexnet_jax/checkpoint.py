@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 
@@ -16,6 +17,7 @@ import jax
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
+from alexnet_jax import checkpoint_path
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,21 @@ POLICIES = ocp.checkpoint_managers
 
 class DamagedError(ValueError):
   """Files of a checkpoint are truncated, corrupted or missing."""
+
+
+def save_without_locks() -> None:
+  """Lets this process save to a file system that has no locks.
+
+  TensorStore locks every file that it writes, although each has one writer and
+  gets its name by a rename. Orbax has no option for it.
+  """
+  from orbax.checkpoint._src.serialization import tensorstore_utils
+
+  for context in (
+    tensorstore_utils._BASE_TS_CONTEXT,
+    tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
+  ):
+    context['file_io_locking'] = {'mode': 'none'}
 
 
 @contextlib.contextmanager
@@ -56,6 +73,8 @@ class Checkpoints:
     Raises:
       DamagedError: if the folder cannot be read.
     """
+    self._folder = workdir / FOLDER
+    name, self._descriptor = checkpoint_path.open_folder(workdir)
     best = POLICIES.BestN(
       get_metric_fn=_error,
       reverse=True,
@@ -67,6 +86,9 @@ class Checkpoints:
         shutil.rmtree(broken)  # A kill interrupted this save.
       for file in (workdir / FOLDER).glob('*/metrics/metrics'):
         _drop_unreadable_error(file)
+      for state in (name / FOLDER).glob(f'*/{STATE}'):
+        if checkpoint_path.is_incomplete(state, workdir):
+          checkpoint_path.complete(state, workdir)
     processes.barrier('checkpoints')
     options = ocp.CheckpointManagerOptions(
       create=not read_only,
@@ -79,7 +101,7 @@ class Checkpoints:
     )
     with _reading():
       self._manager = ocp.CheckpointManager(
-        workdir / FOLDER, options=options, item_names=(STATE, METADATA)
+        name / FOLDER, options=options, item_names=(STATE, METADATA)
       )
 
   def steps(self) -> list[int]:
@@ -100,8 +122,8 @@ class Checkpoints:
         step = self._manager.best_step()
     if step is None:
       raise FileNotFoundError(
-        f'no {which} checkpoint in {self._manager.directory} yet; continue the'
-        ' training: --mode=train'
+        f'no {which} checkpoint in {self._folder} yet; continue the training:'
+        ' --mode=train'
       )
     return step
 
@@ -161,6 +183,12 @@ class Checkpoints:
 
   def _read(self, step, item, handler, args):
     self._manager.wait_until_finished()
+    saved = self._folder / str(step) / item
+    if checkpoint_path.is_incomplete(saved, self._folder.parent):
+      raise DamagedError(
+        'an earlier version misread its path and did not complete it;'
+        ' --mode=train does, nothing is lost'
+      )
     # Each process reads on its own: with the manager, the processes that can
     # read would wait for one that cannot.
     process = jax.process_index()
@@ -215,15 +243,15 @@ class Checkpoints:
       damaged[step] = error or DamagedError('another process cannot read it')
     if damaged:
       raise ValueError(
-        f'none of the checkpoints {sorted(damaged)} in'
-        f' {self._manager.directory} can be read; the newest:'
-        f' {damaged[max(damaged)]}. Start again with a fresh --workdir'
+        f'none of the checkpoints {sorted(damaged)} in {self._folder} can be'
+        f' read; the newest: {damaged[max(damaged)]}. Start again with a fresh'
+        ' --workdir'
       )
     return None
 
   def _rename_damaged(self, damaged: dict[int, Exception]) -> None:
     for step, error in damaged.items() if processes.is_first() else ():
-      folder = pathlib.Path(self._manager.directory) / str(step)
+      folder = self._folder / str(step)
       renamed = folder.with_name(f'damaged.{step}')
       log.error(
         'checkpoint %d cannot be read (%s); renamed to %s', step, error, renamed
@@ -237,6 +265,8 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for pending saves."""
     self._manager.close()
+    if self._descriptor is not None:
+      os.close(self._descriptor)
 
 
 def _drop_unreadable_error(file: pathlib.Path) -> None:

@@ -8,7 +8,6 @@ net, with one view and with many, and can use several processes.
 
 from collections.abc import Iterator, Sequence
 import os
-import pathlib
 
 from absl import flags
 import ml_collections
@@ -97,7 +96,7 @@ def _output_folder(nets, output):
   else:
     if not os.fspath(output):
       raise ValueError('--output= is empty; name a folder')
-    folder = pathlib.Path(output).expanduser().absolute()
+    folder = files.local_path(output, '--output')
     checked = {f'--output={output}': folder}
   if processes.is_first():
     for flag, path in checked.items():
@@ -108,11 +107,18 @@ def _output_folder(nets, output):
 def _open_nets(
   workdirs, which, config, split, data_dir
 ) -> list[trained_net.TrainedNet]:
-  paths = {pathlib.Path(w).expanduser().resolve() for w in workdirs if w}
+  named = [files.local_path(w, '--workdir') for w in workdirs if w]
+  paths = {path.resolve() for path in named}
   if not paths or len(paths) < len(workdirs):
     raise ValueError(
       f'--workdirs={",".join(map(str, workdirs))} must name one or more'
       ' different folders'
+    )
+  missing = [path for path in named if not path.exists()]
+  if missing and len(named) > 1:
+    raise FileNotFoundError(
+      f'--workdirs: no folder {missing[0]}; a folder whose name has a comma needs'
+      ' double quotes: --workdirs=\'"A,B",C\''
     )
   nets = []
   for workdir in workdirs:

@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-import pathlib
 
 import jax
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_path
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import placement
@@ -14,6 +14,7 @@ from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,10 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
   """
   where = f'config.train.init_workdir={run.config.train.init_workdir}'
   # Orbax accepts only absolute paths.
-  folder = pathlib.Path(run.config.train.init_workdir).expanduser().absolute()
+  folder = files.local_path(
+    run.config.train.init_workdir, 'config.train.init_workdir'
+  )
+  checkpoint_path.check(folder)
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (folder / name).exists():
       raise FileNotFoundError(

@@ -15,6 +15,7 @@ import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_path
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluator
 from alexnet_jax import model
@@ -24,6 +25,7 @@ from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -221,7 +223,8 @@ def check_trained_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   Raises:
     FileNotFoundError: if it has none.
   """
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = files.local_path(workdir, '--workdir')
+  checkpoint_path.check(path)
   if not (path / checkpoint.FOLDER).is_dir():
     raise FileNotFoundError(
       f'no {path / checkpoint.FOLDER}; train first: --mode=train'

@@ -19,6 +19,7 @@ import jax
 import ml_collections
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_path
 from alexnet_jax import config as config_lib
 from alexnet_jax import recorded_config
 from alexnet_jax.runtime import files
@@ -36,7 +37,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     FileNotFoundError: if there is none.
     ValueError: if it is damaged.
   """
-  file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+  file = pathlib.Path(workdir) / CONFIG_FILE
   if not file.exists():
     raise FileNotFoundError(
       f'no {file}; name a --workdir in which --mode=train has been run'
@@ -68,7 +69,8 @@ def check_workdir(
   """
   if not os.fspath(workdir):
     raise ValueError('--workdir= is empty; name a folder')
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = files.local_path(workdir, '--workdir')
+  checkpoint_path.check(path)
   check_writable(path, f'--workdir={workdir}')
   file = path / CONFIG_FILE
   if file.exists():
@@ -139,11 +141,12 @@ def owned_workdir(
     ValueError: if it cannot be written, belongs to another config, is locked by
       another run, or is not visible to all hosts.
   """
+  has_locks = True
   with contextlib.ExitStack() as stack:
     if processes.is_first():
       with _errors_named(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(files.locked(workdir))
+        has_locks = stack.enter_context(files.locked(workdir))
       write_config(workdir, config)
     processes.barrier('work directory')
     unseen = not (workdir / CONFIG_FILE).exists()
@@ -152,6 +155,8 @@ def owned_workdir(
         f'--workdir={workdir} must be on a file system that all hosts share:'
         ' process 0 has written to it, and another does not see it'
       )
+    if processes.any_process(not has_locks):
+      checkpoint.save_without_locks()
     yield
 
 

@@ -14,6 +14,7 @@ from alexnet_jax.prepare import examples as examples_lib
 from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import tfds_sets
+from alexnet_jax.runtime import files
 
 # The folder of each split.
 _SUBFOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
@@ -54,8 +55,14 @@ def open_source(
 
 
 def absolute(spec: str) -> str:
-  """The spec with its folder, if it has one, as an absolute path."""
+  """The spec with its folder, if it has one, as an absolute path.
+
+  Raises:
+    ValueError: if it is a URL.
+  """
   kind, _, argument = spec.partition(':')
+  has_kind = kind in ('folder', 'imagenet', 'tfds')
+  files.check_not_url(argument if has_kind else spec, '--source')
   if kind in ('folder', 'imagenet') and argument:
     return f'{kind}:{pathlib.Path(argument).expanduser().absolute()}'
   return spec
@@ -126,7 +133,7 @@ def folder(root: pathlib.Path) -> examples_lib.Source:
   for split, subfolder in _SUBFOLDERS.items():
     if subfolder == 'test' and not os.path.lexists(root / subfolder):
       continue
-    found, files, unreadable = _class_folders(root / subfolder)
+    found, loose, unreadable = _class_folders(root / subfolder)
     class_names.check(found, root / subfolder)
     class_names.check_distinct(found, root / subfolder)
     if split == 'train':
@@ -139,7 +146,7 @@ def folder(root: pathlib.Path) -> examples_lib.Source:
         f'{root / subfolder} has class folders that {root / "train"} lacks:'
         f' {folders.described(unknown)}; the classes are the folders of train/'
       )
-    unused += [f'{subfolder}/{name}' for name in files]
+    unused += [f'{subfolder}/{name}' for name in loose]
     names_and_labels = [
       (f'{subfolder}/{class_name}/{name}', labels[normalized(class_name)])
       for class_name in found

@@ -1,7 +1,6 @@
 """Compiler options, and the cache of compiled programs."""
 
 import os
-import pathlib
 
 import jax
 
@@ -14,7 +13,8 @@ CACHE_DIR = (
 
 def enable_compilation_cache(folder: str) -> None:
   """Lets JAX cache compiled programs in `folder`; an empty one disables it."""
-  path = str(pathlib.Path(folder).expanduser()) if folder else None
+  # Not a pathlib.Path, which would make gs:/bucket of gs://bucket.
+  path = os.path.expanduser(folder) if folder else None
   jax.config.update('jax_compilation_cache_dir', path)
   # JAX's default, one second, would leave out most programs of a small net.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -1,11 +1,72 @@
-"""Atomic writes, and folders that one process at a time may lock."""
+"""Paths that users name, atomic writes, and locks of folders."""
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
+import re
+
+log = logging.getLogger(__name__)
+
+# What the kernel or the file system says if it has no locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
+  """The absolute form of a path that a user has named.
+
+  `~` stands for the home directory. A path in /gs, /s3, /az or /hf, which etils
+  would take for a storage service, begins with two slashes.
+
+  Args:
+    path: the path.
+    name: flag or config key that holds it, for the messages.
+
+  Raises:
+    ValueError: if it is a URL, is not valid UTF-8, or begins with the name of
+      an unknown user.
+  """
+  check_not_url(path, name)
+  text = os.path.expanduser(os.fspath(path))
+  if text.startswith('~'):
+    raise ValueError(
+      f'{name}={path}: there is no such home directory; write the whole path,'
+      f' or ./{text} for a folder of that name'
+    )
+  absolute = pathlib.Path(text).absolute()
+  try:
+    str(absolute).encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{name}={path}: the path {absolute} is not valid UTF-8; rename the folder'
+    ) from error
+  if absolute.parts[1:2] and absolute.parts[1] in ('gs', 's3', 'az', 'hf'):
+    return pathlib.Path(f'//{str(absolute).lstrip("/")}')
+  return absolute
+
+
+def check_not_url(path: str | os.PathLike, name: str) -> None:
+  """Raises ValueError for an address such as gs://bucket, or host:/folder.
+
+  Args:
+    path: a path that a user has named.
+    name: flag or config key that holds it, for the message.
+  """
+  scheme = re.match(
+    r'\s*([a-z][a-z0-9+.-]*):/+', os.fspath(path), re.IGNORECASE
+  )
+  if not scheme:
+    return
+  way_out = (
+    'mount it, for example with gcsfuse, s3fs or sshfs, and name a folder there'
+  )
+  if scheme[1].lower() == 'file':
+    way_out = f'write the path alone: /{os.fspath(path)[scheme.end() :]}'
+  raise ValueError(f'{name}={path} is an address, not a path; {way_out}')
 
 
 def write_json(path: pathlib.Path, values: object) -> None:
@@ -26,8 +87,10 @@ def sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> Iterator[bool]:
   """Locks `folder` for this process; the lock ends when the process does.
+
+  Yields whether it is locked: some file systems have no locks.
 
   Raises:
     ValueError: if another process has locked it.
@@ -40,4 +103,15 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         f'another process is at work in {folder}; wait until it ends, or use'
         ' another folder'
       ) from error
-    yield
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+      log.warning(
+        '%s: this file system has no locks (%s); let no other process write'
+        ' there.',
+        folder,
+        error.strerror,
+      )
+      yield False
+      return
+    yield True
