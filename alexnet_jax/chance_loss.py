@@ -27,7 +27,8 @@ class ChanceLossWarning:
   def observe(self, loss: float, steps: int) -> None:
     """Records the mean training loss (nats) of `steps` further steps."""
     net, classes = self._config.model, self._config.model.num_classes
-    stuck = abs(loss - math.log(classes)) < self.NEAR
+    # With one class the loss is 0 = ln(1), which says nothing about the net.
+    stuck = classes > 1 and abs(loss - math.log(classes)) < self.NEAR
     before = self.stuck_steps
     self.stuck_steps = before + steps if stuck else 0
     limit = self._config.train.plateau_warning_steps

@@ -60,6 +60,12 @@ def _reading() -> Iterator[None]:
     raise DamagedError(str(error.__cause__ or error)) from error
 
 
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints of a work directory, without opening them."""
+  names = [path.name for path in (workdir / FOLDER).glob('*')]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
 class Checkpoints:
   """The checkpoints of one work directory."""
 

@@ -65,7 +65,7 @@ RANGES = {
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Raises one ValueError that lists every broken rule, one per line.
+  """Raises one ValueError that lists the broken rules, in at most three lines.
 
   Args:
     config: a config with the keys of configs/paper.py.
@@ -79,6 +79,8 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
       ' another version of this project?'
     ) from error
   if problems:
+    if len(problems) > 3:
+      problems[2:] = [f'and {len(problems) - 2} more rules are broken']
     raise ValueError('\n'.join(problems))
 
 

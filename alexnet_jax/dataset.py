@@ -6,6 +6,7 @@ images.
 
 from collections.abc import Mapping
 import dataclasses
+import logging
 import os
 import pathlib
 import shlex
@@ -16,6 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_jax.runtime import files
+
+log = logging.getLogger(__name__)
 
 DATA_DIR = '~/alexnet_jax_data'
 VERSION = '1.0.0'  # Version of the layout that preparation writes.
@@ -165,12 +168,46 @@ def check_dataset(
       f'config.model.num_classes={num_classes}, but {dataset.path} has'
       f' {len(dataset.class_names)} classes; set it to that number'
     )
-  for key, split in splits.items():
-    if not dataset.num_examples.get(split):
-      others = [name for name, n in dataset.num_examples.items() if n]
-      problems.append(
-        f'{key}={split} has no examples in {dataset.path}; use one of its'
-        f' splits {", ".join(others)}'
-      )
+  empty = [k for k, s in splits.items() if not dataset.num_examples.get(s)]
+  if empty:
+    others = [name for name, n in dataset.num_examples.items() if n]
+    given = ' and '.join(f'{key}={splits[key]}' for key in empty)
+    problems.append(
+      f'{given}: no examples in {dataset.path}; use one of its splits'
+      f' {", ".join(others)}'
+    )
   if problems:
     raise ValueError('\n'.join(problems))
+
+
+def warn_of_sizes(
+  dataset: Dataset,
+  *,
+  train_split: str,
+  train_batch_size: int,
+  eval_split: str,
+  eval_batch_size: int,
+) -> None:
+  """Logs a warning for each size with which training makes little sense."""
+  if len(dataset.class_names) == 1:
+    log.warning(
+      '%s has one class: with config.model.num_classes=1 the loss is 0 whatever'
+      ' the net does; prepare a data set of two classes or more',
+      dataset.path,
+    )
+  number = dataset.num_examples[train_split]
+  if train_batch_size > number:
+    log.warning(
+      'config.input.batch_size=%d exceeds the %d examples of'
+      ' config.input.train_split=%s: a batch has examples more than once, and a'
+      ' step is more than an epoch; set it to at most %d, better a tenth',
+      *(train_batch_size, number, train_split, number),
+    )
+  number = dataset.num_examples[eval_split]
+  if eval_batch_size >= 2 * number:
+    log.warning(
+      'config.eval.batch_size=%d is far above the %d examples of'
+      ' config.input.eval_split=%s, and the rest of the batch is computed in'
+      ' vain; set it to about %d',
+      *(eval_batch_size, number, eval_split, number),
+    )

@@ -9,6 +9,11 @@ net, with one view and with many, and can use several processes.
 from collections.abc import Iterator, Sequence
 import os
 
+from alexnet_jax.runtime import command
+
+if __name__ == '__main__':
+  command.import_jax()
+
 from absl import flags
 import ml_collections
 
@@ -17,9 +22,9 @@ from alexnet_jax import metrics
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.runtime import command
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
 # By value of --views: whether each evaluation averages many views.
@@ -247,6 +252,7 @@ def evaluate_with_flags(
 def main(_) -> None:
   with command.one_line_errors('finished predictions are kept'):
     compilation.enable_compilation_cache(CACHE_DIR.value)
+    jax_settings.start()
     evaluate_with_flags(WORKDIRS.value, EVALUATION)
 
 

@@ -4,7 +4,8 @@ Only processes that write events import this module: tensorboardX imports
 PyTorch if it is installed, which takes more than a second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import logging
 import os
 import pathlib
 import struct
@@ -13,15 +14,22 @@ import time
 import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX import proto
+from tensorboardX import record_writer
 from tensorboardX import summary
+
+log = logging.getLogger(__name__)
+
+# Tags of TensorBoard's HPARAMS tab begin with it.
+HPARAMS = '_hparams_/'
 
 
 class EventWriter:
   """A new event file; events after `step` are removed from the earlier ones.
 
   tensorboardX's `purge_step` would only hide them in TensorBoard: other readers
-  of the files would see the steps after a resumed one twice. When a method
-  returns, what it wrote is in the file.
+  of the files would see the steps after a resumed one twice. Earlier
+  hyperparameters are removed as well: those of the latest command count. When a
+  method returns, what it wrote is in the file.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
@@ -42,6 +50,8 @@ class EventWriter:
   def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
     """Writes hyperparameters for TensorBoard's HPARAMS tab.
 
+    The tab shows the status UNKNOWN until `end` is called.
+
     Args:
       values: by dotted key.
       metric: tag that the tab shows beside them.
@@ -50,7 +60,19 @@ class EventWriter:
       k: v if isinstance(v, bool | int | float) else str(v)
       for k, v in values.items()
     }
-    self._write(0, *summary.hparams(plain, {metric: 0.0}))
+    experiment, start, _ = summary.hparams(plain, {metric: 0.0})
+    self._write(0, experiment, start)
+
+  def end(self, succeeded: bool) -> None:
+    """Writes the status for the HPARAMS tab: SUCCESS or FAILURE."""
+    _, _, end = summary.hparams({}, {})  # Its status is SUCCESS.
+    if not succeeded:
+      data = proto.plugin_hparams_pb2.HParamsPluginData()
+      plugin_data = end.value[0].metadata.plugin_data
+      data.ParseFromString(plugin_data.content)
+      data.session_end_info.status = proto.api_pb2.Status.STATUS_FAILURE
+      plugin_data.content = data.SerializeToString()
+    self._write(0, end)
 
   def close(self) -> None:
     self._writer.close()
@@ -65,29 +87,54 @@ class EventWriter:
 
 
 def _rewind(workdir: pathlib.Path, step: int) -> None:
-  """Removes events after `step`, and incomplete records at the end of files."""
+  """Removes events after `step`, hyperparameters, and incomplete records."""
   for path in workdir.glob('events.out.tfevents.*'):
     if step == 0:
       path.unlink()
       continue
-    content = path.read_bytes()
-    kept = b''.join(
-      record for record, event in _records(content) if event.step <= step
-    )
+    content, kept = path.read_bytes(), bytearray()
+    try:
+      for record, event in _records(content):
+        tags = [value.tag for value in event.summary.value]
+        if event.step <= step and not any(t.startswith(HPARAMS) for t in tags):
+          kept += record
+    except ValueError as error:
+      # TensorBoard does not read a file of this name.
+      damaged = path.with_name(path.name.replace('tfevents', 'damaged'))
+      damaged.write_bytes(content)
+      log.warning(
+        '%s is damaged (%s); it is kept as %s, and TensorBoard has the events'
+        ' before the damage',
+        path,
+        error,
+        damaged.name,
+      )
     if kept != content:
       temporary = workdir / 'rewound.tmp'  # TensorBoard ignores this name.
       temporary.write_bytes(kept)
       os.replace(temporary, path)
 
 
-def _records(content: bytes):
-  """Yields (bytes, event) for every complete record: length, CRC, data, CRC."""
+def _records(content: bytes) -> Iterator:
+  """Yields (record, event) for every complete record.
+
+  A record is a header (length, CRC), the event, and its CRC. After the last
+  complete one there may be the beginning of another, which a kill interrupted.
+
+  Raises:
+    ValueError: if a record is damaged.
+  """
   start = 0
   while start + 12 <= len(content):
-    (length,) = struct.unpack_from('<Q', content, start)
+    length, crc = struct.unpack_from('<QI', content, start)
+    if crc != record_writer.masked_crc32c(content[start : start + 8]):
+      raise ValueError(f'wrong checksum at byte {start}')
     end = start + 12 + length + 4
     if end > len(content):
       return
-    event = proto.event_pb2.Event.FromString(content[start + 12 : end - 4])
+    try:
+      event = proto.event_pb2.Event.FromString(content[start + 12 : end - 4])
+    except Exception as error:  # Protobuf's own DecodeError.
+      raise ValueError(f'{error} at byte {start}') from error
     yield content[start:end], event
     start = end

@@ -11,10 +11,12 @@ This module only handles flags and errors; see train.py and evaluate.py.
 
 import sys
 
+from alexnet_jax.runtime import command
 from alexnet_jax.runtime import huge_pages
 
 if __name__ == '__main__':
   huge_pages.reexec_with_huge_pages()
+  command.import_jax()
 
 from absl import app
 from absl import flags
@@ -24,8 +26,8 @@ from alexnet_jax import digits
 from alexnet_jax import evaluate
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.runtime import command
 from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -97,6 +99,7 @@ def main(_) -> None:
     processes.initialize(
       COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     )
+    jax_settings.start()
     processes.check_same(
       {f'--{flag.name}': str(flag.value) for flag in (MODE, *EVALUATION)}
     )

@@ -191,6 +191,18 @@ class MetricsWriter:
     if self._enabled:
       self._events.hyperparameters(values, metric)
 
+  def __enter__(self):
+    return self
+
+  def __exit__(self, error_type, *_) -> None:
+    """Closes the files; the HPARAMS tab shows whether the run has succeeded.
+
+    A run that is interrupted, as by Ctrl-C, has neither succeeded nor failed.
+    """
+    if self._enabled and (not error_type or issubclass(error_type, Exception)):
+      self._events.end(succeeded=not error_type)
+    self.close()
+
   def close(self) -> None:
     if self._enabled:
       self._csv_file.close()

@@ -95,11 +95,11 @@ def check_unchanged(
   if config.optimizer.schedule == 'cosine':  # Its rates depend on the length.
     may_change -= {'train.epochs'}
   keys = sorted((now.keys() | recorded.keys()) - may_change)
-  differ = _differences(keys, recorded, now, where)
+  differ = _differences(keys, recorded, now)
   if differ:
     raise ValueError(
       f'{where} was made with another config; use a fresh --workdir, or its'
-      ' values:\n' + '\n'.join(differ)
+      f' values:\n{differ}'
     )
 
 
@@ -121,20 +121,20 @@ def check_same_network(
     and key.removeprefix('model.') not in PRETRAINED_MAY_DIFFER
   ]
   # The size of fc6's kernel depends on that of the last maps: on crop_size.
-  differ = _differences(['input.crop_size', *same], recorded, now, where)
+  differ = _differences(['input.crop_size', *same], recorded, now)
   if differ:
-    raise ValueError(
-      f'{where} is another network; use its values:\n' + '\n'.join(differ)
-    )
+    raise ValueError(f'{where} is another network; use its values:\n{differ}')
 
 
-def _differences(keys, recorded, now, where):
+def _differences(keys, recorded, now):
+  """The keys that differ, with their values, in at most two lines."""
   missing = object()
   differ = lambda key: recorded.get(key, missing) != now.get(key, missing)
   shown = lambda values, key: repr(values[key]) if key in values else 'not set'
-  return [
-    f'config.{key} is {shown(recorded, key)} in {where} but {shown(now, key)}'
-    ' here'
+  found = [
+    f'config.{key} is {shown(recorded, key)} there but {shown(now, key)} here'
     for key in keys
     if differ(key)
   ]
+  more = f'\nand {len(found) - 5} more keys differ' if found[5:] else ''
+  return '; '.join(found[:5]) + more

@@ -23,6 +23,7 @@ from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import placement
+from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Run:
 
 
 def open_run(config: ml_collections.ConfigDict) -> Run:
-  """Checks the config, then opens its data set and creates its mesh.
+  """Starts JAX, checks the config, opens its data set, and creates its mesh.
 
   Args:
     config: a config with the keys of configs/paper.py.
@@ -117,6 +118,7 @@ def open_run(config: ml_collections.ConfigDict) -> Run:
     ValueError: if the config or the data set is invalid, or they do not match.
     FileNotFoundError: if the data set has not been prepared.
   """
+  jax_settings.start()
   config_lib.check(config, jax.device_count())
   inputs = config.input
   dataset = dataset_lib.open_dataset(

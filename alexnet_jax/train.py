@@ -16,6 +16,7 @@ import optax
 from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import evaluator as evaluator_lib
 from alexnet_jax import metrics
 from alexnet_jax import pictures
@@ -62,14 +63,13 @@ def train_and_evaluate(
     batches = run.train_batches(step)
     stack.callback(batches.close)
     writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
-    stack.callback(writer.close)
+    stack.enter_context(writer)
+    _write_start(writer, run, state, step)
     progress = metrics.Progress(step, table.total_steps, began)
     stack.callback(progress.close)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
     if not _has_ended(step, metadata.plateau, table, config):
       workdir_lib.remove_result(workdir)  # Left by a shorter run.
-      if step == 0:
-        _write_start(writer, run, state)
       train_step = train_step_lib.compile_train_step(
         run, state, arguments(step)
       )
@@ -116,7 +116,14 @@ def _open(workdir, config):
   workdir = workdir_lib.check_workdir(workdir, config)
   run = run_lib.open_run(config)
   processes.check_same({'--workdir': str(workdir)})
-  if not (workdir / checkpoint.FOLDER).exists() and config.train.init_workdir:
+  dataset_lib.warn_of_sizes(
+    run.dataset,
+    train_split=config.input.train_split,
+    train_batch_size=config.input.batch_size,
+    eval_split=config.input.eval_split,
+    eval_batch_size=config.eval.batch_size,
+  )
+  if config.train.init_workdir and not checkpoint.saved_steps(workdir):
     pretrained.open_pretrained(run).close()
   return workdir, run
 
@@ -128,10 +135,12 @@ def _create_or_restore(run, checkpoints):
   return train_state.create_or_restore(run, checkpoints, create)
 
 
-def _write_start(writer, run, state):
-  """Writes the hyperparameters and the first pictures to TensorBoard."""
+def _write_start(writer, run, state, step):
+  """Writes hyperparameters and, at step 0, the first pictures."""
   hyperparameters = config_lib.flatten(run.config)
   writer.hyperparameters(hyperparameters, 'eval/top1_error')
+  if step > 0:
+    return
   kernels = pictures.conv1(state.params)  # All processes must call `fetch`.
   if processes.is_first():
     writer.image(0, 'augmented_inputs', pictures.first_inputs(run, 32))
@@ -217,7 +226,7 @@ def run_steps(
 def _check_finite(value, tag, step):
   if not math.isfinite(value):
     raise FloatingPointError(
-      f'{tag} is {value} at step {step}. The checkpoints of earlier steps are'
-      ' kept; train in a fresh --workdir with a lower'
+      f'{tag} is {value} at step {step}. Checkpoints of earlier steps, if any,'
+      ' are kept; train in a fresh --workdir with a lower'
       ' config.optimizer.learning_rate, or look at the data'
     )

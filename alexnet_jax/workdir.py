@@ -79,17 +79,17 @@ def check_workdir(
       raise ValueError(
         f'{file} is not a config of this project; use a fresh --workdir'
       )
-    if _has_trained(path):
+    if has_trained(path):
       recorded_config.check_unchanged(config, recorded, str(file))
   return path
 
 
-def _has_trained(path):
+def has_trained(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint or the result of a run is, or was, there."""
   saved = re.compile(r'(damaged\.)?\d+')  # Not what an interrupted save left.
-  checkpoints = (path / checkpoint.FOLDER).glob('*')
+  checkpoints = (workdir / checkpoint.FOLDER).glob('*')
   return any(saved.fullmatch(p.name) for p in checkpoints) or any(
-    (path / name).exists() for name in (RESULT_FILE, EVALUATION_FILE)
+    (workdir / name).exists() for name in (RESULT_FILE, EVALUATION_FILE)
   )
 
 

@@ -27,6 +27,7 @@ import jax
 
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import command
+from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
 FLAGS = flags.FLAGS
@@ -74,6 +75,7 @@ def run(measure, *, quick, check=None, rounds=None, **more) -> None:
 
   def main(_):
     command.quiet_libraries()
+    jax_settings.pin()
     finish(measure(), FLAGS.output, check is not None and FLAGS.check)
 
   def parse_flags(argv):
@@ -232,7 +234,8 @@ def command_line(function: str, *args: object) -> list[str]:
   """The command of a `Worker` that calls 'MODULE.FUNCTION' of benchmarks/."""
   call = f'{function}(*json.loads({json.dumps(args)!r}))'
   module = function.partition('.')[0]
-  code = f'import json; from benchmarks import {module}; {call}'
+  code = f'import json; from benchmarks import harness, {module}'
+  code += f'; harness.jax_settings.pin(); {call}'
   return [sys.executable, '-c', code]
 
 

@@ -46,6 +46,7 @@ from alexnet_jax.runtime import command
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import huge_pages
+from alexnet_jax.runtime import jax_settings
 from experiments import summary
 
 # The file that `run` adds to the work directory of a finished or failed run.
@@ -166,11 +167,10 @@ def _config(base, variant, overrides, seed):
   if not re.fullmatch(r'\w[\w.+-]*', variant):
     raise InputError(f'variant {variant!r}: use only letters, digits and _.+-')
   known = config_lib.flatten(base).keys() - {'seed'}
-  for key in overrides:
-    if key not in known:
-      raise InputError(
-        f'variant {variant!r}: {key!r} is not a key that it can set'
-      )
+  for key in overrides.keys() - known:
+    raise InputError(
+      f'variant {variant!r}: {key!r} is not a key that it can set'
+    )
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
@@ -182,8 +182,8 @@ def _config(base, variant, overrides, seed):
 
 def _check_recorded_config(workdir, config):
   file = workdir / workdir_lib.CONFIG_FILE
-  if not file.exists():
-    return
+  if not (workdir_lib.has_trained(workdir) or (workdir / ROW_FILE).exists()):
+    return  # Nothing was saved, nor has the run failed.
   recorded = config_lib.flatten(workdir_lib.read_config(workdir))
   try:
     recorded_config.check_unchanged(config, recorded, str(file), MAY_CHANGE)
@@ -251,7 +251,6 @@ def _train(training, fingerprint, measure):
     file = training.workdir / workdir_lib.RESULT_FILE
     result = json.loads(file.read_text())
     measured = measure(training.workdir)
-  devices = result['devices']
   return {
     'variant': training.variant,
     'seed': training.seed,
@@ -259,7 +258,7 @@ def _train(training, fingerprint, measure):
     'wall_seconds': result['wall_seconds'],
     'failed': failed,
     'commit': result['commit'],
-    'device': f'{len(devices)} x {devices[0]}',
+    'device': '{} x {}'.format(len(result['devices']), result['devices'][0]),
     'dataset': fingerprint,
   }
 
@@ -281,14 +280,15 @@ def define_flags(seeds: int) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-  """Parses the flags and runs an experiment; mistakes of the user are one line.
+  """Parses the flags and runs an experiment; mistakes are one line.
 
-  It may restart the program, see `huge_pages`: call it before anything else.
+  Call it first: it may restart the program, see `huge_pages`.
   """
 
   def guarded(_):
     with command.one_line_errors('the same command continues'):
       compilation.enable_compilation_cache(FLAGS.compilation_cache_dir)
+      jax_settings.start()
       try:
         _checked_output(FLAGS.seeds, FLAGS.output)  # Before `main` reads data.
         main()

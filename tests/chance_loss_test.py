@@ -56,3 +56,10 @@ def test_the_loss_of_chance_depends_on_the_number_of_classes(config, caplog):
   assert not caplog.records
   warning.observe(6.9078, 10)
   assert 'ln(1000) = 6.908' in caplog.text
+
+
+def test_one_class_has_no_loss_of_chance(config, caplog):
+  config.model.num_classes = 1
+  warning = chance_loss.ChanceLossWarning(config, 0)
+  warning.observe(0.0, 10_000)
+  assert caplog.records == [] and warning.stuck_steps == 0

@@ -1,5 +1,6 @@
 """Opening a prepared data set, and checking it against a config."""
 
+import dataclasses
 import shlex
 import shutil
 
@@ -141,9 +142,48 @@ def test_check_dataset_reports_all_mismatches_at_once(dataset):
     'config.input.image_size=256',
     'config.model.num_classes=1000',
     'a.split=test',
-    'c.split=holdout',
   ]
   assert 'of 8 pixels' in lines[0] and '--size=256' in lines[0]
   assert 'has 3 classes' in lines[1]
+  assert lines[2].startswith('a.split=test and c.split=holdout: no examples')
   assert lines[2].endswith('one of its splits train, validation')
   assert all(str(dataset.path) in line for line in lines)
+
+
+@pytest.mark.parametrize(
+  ('names', 'train_batch', 'eval_batch', 'expected'),
+  [
+    (('a', 'b'), 40, 39, []),
+    (
+      ('a', 'b'),
+      41,
+      39,
+      ['config.input.batch_size=41 exceeds the 40 examples'],
+    ),
+    (('a', 'b'), 4, 40, ['config.eval.batch_size=40 is far above the 20 exam']),
+    (('a',), 4, 4, ['has one class: with config.model.num_classes=1 the loss']),
+    (
+      ('a',),
+      500,
+      900,
+      ['one class', 'config.input.batch', 'config.eval.batch'],
+    ),
+  ],
+)
+def test_each_size_that_makes_little_sense_is_one_warning(
+  dataset, caplog, names, train_batch, eval_batch, expected
+):
+  small = dataclasses.replace(
+    dataset, class_names=names, num_examples={'train': 40, 'validation': 20}
+  )
+  dataset_lib.warn_of_sizes(
+    small,
+    train_split='train',
+    train_batch_size=train_batch,
+    eval_split='validation',
+    eval_batch_size=eval_batch,
+  )
+  found = [record.getMessage() for record in caplog.records]
+  assert len(found) == len(expected)
+  for message, words in zip(found, expected, strict=True):
+    assert words in message and '; ' in message and '\n' not in message

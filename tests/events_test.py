@@ -1,11 +1,13 @@
 """Event files as TensorBoard reads them."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from alexnet_jax import events
@@ -58,6 +60,77 @@ def test_the_hparams_plugin_reads_the_hyperparameters(tmp_path):
     found[hparams_metadata.EXPERIMENT_TAG].plugin_data.content
   )
   assert [m.name.tag for m in experiment.metric_infos] == ['a/x']
+
+
+def session(workdir):
+  """Hyperparameters and status (None without an end) as TensorBoard has them."""
+  found = read_events(workdir).summary_metadata
+  content = lambda tag: found[tag].plugin_data.content
+  start = hparams_metadata.parse_session_start_info_plugin_data(
+    content(hparams_metadata.SESSION_START_INFO_TAG)
+  )
+  if hparams_metadata.SESSION_END_INFO_TAG not in found:
+    return start.hparams, None
+  end = hparams_metadata.parse_session_end_info_plugin_data(
+    content(hparams_metadata.SESSION_END_INFO_TAG)
+  )
+  return start.hparams, api_pb2.Status.Name(end.status)
+
+
+@pytest.mark.parametrize(
+  ('succeeded', 'status'),
+  [(True, 'STATUS_SUCCESS'), (False, 'STATUS_FAILURE'), (None, None)],
+)
+def test_the_latest_command_has_its_hyperparameters_and_its_status(
+  tmp_path, succeeded, status
+):
+  for step, epochs, result in ((0, 90.0, True), (3, 45.0, succeeded)):
+    writer = events.EventWriter(tmp_path, step)
+    writer.hyperparameters({'train.epochs': epochs}, 'a/x')
+    writer.scalars(step + 1, {'a/x': epochs})
+    if result is not None:
+      writer.end(result)
+    writer.close()
+  hyperparameters, found = session(tmp_path)
+  assert hyperparameters['train.epochs'].number_value == 45.0
+  assert found == status
+  assert scalar_points(tmp_path, 'a/x') == [(1, 90.0), (4, 45.0)]
+
+
+def whole_records(content):
+  """Offsets of the records, read by their lengths."""
+  offsets = [0]
+  while offsets[-1] < len(content):
+    (length,) = struct.unpack_from('<Q', content, offsets[-1])
+    offsets.append(offsets[-1] + length + 16)
+  return offsets[:-1]
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content, at: content[: at + 12] + b'\xff' * (len(content) - at - 12),
+    lambda content, at: content[:at] + bytes(len(content) - at),
+    lambda content, at: content[:at] + b'\x07' + content[at + 1 :],
+    lambda content, at: content[:at] + b'text, no record',
+  ],
+  ids=['event', 'zeros', 'length', 'text'],
+)
+def test_a_damaged_event_file_is_kept_aside_in_one_line(
+  tmp_path, caplog, damage
+):
+  write_run(tmp_path, 0, 4)
+  (path,) = tmp_path.glob('*tfevents*')
+  content = path.read_bytes()
+  damaged = damage(content, whole_records(content)[-2])  # That of step 3.
+  path.write_bytes(damaged)
+  write_run(tmp_path, 4, 5)
+  assert scalar_points(tmp_path, 'a/x') == [(1, 0.125), (2, 0.25), (5, 0.625)]
+  (kept,) = tmp_path.glob('*damaged*')
+  assert kept.read_bytes() == damaged
+  (record,) = caplog.records
+  assert f'{path} is damaged' in record.getMessage()
+  assert f'it is kept as {kept.name}' in record.getMessage()
 
 
 def test_an_image_is_read_back_pixel_by_pixel(tmp_path):

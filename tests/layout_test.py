@@ -76,6 +76,7 @@ ORDER = [
   'runtime.compilation',
   'runtime.huge_pages',
   'runtime.processes',
+  'runtime.jax_settings',
 ]
 
 # The modules that import a library; no other may.

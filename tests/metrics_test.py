@@ -1,5 +1,6 @@
 """Metrics against NumPy loops; their files as TensorBoard and csv read them."""
 
+import contextlib
 import csv
 import functools
 import math
@@ -375,6 +376,31 @@ def test_the_tags_of_evaluation(tmp_path, flip, many):
   (row,) = read_rows(tmp_path)
   assert list(row) == ['step', 'epoch', *metrics.TRAIN_TAGS, *expected]
   assert {row[tag] for tag in expected} == {'0.5'}
+
+
+@pytest.mark.parametrize(
+  ('error', 'expected'),
+  [
+    (None, [True]),
+    (FloatingPointError, [False]),
+    (OSError, [False]),
+    (KeyboardInterrupt, []),
+    (SystemExit, []),
+  ],
+)
+def test_only_a_run_that_ends_has_succeeded_and_only_an_error_has_failed(
+  tmp_path, monkeypatch, error, expected
+):
+  ends = []
+  end = lambda _, succeeded: ends.append(succeeded)
+  monkeypatch.setattr('alexnet_jax.events.EventWriter.end', end)
+  with contextlib.suppress(BaseException):
+    with metrics.MetricsWriter(tmp_path, True, 0) as writer:
+      writer.scalars(1, 0.5, train_row(1))
+      if error is not None:
+        raise error
+  assert ends == expected
+  assert scalar_points(tmp_path, 'train/loss') == [(1, 0.125)]
 
 
 def test_other_processes_than_the_first_write_nothing(

@@ -239,8 +239,8 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
   where = f'config.train.init_workdir={tmp_path / "pretrained"}'
   assert first.startswith(where)
   assert lines == [
-    f'config.input.crop_size is 67 in {where} but 75 here',
-    f'config.model.fc_features is [16, 16] in {where} but [8, 16] here',
-    f'config.model.lrn_alpha is 0.0001 in {where} but 2e-05 here',
+    'config.input.crop_size is 67 there but 75 here; config.model.fc_features'
+    ' is [16, 16] there but [8, 16] here; config.model.lrn_alpha is 0.0001'
+    ' there but 2e-05 here'
   ]
   assert not (tmp_path / 'tuned').exists()

@@ -268,6 +268,18 @@ def test_a_port_in_use_is_named_without_a_stack_trace(waiting_in_vain):
   )
 
 
+def test_waiting_in_vain_in_a_detected_cluster_names_the_single_process(
+  monkeypatch, capsys
+):
+  monkeypatch.setattr(processes.os, '_exit', sys.exit)
+  with pytest.raises(SystemExit) as ended:
+    processes._give_up(None, None)
+  assert ended.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert '(Slurm, MPI, Kubernetes or TPU)' in line
+  assert '; for a single process add --num_processes=1; for several,' in line
+
+
 # Which GPUs a Slurm task uses
 
 

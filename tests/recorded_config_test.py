@@ -43,7 +43,7 @@ def test_a_continued_run_may_change_only_how_far_how_often_and_where(key):
     recorded_config.check_unchanged(config, made_with, 'the run')
   first, second = str(error.value).split('\n')
   assert first.startswith('the run was made with another config; use a fresh')
-  assert second == f"config.{key} is 'another' in the run but {now!r} here"
+  assert second == f"config.{key} is 'another' there but {now!r} here"
 
 
 def test_the_length_of_a_cosine_may_not_change():
@@ -62,7 +62,7 @@ def test_the_length_of_a_cosine_may_not_change():
         config, recorded | {'train.epochs': 45.0}, 'the run', may_change
       )
     assert str(error.value).split('\n')[1:] == [
-      'config.train.epochs is 45.0 in the run but 90.0 here'
+      'config.train.epochs is 45.0 there but 90.0 here'
     ]
 
 
@@ -74,10 +74,18 @@ def test_all_changed_keys_are_named_and_one_that_is_new_and_one_that_is_gone():
   with pytest.raises(ValueError) as error:
     recorded_config.check_unchanged(paper.get_config(), made_with, 'the run')
   assert str(error.value).split('\n')[1:] == [
-    'config.augment.flip is not set in the run but True here',
-    'config.model.gone is 1 in the run but not set here',
-    'config.seed is 7 in the run but 0 here',
+    'config.augment.flip is not set there but True here; config.model.gone is 1'
+    ' there but not set here; config.seed is 7 there but 0 here'
   ]
+
+
+def test_however_many_keys_have_changed_the_message_has_three_lines():
+  made_with = dict.fromkeys(config_lib.flatten(paper.get_config()), 'other')
+  with pytest.raises(ValueError) as error:
+    recorded_config.check_unchanged(paper.get_config(), made_with, 'the run')
+  _, changed, more = str(error.value).split('\n')
+  assert changed.count(' but ') == 5
+  assert more == f'and {len(made_with) - len(MAY_CHANGE) - 5} more keys differ'
 
 
 def test_evaluation_may_change_the_split_as_well():
@@ -118,7 +126,7 @@ def test_pretrained_layers_must_fit_the_network(key):
     recorded_config.check_same_network(config, made_with, 'the run')
   assert str(error.value).split('\n') == [
     'the run is another network; use its values:',
-    f'config.{key} is 7 in the run but {now!r} here',
+    f'config.{key} is 7 there but {now!r} here',
   ]
 
 
@@ -175,7 +183,7 @@ def test_a_missing_key_gets_the_old_behaviour_not_the_default_of_today(
       config, recorded_config.upgrade(recorded), 'the run'
     )
   assert str(error.value).split('\n')[1:] == [
-    'config.augment.flip is True in the run but False here'
+    'config.augment.flip is True there but False here'
   ]
   flat = recorded_config.upgrade(recorded | {'augment.flip': False})
   assert flat['augment.flip'] is False  # A value that was recorded stays.
@@ -186,7 +194,7 @@ def test_a_removed_key_with_another_value_is_refused_by_name(recorded):
   with pytest.raises(ValueError) as error:
     recorded_config.check_unchanged(paper.get_config(), flat, 'the run')
   assert str(error.value).split('\n')[1:] == [
-    'config.optimizer.nesterov is True in the run but not set here'
+    'config.optimizer.nesterov is True there but not set here'
   ]
 
 

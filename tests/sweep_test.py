@@ -195,7 +195,7 @@ def test_changed_overrides_are_refused_by_name(
   sweep.run(base, {'a': {}}, 1, tmp_path)
   with pytest.raises(ValueError, match='fresh --output') as error:
     sweep.run(base, {'b': {}, 'a': SLOW}, 1, tmp_path)
-  assert 'config.optimizer.learning_rate is 0.01 in' in str(error.value)
+  assert 'config.optimizer.learning_rate is 0.01 there' in str(error.value)
   assert '--workdir' not in str(error.value)
   # Also a key that a single run may change when it resumes.
   longer = {'train.epochs': 1.0}

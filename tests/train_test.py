@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import pathlib
 import runpy
 import shutil
@@ -31,6 +32,7 @@ import numpy as np
 from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from alexnet_jax import augment
@@ -418,7 +420,19 @@ def test_a_checkpoint_is_saved_after_its_row_and_with_its_metrics(
     assert error == (float(evaluated) if evaluated else None)
 
 
+def status_of(workdir):
+  """The status of the run in TensorBoard's HPARAMS tab."""
+  end = events_of(workdir).summary_metadata[
+    hparams_metadata.SESSION_END_INFO_TAG
+  ]
+  parsed = hparams_metadata.parse_session_end_info_plugin_data(
+    end.plugin_data.content
+  )
+  return api_pb2.Status.Name(parsed.status)
+
+
 def test_tensorboard_has_the_whole_config(uninterrupted, config):
+  assert status_of(uninterrupted.workdir) == 'STATUS_SUCCESS'
   start = events_of(uninterrupted.workdir).summary_metadata[
     hparams_metadata.SESSION_START_INFO_TAG
   ]
@@ -518,6 +532,19 @@ def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
     assert returned[tag] == uninterrupted.returned[tag]
 
 
+# What a user may have set for all programs; the run must not change.
+JAX_VARIABLES = {
+  'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+  'JAX_RANDOM_SEED_OFFSET': '7',
+  'JAX_THREEFRY_PARTITIONABLE': '0',
+  'JAX_ENABLE_X64': '1',
+  'JAX_DISABLE_JIT': '1',
+  'JAX_TRANSFER_GUARD': 'disallow',
+  'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+  'JAX_LEGACY_PRNG_KEY': 'error',
+}
+
+
 def start(config_file, workdir):
   return subprocess.Popen(
     [
@@ -525,6 +552,7 @@ def start(config_file, workdir):
       *(f'--config={config_file}', f'--workdir={workdir}'),
     ],
     cwd=ROOT,
+    env=os.environ | JAX_VARIABLES,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -725,6 +753,7 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path):
     FloatingPointError, match='the norm of the state is .* at step 1.*fresh'
   ):
     train.train_and_evaluate(config, tmp_path)
+  assert status_of(tmp_path) == 'STATUS_FAILURE'
   (row,) = read_rows(tmp_path)
   assert float(row['train/loss']) < 10
   assert list((tmp_path / 'checkpoints').iterdir()) == []

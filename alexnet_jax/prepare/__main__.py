@@ -10,12 +10,16 @@ preparation needs, and how it continues after an interruption.
 import logging
 import sys
 
+from alexnet_jax.runtime import command
+
+if __name__ == '__main__':
+  command.import_jax()  # A library of preparation imports it.
+
 from absl import flags
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import sources
-from alexnet_jax.runtime import command
 
 SOURCE = flags.DEFINE_string(
   'source', None, f'Where the images are: {sources.FORMS}.', required=True

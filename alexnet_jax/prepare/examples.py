@@ -10,12 +10,15 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import stat
 
 from jaxtyping import Int
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 2**30  # Larger image files are refused without reading them.
 # Errors of a link that leads nowhere.
@@ -66,6 +69,18 @@ class Source:
   digest: str
   index: Mapping[str, np.ndarray] | None = None
   unused: Sequence[str] = ()
+
+
+def warn_of_empty_classes(source: Source) -> None:
+  """Logs one warning that names the classes without a training example."""
+  labels = set(source.splits['train'].labels.tolist())
+  names = [n for i, n in enumerate(source.class_names) if i not in labels]
+  if names:
+    log.warning(
+      'No training example belongs to %d of %d classes, such as %s: a net cannot learn'
+      ' them; add images to split train, or remove the classes.',
+      *(len(names), len(source.class_names), ', '.join(names[:3])),
+    )
 
 
 class Files(Sequence):

@@ -99,6 +99,7 @@ def prepare(
   # An invalid source is refused before anything is written.
   source = sources.open_source(spec, plan_lib.read_index(incomplete))
   _warn_of_unused(spec, source.unused)
+  examples_lib.warn_of_empty_classes(source)
   with _created_and_locked(folder.parent, data_dir):
     if folder.exists():  # Another process has completed it in the meantime.
       return _existing(folder, settings)

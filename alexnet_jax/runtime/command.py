@@ -35,6 +35,20 @@ class _TupleParser(flags.ArgumentParser):
 config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
+def import_jax() -> None:
+  """Imports JAX; exits with one line for environment variables that it refuses.
+
+  Call it before other modules import JAX.
+  """
+  try:
+    import jax  # noqa: F401
+  except ValueError as error:
+    sys.exit(
+      f'ValueError: JAX refuses an environment variable ({error}); correct or'
+      ' unset it'
+    )
+
+
 def run(main: Callable, hint: str = '') -> None:
   """Parses the flags with `parse_flags` and runs the main function."""
   app.run(main, flags_parser=lambda argv: parse_flags(argv, hint))
@@ -53,11 +67,28 @@ def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
   # Flags after such a word are parsed as well: otherwise a missing flag would
   # be reported, not the word.
   flags.FLAGS.set_gnu_getopt(True)
-  first, *words = app.parse_flags_with_usage(list(argv))
+  try:
+    first, *words = flags.FLAGS(list(argv))
+  except flags.UnrecognizedFlagError as error:
+    sys.exit(f'--{error.flagname} is not a flag; {_known(error.flagname)}')
+  except flags.Error as error:
+    text = ' '.join(str(error).split()).rstrip('.')
+    sys.exit(f'{text}; --help lists the flags')
   if words:
     way_out = hint or _way_out(list(argv), words)
     sys.exit(f'{words[0] or repr(words[0])} is not a flag; {way_out}')
   return [first]
+
+
+def _known(name):
+  """The flags and config keys that a misspelt flag may stand for."""
+  known = [*flags.FLAGS]
+  with contextlib.suppress(Exception):  # No config, or a wrong one.
+    known += [f'config.{key}' for key in _dotted(flags.FLAGS['config'].value)]
+  found = _nearest(name, known)
+  same_end = [key for key in found if key.rpartition('.')[2] == name]
+  meant = ' or '.join(f'--{key}' for key in same_end or found)
+  return f'did you mean {meant}?' if meant else '--help lists the flags'
 
 
 def _way_out(argv, words):

@@ -21,6 +21,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from alexnet_jax.runtime import jax_settings
+
 log = logging.getLogger(__name__)
 
 # Time for all processes to connect; JAX has the same default.
@@ -73,8 +75,8 @@ def initialize(
     '--process_id': process_id,
   }
   _check_flags(arguments)
-  where = coordinator_address or 'the coordinator that JAX has detected'
-  timer = threading.Timer(START_SECONDS, _give_up, (where, num_processes))
+  waiting_for = coordinator_address, num_processes
+  timer = threading.Timer(START_SECONDS, _give_up, waiting_for)
   timer.daemon = True
   timer.start()
   try:
@@ -95,6 +97,7 @@ def initialize(
     ) from error
   finally:
     timer.cancel()
+  jax_settings.start()
   global _is_connected
   _is_connected = True
   if not is_first():
@@ -182,16 +185,23 @@ def _check_port_is_free(address):
   server.close()
 
 
-def _give_up(where, num_processes):
-  count = f'all {num_processes}' if num_processes else 'all'
-  print(
-    f'ValueError: not {count} processes have connected to {where} within'
-    f' {START_SECONDS} s; start them with the same --coordinator_address and'
-    ' --num_processes, each with its own --process_id, and make sure that their'
-    ' hosts can reach that address',
-    file=sys.stderr,
-    flush=True,
-  )
+def _give_up(coordinator_address, num_processes):
+  if coordinator_address:
+    problem = f'not all {num_processes} processes have connected to'
+    problem += f' {coordinator_address} within {START_SECONDS} s'
+    way_out = (
+      'start them with the same --coordinator_address and --num_processes, each'
+      ' with its own --process_id, and make sure that their hosts can reach that'
+      ' address'
+    )
+  else:
+    problem = 'JAX has detected a cluster (Slurm, MPI, Kubernetes or TPU), but'
+    problem += f' its processes have not connected within {START_SECONDS} s'
+    way_out = (
+      'for a single process add --num_processes=1; for several, run this command'
+      ' once in each, on hosts that can reach each other'
+    )
+  print(f'ValueError: {problem}; {way_out}', file=sys.stderr, flush=True)
   os._exit(1)  # JAX would wait longer, and then abort with a stack trace.
 
 
