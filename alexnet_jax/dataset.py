@@ -15,6 +15,8 @@ from jaxtyping import Float
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_jax.runtime import files
+
 DATA_DIR = '~/alexnet_jax_data'
 VERSION = '1.0.0'  # Version of the layout that preparation writes.
 STATISTICS_FILE = 'statistics.npz'
@@ -46,7 +48,7 @@ class Dataset:
 
 def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
   """Folder of the prepared data set `name`, which need not exist."""
-  return pathlib.Path(data_dir).expanduser() / name / VERSION
+  return files.expand_home(data_dir) / name / VERSION
 
 
 def open_dataset(
@@ -96,7 +98,7 @@ def open_dataset(
 
 def _prepared_there(data_dir):
   """The names of the data sets in a folder, in brackets; '' without any."""
-  folder = pathlib.Path(data_dir).expanduser()
+  folder = files.expand_home(data_dir)
   found = sorted(folder.glob(f'*/{VERSION}/{STATISTICS_FILE}'))
   names = [file.parents[1].name for file in found[:10]]
   return f' (it holds {", ".join(names)})' if names else ''

@@ -8,7 +8,6 @@ net, with one view and with many, and can use several processes.
 
 from collections.abc import Iterator, Sequence
 import os
-import pathlib
 
 from absl import flags
 import ml_collections
@@ -97,7 +96,7 @@ def _output_folder(nets, output):
   else:
     if not os.fspath(output):
       raise ValueError('--output= is empty; name a folder')
-    folder = pathlib.Path(output).expanduser().absolute()
+    folder = files.expand_home(output).absolute()
     checked = {f'--output={output}': folder}
   if processes.is_first():
     for flag, path in checked.items():
@@ -108,7 +107,7 @@ def _output_folder(nets, output):
 def _open_nets(
   workdirs, which, config, split, data_dir
 ) -> list[trained_net.TrainedNet]:
-  paths = {pathlib.Path(w).expanduser().resolve() for w in workdirs if w}
+  paths = {files.expand_home(w).resolve() for w in workdirs if w}
   if not paths or len(paths) < len(workdirs):
     raise ValueError(
       f'--workdirs={",".join(map(str, workdirs))} must name one or more'

@@ -12,8 +12,10 @@ This module only handles flags and errors; see train.py and evaluate.py.
 import sys
 
 from alexnet_jax.runtime import huge_pages
+from alexnet_jax.runtime import utf8
 
 if __name__ == '__main__':
+  utf8.use_utf8()
   huge_pages.reexec_with_huge_pages()
 
 from absl import app

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 
 import jax
 
@@ -14,6 +13,7 @@ from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
   """
   where = f'config.train.init_workdir={run.config.train.init_workdir}'
   # Orbax accepts only absolute paths.
-  folder = pathlib.Path(run.config.train.init_workdir).expanduser().absolute()
+  folder = files.expand_home(run.config.train.init_workdir).absolute()
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (folder / name).exists():
       raise FileNotFoundError(

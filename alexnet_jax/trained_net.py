@@ -24,6 +24,7 @@ from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ def check_trained_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   Raises:
     FileNotFoundError: if it has none.
   """
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = files.expand_home(workdir).absolute()
   if not (path / checkpoint.FOLDER).is_dir():
     raise FileNotFoundError(
       f'no {path / checkpoint.FOLDER}; train first: --mode=train'

@@ -36,7 +36,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     FileNotFoundError: if there is none.
     ValueError: if it is damaged.
   """
-  file = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+  file = files.expand_home(workdir) / CONFIG_FILE
   if not file.exists():
     raise FileNotFoundError(
       f'no {file}; name a --workdir in which --mode=train has been run'
@@ -68,7 +68,7 @@ def check_workdir(
   """
   if not os.fspath(workdir):
     raise ValueError('--workdir= is empty; name a folder')
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = files.expand_home(workdir).absolute()
   check_writable(path, f'--workdir={workdir}')
   file = path / CONFIG_FILE
   if file.exists():

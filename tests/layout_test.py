@@ -74,6 +74,7 @@ ORDER = [
   'runtime.files',
   'runtime.compilation',
   'runtime.huge_pages',
+  'runtime.utf8',
   'runtime.processes',
 ]
 

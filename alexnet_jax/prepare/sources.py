@@ -14,6 +14,7 @@ from alexnet_jax.prepare import examples as examples_lib
 from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import tfds_sets
+from alexnet_jax.runtime import files as files_lib
 
 # The folder of each split.
 _SUBFOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
@@ -45,9 +46,9 @@ def open_source(
   if kind == 'digits' and not argument:
     return digits()
   if kind == 'folder' and argument:
-    return folder(pathlib.Path(argument).expanduser())
+    return folder(files_lib.expand_home(argument))
   if kind == 'imagenet' and argument:
-    return imagenet.open_imagenet(pathlib.Path(argument).expanduser(), index)
+    return imagenet.open_imagenet(files_lib.expand_home(argument), index)
   if kind == 'tfds' and argument:
     return tfds_sets.open_tfds(argument)
   raise ValueError(f'--source={spec} is not a source; use {FORMS}')
@@ -57,7 +58,7 @@ def absolute(spec: str) -> str:
   """The spec with its folder, if it has one, as an absolute path."""
   kind, _, argument = spec.partition(':')
   if kind in ('folder', 'imagenet') and argument:
-    return f'{kind}:{pathlib.Path(argument).expanduser().absolute()}'
+    return f'{kind}:{files_lib.expand_home(argument).absolute()}'
   return spec
 
 

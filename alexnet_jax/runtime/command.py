@@ -16,6 +16,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from alexnet_jax.runtime import utf8
+
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
 
 
@@ -37,6 +39,7 @@ config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 def run(main: Callable, hint: str = '') -> None:
   """Parses the flags with `parse_flags` and runs the main function."""
+  utf8.use_utf8()
   app.run(main, flags_parser=lambda argv: parse_flags(argv, hint))
 
 

@@ -1,7 +1,6 @@
 """Compiler options, and the cache of compiled programs."""
 
 import os
-import pathlib
 
 import jax
 
@@ -13,9 +12,13 @@ CACHE_DIR = (
 
 
 def enable_compilation_cache(folder: str) -> None:
-  """Lets JAX cache compiled programs in `folder`; an empty one disables it."""
-  path = str(pathlib.Path(folder).expanduser()) if folder else None
-  jax.config.update('jax_compilation_cache_dir', path)
+  """Lets JAX cache compiled programs in `folder`; an empty one disables it.
+
+  So does one that begins with `~` where there is no home folder.
+  """
+  path = os.path.expanduser(folder)  # Leaves `~` where there is no home.
+  enabled = path and not path.startswith('~')
+  jax.config.update('jax_compilation_cache_dir', path if enabled else None)
   # JAX's default, one second, would leave out most programs of a small net.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 

@@ -1,4 +1,4 @@
-"""Atomic writes, and folders that one process at a time may lock."""
+"""Home folders, atomic writes, and folders that one process may lock."""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,6 +6,22 @@ import fcntl
 import json
 import os
 import pathlib
+
+
+def expand_home(path: str | os.PathLike) -> pathlib.Path:
+  """The path, in which a leading `~` or `~user` becomes that home folder.
+
+  Raises:
+    ValueError: if there is none, as in a container whose user has no account.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    home = pathlib.Path(path).parts[0]
+    raise ValueError(
+      f'{path}: {home} has no home folder here; set HOME, or give the path'
+      f' without {home}'
+    ) from error
 
 
 def write_json(path: pathlib.Path, values: object) -> None:
