@@ -82,7 +82,8 @@ def open_dataset(
       f' --name={shlex.quote(name)} --size={image_size}'
       f' --data_dir={shlex.quote(str(data_dir))}{where}'
     )
-  for file in path.iterdir():  # tfds would take a closed file for a missing one.
+  # For tfds a closed file is a missing one, which may be optional.
+  for file in path.iterdir():
     if not os.access(file, os.R_OK):
       raise PermissionError(errno.EACCES, 'Permission denied', str(file))
   try:

@@ -1,5 +1,6 @@
 """Opening a prepared data set, and checking it against a config."""
 
+import os
 import shlex
 import shutil
 
@@ -147,3 +148,14 @@ def test_check_dataset_reports_all_mismatches_at_once(dataset):
   assert 'has 3 classes' in lines[1]
   assert lines[2].endswith('one of its splits train, validation')
   assert all(str(dataset.path) in line for line in lines)
+
+
+def test_a_closed_file_is_named_and_not_taken_for_a_missing_one(
+  dataset, monkeypatch
+):
+  closed = dataset.path / 'label.labels.txt'
+  may = lambda path, _: path != closed  # For root nothing is closed.
+  monkeypatch.setattr(os, 'access', may)
+  data_dir = dataset.path.parents[1]
+  with pytest.raises(PermissionError, match=f"Permission denied: '{closed}'"):
+    dataset_lib.open_dataset(data_dir, dataset.path.parent.name)
