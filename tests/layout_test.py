@@ -75,6 +75,7 @@ ORDER = [
   'runtime.files',
   'runtime.compilation',
   'runtime.huge_pages',
+  'runtime.utf8',
   'runtime.processes',
   'runtime.jax_settings',
 ]
