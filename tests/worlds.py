@@ -216,15 +216,10 @@ def draw(seed: int, number: int) -> World:
 
 
 def draw_environment(seed: int, number: int) -> World:
-  """The world of this number: one to three odd environment variables."""
+  """The world of this number: one to four odd environment variables."""
   rng = random.Random(f'environments {seed} {number}')
-  # The first worlds have one variable each, so that all are tried.
-  singles = [(k, v) for k, values in VARIABLES.items() for v in values]
-  if number < len(singles):
-    chosen = [singles[number]]
-  else:
-    keys = rng.sample([*VARIABLES], rng.randint(2, 3))
-    chosen = [(key, rng.choice(VARIABLES[key])) for key in keys]
+  every = [(name, v) for name, values in VARIABLES.items() for v in values]
+  chosen = rng.sample(every, rng.randint(1, 4))
   fill = lambda v: v and v.replace('{odd}', '{root}/' + _component(rng, False))
   environment = {key: fill(value) for key, value in chosen}
   if environment.keys() & {'LANG', 'LC_ALL'}:  # Python would overrule them.
