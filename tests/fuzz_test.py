@@ -118,6 +118,7 @@ class Place:
     with open(f'{config}/tiny.py', 'w') as file:
       file.write(CONFIG)
     write_images(self.path(self.given['source']), self.world)
+    self.environment(True)  # Creates a broken module.
 
   def path(self, given):
     """The absolute path that the command line means."""
@@ -271,10 +272,11 @@ def check_success(place, stage, ended, flags, before):
     check_data_set(f'{own}/1.0.0', place.world)
   else:
     own = place.path(flags['workdir'])
-  variables = tuple(place.environment(True).values())  # Such as a cache.
+  # Such as a cache that a variable names.
+  named = [v for v in place.environment(True).values() if place.root in v]
   for path in {path for path, _ in place.files().items() ^ before.items()}:
     is_above = f'{own}/'.startswith(f'{path}/')
-    if not is_above and not f'{path}/'.startswith((f'{own}/', *variables)):
+    if not is_above and not f'{path}/'.startswith((f'{own}/', *named)):
       raise Fault(f'{stage} writes {path}')
 
 
