@@ -204,7 +204,7 @@ def draw(seed: int, number: int) -> World:
     if place != 'config' and not harmless and rng.random() < 0.06:
       given[place] = rng.choice(URLS)
   odd_name = not harmless and rng.random() < 0.15
-  return World(
+  world = World(
     cwd=f'cwd/{path(2)}',
     given=given,
     name=rng.choice([*NAMES, component()]) if odd_name else 'x_1',
@@ -213,6 +213,12 @@ def draw(seed: int, number: int) -> World:
     val_form=rng.choice([None, None, 'NFC', 'NFD']) if not harmless else None,
     harmless=harmless,
   )
+  if world.val_form:  # In the same order, as that is the order of the examples.
+    names = [unicodedata.normalize(world.val_form, n) for n in world.classes]
+    too_long = any(len(os.fsencode(name)) > 255 for name in names)
+    if names != sorted(names) or too_long:
+      return dataclasses.replace(world, val_form=None)
+  return world
 
 
 def draw_environment(seed: int, number: int) -> World:
