@@ -6,6 +6,7 @@ images.
 
 from collections.abc import Mapping
 import dataclasses
+import errno
 import logging
 import os
 import pathlib
@@ -72,6 +73,7 @@ def open_dataset(
   Raises:
     FileNotFoundError: if there is no data set of that name.
     ValueError: if it is damaged, or its statistics do not match its images.
+    PermissionError: if this user may not read it.
   """
   path = dataset_path(data_dir, name)
   if not (path / STATISTICS_FILE).exists():
@@ -87,6 +89,10 @@ def open_dataset(
       f' --name={shlex.quote(name)} --size={image_size}'
       f' --data_dir={shlex.quote(str(data_dir))}{where}'
     )
+  # For tfds a closed file is a missing one, which may be optional.
+  for file in path.iterdir():
+    if not os.access(file, os.R_OK):
+      raise PermissionError(errno.EACCES, 'Permission denied', str(file))
   try:
     info = tfds.builder_from_directory(path).info
     image_shape = info.features['image'].shape

@@ -1,21 +1,27 @@
-"""TensorBoard's event files of a work directory.
-
-Only processes that write events import this module: tensorboardX imports
-PyTorch if it is installed, which takes more than a second.
-"""
+"""TensorBoard's event files of a work directory."""
 
 from collections.abc import Iterator, Mapping
 import logging
 import os
 import pathlib
 import struct
+import sys
 import time
 
 import numpy as np
+
+# tensorboardX imports PyTorch if it is installed. That takes more than a second
+# and may raise any error; we only pass NumPy arrays. With None in this place its
+# import fails in the way that tensorboardX expects.
+if 'torch' not in sys.modules:
+  sys.modules['torch'] = None
 from tensorboardX import event_file_writer
 from tensorboardX import proto
 from tensorboardX import record_writer
 from tensorboardX import summary
+
+if sys.modules['torch'] is None:
+  del sys.modules['torch']
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,10 @@ import sys
 
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import huge_pages
+from alexnet_jax.runtime import utf8
 
 if __name__ == '__main__':
+  utf8.use_utf8()
   huge_pages.reexec_with_huge_pages()
   command.import_jax()
 

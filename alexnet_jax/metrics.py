@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import tqdm
 
+from alexnet_jax import events
 from alexnet_jax import metrics_file
 from alexnet_jax.runtime import processes
 
@@ -154,8 +155,6 @@ class MetricsWriter:
     self._eval_tags, self._enabled = eval_tags(flip), processes.is_first()
     if not self._enabled:
       return
-    from alexnet_jax import events  # Slow to import; see there.
-
     self._events = events.EventWriter(workdir, step)
     columns = ('step', 'epoch', *TRAIN_TAGS, *self._eval_tags)
     rows = metrics_file.rows_until(workdir / CSV_FILE, columns, step)

@@ -71,7 +71,9 @@ def check_workdir(
     raise ValueError('--workdir= is empty; name a folder')
   path = files.local_path(workdir, '--workdir')
   checkpoint_path.check(path)
-  check_writable(path, f'--workdir={workdir}')
+  # Closed checkpoints must not look like none.
+  for folder in (path, path / checkpoint.FOLDER):
+    check_writable(folder, f'--workdir={workdir}')
   file = path / CONFIG_FILE
   if file.exists():
     recorded = _read_flat(file)
@@ -98,8 +100,15 @@ def check_writable(path: pathlib.Path, flag: str) -> None:
 
   The message begins with `flag`.
   """
-  existing = next(p for p in (path, *path.parents) if p.exists())
-  if not (existing.is_dir() and os.access(existing, os.W_OK)):
+  try:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+  except OSError as error:  # A folder above is closed, or a name too long.
+    raise ValueError(
+      f'{flag} cannot be written ({error.strerror}); name a folder that can'
+    ) from error
+  if not (
+    existing.is_dir() and os.access(existing, os.R_OK | os.W_OK | os.X_OK)
+  ):
     raise ValueError(
       f'{flag} cannot be written ({existing} is not a writable folder); name a'
       ' folder that can'

@@ -3,6 +3,7 @@
 More of it is in main_test.py.
 """
 
+import errno
 import logging
 import os
 import pathlib
@@ -155,3 +156,32 @@ def test_libraries_log_only_errors_but_jax_also_warnings():
       logging.getLogger(name).setLevel(level)
   error = logging.ERROR
   assert found == [logging.INFO, logging.WARNING, error, error]
+
+
+@pytest.mark.parametrize(
+  'number, way_out',
+  [
+    (errno.EACCES, 'give your user the permission, or name another path'),
+    (errno.EROFS, 'give your user the permission, or name another path'),
+    (errno.ENAMETOOLONG, 'names have at most 255 bytes, paths 4,095: name a'),
+    (errno.ENOSPC, 'make space; the same command continues'),
+  ],
+)
+def test_a_file_that_the_system_refuses_ends_with_one_line(number, way_out):
+  error = OSError(number, os.strerror(number), '/some/file')
+  with pytest.raises(SystemExit) as ended, command.one_line_errors('again'):
+    _raise(error)
+  message = ended.value.code
+  expected = f'{type(error).__name__}: {error}; {way_out}'
+  assert message.startswith(expected) and '\n' not in message
+
+
+def test_another_error_of_a_library_keeps_its_traceback():
+  for error in (OSError('no number'), ConnectionResetError(104, 'reset')):
+    with pytest.raises(OSError, match=str(error)[-5:]):
+      with command.one_line_errors('again'):
+        _raise(error)
+
+
+def _raise(error):
+  raise error

@@ -47,29 +47,43 @@ def test_the_next_command_finds_compiled_programs_in_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('folder', 'expected'),
+  'folder, problem',
   [
-    ('gs://bucket/x', 'gs://bucket/x'),
-    ('~/x', '/home/me/x'),
-    ('/a//b', '/a//b'),
+    ('{tmp}/file/cache', 'Not a directory'),
+    ('{tmp}/' + 256 * 'x', 'File name too long'),
+    ('{tmp}/closed', 'is read-only'),
+    ('~nobody-here/cache', 'there is no home folder for ~nobody-here/cache'),
     ('', None),
+    ('gs://bucket/cache', None),
+    ('{tmp}/new/folder', None),
   ],
 )
-def test_jax_gets_the_address_of_the_cache_as_it_was_given(
-  monkeypatch, folder, expected
+def test_without_a_folder_to_write_there_is_one_line_and_no_cache(
+  tmp_path, monkeypatch, caplog, folder, problem
 ):
-  monkeypatch.setenv('HOME', '/home/me')
-  updates = {}
-  monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
-  compilation.enable_compilation_cache(folder)
-  assert updates['jax_compilation_cache_dir'] == expected
-
-
-def test_without_a_writable_folder_there_is_only_no_cache(tmp_path):
   (tmp_path / 'file').write_text('')
-  assert hits(f'{tmp_path}/file/cache') == 0
+  folder = folder.replace('{tmp}', str(tmp_path))
+  if folder.endswith('closed'):  # For root nothing is.
+    monkeypatch.setattr(os, 'access', lambda *_: False)
+  set_to = {}
+  monkeypatch.setattr(
+    type(jax.config), 'update', lambda _, k, v: set_to.update({k: v})
+  )
+  compilation.enable_compilation_cache(folder)
+  used = set_to['jax_compilation_cache_dir']
+  assert used == (None if problem or not folder else folder)
+  assert [problem in line for line in caplog.messages] == [True] * bool(problem)
 
 
+@pytest.fixture
+def untried(monkeypatch):
+  """Forgets before and after a test which options XLA accepts."""
+  compilation._accepted.cache_clear()
+  yield
+  compilation._accepted.cache_clear()
+
+
+@pytest.mark.usefixtures('untried')
 @pytest.mark.parametrize(
   'refused',
   [
@@ -77,18 +91,25 @@ def test_without_a_writable_folder_there_is_only_no_cache(tmp_path):
     {'xla_cpu_experimental_ynn_fusion_type': 'NO_SUCH_VALUE'},
   ],
 )
-def test_compiler_options_are_empty_if_xla_refuses_them(monkeypatch, refused):
+def test_options_that_xla_refuses_are_left_out_and_named_once(
+  monkeypatch, caplog, refused
+):
   jit = jax.jit
   monkeypatch.setattr(
     jax, 'jit', lambda fn, compiler_options: jit(fn, compiler_options=refused)
   )
-  assert compilation.network_options() == {}
+  assert [compilation.network_options() for _ in range(3)] == [{}] * 3
+  (line,) = caplog.messages
+  assert f'JAX {jax.__version__} does not accept' in line
+  assert 'xla_cpu_experimental_ynn_fusion_type' in line
 
 
-def test_compiler_options_are_used_if_xla_accepts_them(monkeypatch):
+@pytest.mark.usefixtures('untried')
+def test_options_that_xla_accepts_are_used(monkeypatch, caplog):
   jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda fn, compiler_options: jit(fn))
   assert compilation.network_options()
+  assert caplog.messages == []
 
 
 def test_compiler_options_are_empty_on_other_backends_than_cpu(monkeypatch):

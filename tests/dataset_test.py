@@ -1,6 +1,7 @@
 """Opening a prepared data set, and checking it against a config."""
 
 import dataclasses
+import os
 import shlex
 import shutil
 
@@ -187,3 +188,14 @@ def test_each_size_that_makes_little_sense_is_one_warning(
   assert len(found) == len(expected)
   for message, words in zip(found, expected, strict=True):
     assert words in message and '; ' in message and '\n' not in message
+
+
+def test_a_closed_file_is_named_and_not_taken_for_a_missing_one(
+  dataset, monkeypatch
+):
+  closed = dataset.path / 'label.labels.txt'
+  may = lambda path, _: path != closed  # For root nothing is closed.
+  monkeypatch.setattr(os, 'access', may)
+  data_dir = dataset.path.parents[1]
+  with pytest.raises(PermissionError, match=f"Permission denied: '{closed}'"):
+    dataset_lib.open_dataset(data_dir, dataset.path.parent.name)

@@ -1,7 +1,11 @@
 """Event files as TensorBoard reads them."""
 
 import io
+import os
+import pathlib
 import struct
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -11,6 +15,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from alexnet_jax import events
+
+ROOT = pathlib.Path(events.__file__).parents[1]
 
 
 def read_events(workdir):
@@ -143,3 +149,21 @@ def test_an_image_is_read_back_pixel_by_pixel(tmp_path):
   np.testing.assert_array_equal(
     np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), picture
   )
+
+
+def test_a_pytorch_that_cannot_be_imported_does_not_matter(tmp_path):
+  (tmp_path / 'torch.py').write_text("raise OSError('libcudart.so: missing')")
+  code = (
+    'import pathlib, sys; from alexnet_jax import events\n'
+    'writer = events.EventWriter(pathlib.Path(sys.argv[1]), 0)\n'
+    "writer.scalars(1, {'a/x': 0.5})\n"
+    "assert 'torch' not in sys.modules\n"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path)],
+    env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert scalar_points(tmp_path, 'a/x') == [(1, 0.5)]

@@ -1,10 +1,11 @@
-"""Paths, atomic writes, and locks that end with the process that holds them."""
+"""Home folders, paths, atomic writes, and locks that end with their process."""
 
 import errno
 import fcntl
 import json
 import os
 import pathlib
+import pwd
 import subprocess
 import sys
 
@@ -129,3 +130,20 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     files.write_json(path, {'a': 2})
   assert path.read_text() == '1\n'
+
+
+def test_a_home_folder_that_does_not_exist_is_named(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/one')
+  assert files.expand_home('~/x') == pathlib.Path('/home/one/x')
+  monkeypatch.delenv('HOME')
+
+  def no_account(_):
+    raise KeyError
+
+  monkeypatch.setattr(pwd, 'getpwuid', no_account)
+  for path, home in (('~/x', '~'), ('~nobody-here/x', '~nobody-here')):
+    with pytest.raises(
+      ValueError, match=f'^{path}: {home} has no home folder here; set HOME, or'
+    ):
+      files.expand_home(path)
+  assert files.expand_home('x/~') == pathlib.Path('x/~')

@@ -77,6 +77,7 @@ ORDER = [
   'runtime.compilation',
   'runtime.huge_pages',
   'runtime.memory',
+  'runtime.utf8',
   'runtime.processes',
   'runtime.jax_settings',
 ]

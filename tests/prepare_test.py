@@ -771,9 +771,11 @@ def test_all_invalid_arguments_are_listed_at_once(tmp_path):
   assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('name', ['', 'a/b', '..', 'my-set', 'été'])
+@pytest.mark.parametrize(
+  'name', ['', 'a/b', '..', 'my-set', 'été', '1', '_x', 201 * 'x']
+)
 def test_a_name_that_tfds_cannot_read_is_refused(tmp_path, source, name):
-  with pytest.raises(ValueError, match='must be letters, digits and underscor'):
+  with pytest.raises(ValueError, match='must be a letter, then at most 199'):
     prepare.prepare(source, name, tmp_path, size=SIZE)
 
 

@@ -73,6 +73,23 @@ def test_a_path_under_a_regular_file_is_named(tmp_path):
   assert str(error.value).endswith('; name a folder that can')
 
 
+def test_a_closed_folder_or_too_long_a_name_is_named(tmp_path, monkeypatch):
+  config = paper.get_config()
+  for path in (tmp_path / ('x' * 256), tmp_path / '/'.join(30 * ['y' * 200])):
+    flag = f'--workdir={path} cannot be written'
+    with pytest.raises(ValueError, match='^' + flag + '.*File name too long'):
+      record(path, config)
+  # Closed checkpoints must not look like none: config.json would be replaced.
+  checkpoints = record(tmp_path / 'run', config) / 'checkpoints'
+  checkpoints.mkdir()
+  may = lambda path, _: path != checkpoints  # For root nothing is closed.
+  monkeypatch.setattr(os, 'access', may)
+  with pytest.raises(
+    ValueError, match=f'{checkpoints} is not a writable folder'
+  ):
+    record(tmp_path / 'run', changed(seed=3))
+
+
 @pytest.mark.parametrize(
   'trained',
   ['checkpoints/7', 'checkpoints/damaged.7', 'result.json', 'evaluation.json'],

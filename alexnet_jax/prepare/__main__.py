@@ -59,7 +59,7 @@ def main(_) -> None:
       workers=WORKERS.value,
     )
   except (ValueError, OSError, RuntimeError, MemoryError) as error:
-    sys.exit(f'{type(error).__name__}: {error}')
+    sys.exit(f'{type(error).__name__}: {error}{command.refusal(error)}')
   except KeyboardInterrupt:
     sys.exit('interrupted; the same command continues')
 

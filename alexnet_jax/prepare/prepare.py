@@ -66,7 +66,7 @@ def prepare(
 
   Args:
     spec: the source, in one of the forms of `sources.open_source`.
-    name: name of the data set: letters, digits and underscores.
+    name: a letter, then up to 199 letters, digits and underscores.
     data_dir: folder of the prepared data sets.
     size: height and width of the stored images in pixels.
     quality: JPEG quality, 1 to 100, of the images stored as JPEG.
@@ -113,8 +113,11 @@ def prepare(
 
 def _check_arguments(name, size, quality, max_bad, workers):
   problems = []
-  if not re.fullmatch('[A-Za-z0-9_]+', name):
-    problems.append(f'--name={name} must be letters, digits and underscores')
+  # The names of shards are longer; file systems allow 255 bytes.
+  if not re.fullmatch('[A-Za-z][A-Za-z0-9_]{,199}', name):
+    problems.append(
+      f'--name={name} must be a letter, then at most 199 letters, digits and _'
+    )
   if size < 1:
     problems.append(f'--size={size} must be at least 1 pixel')
   if not 1 <= quality <= 100:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import difflib
+import errno
 import itertools
 import logging
 import pathlib
@@ -17,6 +18,19 @@ from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
 
+from alexnet_jax.runtime import utf8
+
+# What to do if the system refuses a file or folder.
+WAYS_OUT = dict.fromkeys(
+  (errno.EACCES, errno.EPERM, errno.EROFS),
+  'give your user the permission, or name another path',
+)
+WAYS_OUT[errno.ENAMETOOLONG] = (
+  'names have at most 255 bytes, paths 4,095: name a shorter path'
+)
+WAYS_OUT |= dict.fromkeys(
+  (errno.ENOSPC, errno.EDQUOT), 'make space; the same command continues'
+)
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
 
 
@@ -52,6 +66,7 @@ def import_jax() -> None:
 
 def run(main: Callable, hint: str = '') -> None:
   """Parses the flags with `parse_flags` and runs the main function."""
+  utf8.use_utf8()
   app.run(main, flags_parser=lambda argv: parse_flags(argv, hint))
 
 
@@ -125,7 +140,8 @@ def quiet_libraries() -> None:
 def one_line_errors(resume_hint: str) -> Iterator[None]:
   """Exits with one line for errors that this package raises, and for Ctrl-C.
 
-  Errors that a library raises keep their traceback.
+  So it does for files and folders that the system refuses to open or to write,
+  wherever that is found. Other errors of libraries keep their traceback.
 
   Args:
     resume_hint: follows "interrupted; " after Ctrl-C.
@@ -134,12 +150,18 @@ def one_line_errors(resume_hint: str) -> Iterator[None]:
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   try:
     yield
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
-    if not _raised_here(error):
+  except (ValueError, OSError, FloatingPointError) as error:
+    if not (_raised_here(error) or refusal(error)):
       raise
-    sys.exit(f'{type(error).__name__}: {error}')
+    sys.exit(f'{type(error).__name__}: {error}{refusal(error)}')
   except KeyboardInterrupt:
     sys.exit(f'interrupted; {resume_hint}')
+
+
+def refusal(error: Exception) -> str:
+  """The way out if the system refuses a file or folder; '' for other errors."""
+  found = WAYS_OUT.get(error.errno) if isinstance(error, OSError) else None
+  return f'; {found}' if found else ''
 
 
 @contextlib.contextmanager

@@ -69,6 +69,22 @@ def check_not_url(path: str | os.PathLike, name: str) -> None:
   raise ValueError(f'{name}={path} is an address, not a path; {way_out}')
 
 
+def expand_home(path: str | os.PathLike) -> pathlib.Path:
+  """The path, in which a leading `~` or `~user` becomes that home folder.
+
+  Raises:
+    ValueError: if there is none, as in a container whose user has no account.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    home = pathlib.Path(path).parts[0]
+    raise ValueError(
+      f'{path}: {home} has no home folder here; set HOME, or give the path'
+      f' without {home}'
+    ) from error
+
+
 def write_json(path: pathlib.Path, values: object) -> None:
   """Writes a JSON file atomically: whole, or not at all.
 
