@@ -43,8 +43,12 @@ MESHES = {
   'trick 4': ('one_weird_trick', 'auto', 4),
   'trick 8': ('one_weird_trick', 'auto', 8),
 }
-BFLOAT16 = ('single', '2x2', 'trick 4')
-RUNS = [(m, 'float32') for m in MESHES] + [(m, 'bfloat16') for m in BFLOAT16]
+# The meshes that train. Those left out are the same programs on another number
+# of devices; on 2x2 exchanged axes would not be seen.
+TRAINING = ('1x2', '4x2', '4x1', '8x1', 'trick 4', 'trick 8')
+BFLOAT16 = ('single', '4x2', 'trick 4')
+RUNS = [(m, 'float32') for m in ('single', *TRAINING)]
+RUNS += [(m, 'bfloat16') for m in BFLOAT16]
 # Twelve classes can be divided over 2 and 4 devices, but not over 8.
 BATCH, IMAGE, CROP, CLASSES = 8, 35, 31, 12
 STEPS = 20
@@ -66,7 +70,7 @@ OTHER_NETS = {
 # Halves the time of compiling; as an option and as a flag.
 CHEAP = {'xla_backend_optimization_level': 0}
 CHEAP_FLAG = '--xla_backend_optimization_level=0'
-meshes = pytest.mark.parametrize('mesh', [m for m in MESHES if m != 'single'])
+meshes = pytest.mark.parametrize('mesh', TRAINING)
 
 
 def create_mesh(name):
@@ -500,7 +504,7 @@ def test_with_bfloat16_activations_are_sent_in_it_and_gradients_in_float32(
   assert {dtype for dtype, _ in sums} == {'f32'}
 
 
-@pytest.mark.parametrize('mesh', ['1x2', '2x2'])
+@pytest.mark.parametrize('mesh', ['1x2', '4x2'])
 def test_no_whole_kernel_is_communicated(computed, mesh):
   results = re.findall(
     r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)'

@@ -114,9 +114,8 @@ def _check_arguments(name, size, quality, max_bad, workers):
   problems = []
   # The names of shards are longer; file systems allow 255 bytes.
   if not re.fullmatch('[A-Za-z0-9_]{1,200}', name):
-    problems.append(
-      f'--name={name} must be letters, digits and underscores, at most 200'
-    )
+    rule = 'must be letters, digits and underscores, at most 200'
+    problems.append(f'--name={name} {rule}')
   if size < 1:
     problems.append(f'--size={size} must be at least 1 pixel')
   if not 1 <= quality <= 100:
