@@ -545,9 +545,7 @@ def kill_when(process, happened):
 def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
   uninterrupted, config, config_file, tmp_path
 ):
-  folder = tmp_path / 'checkpoints'
-  command = start(config_file, tmp_path)
-  kill_when(command, lambda line: (folder / '6').exists())
+  # processes_test kills a run twice.
   command = start(config_file, tmp_path)
   kill_when(command, lambda line: line.startswith('step 15/24'))
   assert not (tmp_path / 'result.json').exists()
@@ -979,7 +977,8 @@ def test_a_run_resumes_in_any_layout_on_any_number_of_devices(
   config, tmp_path, monkeypatch
 ):
   one, many = tmp_path / 'one', tmp_path / 'many'
-  # Few layers, since the train steps of four meshes are compiled.
+  # Few layers, since the train steps of three meshes are compiled. The other
+  # tests resume on four devices with the layout 'data'.
   config.model.conv_features = (4, 0, 8, 0, 8)
   config.model.fc_features = (0, 16)
   config.train.eval_every_epochs = 1.0  # Only at the end.
@@ -991,18 +990,12 @@ def test_a_run_resumes_in_any_layout_on_any_number_of_devices(
 
   # Each but the last is stopped after 7 steps and continued from its fifth.
   for begin, (number, layout) in enumerate(
-    [
-      (1, 'towers'),
-      (2, 'towers'),
-      (4, 'one_weird_trick'),
-      (4, 'data'),
-      (1, 'towers'),
-    ]
+    [(1, 'towers'), (2, 'towers'), (4, 'one_weird_trick'), (1, 'towers')]
   ):
     use_devices(monkeypatch, number)
     config.mesh.layout = layout
     labels.clear()
-    if begin < 4:
+    if begin < 3:
       train_until(7, config, many, monkeypatch)
     else:
       train.train_and_evaluate(config, many)
