@@ -503,10 +503,20 @@ def test_the_first_batch_is_freed(uninterrupted):
   assert not any(uninterrupted.alive)
 
 
-def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
-  uninterrupted, config, tmp_path, monkeypatch
+def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
+  uninterrupted, config, config_file, tmp_path
 ):
-  train_until(17, config, tmp_path, monkeypatch)
+  how = json.dumps({'timeouts': {'die_at': {'0': 17}}})  # By SIGKILL.
+  killed = subprocess.run(
+    [
+      *(sys.executable, '-m', 'tests.processes_test', how),
+      *(f'--config={config_file}', f'--workdir={tmp_path}'),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
   # There are rows after the checkpoint of step 12, which must not be repeated,
   # and the rate drops at the end of one of them.
   assert [int(r['step']) for r in read_rows(tmp_path)] == [5, 6, 10, 12, 15, 16]
@@ -515,45 +525,6 @@ def test_a_run_that_stopped_and_resumed_equals_the_uninterrupted_one(
   assert_same_run(tmp_path, uninterrupted, config)
   for tag in returned.keys() - TIMINGS:
     assert returned[tag] == uninterrupted.returned[tag]
-
-
-def start(config_file, workdir):
-  return subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'alexnet_jax.main'),
-      *(f'--config={config_file}', f'--workdir={workdir}'),
-    ],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def kill_when(process, happened):
-  """Kills the process at the first line for which `happened(line)` is true."""
-  lines = []
-  for line in process.stdout:
-    lines.append(line)
-    if happened(line):
-      process.send_signal(signal.SIGKILL)
-      break
-  process.stdout.close()
-  assert process.wait() == -signal.SIGKILL, ''.join(lines)
-
-
-def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
-  uninterrupted, config, config_file, tmp_path
-):
-  # processes_test kills a run twice.
-  command = start(config_file, tmp_path)
-  kill_when(command, lambda line: line.startswith('step 15/24'))
-  assert not (tmp_path / 'result.json').exists()
-  command = start(config_file, tmp_path)
-  output, _ = command.communicate()
-  assert command.returncode == 0, output
-  assert 'Restored the checkpoint of step' in output
-  assert_same_run(tmp_path, uninterrupted, config)
   result = json.loads((tmp_path / 'result.json').read_text())
   expected = json.loads((uninterrupted.workdir / 'result.json').read_text())
   volatile = {'wall_seconds', *TIMINGS}
