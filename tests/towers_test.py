@@ -37,14 +37,17 @@ MESHES = {
   '2x2': ('towers', '2', 4),
   '4x2': ('towers', 'auto', 8),
   '2x1': ('data', 'auto', 2),
-  '4x1': ('towers', '1', 4),
   '8x1': ('data', 'auto', 8),
   'trick 2': ('one_weird_trick', 'auto', 2),
   'trick 4': ('one_weird_trick', 'auto', 4),
   'trick 8': ('one_weird_trick', 'auto', 8),
 }
-BFLOAT16 = ('single', '2x2', 'trick 4')
-RUNS = [(m, 'float32') for m in MESHES] + [(m, 'bfloat16') for m in BFLOAT16]
+# The meshes that train. Those left out are the same programs on another number
+# of devices; on 2x2 exchanged axes would not be seen.
+TRAINING = ('1x2', '4x2', '8x1', 'trick 4', 'trick 8')
+BFLOAT16 = ('single', '4x2', 'trick 4')
+RUNS = [(m, 'float32') for m in ('single', *TRAINING)]
+RUNS += [(m, 'bfloat16') for m in BFLOAT16]
 # Twelve classes can be divided over 2 and 4 devices, but not over 8.
 BATCH, IMAGE, CROP, CLASSES = 8, 35, 31, 12
 STEPS = 20
@@ -66,7 +69,7 @@ OTHER_NETS = {
 # Halves the time of compiling; as an option and as a flag.
 CHEAP = {'xla_backend_optimization_level': 0}
 CHEAP_FLAG = '--xla_backend_optimization_level=0'
-meshes = pytest.mark.parametrize('mesh', [m for m in MESHES if m != 'single'])
+meshes = pytest.mark.parametrize('mesh', TRAINING)
 
 
 def create_mesh(name):
@@ -502,15 +505,15 @@ def test_with_bfloat16_activations_are_sent_in_it_and_gradients_in_float32(
   assert {dtype for dtype, _ in sums} == {'f32'}
 
 
-@pytest.mark.parametrize('mesh', ['1x2', '2x2'])
-def test_no_whole_kernel_is_communicated(computed, mesh):
+# With the examples per device.
+@pytest.mark.parametrize(('mesh', 'examples'), [('1x2', 8), ('4x2', 2)])
+def test_no_whole_kernel_is_communicated(computed, mesh, examples):
   results = re.findall(
     r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)'
     r'(?:-start)?\(',
     computed(mesh)['hlo'],
   )
   shapes = set(re.findall(r'\w\[([\d,]+)\]', ' '.join(results)))
-  examples = BATCH // create_mesh(mesh).shape['data']
   assert f'{examples},{CLASSES}' in shapes  # The logits: the pattern works.
   kernels = [
     x.shape for x in jax.tree.leaves(state_shapes().params) if x.ndim > 1

@@ -140,8 +140,8 @@ def quiet_libraries() -> None:
 def one_line_errors(resume_hint: str) -> Iterator[None]:
   """Exits with one line for errors that this package raises, and for Ctrl-C.
 
-  So it does for files and folders that the system refuses to open or to write,
-  wherever that is found. Other errors of libraries keep their traceback.
+  It does the same where the system refuses to open or to write a file or folder,
+  whoever raises the error. Other errors of libraries keep their traceback.
 
   Args:
     resume_hint: follows "interrupted; " after Ctrl-C.
