@@ -29,6 +29,7 @@ from alexnet_jax import evaluate
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import config_file
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
@@ -67,11 +68,11 @@ def parse_flags(argv: list[str]) -> list[str]:
       f'{overrides[0]} needs --config=FILE; --mode=evaluate also takes'
       ' --checkpoint, --views, --split and --data_dir'
     )
-  command.find_configs(argv)
-  with command.one_line_config_errors(argv):
+  config_file.find_configs(argv)
+  with config_file.one_line_errors(argv):
     rest = command.parse_flags(argv)
     if CONFIG.present:
-      command.check_config(CONFIG.value)
+      config_file.check(CONFIG.value)
   return rest
 
 

@@ -49,6 +49,7 @@ from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import train_step
 from alexnet_jax.runtime import command
+from alexnet_jax.runtime import config_file
 from alexnet_jax.runtime import processes
 from benchmarks import harness
 from benchmarks import plots
@@ -186,7 +187,7 @@ def sharing(found: dict[str, list[Segment]], cores: int) -> float:
 
 
 def measure_run() -> harness.Outcome:
-  with command.one_line_config_errors(sys.argv):
+  with config_file.one_line_errors(sys.argv):
     seed = FLAGS.config.seed  # The file's errors may wait for the first use.
   config, steps, rounds = FLAGS.config, FLAGS.steps, FLAGS.rounds
   if FLAGS.quick:
@@ -277,7 +278,7 @@ def panels(figures):
 
 
 if __name__ == '__main__':
-  with command.one_line_config_errors(sys.argv):  # It reads the default.
+  with config_file.one_line_errors(sys.argv):  # It reads the default.
     config_flags.DEFINE_config_file(
       'config', 'configs/quickstart.py', 'See configs/.', lock_config=True
     )

@@ -27,6 +27,7 @@ import jax
 
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import command
+from alexnet_jax.runtime import config_file
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
@@ -79,7 +80,7 @@ def run(measure, *, quick, check=None, rounds=None, **more) -> None:
     finish(measure(), FLAGS.output, check is not None and FLAGS.check)
 
   def parse_flags(argv):
-    with command.one_line_config_errors(argv):
+    with config_file.one_line_errors(argv):
       return command.parse_flags(argv)
 
   app.run(main, flags_parser=parse_flags)

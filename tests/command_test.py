@@ -15,6 +15,7 @@ from absl import logging as absl_logging
 import pytest
 
 from alexnet_jax.runtime import command
+from alexnet_jax.runtime import config_file
 
 ROOT = pathlib.Path(command.__file__).parents[2]
 
@@ -130,14 +131,14 @@ def test_a_command_refuses_a_word(module, tmp_path):
 )
 def test_a_config_error_is_one_line_that_names_the_file(argv, where):
   with pytest.raises(SystemExit) as ended:
-    with command.one_line_config_errors(argv):
+    with config_file.one_line_errors(argv):
       raise ValueError(KeyError('no "x"\n  here'))
   expected = f'wrong config key or value{where}: no "x" here'
   assert str(ended.value) == expected
 
 
 def test_without_an_error_nothing_is_printed_or_raised():
-  with command.one_line_config_errors(['main']):
+  with config_file.one_line_errors(['main']):
     pass
 
 

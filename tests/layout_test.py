@@ -73,6 +73,7 @@ ORDER = [
   'mesh',
   'optimizer',
   'runtime.command',
+  'runtime.config_file',
   'runtime.files',
   'runtime.compilation',
   'runtime.huge_pages',
@@ -85,7 +86,13 @@ ORDER = [
 # The modules that import a library; no other may.
 USERS_OF_LIBRARIES = {
   'PIL': ['images', 'prepare.sources'],
-  'absl': ['evaluate', 'main', 'prepare.__main__', 'runtime.command'],
+  'absl': [
+    'evaluate',
+    'main',
+    'prepare.__main__',
+    'runtime.command',
+    'runtime.config_file',
+  ],
   'array_record': ['prepare.shards', 'prepare.tfds_sets'],
   'benchmarks': [],
   'clu': ['train_state'],
@@ -100,7 +107,7 @@ USERS_OF_LIBRARIES = {
     'main',
     'recorded_config',
     'run',
-    'runtime.command',
+    'runtime.config_file',
     'train',
     'train_step',
     'trained_net',
@@ -133,7 +140,12 @@ USERS_OF_PARTS = {
   'jax.distributed': ['runtime.processes'],
   'multihost_utils': ['placement', 'runtime.processes'],
   'os._exit': ['prepare.workers', 'runtime.processes'],
-  'sys.exit': ['main', 'prepare.__main__', 'runtime.command'],
+  'sys.exit': [
+    'main',
+    'prepare.__main__',
+    'runtime.command',
+    'runtime.config_file',
+  ],
 }
 
 # It defines flags that `main` defines too, so one process cannot import both.
@@ -257,7 +269,8 @@ def test_only_commands_and_what_they_share_use_flags(module):
     for node in tree(module).body
   )
   uses_flags = any(name.startswith('absl.flags') for name in imported(module))
-  assert (is_command or module == 'runtime.command') == uses_flags
+  shared = module in ('runtime.command', 'runtime.config_file')
+  assert (is_command or shared) == uses_flags
 
 
 @pytest.mark.parametrize('module', MODULES)

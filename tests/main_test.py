@@ -303,10 +303,10 @@ def test_a_config_imports_this_projects_configs_from_anywhere(
   with open(file, 'a') as out:
     out.write('get_config = paper.get_config\n')
   code = (
-    'import runpy, sys; from alexnet_jax.runtime import command\n'
+    'import runpy, sys; from alexnet_jax.runtime import config_file\n'
     f'argv = ["main", "--config={file}:x"]\n'
-    'with command.one_line_config_errors(argv):\n'
-    '  command.find_configs(argv)\n'
+    'with config_file.one_line_errors(argv):\n'
+    '  config_file.find_configs(argv)\n'
     f'  print(runpy.run_path({str(file)!r})["get_config"]().seed)\n'
   )
   cwd = tmp_path / 'elsewhere'

@@ -125,9 +125,7 @@ def _check_arguments(name, size, quality, max_bad, workers):
   if max_bad < 0:
     problems.append(f'--max_bad={max_bad} must not be negative')
   if workers is not None and workers < 0:
-    problems.append(
-      f'--workers={workers} must not be negative; 0 means one per CPU core'
-    )
+    problems.append(f'--workers={workers} must be at least 0 (one per core)')
   if problems:
     raise ValueError('; '.join(problems))
 
