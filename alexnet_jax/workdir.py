@@ -28,6 +28,8 @@ from alexnet_jax.runtime import processes
 CONFIG_FILE = 'config.json'
 RESULT_FILE = 'result.json'
 EVALUATION_FILE = 'evaluation.json'
+# A recorded config of any version has these keys.
+_ESSENTIAL = {'seed', 'input.dataset', 'model.num_classes', 'train.epochs'}
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -54,6 +56,12 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
     raise ValueError(
       f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
     ) from error
+  missing = _ESSENTIAL - flat.keys()
+  if missing:
+    raise ValueError(
+      f'{file} is not a config of this project, it lacks {min(missing)}; use'
+      ' another --workdir'
+    )
   return recorded_config.upgrade(flat)
 
 
@@ -77,10 +85,6 @@ def check_workdir(
   file = path / CONFIG_FILE
   if file.exists():
     recorded = _read_flat(file)
-    if 'input.dataset' not in recorded:
-      raise ValueError(
-        f'{file} is not a config of this project; use a fresh --workdir'
-      )
     if has_trained(path):
       recorded_config.check_unchanged(config, recorded, str(file))
   return path

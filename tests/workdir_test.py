@@ -162,6 +162,8 @@ def test_the_config_json_of_another_program_is_kept(tmp_path):
   with pytest.raises(ValueError, match='config.json is not a config of this'):
     record(tmp_path, paper.get_config())
   assert (tmp_path / 'config.json').read_text() == text
+  with pytest.raises(ValueError, match='config.json is not a config of this'):
+    workdir_lib.read_config(tmp_path)
 
 
 def test_keys_that_may_change_are_recorded_with_their_new_values(tmp_path):
