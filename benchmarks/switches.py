@@ -192,7 +192,7 @@ def panels(figures):
   label = f'seconds over the step as it is, {figures["dtype"]}'
   label += f', batch {figures["batch"]}'
   return 'Other ways of computing the same', [
-    plots.Panel(label, {'': ratios}, 1.0)
+    plots.Panel(label, {'': ratios})
   ]
 
 

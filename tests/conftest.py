@@ -1,6 +1,7 @@
 """Four CPU devices, strict ranks and dtypes, a folder of prepared data."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -45,3 +46,11 @@ def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   prepare.prepare('digits', 'digits', folder, size=76)
   return folder
+
+
+@pytest.fixture(autouse=True)
+def levels():
+  """A command that a test runs sets levels of loggers; no other test sees it."""
+  yield
+  for name in ('alexnet_jax', 'jax'):
+    logging.getLogger(name).setLevel(logging.NOTSET)

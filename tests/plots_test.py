@@ -46,6 +46,11 @@ FIGURES = {
     'parts': {'imports': 2.5},
   },
   'scaling': {'fixed_seconds': {'one device': [0.003, 0.002, 0.004]}},
+  'switches': {
+    'batch': 4,
+    'dtype': 'bfloat16',
+    'ratios': {'as it is': RATIO, 'another': RATIO | {'most': 3.0}},
+  },
   'communication': [
     {'layout': 'data', 'mesh': '1x1', 'received_bytes': 0},
     {'layout': 'data', 'mesh': '2x1', 'received_bytes': 243_860_912},
@@ -58,6 +63,7 @@ LENGTHS = {
   'end_to_end': [[8.0]],
   'startup': [[13.0, 5.0], [2.5]],
   'scaling': [[3.0]],
+  'switches': [[1.5, 1.5]],
   'communication': [[243.860912]],
 }
 
@@ -82,8 +88,11 @@ def test_every_benchmark_with_panels_has_its_example():
 def test_every_record_of_these_can_be_drawn():
   folder = pathlib.Path(plots.__file__).parent / 'results'
   for name in FIGURES:
-    figures = json.loads((folder / f'{name}.json').read_text())['figures']
-    assert plots.draw_figure(*plots.find_panels(name)(figures)).axes
+    files = [*folder.rglob(f'{name}.json')]
+    assert files
+    for file in files:
+      figures = json.loads(file.read_text())['figures']
+      assert plots.draw_figure(*plots.find_panels(name)(figures)).axes
 
 
 @pytest.mark.parametrize('name', FIGURES)

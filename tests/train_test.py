@@ -686,7 +686,8 @@ def test_another_split_can_be_evaluated_but_not_trained_with(
   for tag in ('eval/loss', 'eval_five_view/loss'):
     assert found[tag] > 0 and found[tag] != uninterrupted.returned[tag]
   with pytest.raises(
-    ValueError, match="eval_split is 'test' in .*config.json but 'train' here"
+    ValueError,
+    match="config.json (?s:.*)split is 'test' there but 'train' here",
   ):
     train.train_and_evaluate(config, uninterrupted.workdir)
 
@@ -698,7 +699,7 @@ def test_without_config_json_evaluating_another_net_names_the_key(
   (workdir / 'config.json').unlink()
   config.model.fc_features = (8, 8)
   with pytest.raises(
-    ValueError, match=r'config\.model\.fc_features is \[16, 16\] in the checkpo'
+    ValueError, match=r'the checkpoint (?s:.*)fc_features is \[16, 16\] there'
   ):
     evaluate_checkpoint(config, workdir, 'latest')
 
@@ -859,7 +860,9 @@ def test_a_cosine_changes_the_rates_at_every_step_resumed_or_not(
     last = by_step[int(row['step']) - 1]
     assert float(row['train/learning_rate']) == pytest.approx(last)
   config.train.epochs = 0.3
-  with pytest.raises(ValueError, match='config.train.epochs is 0.25 in .* 0.3'):
+  with pytest.raises(
+    ValueError, match='train.epochs is 0.25 there but 0.3 here'
+  ):
     train.train_and_evaluate(config, tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_a_config_of_another_training_is_refused(workdir, data_dir):
     config.input.eval_split = 'train'  # Evaluation may change it.
     config.seed = 5
   with pytest.raises(
-    ValueError, match='config.seed is 1 in .*config.json but 5'
+    ValueError, match='config.json (?s:.*)config.seed is 1 there but 5'
   ):
     trained_net.open_net(workdir, config=config)
 
