@@ -198,15 +198,16 @@ def open_caches(
   needed = bytes_each * sum(num_examples[split] for split in splits)
   host, device = memory.of_each_process(), memory.of_each_device()
   chosen = choose(mode, needed, host, device)
+  where = {'none': 'not cached', 'host': 'cached in host memory'}
   log.info(
-    'config.input.cache=%s%s: the decoded images of %s take %s; free are %s on'
-    ' the host for each process%s.',
-    chosen,
-    f", chosen by 'auto' to take at most {SHARE:.0%}" * (mode == 'auto'),
+    'Decoded images of %s: %s (config.input.cache=%s); they take %s, of %s that'
+    ' are free%s.',
     ' and '.join(splits),
+    where.get(chosen, 'cached on the devices'),
+    mode,
     _mib(needed),
     _mib(host),
-    '' if device is None else f' and {_mib(device)} on each device',
+    '' if device is None else f' on the host, and {_mib(device)} on a device',
   )
   if chosen == 'none':
     return {}

@@ -21,7 +21,7 @@ from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
-DATA_DIR = '~/alexnet_jax_data'
+DATA_DIR, DATA_DIR_KEY = '~/alexnet_jax_data', 'config.input.data_dir'
 VERSION = '1.0.0'  # Version of the layout that preparation writes.
 STATISTICS_FILE = 'statistics.npz'
 
@@ -50,13 +50,16 @@ class Dataset:
   fingerprint: str
 
 
-def dataset_path(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
+def dataset_path(
+  data_dir: str | os.PathLike, name: str, key: str = DATA_DIR_KEY
+) -> pathlib.Path:
   """Folder of the prepared data set `name`, which need not exist.
 
   Raises:
-    ValueError: if `data_dir` is not a path, see `files.local_path`.
+    ValueError: if `data_dir` is not a path, see `files.local_path`; the message
+      names `key`.
   """
-  return files.local_path(data_dir, 'data_dir') / name / VERSION
+  return files.local_path(data_dir, key) / name / VERSION
 
 
 def open_dataset(
@@ -89,7 +92,7 @@ def open_dataset(
       f' --name={shlex.quote(name)} --size={image_size}'
       f' --data_dir={shlex.quote(str(data_dir))}{where}'
     )
-  # For tfds a closed file is a missing one, which may be optional.
+  # tfds takes a file without permission for a missing one.
   for file in path.iterdir():
     if not os.access(file, os.R_OK):
       raise PermissionError(errno.EACCES, 'Permission denied', str(file))
@@ -111,7 +114,7 @@ def open_dataset(
 
 def _prepared_there(data_dir):
   """The names of the data sets in a folder, in brackets; '' without any."""
-  folder = files.local_path(data_dir, 'data_dir')
+  folder = files.local_path(data_dir, DATA_DIR_KEY)
   found = sorted(folder.glob(f'*/{VERSION}/{STATISTICS_FILE}'))
   names = [file.parents[1].name for file in found[:10]]
   return f' (it holds {", ".join(names)})' if names else ''

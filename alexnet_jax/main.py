@@ -99,7 +99,6 @@ def main(_) -> None:
   resume_hint = 'the same command continues from its checkpoint'
   with processes.abort_all_on_error(), command.one_line_errors(resume_hint):
     _check_flags()
-    compilation.enable_compilation_cache(CACHE_DIR.value)
     processes.initialize(
       COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     )
@@ -109,9 +108,11 @@ def main(_) -> None:
     )
     if MODE.value == 'train':
       workdir_lib.check_workdir(WORKDIR.value, CONFIG.value)
+      compilation.enable_compilation_cache(CACHE_DIR.value)
       digits.prepare_if_missing(CONFIG.value)
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:
+      compilation.enable_compilation_cache(CACHE_DIR.value)
       evaluate.evaluate_with_flags([WORKDIR.value], EVALUATION, CONFIG.value)
 
 

@@ -36,7 +36,8 @@ def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (folder / name).exists():
       raise FileNotFoundError(
-        f'{where} has no {name}; name the --workdir of another run'
+        f'{where}: there is no {folder / name}; name the --workdir of another'
+        ' run'
       )
   recorded_config.check_same_network(
     run.config, config_lib.flatten(workdir_lib.read_config(folder)), where

@@ -13,8 +13,8 @@ import ml_collections
 from alexnet_jax import config as config_lib
 
 # A run may be resumed with other values of these keys: where the data are, how
-# long to train, how often to log and save, how to use memory and
-# devices. Each step computes the same, up to rounding.
+# long to train, how often to log and save, how to use memory and devices. Each
+# step computes the same, up to rounding.
 MAY_CHANGE = frozenset(
   {
     'input.data_dir',

@@ -79,7 +79,7 @@ def check_workdir(
     raise ValueError('--workdir= is empty; name a folder')
   path = files.local_path(workdir, '--workdir')
   checkpoint_path.check(path)
-  # Closed checkpoints must not look like none.
+  # Checkpoints that may not be read must not look like none.
   for folder in (path, path / checkpoint.FOLDER):
     check_writable(folder, f'--workdir={workdir}')
   file = path / CONFIG_FILE
@@ -106,7 +106,7 @@ def check_writable(path: pathlib.Path, flag: str) -> None:
   """
   try:
     existing = next(p for p in (path, *path.parents) if p.exists())
-  except OSError as error:  # A folder above is closed, or a name too long.
+  except OSError as error:  # No permission above, or a long name.
     raise ValueError(
       f'{flag} cannot be written ({error.strerror}); name a folder that can'
     ) from error

@@ -231,7 +231,7 @@ def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
     print(f'{name}: {problem or "ok"}, {seconds:.0f} s', flush=True)
     files.write_json(folder / 'summary.json', found)
     if FLAGS.archive:
-      pack(folder, pathlib.Path(FLAGS.archive).expanduser())
+      pack(folder, files.local_path(FLAGS.archive, '--archive'))
     os.sync()  # The machine may go at any time.
   return found
 
@@ -250,7 +250,7 @@ def main(_) -> None:
       f'--budget_s={FLAGS.budget_s} is less than the {least} s of'
       f' {" and ".join(NECESSARY)}'
     )
-  folder = pathlib.Path(FLAGS.output).expanduser().absolute()
+  folder = files.local_path(FLAGS.output, '--output')
   folder.mkdir(parents=True, exist_ok=True)
   found = measure(folder, names)
   problems = {name: one['problem'] for name, one in found.items()}

@@ -191,9 +191,7 @@ def panels(figures):
   ratios = {name: [*r.values()] for name, r in figures['ratios'].items()}
   label = f'seconds over the step as it is, {figures["dtype"]}'
   label += f', batch {figures["batch"]}'
-  return 'Other ways of computing the same', [
-    plots.Panel(label, {'': ratios})
-  ]
+  return 'Other ways of computing the same', [plots.Panel(label, {'': ratios})]
 
 
 if __name__ == '__main__':

@@ -111,7 +111,7 @@ def run(
   fingerprints = {
     t.variant: _fingerprint(t.config) for t in trainings if t.seed == 0
   }
-  path = files.expand_home(output).absolute()
+  path = files.local_path(output, '--output')
   path.mkdir(parents=True, exist_ok=True)
   with files.locked(path):
     rows = _recorded_rows(trainings, fingerprints)
@@ -157,7 +157,7 @@ def _checked_output(seeds, output):
     raise InputError(f'--seeds={seeds} must be at least 1')
   if not os.fspath(output):
     raise InputError('--output= is empty; name a folder')
-  path = files.expand_home(output).absolute()
+  path = files.local_path(output, '--output')
   workdir_lib.check_writable(path, f'--output={output}')
   return path
 

@@ -22,6 +22,8 @@ URLS = {
   'host:/x': 'mount it',
   'file:///data/x': 'write the path alone: /data/x',
   'file:/data/x': 'write the path alone: /data/x',
+  'file://localhost/data/x%20y': 'write the path alone: /data/x y',
+  'file://host/data/x': 'mount it',
 }
 
 
@@ -54,7 +56,10 @@ def test_paths_are_absolute_and_a_home_directory_is_expanded(
 @pytest.mark.parametrize(
   ('path', 'words'),
   [
-    ('~no_such_user/a', 'no such home directory; .* ./~no_such_user/a for a'),
+    (
+      '~no_such_user/a',
+      '~no_such_user has no home directory here; ./~no_such_user/a is a',
+    ),
     ('a/\udcff', 'the path .*a/\udcff is not valid UTF-8; rename the folder'),
   ],
 )
@@ -134,16 +139,16 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_home_folder_that_does_not_exist_is_named(monkeypatch):
   monkeypatch.setenv('HOME', '/home/one')
-  assert files.expand_home('~/x') == pathlib.Path('/home/one/x')
+  assert files.expand_home('~/x', '--x') == pathlib.Path('/home/one/x')
   monkeypatch.delenv('HOME')
 
   def no_account(_):
     raise KeyError
 
   monkeypatch.setattr(pwd, 'getpwuid', no_account)
-  for path, home in (('~/x', '~'), ('~nobody-here/x', '~nobody-here')):
+  for expand in (files.expand_home, files.local_path):
     with pytest.raises(
-      ValueError, match=f'^{path}: {home} has no home folder here; set HOME, or'
+      ValueError, match='^--x=~/x: ~ has no home directory here; set HOME, or'
     ):
-      files.expand_home(path)
-  assert files.expand_home('x/~') == pathlib.Path('x/~')
+      expand('~/x', '--x')
+  assert files.expand_home('x/~', '--x') == pathlib.Path('x/~')

@@ -67,12 +67,20 @@ def test_a_setting_that_this_jax_does_not_have_is_left_out(monkeypatch, caplog):
 @pytest.mark.parametrize(
   ('platforms', 'error', 'message'),
   [
-    ('cuda', AssertionError(), 'jax_platforms=cuda (there is none); set JAX_'),
-    ('tpu', RuntimeError('no\n  tpu'), 'jax_platforms=tpu (no tpu); set JAX_'),
+    (
+      'cuda',
+      AssertionError(),
+      'jax_platforms=cuda (there is none); correct or',
+    ),
+    (
+      'tpu',
+      RuntimeError('no\n  tpu'),
+      'jax_platforms=tpu (no tpu); correct or',
+    ),
     (
       None,
       RuntimeError('no cpu'),
-      'any device (no cpu); set JAX_PLATFORMS=cpu',
+      'any device (no cpu); correct or unset the variables below',
     ),
   ],
 )

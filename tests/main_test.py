@@ -4,6 +4,7 @@ Most commands go through the parser and `main` in this process; a few run as a
 user runs them. What training itself does is tested in train_test.py.
 """
 
+import errno
 import json
 import logging
 import os
@@ -250,14 +251,14 @@ def test_evaluation_refuses_an_address_at_the_start(
       'ml_collections.FrozenConfigDict(config)',
       'get_config returns a FrozenConfigDict, but must return an ml_collectio',
     ),
-    ('config.unlock().update(seed=None) or config', 'seed=None must have a va'),
+    ('config.unlock().update(seed=None) or config', 'seed is None; set it in'),
   ],
 )
 def test_a_config_file_must_yield_a_whole_config(
   fail, tmp_path, value, words, override
 ):
   if override and 'seed' in value:
-    override = ['--config.train.epochs=1.0']
+    override = ['--config.seed=1']  # ml_collections would refuse it.
   file = tmp_path / 'mine.py'
   file.write_text(
     'import ml_collections\n'
@@ -322,18 +323,25 @@ def test_a_config_imports_this_projects_configs_from_anywhere(
     'sys.modules["alexnet_jax"] = u.module_from_spec(spec)\n'
   )
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-  done = subprocess.run(
-    [sys.executable, '-c', finder + code],
-    cwd=cwd,
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
+
+  def imported():
+    done = subprocess.run(
+      [sys.executable, '-c', finder + code],
+      cwd=cwd,
+      env=environment,
+      capture_output=True,
+      text=True,
+    )
+    return done.stdout, done.stderr
+
+  stdout, stderr = imported()
   if not shadow:
-    assert (done.stdout, done.stderr) == ('0\n', '')
+    assert (stdout, stderr) == ('0\n', '')
   else:
-    assert 'run the command in the folder that holds configs/' in done.stderr
-    assert done.stderr.count('\n') == 1
+    assert f'{cwd}/configs/__init__.py hides the folder' in stderr
+    assert stderr.count('\n') == 1
+    (cwd / 'configs/__init__.py').unlink()  # The way out.
+    assert imported() == ('0\n', '')
 
 
 def test_training_needs_a_config(fail, tmp_path):
@@ -680,3 +688,31 @@ def test_a_run_is_evaluated_with_its_own_config(tmp_path, data_dir, capsys):
   assert again.items() <= file.items()
   assert json.loads((workdir / 'evaluation.json').read_text()) == file
   assert capsys.readouterr().out == done.stdout
+
+
+@pytest.mark.parametrize(
+  'path', [f'{"x" * 300}.py', 'closed/x.py', 'zz.py', 'x.py/y.py']
+)
+def test_a_config_file_that_cannot_be_opened_is_one_line(
+  fail, tmp_path, monkeypatch, path
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / '.#q.py').symlink_to('nowhere')  # As Emacs locks a file.
+  (tmp_path / 'q.py').symlink_to('nowhere')
+  os.mkfifo(tmp_path / 'pipe.py')
+  (tmp_path / 'folder.py').mkdir()
+  (tmp_path / 'x.py').write_text('def get_config(): pass')
+  (tmp_path / 'closed').mkdir()
+  if path.startswith('closed'):  # For root no folder is without permission.
+    stat = os.stat
+
+    def closed(name, **options):
+      if 'closed/' in str(name):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(name))
+      return stat(name, **options)
+
+    monkeypatch.setattr(os, 'stat', closed)
+  message = fail('--workdir=run', f'--config={path}')
+  assert message.startswith(f'--config={path} is not a file; ')
+  assert 'q.py' not in message and 'pipe' not in message
+  assert message.count('\n') == 0

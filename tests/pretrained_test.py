@@ -119,10 +119,10 @@ def remove_config(workdir):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (remove_workdir, 'init_workdir=.*pretrained has no config.json'),
-    (remove_folder, 'init_workdir=.*pretrained has no checkpoints'),
+    (remove_workdir, 'init_workdir=.*there is no .*pretrained/config.json'),
+    (remove_folder, 'init_workdir=.*there is no .*pretrained/checkpoints'),
     (remove_checkpoints, 'init_workdir=.*pretrained: no latest checkpoint'),
-    (remove_config, 'init_workdir=.*pretrained has no config.json'),
+    (remove_config, 'init_workdir=.*there is no .*pretrained/config.json'),
   ],
   ids=['workdir', 'folder', 'checkpoints', 'config'],
 )

@@ -13,7 +13,7 @@ import unicodedata
 
 PLACES = ('config', 'source', 'data', 'workdir')
 NUM_CLASSES = 3
-NUM_FILES = 12  # Eight of training and four of validation.
+NUM_FILES = 12  # Eight training examples and four of validation.
 
 # Every command must work in a world of these; any other may also be refused.
 HARMLESS = (

@@ -92,7 +92,7 @@ def prepare(
     'jpeg_quality': quality,
     'seed': seed,
   }
-  folder = dataset_lib.dataset_path(data_dir, name)
+  folder = dataset_lib.dataset_path(data_dir, name, '--data_dir')
   if folder.exists():
     return _existing(folder, settings)
   incomplete = folder.with_name(f'{folder.name}.incomplete')

@@ -46,9 +46,11 @@ def open_source(
   if kind == 'digits' and not argument:
     return digits()
   if kind == 'folder' and argument:
-    return folder(files.expand_home(argument))
+    return folder(files.expand_home(argument, '--source'))
   if kind == 'imagenet' and argument:
-    return imagenet.open_imagenet(files.expand_home(argument), index)
+    return imagenet.open_imagenet(
+      files.expand_home(argument, '--source'), index
+    )
   if kind == 'tfds' and argument:
     return tfds_sets.open_tfds(argument)
   raise ValueError(f'--source={spec} is not a source; use {FORMS}')
@@ -64,7 +66,7 @@ def absolute(spec: str) -> str:
   has_kind = kind in ('folder', 'imagenet', 'tfds')
   files.check_not_url(argument if has_kind else spec, '--source')
   if kind in ('folder', 'imagenet') and argument:
-    return f'{kind}:{files.expand_home(argument).absolute()}'
+    return f'{kind}:{files.expand_home(argument, "--source").absolute()}'
   return spec
 
 

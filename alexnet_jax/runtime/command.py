@@ -67,6 +67,7 @@ def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
   except flags.UnrecognizedFlagError as error:
     sys.exit(f'--{error.flagname} is not a flag; {_known(error.flagname)}')
   except flags.Error as error:
+    config_file.exit_for_wrong_keys(argv)
     # ml_collections adds the traceback of an error in a config file.
     lines = [line.strip() for line in str(error).splitlines()]
     where = [line for line in lines if line.startswith('File ')][-1:]

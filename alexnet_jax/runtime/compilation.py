@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 
 import jax
 
@@ -34,9 +35,11 @@ def enable_compilation_cache(folder: str) -> None:
 
 
 def _problem(path):
-  """Why the cache cannot be written; '' if it can, or if JAX has to know."""
+  """Why the cache cannot be written; '' if it can, or for an address, of which only JAX knows."""
   if '://' in path:
     return ''
+  if re.match(r'[a-z][a-z0-9+.-]*:/', path):
+    return f'{path} is an address with one slash in place of two'
   if path.startswith('~'):  # `expanduser` leaves it there.
     return f'there is no home folder for {path}'
   try:

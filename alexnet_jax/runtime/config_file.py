@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
+import importlib.util
+import os
 import pathlib
 import runpy
 import sys
@@ -46,23 +48,33 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
     if isinstance(message, KeyError) and message.args:
       text = message.args[0]  # The str of a KeyError is a repr.
     given, path, argument = _given_config(argv)
-    if isinstance(message, OSError) and not pathlib.Path(path).is_file():
+    is_file = os.path.isfile(path)  # Raises nothing, as for long names.
+    if isinstance(message, OSError) and not is_file:
       colon = ' (a colon ends its name)' if argument else ''
       sys.exit(f'--config={path} is not a file{colon}; {_other_configs(path)}')
-    if pathlib.Path(path).is_file():
-      _exit_for_unknown_keys(argv, path, argument)
+    if is_file:
+      exit_for_wrong_keys(argv)
     if isinstance(message, AttributeError) and 'get_config' in text:
       text = 'it does not define get_config(); see configs/paper.py'
     if isinstance(message, ImportError) and 'configs' in text:
-      text += (
-        '; run the command in the folder that holds configs/ of this project'
-      )
+      text += _way_to_our_configs()
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
     if inside:
       text = f'line {inside[-1].lineno}: {type(message).__name__}: {text}'
     sys.exit(f'wrong config key or value{where}: {" ".join(text.split())}')
+
+
+def _way_to_our_configs():
+  """What to do if `configs` is not this project's."""
+  found = importlib.util.find_spec('configs')
+  if found is not None and found.origin:  # A regular package hides ours.
+    return (
+      f'; {found.origin} hides the folder configs/ of this project: rename or'
+      ' remove that file'
+    )
+  return '; run the command in the folder that holds configs/ of this project'
 
 
 def _given_config(argv):
@@ -102,11 +114,12 @@ def check(config: object) -> None:
 def _other_configs(path):
   """The config files that there are, the nearest first."""
   given = pathlib.Path(path)
-  here = pathlib.Path('configs')
+  folder = given if os.path.isdir(path) else given.parent
   installed = pathlib.Path(__file__).parents[2] / 'configs'
-  folders = [given if given.is_dir() else given.parent, here, installed]
+  folders = [folder, pathlib.Path('configs'), installed]
   for folder in folders if path else folders[1:]:
-    files = {p.stem: p for p in sorted(folder.glob('[!_]*.py'))}
+    files = [p for p in sorted(folder.glob('[!_.]*.py')) if os.path.isfile(p)]
+    files = {p.stem: p for p in files if os.access(p, os.R_OK)}
     if any('def get_config' in p.read_text('latin-1') for p in files.values()):
       break
   nearest = difflib.get_close_matches(given.stem, files, n=1)
@@ -115,8 +128,9 @@ def _other_configs(path):
   return f'{"".join(meant)}{folder} holds {names}'
 
 
-def _exit_for_unknown_keys(argv, path, argument):
-  """Exits with one line if the file does not have a key of the command line."""
+def exit_for_wrong_keys(argv: Sequence[str]) -> None:
+  """Exits with one line if the file lacks a key of `argv`, or has a None."""
+  _, path, argument = _given_config(argv)
   given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg[:1] == '-']
   given = [name.removeprefix('no') for name in given]
   given = [n.removeprefix('config.') for n in given if n.startswith('config.')]
@@ -131,6 +145,9 @@ def _exit_for_unknown_keys(argv, path, argument):
         ' an ml_collections.ConfigDict that can be changed; see configs/paper.py'
       )
     keys = [key for key, _ in items(config)]
+    unset = [key for key, value in items(config) if value is None]
+    if unset:
+      sys.exit(f'--config={path}: {unset[0]} is None; set it in that file')
   sections = {key.rpartition('.')[0] for key in keys}
   for name in given if keys else ():
     if name not in keys and name not in sections:

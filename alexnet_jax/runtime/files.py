@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import urllib.parse
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +28,10 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
     name: flag or config key that holds it, for the messages.
 
   Raises:
-    ValueError: if it is a URL, is not valid UTF-8, or begins with the name of
-      an unknown user.
+    ValueError: if it is a URL, is not valid UTF-8, or as from `expand_home`.
   """
   check_not_url(path, name)
-  text = os.path.expanduser(os.fspath(path))
-  if text.startswith('~'):
-    raise ValueError(
-      f'{name}={path}: there is no such home directory; write the whole path,'
-      f' or ./{text} for a folder of that name'
-    )
-  absolute = pathlib.Path(text).absolute()
+  absolute = expand_home(path, name).absolute()
   try:
     str(absolute).encode()
   except UnicodeEncodeError as error:
@@ -47,6 +41,30 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
   if absolute.parts[1:2] and absolute.parts[1] in ('gs', 's3', 'az', 'hf'):
     return pathlib.Path(f'//{str(absolute).lstrip("/")}')
   return absolute
+
+
+def expand_home(path: str | os.PathLike, name: str) -> pathlib.Path:
+  """A path that a user has named, with the home directory in place of `~`.
+
+  Args:
+    path: the path.
+    name: flag or config key that holds it, for the message.
+
+  Raises:
+    ValueError: if `~` or `~user` has no home directory, as in a container whose
+      user has no account.
+  """
+  text = os.path.expanduser(os.fspath(path))
+  if text.startswith('~'):
+    home = text.partition('/')[0]
+    way_out = (
+      'set HOME' if home == '~' else f'./{text} is a folder of that name'
+    )
+    raise ValueError(
+      f'{name}={path}: {home} has no home directory here; {way_out}, or write'
+      ' the whole path'
+    )
+  return pathlib.Path(text)
 
 
 def check_not_url(path: str | os.PathLike, name: str) -> None:
@@ -64,25 +82,10 @@ def check_not_url(path: str | os.PathLike, name: str) -> None:
   way_out = (
     'mount it, for example with gcsfuse, s3fs or sshfs, and name a folder there'
   )
-  if scheme[1].lower() == 'file':
-    way_out = f'write the path alone: /{os.fspath(path)[scheme.end() :]}'
+  parts = urllib.parse.urlsplit(os.fspath(path).strip())
+  if parts.scheme == 'file' and parts.netloc in ('', 'localhost'):
+    way_out = f'write the path alone: {urllib.parse.unquote(parts.path)}'
   raise ValueError(f'{name}={path} is an address, not a path; {way_out}')
-
-
-def expand_home(path: str | os.PathLike) -> pathlib.Path:
-  """The path, in which a leading `~` or `~user` becomes that home folder.
-
-  Raises:
-    ValueError: if there is none, as in a container whose user has no account.
-  """
-  try:
-    return pathlib.Path(path).expanduser()
-  except RuntimeError as error:
-    home = pathlib.Path(path).parts[0]
-    raise ValueError(
-      f'{path}: {home} has no home folder here; set HOME, or give the path'
-      f' without {home}'
-    ) from error
 
 
 def write_json(path: pathlib.Path, values: object) -> None:
@@ -128,6 +131,7 @@ def locked(folder: pathlib.Path) -> Iterator[bool]:
         folder,
         error.strerror,
       )
-      yield False
-      return
-    yield True
+      is_locked = False
+    else:
+      is_locked = True
+    yield is_locked

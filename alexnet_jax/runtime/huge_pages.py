@@ -17,7 +17,8 @@ def reexec_with_huge_pages() -> None:
   """
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # It only serves speed.
+      os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def allocate(num_bytes: int) -> mmap.mmap:

@@ -97,9 +97,9 @@ def start() -> None:
     which = f'jax_platforms={platforms}' if platforms else 'any device'
     text = ' '.join(str(error).split())[:300] or 'there is none'
     raise ValueError(
-      f'JAX cannot use {which} ({text}); set JAX_PLATFORMS=cpu, or install JAX'
-      f' for your device: docs/devices.md.\nVariables that JAX reads:'
-      f' {", ".join(given) or "none are set"}'
+      f'JAX cannot use {which} ({text}); correct or unset the variables below,'
+      ' set JAX_PLATFORMS=cpu, or install JAX for your device: docs/devices.md.\n'
+      f'Variables that JAX reads: {", ".join(given) or "none are set"}'
     ) from error
 
 
