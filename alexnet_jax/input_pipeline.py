@@ -167,14 +167,13 @@ class _BatchLoader:
     n = len(rows)
     pixels[n:] = 0
 
-    todo = iter(range(n))  # The threads share it: each takes the next image.
+    num_tasks = min(self._num_threads, max(MANY_TASKS, n // IMAGES_PER_TASK))
 
-    def load(_) -> None:
-      for i in todo:
+    def load(start: int) -> None:
+      for i in range(start, n, num_tasks):
         labels[i] = self._read(rows[i], pixels[i])
 
     if not (self._cache and self._cache.take(rows, pixels[:n], labels[:n])):
-      num_tasks = min(self._num_threads, max(MANY_TASKS, n // IMAGES_PER_TASK))
       list(self._threads.map(load, range(num_tasks)))
     return {'image': pixels, 'label': labels, 'mask': mask}
 

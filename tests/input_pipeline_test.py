@@ -240,7 +240,7 @@ def test_only_the_requested_indices_are_read_and_decoded(dataset, monkeypatch):
   ('cores', 'batch_size', 'num_tasks'),
   [(2, 128, 2), (112, 5, 16), (112, 128, 16), (112, 240, 30), (20, 240, 20)],
 )
-def test_many_threads_share_a_batch_in_few_tasks(
+def test_many_threads_read_a_batch_in_few_tasks(
   dataset, monkeypatch, cores, batch_size, num_tasks
 ):
   (expected,) = _take(dataset, 1, batch_size=batch_size)
