@@ -29,6 +29,10 @@ from alexnet_jax import images
 from alexnet_jax.runtime import processes
 
 ENDLESS = 2**62  # Steps.
+# Starting a task keeps Python's lock, for which the threads compete, as long as
+# reading an image does. So a batch has 16 tasks at most, unless it is large.
+MANY_TASKS = 16
+IMAGES_PER_TASK = 8  # On average, at least, where there are more tasks.
 
 # {'image': uint8 [N, S, S, 3], 'label': int32 [N], 'mask': bool [N]}; or {'row':
 # int [examples]}, indices into the split, once a cache is on the devices.
@@ -163,12 +167,14 @@ class _BatchLoader:
     n = len(rows)
     pixels[n:] = 0
 
+    num_tasks = min(self._num_threads, max(MANY_TASKS, n // IMAGES_PER_TASK))
+
     def load(start: int) -> None:
-      for i in range(start, n, self._num_threads):
+      for i in range(start, n, num_tasks):
         labels[i] = self._read(rows[i], pixels[i])
 
     if not (self._cache and self._cache.take(rows, pixels[:n], labels[:n])):
-      list(self._threads.map(load, range(self._num_threads)))
+      list(self._threads.map(load, range(num_tasks)))
     return {'image': pixels, 'label': labels, 'mask': mask}
 
   def _decode(self, row: int, out: np.ndarray) -> int:

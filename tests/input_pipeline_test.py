@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from alexnet_jax import buffer_pool
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
+from alexnet_jax.runtime import processes
 from tests.buffer_pool_test import wait_until
 from tests.dataset_test import NUM_TRAIN
 from tests.dataset_test import NUM_VAL
@@ -233,6 +234,24 @@ def test_only_the_requested_indices_are_read_and_decoded(dataset, monkeypatch):
   _take(dataset, 3, batch_indices=np.array([1, 3]))
   # Two examples of each of three batches, and of a few that were read ahead.
   assert 6 <= len(decodes) <= len(reads) <= 2 * (3 + 4)
+
+
+@pytest.mark.parametrize(
+  ('cores', 'batch_size', 'num_tasks'),
+  [(2, 128, 2), (112, 5, 16), (112, 128, 16), (112, 240, 30), (20, 240, 20)],
+)
+def test_many_threads_read_a_batch_in_few_tasks(
+  dataset, monkeypatch, cores, batch_size, num_tasks
+):
+  (expected,) = _take(dataset, 1, batch_size=batch_size)
+  monkeypatch.setattr(processes, 'available_cores', lambda: cores)
+  loader = input_pipeline._BatchLoader(dataset, 'train', batch_size, None, None)
+  submit = unittest.mock.Mock(side_effect=loader._threads.submit)
+  monkeypatch.setattr(loader._threads, 'submit', submit)
+  indices = input_pipeline._train_indices(NUM_TRAIN, 0, batch_size, 0)
+  with contextlib.closing(loader):
+    assert _numbers([loader(indices)]) == _numbers([expected])
+  assert submit.call_count == num_tasks
 
 
 def test_an_undecodable_record_is_named(tmp_path, monkeypatch):
