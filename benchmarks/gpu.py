@@ -14,13 +14,19 @@ r"""Everything that a rented GPU can tell, in one command of minutes.
 | inference | latency and rate against torch.compile |
 | input_pipeline | the host half on all cores, on photographs |
 | end_to_end_CACHE | a real run against its halves, on photographs |
-| cifar10, fast, source, paper | trainings to the end of a stated schedule |
+| cifar10, fast, source, paper | trainings to the end of a stated schedule, seed 0 |
+| cifar10_seed1, ... | the same with other seeds |
 
 Every part is a process with a time limit, which ends with it; its output and figures
 are in DIR/PART.txt and DIR/PART.json, on the disk before the next part begins, and a
 work directory in DIR/PART. A part that fails, has no time or no data is named and
-passed over. --quick tries all of them on any machine, with figures that mean nothing.
-Exit code 0 if the first two parts succeeded (of those asked for); 3 without a GPU.
+passed over. The limits add up to 44 minutes, most of it for compiling programs the
+first time: 420 s are enough for the first parts only. --only names others, in any
+order; calls with one DIR share compiled programs. --quick tries all parts on any
+machine, with narrow nets and figures that mean nothing.
+
+Exit code 0 if the first two parts succeeded (of those asked for), 3 without a GPU,
+1 if a flag is wrong: nothing has run then.
 """
 
 from collections.abc import Sequence
@@ -71,10 +77,19 @@ class Part:
   trains: bool = False
 
 
+# For --quick.
+NARROW = (
+  '--config.model.conv_features=(4,8,8,8,8) --config.model.fc_features=(16,16)'
+)
+
+
 def training(name: str, flags: str, dataset: str, seconds: int) -> Part:
   """A training with configs/`name`.py."""
   words = f'alexnet_jax.main --config=configs/{name}.py {flags}'
-  quick = '--config.train.epochs=0.01 --config.input.batch_size=8'
+  quick = (
+    f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=8'
+    ' --config.train.epochs=1'
+  )
   return Part(words, seconds, quick, dataset, trains=True)
 
 
@@ -86,6 +101,25 @@ ON_PHOTOGRAPHS = (
   ' --config.train.epochs=60 --config.train.eval_every_epochs=5'
   ' --config.optimizer.schedule=cosine --config.train.log_every_steps=20'
 )
+
+
+def trainings(suffix: str, flags: str = '') -> dict[str, Part]:
+  """The trainings, with further flags, by name with a suffix."""
+  # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
+  fewer = '--config.input.batch_size=256 --config.optimizer.learning_rate=0.014'
+  return {
+    f'cifar10{suffix}': training('cifar10', flags, CIFAR10, 90),
+    **{
+      name + suffix: training(name, more + flags, PHOTOGRAPHS, 120)
+      for name, more in (
+        ('fast', f'{ON_PHOTOGRAPHS} {fewer}'),
+        ('source', ON_PHOTOGRAPHS),
+        ('paper', ON_PHOTOGRAPHS),
+      )
+    },
+  }
+
+
 PARTS = {
   'machine': Part('benchmarks.machine', 40),
   'numerics': Part('benchmarks.numerics --check', 90),
@@ -98,33 +132,21 @@ PARTS = {
     )
     for dtype in DTYPES
   },
-  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 150),
+  'batches': Part(
+    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
+    ' --batches=256,512,2048 --rounds=2',
+    120,
+    '--quick --batches=2',
+  ),
+  **{
+    f'switches_{dtype}': Part(
+      f'benchmarks.switches --batch=1024 --dtype={dtype}', 150
+    )
+    for dtype in DTYPES
+  },
   'profile': Part(
     'benchmarks.operations --batch=1024 --dtype=bfloat16 --top=20', 60
   ),
-  **{
-    f'end_to_end_{cache}': Part(
-      'benchmarks.end_to_end --config=configs/fast.py'
-      f' --config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
-      f' --config.input.cache={cache} --rounds=3 --steps=20'
-      ' --config.optimizer.learning_rate=0.001',
-      60,
-      '--quick --steps=1 --config.input.batch_size=4',
-      PHOTOGRAPHS,
-    )
-    for cache in CACHES
-  },
-  'cifar10': training('cifar10', '', CIFAR10, 90),
-  'fast': training(
-    'fast',
-    # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
-    f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
-    ' --config.optimizer.learning_rate=0.014',
-    PHOTOGRAPHS,
-    120,
-  ),
-  'source': training('source', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
-  'paper': training('paper', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
   'inference': Part(
     f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
     ' --batches=128 --rounds=3',
@@ -136,13 +158,21 @@ PARTS = {
     90,
     dataset=PHOTOGRAPHS,
   ),
-  'batches': Part(
-    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
-    ' --batches=256,512,2048 --rounds=2',
-    120,
-    '--quick --batches=2',
-  ),
-  'switches_float32': Part('benchmarks.switches --dtype=float32', 120),
+  **{
+    f'end_to_end_{cache}': Part(
+      'benchmarks.end_to_end --config=configs/fast.py'
+      f' --config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
+      f' --config.input.cache={cache} --rounds=3 --steps=20'
+      ' --config.optimizer.learning_rate=0.001',
+      60,
+      f'--quick --steps=1 --config.input.batch_size=4 {NARROW}',
+      PHOTOGRAPHS,
+    )
+    for cache in CACHES
+  },
+  **trainings(''),
+  **trainings('_seed1', ' --config.seed=1'),
+  **trainings('_seed2', ' --config.seed=2'),
 }
 
 
@@ -184,7 +214,7 @@ def run_part(words: Sequence[str], file: pathlib.Path, limit: float) -> str:
 def reason_to_skip(name: str, seconds_left: float) -> str:
   """Why a part cannot run; '' if it can."""
   part = PARTS[name]
-  if seconds_left < min(part.seconds, 30):
+  if round(seconds_left) < min(part.seconds, 30):
     return f'skipped: {seconds_left:.0f} s are left of --budget_s'
   path = dataset_lib.dataset_path(FLAGS.data_dir, part.dataset)
   if part.dataset and not (path / dataset_lib.STATISTICS_FILE).exists():
@@ -239,11 +269,12 @@ def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
 def main(_) -> None:
   if unknown := [name for name in FLAGS.only if name not in PARTS]:
     sys.exit(f'--only={unknown[0]} is none of {", ".join(PARTS)}')
-  if backend() != 'gpu' and not FLAGS.quick:
+  if not FLAGS.quick and backend() != 'gpu':
     print(f'JAX sees no GPU (its backend is {backend() or "missing"}); --quick'
           ' tries the parts without one', file=sys.stderr)  # fmt: skip
     sys.exit(NO_GPU)
-  names = FLAGS.only or list(PARTS)
+  # In small, another seed is the same part.
+  names = FLAGS.only or [n for n in PARTS if not (FLAGS.quick and 'seed' in n)]
   least = sum(min(PARTS[n].seconds, 30) for n in NECESSARY if n in names)
   if FLAGS.budget_s < least:
     sys.exit(
@@ -251,7 +282,11 @@ def main(_) -> None:
       f' {" and ".join(NECESSARY)}'
     )
   folder = pathlib.Path(FLAGS.output).expanduser().absolute()
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    for path in folder, pathlib.Path(FLAGS.archive).expanduser().parent:
+      path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    sys.exit(f'--output or --archive is in no folder: {error}')
   found = measure(folder, names)
   problems = {name: one['problem'] for name, one in found.items()}
   print(json.dumps({n: p for n, p in problems.items() if p}, indent=1))

@@ -95,9 +95,9 @@ def _update(rng):
   return update(params, grads)['fc']['kernel']
 
 
-def first_step(batch: int, dtype: str) -> dict[str, np.ndarray]:
+def first_step(batch: int, dtype: str, widths: dict) -> dict[str, np.ndarray]:
   """Loss and gradients of the paper's net on its first batch, by name."""
-  net = synthetic.network('towers', None, dtype=dtype)
+  net = synthetic.network('towers', None, dtype=dtype, **widths)
   make = functools.partial(synthetic.create_state, net, 224)
   params = jax.tree.map(_weights, jax.eval_shape(make, jax.random.key(0)))
   loss = synthetic.loss(net, 224)
@@ -125,9 +125,9 @@ def _weights(leaf):
   return (scale * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
 
-def write(file: str, batch: int) -> None:
+def write(file: str, batch: int, widths: dict) -> None:
   """The work of the worker on the CPU: the float32 arrays, into a file."""
-  np.savez(file, **parts(batch), **first_step(batch, 'float32'))
+  np.savez(file, **parts(batch), **first_step(batch, 'float32', widths))
   harness.answer('ready')
 
 
@@ -157,11 +157,14 @@ def excesses(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def measure() -> harness.Outcome:
-  batch = 2 if FLAGS.quick else FLAGS.batch
+  batch, widths = FLAGS.batch, {}
+  if FLAGS.quick:
+    batch, widths = 2, synthetic.NARROW
   with tempfile.TemporaryDirectory() as folder:
     file = os.path.join(folder, 'cpu.npz')
     cpu = harness.Worker(
-      harness.command_line('numerics.write', file, batch), JAX_PLATFORMS='cpu'
+      harness.command_line('numerics.write', file, batch, widths),
+      JAX_PLATFORMS='cpu',
     )
     with contextlib.closing(cpu):
       computed = {'parts': parts(batch)}
@@ -169,7 +172,7 @@ def measure() -> harness.Outcome:
         dtype = name if name == 'bfloat16' else 'float32'
         highest = 'highest' if name == 'highest' else None
         with jax.default_matmul_precision(highest):
-          computed[name] = first_step(batch, dtype)
+          computed[name] = first_step(batch, dtype, widths)
       cpu.receive()
     with np.load(pathlib.Path(file)) as reference:
       found = {n: differences(v, reference) for n, v in computed.items()}
@@ -187,7 +190,7 @@ if __name__ == '__main__':
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   harness.run(
     measure,
-    quick='Two images.',
+    quick='A narrow net, two images.',
     check='Fail where a difference is above its tolerance.',
     batch=(8, 'Images of the first step.'),
   )

@@ -44,9 +44,6 @@ from benchmarks import train_step
 AS_IS, UNBUFFERED = 'as it is', 'no command buffers'
 PIXELS, BLOCKS = 'conv1 on pixels', 'conv1 on blocks'
 STEPS = 3  # Their losses are compared.
-# For --quick: the network, and the sides of its images and crops.
-NARROW = {'conv_features': (8, 16, 16, 16, 16), 'fc_features': (32, 32)}
-SMALL = 76, 67
 FLAGS = harness.FLAGS
 
 
@@ -138,9 +135,7 @@ def patched(name: str) -> Iterator[None]:
 
 def create_step(name: str, batch: int, dtype: str) -> synthetic.TrainStep:
   """The compiled train step with one thing changed."""
-  widths, sizes = (NARROW, SMALL) if FLAGS.quick else ({}, ())
-  net = synthetic.network('towers', None, dtype=dtype, **widths)
-  step = synthetic.TrainStep(net, None, batch, *sizes)
+  step = synthetic.create_step(batch, dtype, narrow=FLAGS.quick)
   with patched(name):
     step.compile()
   return step
