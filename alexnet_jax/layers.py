@@ -74,11 +74,10 @@ def _normalize_by_product(x, groups, size, k, alpha):
   windows (experiments/LOG.md).
   """
   dtype, x = x.dtype, _at_least_float32(x)
-  maps = jnp.arange(x.shape[-1])
-  offset = maps[:, None] - maps  # From the map written to the map read.
-  near = (-(size // 2) <= offset) & (offset <= (size - 1) // 2)
-  group = maps // (len(maps) // groups)
-  band = near & (group[:, None] == group)
+  maps = x.shape[-1] // groups
+  read, written = jnp.indices((x.shape[-1],) * 2)
+  near = (written - size // 2 <= read) & (read <= written + (size - 1) // 2)
+  band = near & (read // maps == written // maps)
   squares = jnp.matmul(
     jnp.square(x), band.astype(x.dtype), precision=lax.Precision.HIGHEST
   )

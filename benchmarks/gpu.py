@@ -25,13 +25,12 @@ first time: 420 s are enough for the first parts only. --only names others, in a
 order; calls with one DIR share compiled programs. --quick tries all parts on any
 machine, with narrow nets and figures that mean nothing.
 
-Exit code 0 if the first two parts succeeded (of those asked for), 3 without a GPU,
-1 if a flag is wrong: nothing has run then.
+Exit code 0 if the first two parts succeeded (of those asked for), otherwise 1; also 1
+for a wrong flag and 3 without a GPU, when nothing runs.
 """
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -77,22 +76,14 @@ class Part:
   trains: bool = False
 
 
-# For --quick.
 NARROW = (
   '--config.model.conv_features=(4,8,8,8,8) --config.model.fc_features=(16,16)'
 )
-
-
-def training(name: str, flags: str, dataset: str, seconds: int) -> Part:
-  """A training with configs/`name`.py."""
-  words = f'alexnet_jax.main --config=configs/{name}.py {flags}'
-  quick = (
-    f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=8'
-    ' --config.train.epochs=1'
-  )
-  return Part(words, seconds, quick, dataset, trains=True)
-
-
+SHORT = (
+  f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=64'
+  ' --config.train.epochs=0.1'
+)
+SWITCHES = 'benchmarks.switches --batch=1024'
 BOTH = '--dtypes=bfloat16,float32'
 # Photographs at full geometry: as many epochs as a minute allows, and a rate
 # that falls to zero over them.
@@ -101,25 +92,19 @@ ON_PHOTOGRAPHS = (
   ' --config.train.epochs=60 --config.train.eval_every_epochs=5'
   ' --config.optimizer.schedule=cosine --config.train.log_every_steps=20'
 )
-
-
-def trainings(suffix: str, flags: str = '') -> dict[str, Part]:
-  """The trainings, with further flags, by name with a suffix."""
-  # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
-  fewer = '--config.input.batch_size=256 --config.optimizer.learning_rate=0.014'
-  return {
-    f'cifar10{suffix}': training('cifar10', flags, CIFAR10, 90),
-    **{
-      name + suffix: training(name, more + flags, PHOTOGRAPHS, 120)
-      for name, more in (
-        ('fast', f'{ON_PHOTOGRAPHS} {fewer}'),
-        ('source', ON_PHOTOGRAPHS),
-        ('paper', ON_PHOTOGRAPHS),
-      )
-    },
-  }
-
-
+TRAININGS = {  # Name of the config: flags, data set, seconds.
+  'cifar10': ('', CIFAR10, 90),
+  'fast': (
+    # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
+    f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
+    ' --config.optimizer.learning_rate=0.014',
+    PHOTOGRAPHS,
+    120,
+  ),
+  'source': (ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+  'paper': (ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+}
+SEEDS = {'': 0, '_seed1': 1, '_seed2': 2}  # As time allows.
 PARTS = {
   'machine': Part('benchmarks.machine', 40),
   'numerics': Part('benchmarks.numerics --check', 90),
@@ -138,15 +123,11 @@ PARTS = {
     120,
     '--quick --batches=2',
   ),
-  **{
-    f'switches_{dtype}': Part(
-      f'benchmarks.switches --batch=1024 --dtype={dtype}', 150
-    )
-    for dtype in DTYPES
-  },
-  'profile': Part(
-    'benchmarks.operations --batch=1024 --dtype=bfloat16 --top=20', 60
+  'switches_bfloat16': Part(f'{SWITCHES} --dtype=bfloat16', 150),
+  'switches_float32': Part(
+    f'{SWITCHES} --dtype=float32', 150, '--quick --only=feature_group_count'
   ),
+  'profile': Part('benchmarks.operations --batch=1024 --dtype=bfloat16', 60),
   'inference': Part(
     f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
     ' --batches=128 --rounds=3',
@@ -170,9 +151,17 @@ PARTS = {
     )
     for cache in CACHES
   },
-  **trainings(''),
-  **trainings('_seed1', ' --config.seed=1'),
-  **trainings('_seed2', ' --config.seed=2'),
+  **{
+    name + suffix: Part(
+      f'alexnet_jax.main --config=configs/{name}.py --config.seed={seed} {words}',
+      seconds,
+      SHORT,
+      dataset,
+      trains=True,
+    )
+    for suffix, seed in SEEDS.items()
+    for name, (words, dataset, seconds) in TRAININGS.items()
+  },
 }
 
 
@@ -185,9 +174,8 @@ def part_command(name: str, folder: pathlib.Path) -> list[str]:
   else:
     words.append(f'--output={folder / name}.json')
   if part.dataset:
-    data_dir = FLAGS.data_dir
-    key = 'data_dir' if 'input_pipeline' in part.words else ''
-    words.append(f'--{key or "config.input.data_dir"}={data_dir}')
+    key = 'config.input.data_dir' if '--config' in part.words else 'data_dir'
+    words.append(f'--{key}={FLAGS.data_dir}')
   return [sys.executable, '-m', *words]
 
 
@@ -222,7 +210,6 @@ def reason_to_skip(name: str, seconds_left: float) -> str:
   return ''
 
 
-@functools.cache
 def backend() -> str:
   """JAX's default backend; asked in a process that then lets go of the GPU."""
   code = 'import jax; print(jax.default_backend())'
@@ -269,8 +256,8 @@ def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
 def main(_) -> None:
   if unknown := [name for name in FLAGS.only if name not in PARTS]:
     sys.exit(f'--only={unknown[0]} is none of {", ".join(PARTS)}')
-  if not FLAGS.quick and backend() != 'gpu':
-    print(f'JAX sees no GPU (its backend is {backend() or "missing"}); --quick'
+  if not FLAGS.quick and (found := backend()) != 'gpu':
+    print(f'JAX sees no GPU (its backend is {found or "missing"}); --quick'
           ' tries the parts without one', file=sys.stderr)  # fmt: skip
     sys.exit(NO_GPU)
   # In small, another seed is the same part.

@@ -34,12 +34,12 @@ if __name__ == '__main__':
   os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
 import jax
-import jax.numpy as jnp
 
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import processes
 from benchmarks import harness
 from benchmarks import layer_times
+from benchmarks import machine
 from benchmarks import plots
 from benchmarks import synthetic
 
@@ -88,14 +88,6 @@ def create_variant(
     jax.block_until_ready(out)
 
   return test
-
-
-def matmul_flops(dtype: str, size: int) -> float:
-  """Operations per second of a product of two size x size matrices."""
-  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-  product, number = jax.jit(jnp.matmul), harness.steps_per_wait()
-  work = lambda: jax.block_until_ready([product(x, x) for _ in range(number)])
-  return number * 2 * size**3 / min(harness.seconds({'': work}, 3)[''])
 
 
 def take_turns(
@@ -182,7 +174,7 @@ def measure() -> harness.Outcome:
     names.append(GRAPHS)
   rounds, parts, figures = FLAGS.rounds, FLAGS.parts, {}
   if FLAGS.quick:
-    batches, rounds, parts, names = batches[:1], 2, PARTS[:1], names[:2]
+    batches, rounds, parts, names = batches[:1], 2, parts[:1], names[:2]
   if len(names) > 1:
     from tests import torch_net  # PyTorch is optional.
 
@@ -205,7 +197,8 @@ def measure() -> harness.Outcome:
 def measure_dtype(dtype, names, batches, rounds, parts) -> dict[str, object]:
   """The figures of a dtype, of the `PARTS` asked for."""
   size = 4096 if jax.default_backend() == 'cpu' else 8192
-  flops = matmul_flops(dtype, 512 if FLAGS.quick else size)
+  size = 512 if FLAGS.quick else size
+  flops = max(machine.product_flops(size, dtype, None, rounds=3))
   found = {'matmul_flops': flops, 'batches': {}, 'inference': {}}
   for batch in batches if 'training' in parts else ():
     result = found['batches'][batch] = compare(names, batch, dtype, rounds)

@@ -208,7 +208,7 @@ def test_the_script_says_how_it_is_used(words):
 def test_every_part_in_small(tmp_path):
   rng = np.random.default_rng(0)
   for name, size in (gpu.PHOTOGRAPHS, 256), (gpu.CIFAR10, 32):
-    for number in range(48):
+    for number in range(96):
       split, label = ('val', 'train')[number > 15], number % 10
       folder = tmp_path / 'files' / name / split / f'class{label}'
       folder.mkdir(parents=True, exist_ok=True)
