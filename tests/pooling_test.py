@@ -1,7 +1,5 @@
 """`pooling.max_pool` against loops over windows and pixels, in NumPy."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
