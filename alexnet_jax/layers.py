@@ -69,9 +69,9 @@ def _normalize(x, window, k, alpha):
 def _normalize_by_product(x, groups, size, k, alpha):
   """The norm over maps with its sums as a product with a matrix of 0 and 1.
 
-  A TPU has the maps neither in its lanes nor in the order that windows over
-  them need: compiled for one, the norms alone move 3.5 times as many bytes with
-  windows (experiments/LOG.md).
+  Compiled for a TPU, windows over maps are operations of their own, on float32
+  arrays in other layouts: the norms alone then move 3.5 times as many bytes. On
+  a GPU the product moves more (experiments/LOG.md).
   """
   dtype, x = x.dtype, _at_least_float32(x)
   maps = x.shape[-1] // groups

@@ -121,7 +121,7 @@ PARTS = {
     f'benchmarks.train_step --parts=training --torch=none {BOTH}'
     ' --batches=256,512,2048 --rounds=2',
     120,
-    '--quick --batches=2',
+    '--quick --batches=2 --dtypes=float32',
   ),
   'switches_bfloat16': Part(f'{SWITCHES} --dtype=bfloat16', 150),
   'switches_float32': Part(
@@ -132,7 +132,7 @@ PARTS = {
     f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
     ' --batches=128 --rounds=3',
     120,
-    '--quick --batches=2 --torch=none',
+    '--quick --batches=1 --torch=none --dtypes=float32',
   ),
   'input_pipeline': Part(
     f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',

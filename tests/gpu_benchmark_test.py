@@ -207,13 +207,16 @@ def test_the_script_says_how_it_is_used(words):
 # python -m pytest -n0 -m slow tests/gpu_benchmark_test.py
 def test_every_part_in_small(tmp_path):
   rng = np.random.default_rng(0)
-  for name, size in (gpu.PHOTOGRAPHS, 256), (gpu.CIFAR10, 32):
+  for name, size, suffix in (
+    (gpu.PHOTOGRAPHS, 256, '.jpg'),
+    (gpu.CIFAR10, 32, '.png'),
+  ):
     for number in range(96):
       split, label = ('val', 'train')[number > 15], number % 10
       folder = tmp_path / 'files' / name / split / f'class{label}'
       folder.mkdir(parents=True, exist_ok=True)
       pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
-      Image.fromarray(pixels).save(folder / f'{number}.png')
+      Image.fromarray(pixels).save(folder / f'{number}{suffix}')
     source = f'folder:{tmp_path / "files" / name}'
     prepare.prepare(source, name, tmp_path / 'data', size=size)
   flags = ['--quick', '--budget_s=3000', f'--output={tmp_path / "out"}']
