@@ -90,7 +90,7 @@ BOTH = '--dtypes=bfloat16,float32'
 ON_PHOTOGRAPHS = (
   f'--config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
   ' --config.train.epochs=60 --config.train.eval_every_epochs=5'
-  ' --config.optimizer.schedule=cosine --config.train.log_every_steps=20'
+  ' --config.optimizer.schedule=cosine --config.optimizer.drop_epochs=()'
 )
 TRAININGS = {  # Name of the config: flags, data set, seconds.
   'cifar10': ('', CIFAR10, 90),
