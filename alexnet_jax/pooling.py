@@ -3,10 +3,9 @@
 XLA's own gradient is a scatter, which on CPU handles one number at a time and
 takes a seventh of the train step, and on an H200 a tenth (docs/speed.md). Here
 every pixel gathers the gradient of the up to four windows that contain it, for a
-vector of maps at a time.
+vector of maps at a time. A TPU's compiler has a kernel for the scatter, with half
+the bytes of the gathering (experiments/LOG.md), so there it stays.
 """
-
-import functools
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(
   x: Float[Array, 'batch height width features'], size: int
 ) -> Float[Array, 'batch out_height out_width features']:
@@ -25,7 +23,15 @@ def max_pool(
   if a window has a NaN, which is then its maximum, to some pixel of the window.
   Only reverse-mode differentiation is supported.
   """
+  pool = _maxima if jax.default_backend() == 'tpu' else _max_pool
+  return pool(x, size)
+
+
+def _maxima(x, size):
   return nn.max_pool(x, (size, size), (2, 2))
+
+
+_max_pool = jax.custom_vjp(_maxima, nondiff_argnums=(1,))
 
 
 def _places(
@@ -46,7 +52,7 @@ def _places(
 
 
 def _forward(x, size):
-  return max_pool(x, size), x
+  return _maxima(x, size), x
 
 
 def _backward(size, x, g):
@@ -74,4 +80,4 @@ def _backward(size, x, g):
   return (whole[:, :height, :width],)
 
 
-max_pool.defvjp(_forward, _backward)
+_max_pool.defvjp(_forward, _backward)

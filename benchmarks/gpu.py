@@ -14,18 +14,23 @@ r"""Everything that a rented GPU can tell, in one command of minutes.
 | inference | latency and rate against torch.compile |
 | input_pipeline | the host half on all cores, on photographs |
 | end_to_end_CACHE | a real run against its halves, on photographs |
-| cifar10, fast, source, paper | trainings to the end of a stated schedule |
+| cifar10, fast, source, paper | trainings to the end of a stated schedule, seed 0 |
+| cifar10_seed1, ... | the same with other seeds |
 
 Every part is a process with a time limit, which ends with it; its output and figures
 are in DIR/PART.txt and DIR/PART.json, on the disk before the next part begins, and a
 work directory in DIR/PART. A part that fails, has no time or no data is named and
-passed over. --quick tries all of them on any machine, with figures that mean nothing.
-Exit code 0 if the first two parts succeeded (of those asked for); 3 without a GPU.
+passed over. The limits add up to 44 minutes, most of it for compiling programs the
+first time: 420 s are enough for the first parts only. --only names others, in any
+order; calls with one DIR share compiled programs. --quick tries all parts on any
+machine, with narrow nets and figures that mean nothing.
+
+Exit code 0 if the first two parts succeeded (of those asked for), otherwise 1; also 1
+for a wrong flag and 3 without a GPU, when nothing runs.
 """
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -71,21 +76,35 @@ class Part:
   trains: bool = False
 
 
-def training(name: str, flags: str, dataset: str, seconds: int) -> Part:
-  """A training with configs/`name`.py."""
-  words = f'alexnet_jax.main --config=configs/{name}.py {flags}'
-  quick = '--config.train.epochs=0.01 --config.input.batch_size=8'
-  return Part(words, seconds, quick, dataset, trains=True)
-
-
+NARROW = (
+  '--config.model.conv_features=(4,8,8,8,8) --config.model.fc_features=(16,16)'
+)
+SHORT = (
+  f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=64'
+  ' --config.train.epochs=0.1'
+)
+SWITCHES = 'benchmarks.switches --batch=1024'
 BOTH = '--dtypes=bfloat16,float32'
 # Photographs at full geometry: as many epochs as a minute allows, and a rate
 # that falls to zero over them.
 ON_PHOTOGRAPHS = (
   f'--config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
   ' --config.train.epochs=60 --config.train.eval_every_epochs=5'
-  ' --config.optimizer.schedule=cosine --config.train.log_every_steps=20'
+  ' --config.optimizer.schedule=cosine --config.optimizer.drop_epochs=()'
 )
+TRAININGS = {  # Name of the config: flags, data set, seconds.
+  'cifar10': ('', CIFAR10, 90),
+  'fast': (
+    # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
+    f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
+    ' --config.optimizer.learning_rate=0.014',
+    PHOTOGRAPHS,
+    120,
+  ),
+  'source': (ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+  'paper': (ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
+}
+SEEDS = {'': 0, '_seed1': 1, '_seed2': 2}  # As time allows.
 PARTS = {
   'machine': Part('benchmarks.machine', 40),
   'numerics': Part('benchmarks.numerics --check', 90),
@@ -98,9 +117,27 @@ PARTS = {
     )
     for dtype in DTYPES
   },
-  'switches_bfloat16': Part('benchmarks.switches --batch=1024', 150),
-  'profile': Part(
-    'benchmarks.operations --batch=1024 --dtype=bfloat16 --top=20', 60
+  'batches': Part(
+    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
+    ' --batches=256,512,2048 --rounds=2',
+    120,
+    '--quick --batches=2 --dtypes=float32',
+  ),
+  'switches_bfloat16': Part(f'{SWITCHES} --dtype=bfloat16', 150),
+  'switches_float32': Part(
+    f'{SWITCHES} --dtype=float32', 150, '--quick --only=feature_group_count'
+  ),
+  'profile': Part('benchmarks.operations --batch=1024 --dtype=bfloat16', 60),
+  'inference': Part(
+    f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
+    ' --batches=128 --rounds=3',
+    120,
+    '--quick --batches=1 --torch=none --dtypes=float32',
+  ),
+  'input_pipeline': Part(
+    f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',
+    90,
+    dataset=PHOTOGRAPHS,
   ),
   **{
     f'end_to_end_{cache}': Part(
@@ -109,40 +146,22 @@ PARTS = {
       f' --config.input.cache={cache} --rounds=3 --steps=20'
       ' --config.optimizer.learning_rate=0.001',
       60,
-      '--quick --steps=1 --config.input.batch_size=4',
+      f'--quick --steps=1 --config.input.batch_size=4 {NARROW}',
       PHOTOGRAPHS,
     )
     for cache in CACHES
   },
-  'cifar10': training('cifar10', '', CIFAR10, 90),
-  'fast': training(
-    'fast',
-    # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
-    f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
-    ' --config.optimizer.learning_rate=0.014',
-    PHOTOGRAPHS,
-    120,
-  ),
-  'source': training('source', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
-  'paper': training('paper', ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
-  'inference': Part(
-    f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
-    ' --batches=128 --rounds=3',
-    120,
-    '--quick --batches=2 --torch=none',
-  ),
-  'input_pipeline': Part(
-    f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',
-    90,
-    dataset=PHOTOGRAPHS,
-  ),
-  'batches': Part(
-    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
-    ' --batches=256,512,2048 --rounds=2',
-    120,
-    '--quick --batches=2',
-  ),
-  'switches_float32': Part('benchmarks.switches --dtype=float32', 120),
+  **{
+    name + suffix: Part(
+      f'alexnet_jax.main --config=configs/{name}.py --config.seed={seed} {words}',
+      seconds,
+      SHORT,
+      dataset,
+      trains=True,
+    )
+    for suffix, seed in SEEDS.items()
+    for name, (words, dataset, seconds) in TRAININGS.items()
+  },
 }
 
 
@@ -155,9 +174,8 @@ def part_command(name: str, folder: pathlib.Path) -> list[str]:
   else:
     words.append(f'--output={folder / name}.json')
   if part.dataset:
-    data_dir = FLAGS.data_dir
-    key = 'data_dir' if 'input_pipeline' in part.words else ''
-    words.append(f'--{key or "config.input.data_dir"}={data_dir}')
+    key = 'config.input.data_dir' if '--config' in part.words else 'data_dir'
+    words.append(f'--{key}={FLAGS.data_dir}')
   return [sys.executable, '-m', *words]
 
 
@@ -184,7 +202,7 @@ def run_part(words: Sequence[str], file: pathlib.Path, limit: float) -> str:
 def reason_to_skip(name: str, seconds_left: float) -> str:
   """Why a part cannot run; '' if it can."""
   part = PARTS[name]
-  if seconds_left < min(part.seconds, 30):
+  if round(seconds_left) < min(part.seconds, 30):
     return f'skipped: {seconds_left:.0f} s are left of --budget_s'
   path = dataset_lib.dataset_path(FLAGS.data_dir, part.dataset)
   if part.dataset and not (path / dataset_lib.STATISTICS_FILE).exists():
@@ -192,7 +210,6 @@ def reason_to_skip(name: str, seconds_left: float) -> str:
   return ''
 
 
-@functools.cache
 def backend() -> str:
   """JAX's default backend; asked in a process that then lets go of the GPU."""
   code = 'import jax; print(jax.default_backend())'
@@ -239,11 +256,12 @@ def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
 def main(_) -> None:
   if unknown := [name for name in FLAGS.only if name not in PARTS]:
     sys.exit(f'--only={unknown[0]} is none of {", ".join(PARTS)}')
-  if backend() != 'gpu' and not FLAGS.quick:
-    print(f'JAX sees no GPU (its backend is {backend() or "missing"}); --quick'
+  if not FLAGS.quick and (found := backend()) != 'gpu':
+    print(f'JAX sees no GPU (its backend is {found or "missing"}); --quick'
           ' tries the parts without one', file=sys.stderr)  # fmt: skip
     sys.exit(NO_GPU)
-  names = FLAGS.only or list(PARTS)
+  # In small, another seed is the same part.
+  names = FLAGS.only or [n for n in PARTS if not (FLAGS.quick and 'seed' in n)]
   least = sum(min(PARTS[n].seconds, 30) for n in NECESSARY if n in names)
   if FLAGS.budget_s < least:
     sys.exit(
@@ -251,7 +269,12 @@ def main(_) -> None:
       f' {" and ".join(NECESSARY)}'
     )
   folder = files.local_path(FLAGS.output, '--output')
-  folder.mkdir(parents=True, exist_ok=True)
+  archive = files.local_path(FLAGS.archive or '.', '--archive')
+  try:
+    for path in folder, archive.parent:
+      path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    sys.exit(f'--output or --archive is in no folder: {error}')
   found = measure(folder, names)
   problems = {name: one['problem'] for name, one in found.items()}
   print(json.dumps({n: p for n, p in problems.items() if p}, indent=1))

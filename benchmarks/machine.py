@@ -31,19 +31,21 @@ def product_flops(size: int, dtype: str, precision: str | None, rounds: int):
   keys = jax.random.split(jax.random.key(0))
   x, y = (jax.random.normal(key, (size, size), dtype) for key in keys)
   product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=precision))
-  number = harness.steps_per_wait()
-  work = lambda: jax.block_until_ready([product(x, y) for _ in range(number)])
-  taken = harness.seconds({'': work}, rounds)['']
-  return [number * 2 * size**3 / seconds for seconds in taken]
+  return _per_second(lambda: product(x, y), 2 * size**3, rounds)
 
 
 def copy_bytes(num_bytes: int, rounds: int) -> list[float]:
   """Bytes read and written per second of each round of negations."""
   x = jax.random.normal(jax.random.key(0), (num_bytes // 4,))
-  negate, number = jax.jit(jnp.negative), harness.steps_per_wait()
-  work = lambda: jax.block_until_ready([negate(x) for _ in range(number)])
-  taken = harness.seconds({'': work}, rounds)['']
-  return [number * 2 * x.nbytes / seconds for seconds in taken]
+  negate = jax.jit(jnp.negative)
+  return _per_second(lambda: negate(x), 2 * x.nbytes, rounds)
+
+
+def _per_second(work, amount, rounds):
+  number = harness.steps_per_wait()
+  wait = lambda: jax.block_until_ready([work() for _ in range(number)])
+  taken = harness.seconds({'': wait}, rounds)['']
+  return [number * amount / seconds for seconds in taken]
 
 
 def nvidia_smi() -> str:
@@ -56,9 +58,8 @@ def nvidia_smi() -> str:
 
 
 def measure() -> harness.Outcome:
-  rounds, size, copied = FLAGS.rounds, FLAGS.size, COPIED
-  if FLAGS.quick:
-    rounds, size, copied = 2, 512, 2**22
+  chosen = FLAGS.rounds, FLAGS.size, COPIED
+  rounds, size, copied = (2, 512, 2**22) if FLAGS.quick else chosen
   found = {'nvidia_smi': nvidia_smi(), 'size': size}
   print(found['nvidia_smi'])
   found['flops'] = {

@@ -65,8 +65,7 @@ def layer(source: str) -> str:
 
 def trace(batch: int, steps: int, folder: str) -> tuple[float, list[dict]]:
   """Seconds of a step, and its operations, from a trace of some steps."""
-  net = synthetic.network('towers', None, dtype=FLAGS.dtype)
-  step = synthetic.TrainStep(net, None, batch)
+  step = synthetic.create_step(batch, FLAGS.dtype, narrow=FLAGS.quick)
   source_of = sources(step.compile())
   step(3)
   with jax.profiler.trace(folder):
@@ -105,7 +104,7 @@ def measure() -> harness.Outcome:
 if __name__ == '__main__':
   harness.run(
     measure,
-    quick='Two steps of four images.',
+    quick='A narrow net, two steps of four small images.',
     batch=(32, 'Images of a step.'),
     dtype=('float32', 'Dtype of the activations.'),
     steps=(5, 'Number of traced steps.'),

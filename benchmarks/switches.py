@@ -13,7 +13,6 @@ In turn, whole train steps of the paper's net as it is and with one thing change
 | conv1 on blocks | 3 x 3 x 48 on blocks of 4 x 4 pixels, as on other devices |
 | bias by a product | the gradient of the biases as a product with ones, as on a CPU |
 | norm, all stored | the norm's sums kept for the backward pass, not computed again |
-| norm by slices | the norm's sum as five shifted slices in place of a window |
 | norm by a product | the norm's sum as a product with a band matrix |
 | no command buffers | a GPU's kernels launched one by one |
 
@@ -23,6 +22,7 @@ of a changed step over those of the step as it is.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import os
 import sys
 from unittest import mock
@@ -37,16 +37,12 @@ from alexnet_jax import layers
 from alexnet_jax import pooling
 from alexnet_jax import towers
 from benchmarks import harness
-from benchmarks import plots
 from benchmarks import synthetic
 from benchmarks import train_step
 
 AS_IS, UNBUFFERED = 'as it is', 'no command buffers'
 PIXELS, BLOCKS = 'conv1 on pixels', 'conv1 on blocks'
 STEPS = 3  # Their losses are compared.
-# For --quick: the network, and the sides of its images and crops.
-NARROW = {'conv_features': (8, 16, 16, 16, 16), 'fc_features': (32, 32)}
-SMALL = 76, 67
 FLAGS = harness.FLAGS
 
 
@@ -62,9 +58,8 @@ def conv_by_xla(x, kernel, stride, padding, groups):
   )
 
 
-def conv_on_pixels(x, kernel, stride, padding):
-  """`towers._conv` as on a CPU."""
-  return conv_by_xla(x, kernel, stride, padding, 1)
+# `towers._conv` as on a CPU.
+conv_on_pixels = functools.partial(conv_by_xla, groups=1)
 
 
 def conv_on_blocks(x, kernel, stride, padding):
@@ -72,7 +67,7 @@ def conv_on_blocks(x, kernel, stride, padding):
   if stride > 1:
     x, kernel = towers._on_blocks(x, kernel, stride, padding)
     stride, padding = 1, ((0, 0), (0, 0))
-  return conv_by_xla(x, kernel, stride, padding, 1)
+  return conv_on_pixels(x, kernel, stride, padding)
 
 
 def product_sum(g):
@@ -80,16 +75,6 @@ def product_sum(g):
   flat = g.reshape(-1, g.shape[-1])
   ones = jnp.ones((8, flat.shape[0]), g.dtype)
   return jnp.matmul(ones, flat, preferred_element_type=jnp.float32)[0]
-
-
-def norm_by_slices(x, window, k, alpha):
-  """`layers._normalize` with the sum of adjacent maps as shifted slices."""
-  size = window[-1]
-  wide, half = x.astype(jnp.float32), size // 2
-  edges = [(0, 0)] * (x.ndim - 1) + [(half, size - 1 - half)]
-  squares = jnp.pad(jnp.square(wide), edges)
-  sums = sum(squares[..., i : i + x.shape[-1]] for i in range(size))
-  return _divide(x, wide, sums, k, alpha)
 
 
 def norm_by_product(x, window, k, alpha):
@@ -101,12 +86,7 @@ def norm_by_product(x, window, k, alpha):
   sums = jnp.matmul(
     squares, band.astype(x.dtype), preferred_element_type=jnp.float32
   )
-  return _divide(x, wide, sums, k, alpha)
-
-
-def _divide(x, wide, sums, k, alpha):
-  root = lax.rsqrt(k + alpha * sums)
-  return (wide * (root * lax.sqrt(root))).astype(x.dtype)
+  return layers._divide(wide, sums, k, alpha).astype(x.dtype)
 
 
 def xla_max_pool(x, size):
@@ -122,7 +102,6 @@ PATCHES = {
   BLOCKS: (towers, '_conv', conv_on_blocks),
   'bias by a product': (towers, '_bias_gradient', product_sum),
   'norm, all stored': (layers, '_normalize', layers._normalize.__wrapped__),
-  'norm by slices': (layers, '_normalize', norm_by_slices),
   'norm by a product': (layers, '_normalize', norm_by_product),
 }
 
@@ -138,9 +117,7 @@ def patched(name: str) -> Iterator[None]:
 
 def create_step(name: str, batch: int, dtype: str) -> synthetic.TrainStep:
   """The compiled train step with one thing changed."""
-  widths, sizes = (NARROW, SMALL) if FLAGS.quick else ({}, ())
-  net = synthetic.network('towers', None, dtype=dtype, **widths)
-  step = synthetic.TrainStep(net, None, batch, *sizes)
+  step = synthetic.create_step(batch, dtype, narrow=FLAGS.quick)
   with patched(name):
     step.compile()
   return step
@@ -177,13 +154,11 @@ def measure() -> harness.Outcome:
       variants[name] = timed(step)
     taken = harness.seconds(variants, rounds)
   ratios = {name: harness.ratio(taken[name], taken[AS_IS]) for name in taken}
-  figures = {'batch': batch, 'dtype': FLAGS.dtype, 'seconds': taken}
-  figures |= {'ratios': ratios, 'losses': losses}
-  harness.print_figures({'seconds': taken, 'ratios': ratios, 'losses': losses})
+  figures = {'seconds': taken, 'ratios': ratios, 'losses': losses}
+  harness.print_figures(figures)
+  figures |= {'batch': batch, 'dtype': FLAGS.dtype}
   best = min(ratios, key=lambda name: ratios[name]['median'])
-  verdict = (
-    f'fastest: {best}, {ratios[best]["median"]:.3f} of the step as it is'
-  )
+  verdict = f'fastest: {best}, {ratios[best]["median"]:.3f} of that as it is'
   return harness.Outcome(figures, f'{synthetic.SEEDS}\n{verdict}')
 
 

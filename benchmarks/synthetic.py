@@ -19,6 +19,9 @@ from alexnet_jax.runtime import compilation
 from configs import paper
 
 RATE, MOMENTUM, WEIGHT_DECAY, COLOR_STD = 0.01, 0.9, 5e-4, 0.1
+# A net for --quick, and the sides of its images and crops.
+NARROW = {'conv_features': (8, 16, 16, 16, 16), 'fc_features': (32, 32)}
+SMALL = 76, 67
 SEEDS = 'seeds: weights and images 0, draws of the step 1'
 
 make_optimizer = functools.partial(
@@ -132,3 +135,10 @@ class TrainStep:
   def losses(self) -> list[float]:
     """The mean loss of every step so far."""
     return [float(sums['loss'] / sums['count']) for sums in self._sums]
+
+
+def create_step(batch: int, dtype: str, narrow: bool = False) -> TrainStep:
+  """The train step of the paper's net on one device, or of `NARROW` for it."""
+  widths, sizes = (NARROW, SMALL) if narrow else ({}, ())
+  net = network('towers', None, dtype=dtype, **widths)
+  return TrainStep(net, None, batch, *sizes)

@@ -12,8 +12,8 @@ after each step. All use huge pages, as main.py does (none if GLIBC_TUNABLES is 
 `--check` asks for at least the images per second of PyTorch's best. On a GPU
 float32 products are computed in TF32 in both; bfloat16 is autocast in PyTorch.
 
-Utilisation is that of what a product of two 4096 x 4096 matrices reaches in the
-same run. Peak memory is that of the process, or what a library allocates on a GPU.
+Utilisation is that of what a product of two 4096 x 4096 matrices (8192 on a GPU)
+reaches in the same run. Peak memory is that of the process, or what a library allocates on a GPU.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,12 @@ if __name__ == '__main__':
   os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
 import jax
-import jax.numpy as jnp
 
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import processes
 from benchmarks import harness
 from benchmarks import layer_times
+from benchmarks import machine
 from benchmarks import plots
 from benchmarks import synthetic
 
@@ -62,7 +62,9 @@ AGAINST = {'all': [*TORCH], 'compiled': [COMPILED], 'none': []}
 FLAGS = harness.FLAGS
 
 
-def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
+def create_variant(
+  name: str, batch: int, dtype: str, train: bool, narrow: bool
+) -> Callable:
   """The work of a variant on a batch; its first call compiles."""
   if name != OURS:
     import torch  # PyTorch is optional.
@@ -72,9 +74,10 @@ def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
     torch.set_num_threads(processes.available_cores())
     settings = MODES[name] | {'bfloat16': dtype == 'bfloat16'}
     return torch_net.TrainStep(batch, train=train, **settings)
-  net = synthetic.network('towers', None, dtype=dtype)
   if train:
-    return synthetic.TrainStep(net, None, batch)
+    return synthetic.create_step(batch, dtype, narrow)
+  widths = synthetic.NARROW if narrow else {}
+  net = synthetic.network('towers', None, dtype=dtype, **widths)
   images = 64 * jax.random.normal(jax.random.key(1), (batch, 224, 224, 3))
   variables = net.init(jax.random.key(0), images[:1])
   call = jax.jit(net.apply, compiler_options=compilation.network_options())
@@ -87,15 +90,9 @@ def create_variant(name: str, batch: int, dtype: str, train: bool) -> Callable:
   return test
 
 
-def matmul_flops(dtype: str) -> float:
-  """Operations per second of a product of two 4096 x 4096 matrices."""
-  x = jax.random.normal(jax.random.key(0), (4096, 4096), dtype)
-  product, number = jax.jit(jnp.matmul), harness.steps_per_wait()
-  work = lambda: jax.block_until_ready([product(x, x) for _ in range(number)])
-  return number * 2 * 4096**3 / min(harness.seconds({'': work}, 3)[''])
-
-
-def take_turns(name: str, batch: int, dtype: str, train: bool) -> None:
+def take_turns(
+  name: str, batch: int, dtype: str, train: bool, narrow: bool = False
+) -> None:
   """The work of a worker: a turn for every line of stdin, after the first.
 
   In one process one library's threads and allocator would slow down the other.
@@ -104,7 +101,7 @@ def take_turns(name: str, batch: int, dtype: str, train: bool) -> None:
   idle process may have been taken away.
   """
   steps = harness.steps_per_wait() if train else 1  # At test latency counts.
-  variant = create_variant(name, batch, dtype, train)
+  variant = create_variant(name, batch, dtype, train, narrow)
   harness.answer('ready')
   for number, _ in enumerate(sys.stdin):
     variant()
@@ -133,8 +130,9 @@ def start_worker(*args: object, **env: str) -> harness.Worker:
 def compare(names, batch, dtype, rounds, train=True) -> dict[str, object]:
   """Seconds, compile seconds, peak memory and ratios over `OURS`, by variant."""
   workers, compiling, peaks = {}, {}, {}
+  narrow = FLAGS.quick and len(names) == 1  # PyTorch's is the whole net.
   for name in names:
-    workers[name] = start_worker(name, batch, dtype, train)
+    workers[name] = start_worker(name, batch, dtype, train, narrow)
     began = time.perf_counter()
     workers[name]()
     compiling[name] = time.perf_counter() - began
@@ -176,7 +174,7 @@ def measure() -> harness.Outcome:
     names.append(GRAPHS)
   rounds, parts, figures = FLAGS.rounds, FLAGS.parts, {}
   if FLAGS.quick:
-    batches, rounds, parts, names = batches[:1], 2, PARTS[:1], names[:2]
+    batches, rounds, parts, names = batches[:1], 2, parts[:1], names[:2]
   if len(names) > 1:
     from tests import torch_net  # PyTorch is optional.
 
@@ -198,7 +196,10 @@ def measure() -> harness.Outcome:
 
 def measure_dtype(dtype, names, batches, rounds, parts) -> dict[str, object]:
   """The figures of a dtype, of the `PARTS` asked for."""
-  found = {'matmul_flops': matmul_flops(dtype), 'batches': {}, 'inference': {}}
+  size = 4096 if jax.default_backend() == 'cpu' else 8192
+  size = 512 if FLAGS.quick else size
+  flops = max(machine.product_flops(size, dtype, None, rounds=3))
+  found = {'matmul_flops': flops, 'batches': {}, 'inference': {}}
   for batch in batches if 'training' in parts else ():
     result = found['batches'][batch] = compare(names, batch, dtype, rounds)
     title = f'train step, {dtype}, batch {batch}'
@@ -254,7 +255,7 @@ def panels(figures):
 if __name__ == '__main__':
   harness.run(
     measure,
-    quick='Two rounds of training, one batch, eager.',
+    quick='Two rounds, one part and batch, eager; without PyTorch narrow.',
     check=f'Fail below {BAR} of the best.',
     rounds=7,
     batches=(['32', '128'], 'Images of a step.'),

@@ -154,7 +154,9 @@ def test_training_and_evaluation_share_what_they_both_read(
     for _ in range(EPOCH):
       next(batches)
   assert_same(first, second)
-  assert sorted(decoded) == list(range(NUM_TRAIN))
+  assert {*decoded} == {*range(NUM_TRAIN)}
+  # As above: an image that a batch has twice may be decoded twice.
+  assert len(decoded) < NUM_TRAIN + config.input.batch_size
 
 
 # What fits where

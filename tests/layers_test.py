@@ -24,8 +24,12 @@ def constants(request):
   return request.param
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])  # By a product on a TPU.
 @pytest.mark.parametrize('groups', [1, 2])
-def test_response_norm_matches_the_formula(groups, constants):
+def test_response_norm_matches_the_formula(
+  monkeypatch, groups, constants, backend
+):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   k, alpha = constants.get('k', 2), constants.get('alpha', 1e-4)
   # On this scale the sum weighs about as much as k.
   x = np.random.default_rng(0).normal(scale=60, size=(2, 3, 2, 16))
@@ -40,6 +44,26 @@ def test_response_norm_matches_the_formula(groups, constants):
     expected[..., i] = x[..., i] / (k + alpha * total) ** 0.75
   out = layers.local_response_norm(jnp.asarray(x), groups, **constants)
   np.testing.assert_allclose(out, expected, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('size', [4, 5])
+def test_the_norm_of_a_tpu_has_the_same_gradient(monkeypatch, size, dtype):
+  rng = np.random.default_rng(0)
+  x, g = (
+    jnp.asarray(rng.normal(scale=scale, size=(2, 3, 2, 16)), dtype)
+    for scale in (60, 1)
+  )
+  found = {}
+  for backend in ('cpu', 'tpu'):
+    monkeypatch.setattr(jax, 'default_backend', lambda b=backend: b)
+    norm = lambda x: layers.local_response_norm(x, 2, size)
+    found[backend] = jax.vjp(norm, x)[1](g)[0]
+  assert found['tpu'].dtype == dtype
+  # The sums are in float32 in both, in another order; terms may cancel.
+  np.testing.assert_allclose(
+    *(np.float32(f) for f in found.values()), rtol=1e-6, atol=1e-7
+  )
 
 
 def test_response_norm_matches_torch(torch, constants):

@@ -1,7 +1,5 @@
 """`pooling.max_pool` against loops over windows and pixels, in NumPy."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,16 +23,25 @@ def _loops(x, size, g):
   return maxima, gradient
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@pytest.fixture(params=['cpu', 'tpu'])  # XLA's gradient on a TPU.
+def backend(request, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: request.param)
+
+
 def _value_and_gradient(x, size, g):
-  out, pull = jax.vjp(lambda x: pooling.max_pool(x, size), x)
-  return out, pull(g)[0]
+  @jax.jit  # A new one in every test: another backend is traced anew.
+  def function(x, g):
+    out, pull = jax.vjp(lambda x: pooling.max_pool(x, size), x)
+    return out, pull(g)[0]
+
+  return function(x, g)
 
 
 # Where 3 and an even side or 2 and an odd side meet, no window has the last
 # row.
 @pytest.mark.parametrize('size', [2, 3])
 @pytest.mark.parametrize('height, width', [(3, 3), (7, 7), (8, 9), (4, 6)])
+@pytest.mark.usefixtures('backend')
 def test_maxima_and_their_gradient_equal_loops(size, height, width):
   rng = np.random.default_rng(0)
   # Few values, so that most windows have several equal maxima.
@@ -48,6 +55,7 @@ def test_maxima_and_their_gradient_equal_loops(size, height, width):
   np.testing.assert_array_equal(gradient, expected[1])
 
 
+@pytest.mark.usefixtures('backend')
 def test_of_equal_maxima_the_first_gets_the_gradient():
   x = jnp.zeros((1, 5, 5, 1))
   _, gradient = _value_and_gradient(x, 3, jnp.ones((1, 2, 2, 1)))
@@ -71,6 +79,7 @@ def test_bfloat16_stays_bfloat16_and_matches_loops():
   np.testing.assert_array_equal(np.float64(gradient), expected[1])
 
 
+@pytest.mark.usefixtures('backend')
 def test_nan_is_propagated():
   x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(jnp.nan)
   maxima, gradient = _value_and_gradient(x, 3, jnp.ones((1, 1, 1, 1)))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from experiments import compile_for_gpu
+from experiments import compile_for
 
 PROGRAM = """HloModule jit_step
 
@@ -25,24 +25,31 @@ ENTRY %main (x: f32[2,3], y: bf16[4]) -> (f32[2,3], bf16[4]) {
 
 
 def test_the_bytes_of_a_tuple_are_those_of_its_parts():
-  assert compile_for_gpu.num_bytes('f32[2,3]{1,0}') == 24
-  assert (
-    compile_for_gpu.num_bytes('(bf16[4]{0}, pred[]{}, u32[2]{0})') == 8 + 1 + 8
-  )
+  assert compile_for.num_bytes('f32[2,3]{1,0}') == 24
+  assert compile_for.num_bytes('(bf16[4]{0}, pred[]{}, u32[2]{0})') == 8 + 1 + 8
 
 
 def test_kernels_are_those_of_the_entry_with_the_bytes_they_access():
-  assert compile_for_gpu.kernels(PROGRAM) == [
-    (24 + 5 + 24 + 8, 'cudnn', 'step/conv1'),
-    (1 + 24, 'fusion', ''),
-    (12 + 8, 'all-gather-start', ''),
+  assert compile_for.kernels(PROGRAM) == [
+    (0, 24 + 5 + 24 + 8, 'cudnn', 'step/conv1'),
+    (0, 1 + 24, 'fusion', ''),
+    (0, 12 + 8, 'all-gather-start', ''),
   ]
+
+
+def test_on_a_tpu_those_with_the_most_estimated_cycles_come_first():
+  config = '{"estimated_cycles":"77"}'
+  program = PROGRAM.replace(
+    'f32[2,3]{1,0} get-tuple', 'f32[2,3]{1,0:T(8,128)} get-tuple'
+  ).replace('kind=kLoop', f'kind=kLoop, backend_config={config}')
+  cycles, accessed, kind, _ = compile_for.kernels(program)[0]
+  assert (cycles, accessed, kind) == (77, 1 + 24, 'fusion')
 
 
 def test_a_missing_file_is_one_line():
   flags = ['--target=no.txtpb', '--plugin=no.so']
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.compile_for_gpu', *flags],
+    [sys.executable, '-m', 'experiments.compile_for', *flags],
     capture_output=True,
     text=True,
   )

@@ -1,16 +1,20 @@
-r"""What XLA compiles the train step to, for GPUs that this machine does not have.
+r"""What XLA compiles the train step to, for devices that this machine does not have.
 
     pip install --no-deps --target=DIR jax-cuda13-pjrt==VERSION_OF_JAX
-    python -m experiments.compile_for_gpu --target=FILE
+    python -m experiments.compile_for --target=FILE
         --plugin=DIR/jax_plugins/xla_cuda13/xla_cuda_plugin.so
         [--layout=towers] [--devices=1] [--batch=128] [--dtype=float32]
 
+    pip install libtpu
+    python -m experiments.compile_for --target=v5e:1x1 [--layout=towers] ...
+
 FILE describes a GPU: one of xla/backends/gpu/target_config/specs of
-github.com/openxla/xla, such as a100_sxm_80.txtpb. The command prints the memory
-that the compiled program needs, how many kernels and collectives of each kind it
-has, and those that access the most memory, by the sizes of their operands and
-results. Nothing is run and nothing is autotuned, because CUDA's libraries are
-not there: this says nothing about speed.
+github.com/openxla/xla, such as a100_sxm_80.txtpb; v5e:1x1, v5e:2x2, ... are TPUs.
+The command prints the memory that the compiled program needs, how many kernels and
+collectives of each kind it has, and the largest: by the sizes of their operands and
+results, and for TPUs by the cycles that the compiler estimates. Nothing is run, and
+for GPUs nothing is autotuned, because CUDA's libraries are not there: this says
+nothing about speed. The whole net takes 10 s for a GPU and minutes for a TPU.
 """
 
 import collections
@@ -55,6 +59,17 @@ def gpu_devices(
   return topology.devices
 
 
+def tpu_devices(topology: str) -> list[jax.Device]:
+  """Devices of a topology such as 'v5e:1x1', to compile for.
+
+  Raises:
+    RuntimeError: if libtpu is missing or does not know the topology.
+  """
+  # It would ask Google Cloud which TPUs this machine has.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  return topologies.get_topology_desc(topology, 'tpu').devices
+
+
 def num_bytes(shape: str) -> int:
   """Bytes of a shape, or of a tuple of shapes, in the text of a program."""
   arrays = re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', shape)
@@ -64,8 +79,10 @@ def num_bytes(shape: str) -> int:
   )
 
 
-def kernels(program: str) -> list[tuple[int, str, str]]:
-  """(bytes of operands and results, kind, source), the largest first.
+def kernels(program: str) -> list[tuple[int, int, str, str]]:
+  """(cycles, bytes of operands and results, kind, source), the largest first.
+
+  Cycles are the TPU compiler's estimate; 0 where it gives none.
 
   Args:
     program: text of a compiled program.
@@ -82,8 +99,16 @@ def kernels(program: str) -> list[tuple[int, str, str]]:
     accessed += sum(num_bytes(shapes.get(o, '')) for o in operands)
     target = re.search(r'custom_call_target="([^"]*)"', rest)
     source = re.search(r'op_name="([^"]*)"', rest)
+    cycles = re.search(r'"estimated_cycles":"(\d+)"', rest)
     kind = target[1] if target else kind
-    found.append((accessed, kind, source[1] if source else ''))
+    found.append(
+      (
+        int(cycles[1]) if cycles else 0,
+        accessed,
+        kind,
+        source[1] if source else '',
+      )
+    )
   return sorted(found, reverse=True)
 
 
@@ -96,13 +121,18 @@ def print_program(compiled: jax.stages.Compiled) -> None:
     f' temporaries {memory.temp_size_in_bytes / 1e6:.0f}'
   )
   found = kernels(compiled.as_text())
-  accessed = sum(row[0] for row in found)
-  print(f'{len(found)} kernels and collectives access {accessed / 1e9:.2f} GB:')
-  kinds = collections.Counter(kind for _, kind, _ in found)
+  cycles, accessed = (sum(row[i] for row in found) for i in (0, 1))
+  print(
+    f'{len(found)} kernels and collectives access {accessed / 1e9:.2f} GB',
+    end='',
+  )
+  print(f', estimated at {cycles / 1e6:.1f} million cycles:' if cycles else ':')
+  kinds = collections.Counter(kind for _, _, kind, _ in found)
   for kind, number in kinds.most_common():
     print(f'  {number:4} {kind}')
-  for size, kind, source in found[:20]:
-    print(f'  {size / 1e6:6.0f} MB  {kind:32} {source[-60:]}')
+  for cycles, size, kind, source in found[:20]:
+    estimate = f'{cycles / 1e6:6.2f} M cycles' if cycles else ''
+    print(f'{estimate}  {size / 1e6:6.0f} MB  {kind:32} {source[-60:]}')
 
 
 FLAGS = flags.FLAGS
@@ -111,11 +141,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """The flags of the command."""
   flags.DEFINE_string(
-    'target', None, 'File that describes the GPU.', required=True
+    'target', None, 'File that describes the GPU, or v5e:1x1.', required=True
   )
-  flags.DEFINE_string(
-    'plugin', None, "Library of JAX's CUDA plugin.", required=True
-  )
+  flags.DEFINE_string('plugin', '', "For a GPU: library of JAX's CUDA plugin.")
   flags.DEFINE_enum(
     'layout', 'towers', mesh_lib.LAYOUTS, 'What is split over the devices.'
   )
@@ -126,16 +154,27 @@ def define_flags() -> None:
   )
 
 
-def main(_) -> None:
+def target_devices() -> tuple[str, list[jax.Device]]:
+  """'tpu' or 'gpu', and the devices that the flags ask for."""
+  if ':' in FLAGS.target:
+    try:
+      return 'tpu', tpu_devices(FLAGS.target)
+    except RuntimeError as error:
+      reason = str(error).splitlines()[0]
+      sys.exit(f'--target={FLAGS.target} cannot be compiled for: {reason}')
   for name in ('target', 'plugin'):
     if not os.path.isfile(path := FLAGS[name].value):
       sys.exit(f'--{name}={path} is not a file')
+  config = pathlib.Path(FLAGS.target).read_text()
+  return 'gpu', gpu_devices(FLAGS.plugin, config, FLAGS.devices)
+
+
+def main(_) -> None:
   command.quiet_libraries()
-  target_config = pathlib.Path(FLAGS.target).read_text()
-  devices = gpu_devices(FLAGS.plugin, target_config, FLAGS.devices)
+  backend, devices = target_devices()
   with (
     mock.patch.object(jax, 'local_devices', lambda: devices),
-    mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
+    mock.patch.object(jax, 'default_backend', lambda: backend),
   ):
     mesh = mesh_lib.create_mesh(FLAGS.layout, 'auto', devices)
     net = synthetic.network(FLAGS.layout, mesh, dtype=FLAGS.dtype)
