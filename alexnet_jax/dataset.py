@@ -212,7 +212,8 @@ def warn_of_sizes(
     log.warning(
       'config.input.batch_size=%d exceeds the %d examples of'
       ' config.input.train_split=%s: a batch has examples more than once, and a'
-      ' step is more than an epoch; set it to at most %d, better a tenth',
+      ' step is more than an epoch; set it to at most %d, or lower for several'
+      ' steps per epoch',
       *(train_batch_size, number, train_split, number),
     )
   number = dataset.num_examples[eval_split]

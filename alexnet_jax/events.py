@@ -16,9 +16,11 @@ import numpy as np
 if 'torch' not in sys.modules:
   sys.modules['torch'] = None
 from tensorboardX import event_file_writer
-from tensorboardX import proto
 from tensorboardX import record_writer
 from tensorboardX import summary
+from tensorboardX.proto import api_pb2
+from tensorboardX.proto import event_pb2
+from tensorboardX.proto import plugin_hparams_pb2
 
 if sys.modules['torch'] is None:
   del sys.modules['torch']
@@ -73,10 +75,10 @@ class EventWriter:
     """Writes the status for the HPARAMS tab: SUCCESS or FAILURE."""
     _, _, end = summary.hparams({}, {})  # Its status is SUCCESS.
     if not succeeded:
-      data = proto.plugin_hparams_pb2.HParamsPluginData()
+      data = plugin_hparams_pb2.HParamsPluginData()
       plugin_data = end.value[0].metadata.plugin_data
       data.ParseFromString(plugin_data.content)
-      data.session_end_info.status = proto.api_pb2.Status.STATUS_FAILURE
+      data.session_end_info.status = api_pb2.Status.STATUS_FAILURE
       plugin_data.content = data.SerializeToString()
     self._write(0, end)
 
@@ -85,9 +87,7 @@ class EventWriter:
 
   def _write(self, step, *summaries):
     for value in summaries:
-      event = proto.event_pb2.Event(
-        summary=value, step=step, wall_time=time.time()
-      )
+      event = event_pb2.Event(summary=value, step=step, wall_time=time.time())
       self._writer.write_event(event)
     self._writer.flush()
 
@@ -126,21 +126,23 @@ def _records(content: bytes) -> Iterator:
 
   A record is a header (length, CRC), the event, and its CRC. After the last
   complete one there may be the beginning of another, which a kill interrupted.
+  The CRCs take 0.2 s per MB, unless the package `crc32c` is installed.
 
   Raises:
     ValueError: if a record is damaged.
   """
   start = 0
   while start + 12 <= len(content):
+    header = content[start : start + 8]
     length, crc = struct.unpack_from('<QI', content, start)
-    if crc != record_writer.masked_crc32c(content[start : start + 8]):
+    if crc != record_writer.masked_crc32c(header):
       raise ValueError(f'wrong checksum at byte {start}')
     end = start + 12 + length + 4
     if end > len(content):
       return
-    try:
-      event = proto.event_pb2.Event.FromString(content[start + 12 : end - 4])
-    except Exception as error:  # Protobuf's own DecodeError.
-      raise ValueError(f'{error} at byte {start}') from error
-    yield content[start:end], event
+    data = content[start + 12 : end - 4]
+    (crc,) = struct.unpack_from('<I', content, end - 4)
+    if crc != record_writer.masked_crc32c(data):
+      raise ValueError(f'wrong checksum at byte {end - 4}')
+    yield content[start:end], event_pb2.Event.FromString(data)
     start = end

@@ -54,10 +54,10 @@ def train_and_evaluate(
   table = train_step_lib.make_timetable(run)
   arguments = train_step_lib.StepArguments(run, table)
   evaluator = evaluator_lib.Evaluator(run)
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
     checkpoints = checkpoint.Checkpoints(workdir)
-    stack.callback(checkpoints.close)
+    saving.callback(checkpoints.close)
     state, metadata = _create_or_restore(run, checkpoints)
     step = int(placement.fetch(state.step))
     batches = run.train_batches(step)
@@ -104,10 +104,11 @@ def train_and_evaluate(
         _check_finite(_norm(state), 'the norm of the state', step)
         error = row.get('eval/top1_error')  # None without evaluation.
         checkpoints.save(step, state, dataclasses.asdict(metadata), error)
-  seconds = metadata.wall_seconds + time.time() - began
-  workdir_lib.write_result(
-    workdir, step, table.epoch(step), seconds, commit, metadata.metrics
-  )
+    saving.close()  # Waits for the last save: if it fails, so does the run.
+    seconds = metadata.wall_seconds + time.time() - began
+    workdir_lib.write_result(
+      workdir, step, table.epoch(step), seconds, commit, metadata.metrics
+    )
   return metadata.metrics
 
 

@@ -112,6 +112,11 @@ def whole_records(content):
   return offsets[:-1]
 
 
+def flip_a_bit_of_the_value(content, at):
+  value = content.index(struct.pack('<f', 3 / 8), at)  # That of step 3.
+  return content[:value] + bytes([content[value] ^ 1]) + content[value + 1 :]
+
+
 @pytest.mark.parametrize(
   'damage',
   [
@@ -119,8 +124,9 @@ def whole_records(content):
     lambda content, at: content[:at] + bytes(len(content) - at),
     lambda content, at: content[:at] + b'\x07' + content[at + 1 :],
     lambda content, at: content[:at] + b'text, no record',
+    flip_a_bit_of_the_value,
   ],
-  ids=['event', 'zeros', 'length', 'text'],
+  ids=['event', 'zeros', 'length', 'text', 'value'],
 )
 def test_a_damaged_event_file_is_kept_aside_in_one_line(
   tmp_path, caplog, damage

@@ -1,6 +1,7 @@
 """Settings of JAX that a user has made for all programs.
 
-That a whole training is the same with them is in train_test.py.
+That a whole training is the same with all of them, set as variables, is in
+train_test.py.
 """
 
 import jax

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -46,7 +47,9 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
+from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
+from tests import jax_settings_test
 
 # 1,497 digits in batches of 16 are 93.6 steps an epoch; the run has 24 steps.
 # It is evaluated after steps 10, 19 and 24, and the rate drops after step 16.
@@ -519,13 +522,10 @@ def test_the_first_batch_is_freed(uninterrupted):
 
 
 # What a user may have set for all programs; the run must not change.
-JAX_VARIABLES = {
-  'JAX_DEFAULT_PRNG_IMPL': 'rbg',
-  'JAX_RANDOM_SEED_OFFSET': '7',
-  'JAX_THREEFRY_PARTITIONABLE': '0',
-  'JAX_ENABLE_X64': '1',
-  'JAX_DISABLE_JIT': '1',
-  'JAX_TRANSFER_GUARD': 'disallow',
+PINNED_VARIABLES = {
+  name.upper(): str(value) for name, value in jax_settings_test.OTHERS.items()
+}
+OTHER_VARIABLES = {
   'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
   'JAX_LEGACY_PRNG_KEY': 'error',
 }
@@ -548,11 +548,14 @@ def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
       *(f'--config={config_file}', f'--workdir={tmp_path}'),
     ],
     cwd=ROOT,
-    env=os.environ | JAX_VARIABLES,
+    env=os.environ | PINNED_VARIABLES | OTHER_VARIABLES,
     capture_output=True,
     text=True,
   )
   assert killed.returncode == -signal.SIGKILL, killed.stderr
+  for name, value in PINNED_VARIABLES.items():
+    if not name.startswith('JAX_TRANSFER_GUARD_'):  # JAX_TRANSFER_GUARD's part.
+      assert f'{name.lower()}={value} to' in killed.stderr
   # There are rows after the checkpoint of step 12, which must not be repeated,
   # and the rate drops at the end of one of them.
   assert [int(r['step']) for r in read_rows(tmp_path)] == [5, 6, 10, 12, 15, 16]
@@ -594,6 +597,29 @@ def test_a_run_killed_after_its_last_checkpoint_writes_its_result_when_resumed(
   again = json.loads(path.read_text())
   del finished['wall_seconds'], again['wall_seconds']
   assert again == finished
+
+
+@pytest.mark.parametrize(
+  ('owner', 'name'),
+  [(checkpoint.Checkpoints, 'close'), (workdir_lib, 'write_result')],
+)
+def test_a_run_whose_last_checkpoint_or_result_is_not_written_has_failed(
+  uninterrupted, config, tmp_path, monkeypatch, owner, name
+):
+  workdir = shutil.copytree(uninterrupted.workdir, tmp_path / 'run')
+  (workdir / 'result.json').unlink()
+  original = getattr(owner, name)
+
+  def fail(*args):
+    original(*args)
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(owner, name, fail)
+  with pytest.raises(OSError, match='No space left'):
+    train.train_and_evaluate(config, workdir)
+  assert status_of(workdir) == 'STATUS_FAILURE'
+  # Without its last checkpoint the run has no result.
+  assert (workdir / 'result.json').exists() == (name == 'write_result')
 
 
 def test_a_run_that_is_trained_further_has_the_result_of_all_its_steps(
