@@ -1,4 +1,4 @@
-"""Decoded examples in memory, so that no image is decoded twice.
+"""Decoded examples in memory, so that hardly any image is decoded twice.
 
 A cache holds a whole split. The input pipeline fills it during the first epoch,
 in the order in which the examples are read; from then on a batch is a copy. In
