@@ -37,6 +37,7 @@ from alexnet_jax import layers
 from alexnet_jax import pooling
 from alexnet_jax import towers
 from benchmarks import harness
+from benchmarks import plots
 from benchmarks import synthetic
 from benchmarks import train_step
 
