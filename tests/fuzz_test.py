@@ -47,8 +47,6 @@ pytestmark = [
 
 SEED = int(os.environ.get('FUZZ_SEED', 0))
 NUM_WORLDS = int(os.environ.get('FUZZ_WORLDS', 200))
-# When they were drawn, each of these worlds had a fault of its own.
-QUICK = (8, 10, 17, 41)
 ROOT = pathlib.Path(main.__file__).parents[1]
 CONFIG = """
 from configs import quickstart
@@ -115,10 +113,14 @@ class Place:
       os.makedirs(folder)
     config = self.path(self.given['config'])
     os.makedirs(config, exist_ok=True)
-    with open(f'{config}/tiny.py', 'w') as file:
+    with open(f'{config}/{worlds.CONFIG_FILE}', 'w') as file:
       file.write(CONFIG)
     write_images(self.path(self.given['source']), self.world)
     self.environment(True)  # Creates a broken module.
+    if closed := self.world.closed:
+      closed = self.path(self.given[closed])
+      os.makedirs(closed, exist_ok=True)
+      os.chmod(closed, 0)
 
   def path(self, given):
     """The absolute path that the command line means."""
@@ -148,7 +150,7 @@ class Place:
     if stage == 'evaluate':
       return {'mode': 'evaluate', 'views': 'one', **workdir}
     return {  # The config comes first, as ml_collections requires.
-      'config': os.path.join(self.given['config'], 'tiny.py'),
+      'config': os.path.join(self.given['config'], self.world.config_file),
       'config.train.epochs': 2 if stage == 'resume' else 1,
       'config.input.dataset': self.world.name,
       'config.input.data_dir': self.given['data'],
@@ -380,7 +382,7 @@ def play_plain(folder, run, environment):
   return plain, expected
 
 
-def check_world(world, number, folder, plain):
+def check_world(world, label, folder, plain):
   plain, expected = plain
   try:
     place = Place(world, f'{folder}/w', plain.run, plain.base, plain)
@@ -388,26 +390,25 @@ def check_world(world, number, folder, plain):
     if world.same_bits and found != expected:
       raise Fault(f'the values are {found}, not {expected}')
   except Fault as fault:
-    pytest.fail(
-      f'seed {SEED}, number {number}: {world}\n{fault}', pytrace=False
-    )
+    pytest.fail(f'{label}: {world}\n{fault}', pytrace=False)
   assert numbers(found) == pytest.approx(numbers(expected), rel=1e-4)
-  print(f'number {number}, refused: {", ".join(refused) or "nothing"}')
+  print(f'{label}, refused: {", ".join(refused) or "nothing"}')
 
 
-@pytest.mark.parametrize(
-  'number',
-  [
-    pytest.param(n, marks=[pytest.mark.slow] if n not in QUICK else [])
-    for n in range(NUM_WORLDS)
-  ],
-)
+@pytest.mark.parametrize('name', worlds.QUICK)
+def test_quick_worlds(name, tmp_path, plain_here):
+  check_world(worlds.QUICK[name], name, tmp_path, plain_here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', range(NUM_WORLDS))
 def test_paths(number, tmp_path, plain_here):
-  check_world(worlds.draw(SEED, number), number, tmp_path, plain_here)
+  world = worlds.draw(SEED, number)
+  check_world(world, f'seed {SEED}, number {number}', tmp_path, plain_here)
 
 
 @pytest.mark.slow  # Each of the four commands starts Python and JAX.
 @pytest.mark.parametrize('number', range(NUM_WORLDS))
 def test_environments(number, tmp_path, plain_process):
   world = worlds.draw_environment(SEED, number)
-  check_world(world, number, tmp_path, plain_process)
+  check_world(world, f'seed {SEED}, number {number}', tmp_path, plain_process)

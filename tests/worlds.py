@@ -80,6 +80,10 @@ NAMES = (
   'x' * 256,
 )
 
+TOO_LONG = 'x' * 256  # Bytes; a file system takes 255.
+CONFIG_FILE = 'tiny.py'
+NO_CONFIG_FILES = ('missing.py', f'{TOO_LONG}.py', '')  # '' is the folder.
+
 BROKEN = 'BROKEN'  # Stands for a module that cannot be imported.
 # Environment variables with the values that are tried; None: not set.
 VARIABLES = {
@@ -167,6 +171,9 @@ class World:
     cwd: the working directory, relative to the world's folder.
     given: by place, what the command line says: a path relative to `cwd`, or
       below '{root}', which stands for the world's folder.
+    config_file: the file in the folder of `config` that the command line names;
+      there is only `CONFIG_FILE`.
+    closed: a place whose folder has mode 000, which root does not notice.
     name: name of the data set.
     classes: names of the class folders, sorted.
     files: names of the images, sorted.
@@ -180,6 +187,8 @@ class World:
   given: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: {p: f'{{root}}/plain/{p}' for p in PLACES}
   )
+  config_file: str = CONFIG_FILE
+  closed: str | None = None
   name: str = 'plain'
   classes: Sequence[str] = ('a', 'b', 'c')
   files: Sequence[str] = tuple(f'{i:02}.png' for i in range(NUM_FILES))
@@ -189,6 +198,104 @@ class World:
   )
   harmless: bool = True
   same_bits: bool = True
+
+
+# Worlds that are always tried. Each of the first four had a fault of its own.
+QUICK = {
+  'a': World(
+    cwd='cwd/c$HOME',
+    given={
+      'config': '{root}/config/&digits${a}/a\U0001f600/',
+      'source': '{root}/source/a:b/%s/aa`',
+      'data': '{root}/data/~nobody-here/',
+      'workdir': 'c^lr=[0.01]1:2/',
+    },
+    name='x' * 255,
+    classes=(' ', ']c', 'ac\u2028a:b'),
+    files=(
+      *('%(a)sdamaged.1', '***\udcff', '--', '-x', ']b\x0bx[0:3]', '`c-of-'),
+      *('a:ba[:', 'ca-of-', 'con.', 'http:', 'val', '~a'),
+    ),
+    harmless=False,
+  ),
+  'b': World(
+    cwd='cwd/~a:b \udce9/x ',
+    given={
+      'config': '{0}ab/x.../',
+      'source': '{root}/source/aa\ta/nan[ab]',
+      'data': '{root}/data/!^ba',
+      'workdir': '\r/\u200bfolder:/#1@4\\1;/',
+    },
+    name='x_1',
+    classes=('&', '[ab]ß*c', 'x..x'),
+    files=(
+      *('#cnana', '%(a)sc$', '%2F\n', ':', 'a:b', 'bbcdamaged.1', 'http:'),
+      *('nanb', 'x.pngcbdamaged.1', '~root', '\xa0c', '\u2028cﬁ%(a)s'),
+    ),
+    val_form='NFD',
+    harmless=False,
+  ),
+  'c': World(
+    cwd='cwd/~/' + '猫' * 85,
+    given={
+      'config': '{root}/config/c&aa/b[!a]a/damaged.1[1]b',
+      'source': '{root}/source/!ca/-of-\udcff',
+      'data': '{root}/data/-of-$HOME/',
+      'workdir': '-of-\\1a.npz',
+    },
+    name='x_1',
+    classes=('%2Fc\udcc3b', '--', 'bc"'),
+    files=(
+      *('!', '$c<"', '<[!a]c', '>1a@', '\\*[ab]', 'aa\\1,', 'ac[!a]'),
+      *('b\\1\x7f', 'digits.incompletec.tmp', '~root', 'é' * 127, '猫' * 85),
+    ),
+    harmless=False,
+  ),
+  'd': World(
+    cwd='cwd/x...',
+    given={
+      'config': '{root}/config/#',
+      'source': '{root}/source/damaged.1&b',
+      'data': '{root}/data/' + '猫' * 85 + '/',
+      'workdir': '{root}/workdir/c=\u202e**',
+    },
+    name='x_1',
+    classes=('$HOME', '%(a)s', 'a'),
+    files=(
+      *(' ', "'", '1:2cca', 'a', 'c', 'ca:ba]', 'con.', 'c\u200bb', 'x' * 255),
+      *('~nobody-here', '~root', 'ﬁ***'),
+    ),
+    harmless=False,
+  ),
+  'too long': World(
+    given={
+      'config': '{root}/config',
+      'source': '{root}/source',
+      'data': '{root}/' + TOO_LONG,
+      'workdir': '{root}/workdir/' + TOO_LONG,
+    },
+    config_file=f'{TOO_LONG}.py',
+    harmless=False,
+  ),
+  # What is read while a command runs; others are read by imports.
+  'environment': World(
+    given={place: f'{{root}}/{place}/é 猫' for place in PLACES},
+    environment={
+      'HOME': '/dev/null',
+      'USER': '\udcff',
+      'TMPDIR': '/proc/nothing',
+      'XDG_CACHE_HOME': '/proc/nothing',
+      'TFDS_DATA_DIR': 'gs://b/x',
+      'GIT_DIR': '/proc/nothing',
+      'PATH': '',
+      'TZ': 'nonsense',
+      'COLUMNS': 'nonsense',
+      'SLURM_JOB_ID': '1',
+      'KUBERNETES_SERVICE_HOST': 'h',
+      'HTTPS_PROXY': 'nonsense',
+    },
+  ),
+}
 
 
 def draw(seed: int, number: int) -> World:
@@ -203,10 +310,16 @@ def draw(seed: int, number: int) -> World:
     given[place] = base + path(3) + rng.choice(['', '', '', '/'])
     if place != 'config' and not harmless and rng.random() < 0.06:
       given[place] = rng.choice(URLS)
+  if not harmless and rng.random() < 0.06:
+    given[rng.choice(['data', 'workdir'])] += f'/{TOO_LONG}'
+  no_config = not harmless and rng.random() < 0.06
+  is_closed = not harmless and rng.random() < 0.06
   odd_name = not harmless and rng.random() < 0.15
   world = World(
     cwd=f'cwd/{path(2)}',
     given=given,
+    config_file=rng.choice(NO_CONFIG_FILES) if no_config else CONFIG_FILE,
+    closed=rng.choice(PLACES) if is_closed else None,
     name=rng.choice([*NAMES, component()]) if odd_name else 'x_1',
     classes=_distinct(component, NUM_CLASSES),
     files=_distinct(component, NUM_FILES),
