@@ -257,8 +257,8 @@ def main(_) -> None:
   if unknown := [name for name in FLAGS.only if name not in PARTS]:
     sys.exit(f'--only={unknown[0]} is none of {", ".join(PARTS)}')
   if not FLAGS.quick and (found := backend()) != 'gpu':
-    print(f'JAX sees no GPU (its backend is {found or "missing"}); --quick'
-          ' tries the parts without one', file=sys.stderr)  # fmt: skip
+    problem = f'JAX sees no GPU (its backend is {found or "missing"})'
+    print(f'{problem}; --quick tries all without one', file=sys.stderr)
     sys.exit(NO_GPU)
   # In small, another seed is the same part.
   names = FLAGS.only or [n for n in PARTS if not (FLAGS.quick and 'seed' in n)]
