@@ -52,8 +52,7 @@ from alexnet_jax.runtime import files
 NO_GPU = 3  # Exit code.
 NECESSARY = 'machine', 'numerics'
 PHOTOGRAPHS, CIFAR10 = 'imagenette', 'cifar10'
-CACHES = 'host', 'device', 'none'
-DTYPES = 'bfloat16', 'float32'
+CACHES, DTYPES = ('host', 'device', 'none'), ('bfloat16', 'float32')
 FLAGS = flags.FLAGS
 
 
