@@ -203,7 +203,7 @@ def test_the_script_says_how_it_is_used(words):
   assert 'run OUT [FLAG..]' in done.stderr and 'set -eu' not in done.stderr
 
 
-@pytest.mark.slow  # Three minutes on two idle cores. To run it alone:
+@pytest.mark.slow  # Minutes: 340 s on two cores with other work. To run it alone:
 # python -m pytest -n0 -m slow tests/gpu_benchmark_test.py
 def test_every_part_in_small(tmp_path):
   rng = np.random.default_rng(0)
@@ -237,4 +237,4 @@ def test_every_part_in_small(tmp_path):
   assert [*found] == [name for name in gpu.PARTS if 'seed' not in name]
   assert (tmp_path / 'out.tar.gz').stat().st_size < 16 * 2**20
   seconds = sum(after[2:4]) - sum(before[2:4])
-  assert seconds < 2 * 180  # On two cores three minutes.
+  assert seconds < 2 * 180  # CPU-seconds: two idle cores, three minutes.
