@@ -117,10 +117,10 @@ class Place:
       file.write(CONFIG)
     write_images(self.path(self.given['source']), self.world)
     self.environment(True)  # Creates a broken module.
-    if closed := self.world.closed:
-      closed = self.path(self.given[closed])
-      os.makedirs(closed, exist_ok=True)
-      os.chmod(closed, 0)
+    if self.world.closed:
+      self.closed = self.path(self.given[self.world.closed])
+      os.makedirs(self.closed, exist_ok=True)
+      os.chmod(self.closed, 0)
 
   def path(self, given):
     """The absolute path that the command line means."""
@@ -384,13 +384,16 @@ def play_plain(folder, run, environment):
 
 def check_world(world, label, folder, plain):
   plain, expected = plain
+  place = Place(world, f'{folder}/w', plain.run, plain.base, plain)
   try:
-    place = Place(world, f'{folder}/w', plain.run, plain.base, plain)
     found, refused = play(place)
     if world.same_bits and found != expected:
       raise Fault(f'the values are {found}, not {expected}')
   except Fault as fault:
     pytest.fail(f'{label}: {world}\n{fault}', pytrace=False)
+  finally:
+    if world.closed:  # pytest will remove it.
+      os.chmod(place.closed, 0o700)
   assert numbers(found) == pytest.approx(numbers(expected), rel=1e-4)
   print(f'{label}, refused: {", ".join(refused) or "nothing"}')
 
