@@ -28,7 +28,8 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
     name: flag or config key that holds it, for the messages.
 
   Raises:
-    ValueError: if it is a URL, is not valid UTF-8, or as from `expand_home`.
+    ValueError: if it is a URL, is not valid UTF-8, is longer than Linux allows,
+      or as from `expand_home`.
   """
   check_not_url(path, name)
   absolute = expand_home(path, name).absolute()
@@ -38,6 +39,13 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
     raise ValueError(
       f'{name}={path}: the path {absolute} is not valid UTF-8; rename the folder'
     ) from error
+  if len(os.fsencode(absolute)) > 4095 or any(
+    len(os.fsencode(part)) > 255 for part in absolute.parts
+  ):
+    raise ValueError(
+      f'{name}={path}: names have at most 255 bytes, paths 4,095; name a shorter'
+      ' path'
+    )
   if absolute.parts[1:2] and absolute.parts[1] in ('gs', 's3', 'az', 'hf'):
     return pathlib.Path(f'//{str(absolute).lstrip("/")}')
   return absolute
