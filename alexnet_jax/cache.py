@@ -63,7 +63,7 @@ class Cache:
   def read(
     self, read: Read, row: int, out: UInt8[np.ndarray, 'size size 3']
   ) -> int:
-    """Does what `read` does, but decodes each row only once."""
+    """Does what `read` does, from memory if the row has been decoded."""
     # Threads that read the same row at the same time decode it into their own
     # `out`, and then write the same bytes here.
     if self._is_decoded[row]:

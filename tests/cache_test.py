@@ -127,7 +127,7 @@ def test_batches_are_the_same_as_without_a_cache(
   assert {*decoded} == {*colours}
   assert twice.total() < config.input.batch_size
   once = len(decoded)
-  # As a run that resumes in the same process: nothing is decoded again.
+  # A run that resumes in the same process decodes nothing again.
   assert_same(take(cached.train_batches(4), steps - 2), expected[2:])
   assert len(decoded) == once
 
@@ -155,7 +155,7 @@ def test_training_and_evaluation_share_what_they_both_read(
       next(batches)
   assert_same(first, second)
   assert {*decoded} == {*range(NUM_TRAIN)}
-  # As above: an image that a batch has twice may be decoded twice.
+  # Two threads may decode an image that a batch has twice.
   assert len(decoded) < NUM_TRAIN + config.input.batch_size
 
 
