@@ -10,6 +10,7 @@ It runs on one device. `trained_net` evaluates a whole split on all of them.
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import functools
+import itertools
 import os
 import pathlib
 
@@ -211,10 +212,9 @@ class Net:
         f'images is an array of shape {list(images.shape)}; pass a list of'
         ' arrays [height, width, 3], or one array [images, height, width, 3]'
       )
-    batch = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
       images = iter(images)
-      while batch := [x for _, x in zip(range(BATCH_SIZE), images)]:
+      while batch := list(itertools.islice(images, BATCH_SIZE)):
         yield np.stack(list(pool.map(self.stored, batch)))
 
   @functools.cached_property
