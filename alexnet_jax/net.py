@@ -12,7 +12,6 @@ import concurrent.futures
 import functools
 import itertools
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,13 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import augment
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import evaluator
 from alexnet_jax import images as images_lib
 from alexnet_jax import model
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
+from alexnet_jax.runtime import files
 
 BATCH_SIZE = 32
 VIEWS = ('one', 'many')
@@ -264,7 +265,7 @@ def open_weights(
   data_dir: str | os.PathLike | None = None,
 ) -> weights_lib.Weights:
   """The weights of a net; arguments and errors are those of `load`."""
-  path = pathlib.Path(path).expanduser()
+  path = files.local_path(path, 'path')
   if not path.is_dir():
     if path.suffix != weights_lib.SUFFIX and path.exists():
       raise ValueError(
@@ -273,15 +274,19 @@ def open_weights(
       )
     return weights_lib.load(path)
   config = trained_net.read_config(path, data_dir=data_dir and str(data_dir))
-  with config.unlocked():
-    config.mesh.layout = 'data'  # One device has both towers.
-    config.input.cache = 'none'
+  on_one_device = config.copy_and_resolve_references()
+  with on_one_device.unlocked():
+    on_one_device.mesh.layout = 'data'  # It has both towers.
+    on_one_device.input.cache = 'none'
   trained = trained_net.open_net(
-    path, checkpoint, config=config, devices=jax.local_devices()[:1]
+    path, checkpoint, config=on_one_device, devices=jax.local_devices()[:1]
   )
+  with config.unlocked():  # The weights may go to others, without our paths.
+    config.input.data_dir = dataset_lib.DATA_DIR
+    config.train.init_workdir = ''
   return weights_lib.Weights(
     jax.device_get(trained.params),
-    trained.config,
+    config,
     trained.class_names,
     np.asarray(trained.statistics.mean_image),
     {'source': f'step {trained.step} of a run on {config.input.dataset}'},

@@ -183,6 +183,11 @@ def test_a_file_and_the_work_directory_are_the_same_net(net, images, tmp_path):
   )
 
 
+def test_weights_do_not_carry_the_paths_of_their_owner(net, data_dir):
+  assert net.config.input.data_dir == '~/alexnet_jax_data'
+  assert str(data_dir) not in str(net.config)
+
+
 def test_a_path_that_is_no_net_is_one_clear_error(tmp_path):
   with pytest.raises(FileNotFoundError, match='nothing'):
     net_lib.load(tmp_path / 'nothing')
