@@ -251,7 +251,7 @@ def read_config(
   if config is None:
     config = workdir_lib.read_config(workdir)
     config.input.cache = 'auto'  # This machine may have less memory.
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references().unlock()
   if split:
     config.input.eval_split = split
   if data_dir:

@@ -155,9 +155,10 @@ def _describe(path, metadata):
 
 
 def _for_one_device(config):
-  config = ml_collections.ConfigDict(config).unlock()
-  config.mesh.layout = 'data'
-  return config.lock()
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.mesh.layout = 'data'
+  return config
 
 
 def shapes(config: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
