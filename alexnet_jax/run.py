@@ -63,6 +63,7 @@ class Run:
       flip=self.config.augment.flip,
       color_divide=self.config.augment.color_divide,
       central_mean=self.config.augment.central_mean,
+      channel_stds=self.config.input.channel_stds,
     )
 
   @property
@@ -158,7 +159,10 @@ def open_run(
   directions = augment.color_directions(
     dataset.rgb_covariance, config.augment.color_square_root
   )
-  statistics = Statistics(dataset.mean_image, directions)
+  mean_image = dataset.mean_image
+  if inputs.channel_means:
+    mean_image = augment.mean_image_of(inputs.channel_means, inputs.image_size)
+  statistics = Statistics(mean_image, directions)
   splits = {inputs.train_split, inputs.eval_split}
   if not trains:
     splits = {inputs.eval_split}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import feature_maps
 from alexnet_jax import model
 from alexnet_jax.runtime import compilation
 
@@ -269,7 +270,7 @@ def test_conv1_also_has_55_pixels_from_crops_of_227():
 )
 def test_feature_maps_have_these_sizes(geometry, sizes):
   names = ('conv1', 'pool1', 'pool2', 'pool5')
-  assert model.feature_map_sizes(*geometry) == dict(
+  assert feature_maps.sizes(*geometry) == dict(
     zip(names, sizes, strict=True)
   )
 

@@ -1,1 +1,4 @@
-"""Weights of other libraries read, and nets written for other libraries."""
+"""Conversion of trained nets, from and to the formats of others.
+
+The command is `python -m alexnet_jax.convert`; see convert.py.
+"""
