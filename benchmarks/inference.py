@@ -142,9 +142,9 @@ def compare(names, batch, dtype, rounds, narrow) -> dict[str, object]:
   taken = harness.seconds(workers, rounds)
   for worker in workers.values():
     worker.close()
-  wrong = [n for n, d in differences.items() if not d < TOLERANCES[dtype]]
-  if wrong:
-    sys.exit(f'the logits differ from ours: {differences}')
+  for name, difference in differences.items():
+    if not difference < TOLERANCES[dtype]:
+      sys.exit(f'{name} differs from ours by {difference:.1e} of the deviation')
   return {
     'seconds': taken,
     'first_seconds': first,
