@@ -7,19 +7,20 @@ card is written beside the output.
 """
 
 import logging
-import sys
 
 from alexnet_jax.runtime import command
 
 if __name__ == '__main__':
   command.import_jax()
 
+from absl import app
 from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax.convert import convert
 from alexnet_jax.runtime import config_file
 from alexnet_jax.runtime import jax_settings
+from alexnet_jax.runtime import utf8
 
 INPUT = flags.DEFINE_string(
   'input',
@@ -90,17 +91,10 @@ def main(_) -> None:
     )
     about = {'source': SOURCE.value, 'license': LICENSE.value}
     weights.about.update({k: v for k, v in about.items() if v is not None})
-    try:
-      convert.write(output, weights, CROPS.value)
-    except ModuleNotFoundError as error:
-      sys.exit(str(error))
+    convert.write(output, weights, CROPS.value)
     logging.getLogger('alexnet_jax').info('Wrote %s.', output)
 
 
 if __name__ == '__main__':
-  from absl import app
-
-  from alexnet_jax.runtime import utf8
-
   utf8.use_utf8()
   app.run(main, flags_parser=parse_flags)

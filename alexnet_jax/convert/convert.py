@@ -71,8 +71,8 @@ def read(
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if one of them is damaged or does not fit.
-    ModuleNotFoundError: if PyTorch has to read it and is not installed.
+    ValueError: if one of them is damaged or does not fit, or PyTorch has to
+      read it and is not installed.
   """
   path = files.local_path(path, '--input')
   names = class_names and _read_names(files.local_path(class_names, 'class_names'))
@@ -140,8 +140,8 @@ def write(
     crops: for ONNX and StableHLO: the bare net, from crops to logits.
 
   Raises:
-    ValueError: if the format cannot hold this net.
-    ModuleNotFoundError: if it needs a package that is not installed.
+    ValueError: if the format cannot hold this net, or needs a package that is
+      not installed.
   """
   if path.name.endswith((TORCH_SAFETENSORS, '.pt', '.pth')):
     _write_torch(path, weights)
