@@ -6,6 +6,8 @@ components of the training set's RGB values, and the views of test time (section
 to be called under jit.
 """
 
+from collections.abc import Sequence
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -49,6 +51,7 @@ def random_views(
   flip: bool,
   color_divide: bool = False,
   central_mean: bool = False,
+  channel_stds: Sequence[float] = (),
 ) -> Float[Array, 'batch crop crop 3']:
   """One random training view of each image: 0..255 minus the mean image.
 
@@ -68,6 +71,8 @@ def random_views(
       the original source does, to keep the scale of test images.
     central_mean: whether to subtract the central crop of the mean image, not
       reflected, for every crop. Deviation S8: the original source does.
+    channel_stds: what R, G and B are divided by at last; () for nothing.
+      Deviation S8: the standard deviations in torchvision.
   """
   offsets = images.shape[1] - crop_size + 1
 
@@ -80,7 +85,8 @@ def random_views(
     out = _view(image, mean_image, (y, x, reflected), crop_size, central_mean)
     noise = directions @ (color_std * jax.random.normal(color_key, (3,)))
     out += noise[None, None]
-    return out / (1 + color_std) if color_divide else out
+    out = out / (1 + color_std) if color_divide else out
+    return _divide(out, channel_stds)
 
   return jax.vmap(view)(images, batch_indices)
 
@@ -112,13 +118,15 @@ def view_at(
   offset: Int[Array, '3'],
   crop_size: int,
   central_mean: bool = False,
+  channel_stds: Sequence[float] = (),
 ) -> Float[Array, 'batch crop crop 3']:
   """The view (y, x, reflected) of every image, minus the mean image.
 
-  The mean image, `central_mean` and the scale are as in `random_views`.
+  The mean image, `central_mean`, `channel_stds` and the scale are as in
+  `random_views`.
   """
   view = lambda image: _view(image, mean_image, offset, crop_size, central_mean)
-  return jax.vmap(view)(images)
+  return _divide(jax.vmap(view)(images), channel_stds)
 
 
 def _view(image, mean_image, offset, size, central_mean):
@@ -128,6 +136,13 @@ def _view(image, mean_image, offset, size, central_mean):
     centre = (mean_image.shape[0] - size) // 2
     return _reflect(out, reflected) - _crop(mean_image, centre, centre, size)
   return _reflect(out - _crop(mean_image, y, x, size), reflected)
+
+
+def _divide(views, channel_stds):
+  if not channel_stds:
+    return views
+  stds = jnp.asarray(channel_stds, views.dtype)
+  return views / stds.reshape((1,) * (views.ndim - 1) + (3,))
 
 
 def _crop(image, y, x, size):

@@ -7,66 +7,11 @@ import math
 
 import ml_collections
 
-from alexnet_jax import cache
+from alexnet_jax import feature_maps
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
-
-# For each rule a predicate, and the keys whose values must satisfy it.
-RANGES = {
-  'must be positive': (
-    lambda value: value > 0,
-    (
-      'model.num_classes',
-      'model.conv1_kernel',
-      'model.conv1_stride',
-      'model.init_std',
-      'model.conv345_init_std',
-      'model.fc67_init_std',
-      'model.lrn_k',
-      'input.image_size',
-      'input.crop_size',
-      'input.batch_size',
-      'optimizer.learning_rate',
-      'optimizer.drop_factor',
-      'optimizer.bias_rate_factor',
-      'optimizer.plateau_patience',
-      'train.epochs',
-      'train.log_every_steps',
-      'train.eval_every_epochs',
-      'train.checkpoint_every_steps',
-      'train.plateau_warning_steps',
-      'eval.batch_size',
-    ),
-  ),
-  'must not be negative': (
-    lambda value: value >= 0,
-    (
-      'model.conv1_padding',
-      'model.lrn_alpha',
-      'augment.color_std',
-      'augment.color_end_epoch',
-      'optimizer.weight_decay',
-      'optimizer.plateau_drops',
-      'optimizer.conv1_freeze_epoch',
-    ),
-  ),
-  'must be at least 0 and below 1': (
-    lambda value: 0 <= value < 1,
-    ('model.dropout_rate', 'optimizer.momentum'),
-  ),
-  'must be above 1': (lambda value: value > 1, ('optimizer.drop_factor',)),
-  f'is not one of {", ".join(cache.MODES)}': (
-    lambda value: value in cache.MODES,
-    ('input.cache',),
-  ),
-  'must be 1 or 2': (lambda value: value in (1, 2), ('model.num_towers',)),
-  'must be 2 or 3': (lambda value: value in (2, 3), ('model.pool_size',)),
-  'must be at least 0 and below 2 ** 32': (
-    lambda value: 0 <= value < 2**32,
-    ('seed',),
-  ),
-}
+from alexnet_jax import ranges
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -103,7 +48,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
 def _problems(
   config: ml_collections.ConfigDict, num_devices: int
 ) -> Iterator[str]:
-  out_of_range = _out_of_range(flatten(config))
+  out_of_range = ranges.out_of_range(flatten(config))
   for key, (value, rule) in out_of_range.items():
     yield f'config.{key}={value} {rule}'
   net, inputs = config.model, config.input
@@ -126,23 +71,14 @@ def _problems(
     yield from _mesh(config, num_devices)
 
 
-def _out_of_range(flat):
-  """Values that break a rule of `RANGES` or are not finite, with it, by key."""
-  found = {
-    key: (value, 'must be finite')
-    for key, value in flat.items()
-    if isinstance(value, float) and not math.isfinite(value)
-  }
-  for rule, (holds, keys) in RANGES.items():
-    for key in keys:
-      if key not in found and not holds(flat[key]):
-        found[key] = (flat[key], rule)
-  return found
-
-
 def _network(net):
   if net.num_towers == 1 and not net.tower_links:
     yield 'config.model.tower_links=False needs config.model.num_towers=2'
+  if 'fc6' in net.dropout_inputs and not net.tower_links:
+    yield (
+      f'config.model.dropout_inputs={net.dropout_inputs} drops maps of both'
+      ' towers before fc6: it needs config.model.tower_links=True'
+    )
   yield from _widths(net)
   if net.activation not in model.ACTIVATIONS:
     names = ' or '.join(map(repr, model.ACTIVATIONS))
@@ -182,7 +118,7 @@ def _smallest_crop(net):
 
 def _feature_map_sizes(net, crop):
   geometry = (net.conv1_kernel, net.conv1_stride, net.conv1_padding)
-  return model.feature_map_sizes(crop, *geometry, net.pool_size)
+  return feature_maps.sizes(crop, *geometry, net.pool_size, net.conv1_ceil_mode)
 
 
 def _geometry(net, inputs, smallest):

@@ -38,6 +38,7 @@ def predict(
   *,
   crop_size: int,
   central_mean: bool = False,
+  channel_stds: Sequence[float] = (),
   layers: Sequence[str] = (),
 ) -> tuple[Float[Array, 'batch classes'], dict[str, Array]]:
   """Log-probabilities and named activations for this device's images.
@@ -52,6 +53,7 @@ def predict(
     offsets: views to average, from `augment.view_offsets`.
     crop_size: side of the crops in pixels.
     central_mean: see `augment.random_views`.
+    channel_stds: see `augment.random_views`.
     layers: names of the activations to return, see `model.AlexNet.__call__`.
 
   Returns:
@@ -63,7 +65,9 @@ def predict(
   """
 
   def view(offset):
-    crops = augment.view_at(images, mean_image, offset, crop_size, central_mean)
+    crops = augment.view_at(
+      images, mean_image, offset, crop_size, central_mean, channel_stds
+    )
     if not layers:
       return net.apply({'params': params}, crops), {}
     captured = {}
@@ -80,6 +84,7 @@ def make_predict_step(
   crop_size: int,
   central_mean: bool = False,
   layers: Sequence[str] = (),
+  channel_stds: Sequence[float] = (),
 ) -> Callable[..., tuple[Float[Array, 'batch classes'], dict[str, Array]]]:
   """The jitted `predict`: (params, images, mean_image, offsets) -> outputs.
 
@@ -95,6 +100,7 @@ def make_predict_step(
       offsets,
       crop_size=crop_size,
       central_mean=central_mean,
+      channel_stds=channel_stds,
       layers=layers,
     )
 
@@ -110,6 +116,7 @@ def make_eval_step(
   mesh: jax.sharding.Mesh | None,
   crop_size: int,
   central_mean: bool = False,
+  channel_stds: Sequence[float] = (),
 ) -> Callable[..., tuple[dict[str, Array], Float[Array, 'batch classes']]]:
   """The jitted step (params, batch, mean_image, offsets) -> (sums, log_probs).
 
@@ -126,6 +133,7 @@ def make_eval_step(
       offsets,
       crop_size=crop_size,
       central_mean=central_mean,
+      channel_stds=channel_stds,
     )
     losses = metrics.cross_entropy(log_probs, batch['label'])
     sums = metrics.batch_sums(log_probs, losses, batch['mask'])
@@ -215,6 +223,7 @@ class Evaluator:
       run.mesh,
       run.config.input.crop_size,
       run.config.augment.central_mean,
+      run.config.input.channel_stds,
     )
 
   def __call__(

@@ -9,8 +9,6 @@ the original source differs from the text (docs/deviations.md, S2 to S4, S11).
 """
 
 from collections.abc import Sequence
-import itertools
-import math
 
 import flax.linen as nn
 import jax
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from alexnet_jax import feature_maps
 from alexnet_jax import layers
 from alexnet_jax import pooling
 from alexnet_jax import towers
@@ -36,30 +35,6 @@ BIAS_ONE = ('conv2', 'conv4', 'conv5', 'conv6', 'fc6', 'fc7')
 ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh}
 
 
-def feature_map_sizes(
-  crop_size: int,
-  conv1_kernel: int,
-  conv1_stride: int,
-  conv1_padding: int,
-  pool_size: int = 3,
-) -> dict[str, int]:
-  """Side of the feature maps by layer, in pixels; below 1 if they are empty.
-
-  conv1 covers its whole input: if the stride does not divide it, the last
-  window extends beyond the right and bottom edges (the original source's rule,
-  which gives the paper's 55 from 224 pixels, and 55 from 227 as well). The
-  other convolutions keep the size. Pooling has stride 2 and only whole windows,
-  (n - pool_size) // 2 + 1, so windows of 3 and of 2 pixels give maps of equal
-  size at 224 pixels, as in section 3.4. (Deviation S12: the source rounds up.)
-  """
-  covered = crop_size + 2 * conv1_padding - conv1_kernel
-  conv1 = 1 + math.ceil(covered / conv1_stride) if covered >= 0 else 0
-  sizes = {'conv1': conv1}
-  for before, after in itertools.pairwise(('conv1', 'pool1', 'pool2', 'pool5')):
-    sizes[after] = (sizes[before] - pool_size) // 2 + 1
-  return sizes
-
-
 class AlexNet(nn.Module):
   """The network of Figure 2, and its variants.
 
@@ -72,6 +47,8 @@ class AlexNet(nn.Module):
     conv1_kernel: side of conv1's kernels in pixels.
     conv1_stride: stride of conv1 in pixels.
     conv1_padding: zero padding on every side of the crop, in pixels.
+    conv1_ceil_mode: whether conv1 covers its whole input, see
+      `feature_maps.sizes`. Deviation S1: torchvision has only whole windows.
     pool_size: side of the max pooling windows, 3 or 2 pixels; the stride is 2.
     num_towers: 2, or 1: every layer then reads all maps of the previous one.
     tower_links: whether all layers in `READ_BOTH_TOWERS` do, or only fc8.
@@ -92,10 +69,13 @@ class AlexNet(nn.Module):
       0.03 in the source.
     fc67_init_std: the same for fc6 and fc7; 0.005 in Caffe.
     init_bias: initial bias of the layers `BIAS_ONE`; 0.1 in Caffe.
-    dropout_rate: probability of dropping a unit of fc6 or fc7 in training.
+    dropout_rate: probability of dropping an input of `dropout_inputs` in
+      training.
     inverted_dropout: whether training divides the kept units by
       `1 - dropout_rate`, instead of multiplying all units by it at test time.
       Deviation S11: Caffe and others do.
+    dropout_inputs: layers whose inputs are dropped, if both they and the layer
+      before them exist. Deviation S11: fc6 and fc7 in torchvision.
     dtype: dtype of activations and computation, 'float32' or 'bfloat16'.
       Parameters, norms, logits and gradients summed over devices stay float32.
     tower_devices: devices that share the network, one tower each: 1, or 2 in
@@ -111,6 +91,7 @@ class AlexNet(nn.Module):
   conv1_kernel: int = 11
   conv1_stride: int = 4
   conv1_padding: int = 0
+  conv1_ceil_mode: bool = True
   pool_size: int = 3
   num_towers: int = 2
   tower_links: bool = True
@@ -127,6 +108,7 @@ class AlexNet(nn.Module):
   init_bias: float = 1.0
   dropout_rate: float = 0.5
   inverted_dropout: bool = False
+  dropout_inputs: Sequence[str] = ('fc7', 'fc8')
   dtype: str = 'float32'
   tower_devices: int = 1
   fc_devices: int = 1
@@ -164,7 +146,7 @@ class AlexNet(nn.Module):
     """Logits of a batch of images.
 
     Args:
-      images: mean-subtracted RGB crops, on the scale of 0..255.
+      images: RGB crops as `augment.view_at` gives them.
       train: whether to apply dropout, which needs the rng stream 'dropout'.
       batch_indices: index of each image in the global batch; default 0, 1, ...
       capture: dictionary to which the activations are added by name. 'conv1' is
@@ -189,12 +171,17 @@ class AlexNet(nn.Module):
       if name in POOLED:  # Section 3.4.
         x = pooling.max_pool(x, self.pool_size)
       captured[name] = x
-    for name, features in zip(('fc6', 'fc7'), self.fc_features, strict=True):
+    readers = zip(('fc6', 'fc7'), self.fc_features, ('fc7', 'fc8'), strict=True)
+    for name, features, reader in readers:
       if features:
         x, groups = self._inputs(name, x)
+        if name == 'fc6' and name in self.dropout_inputs:
+          x = x.reshape(x.shape[0], -1)
+          x = self._drop(x, x.shape[1], train, batch_indices)
         x = captured[f'{name}/linear'] = self._dense(name, features, groups, x)
         x = captured[name] = activate(x)
-        x = self._drop(x, features, train, batch_indices)
+        if reader in self.dropout_inputs:
+          x = self._drop(x, features, train, batch_indices)
     x, groups = self._inputs('fc8', x)
     # The 8 bits of bfloat16 would make logits tie, and ties count as errors.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -225,8 +212,9 @@ class AlexNet(nn.Module):
     before = after = kernel_size // 2
     if name == 'conv1':
       before = self.conv1_padding
-      geometry = (kernel_size, stride, before)
-      out = feature_map_sizes(x.shape[1], *geometry)['conv1']
+      out = feature_maps.conv1_size(
+        x.shape[1], kernel_size, stride, before, self.conv1_ceil_mode
+      )
       after = (out - 1) * stride + kernel_size - x.shape[1] - before
     is_late = CONVS.index(name) >= CONVS.index('conv3')
     return layers.TowerConv(
@@ -268,11 +256,11 @@ class AlexNet(nn.Module):
     if not train:
       return x if self.inverted_dropout else x * keep_rate
     first_unit = 0
-    if self.tower_devices > 1:
-      first_unit = lax.axis_index('tower') * x.shape[1]
-    elif self.fc_devices > 1:  # `x` has this device's units of all examples.
-      first_unit = lax.axis_index('data') * x.shape[1]
-      batch_indices = jnp.arange(len(x))
+    if x.shape[1] < features:  # `x` has this device's units.
+      axis = 'tower' if self.tower_devices > 1 else 'data'
+      first_unit = lax.axis_index(axis) * x.shape[1]
+    if self.fc_devices > 1:  # `x` has all examples.
+      batch_indices = jnp.arange(x.shape[0])
     x = layers.dropout(
       x,
       self.make_rng('dropout'),

@@ -191,12 +191,7 @@ class Net:
       # With powers of two, few shapes are compiled.
       padded = 1 << (count - 1).bit_length()
       batch = np.concatenate([batch, np.repeat(batch[-1:], padded - count, 0)])
-      outputs = step(
-        self._device_params,
-        batch,
-        jnp.asarray(self.weights.mean_image),
-        offsets,
-      )
+      outputs = step(self._device_params, batch, self._mean_image, offsets)
       log_probs, activations = jax.device_get(outputs)
       yield (
         log_probs[:count],
@@ -222,6 +217,14 @@ class Net:
   def _device_params(self):
     return jax.device_put(self.params, jax.local_devices()[0])
 
+  @functools.cached_property
+  def _mean_image(self):
+    if self.weights.mean_image is not None:
+      return jnp.asarray(self.weights.mean_image)
+    inputs = self.config.input
+    shape = (inputs.image_size, inputs.image_size, 3)
+    return jnp.asarray(np.full(shape, inputs.channel_means, np.float32))
+
   def _step(self, layers):
     if layers not in self._steps:
       self._steps[layers] = evaluator.make_predict_step(
@@ -230,6 +233,7 @@ class Net:
         self.config.input.crop_size,
         self.config.augment.central_mean,
         layers,
+        self.config.input.channel_stds,
       )
     return self._steps[layers]
 
@@ -288,6 +292,6 @@ def open_weights(
     jax.device_get(trained.params),
     config,
     trained.class_names,
-    np.asarray(trained.statistics.mean_image),
+    None if config.input.channel_means else trained.run.dataset.mean_image,
     {'source': f'step {trained.step} of a run on {config.input.dataset}'},
   )

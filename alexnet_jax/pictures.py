@@ -1,6 +1,7 @@
 """Pictures for TensorBoard: image grids, conv1's kernels, the first inputs."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
     images = next(batches)['image']
   step_key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
   random_views = jax.jit(
-    run.random_views, compiler_options=compilation.fast_compile_options()
+    functools.partial(run.random_views, channel_stds=()),
+    compiler_options=compilation.fast_compile_options(),
   )
   views = random_views(
     jax.random.fold_in(step_key, train_step.AUGMENT),

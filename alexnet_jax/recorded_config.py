@@ -48,7 +48,13 @@ PRETRAINED_MAY_DIFFER = frozenset(
 RENAMED: Mapping[str, str] = {}
 # Added keys, with the value that reproduces the old behaviour, as JSON has it
 # (a list, not a tuple).
-ADDED: Mapping[str, object] = {'input.cache': 'auto'}  # The same batches.
+ADDED: Mapping[str, object] = {
+  'input.cache': 'auto',  # The same batches.
+  'model.conv1_ceil_mode': True,
+  'model.dropout_inputs': ['fc7', 'fc8'],
+  'input.channel_means': [],
+  'input.channel_stds': [],
+}
 # Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}
 

@@ -14,6 +14,7 @@ import flax
 import jax
 from jaxtyping import PyTree
 import ml_collections
+import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import cache as cache_lib
@@ -63,6 +64,7 @@ class Run:
       flip=self.config.augment.flip,
       color_divide=self.config.augment.color_divide,
       central_mean=self.config.augment.central_mean,
+      channel_stds=self.config.input.channel_stds,
     )
 
   @property
@@ -158,7 +160,10 @@ def open_run(
   directions = augment.color_directions(
     dataset.rgb_covariance, config.augment.color_square_root
   )
-  statistics = Statistics(dataset.mean_image, directions)
+  mean_image = dataset.mean_image
+  if inputs.channel_means:
+    mean_image = np.full(mean_image.shape, inputs.channel_means, np.float32)
+  statistics = Statistics(mean_image, directions)
   splits = {inputs.train_split, inputs.eval_split}
   if not trains:
     splits = {inputs.eval_split}

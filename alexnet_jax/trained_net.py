@@ -147,6 +147,7 @@ class TrainedNet:
         self.config.input.crop_size,
         self.config.augment.central_mean,
         layers,
+        self.config.input.channel_stds,
       )
     return self._predict_steps[layers]
 

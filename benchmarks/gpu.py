@@ -131,8 +131,7 @@ PARTS = {
   'switches_float32': Part(f'{SWITCHES} --dtype=float32', 150),
   'profile': Part('benchmarks.operations --batch=1024 --dtype=bfloat16', 60),
   'inference': Part(
-    f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
-    ' --batches=128 --rounds=3',
+    f'benchmarks.inference --torch=compiled {BOTH} --batches=1,128 --rounds=3',
     120,
     '--quick --batches=1 --torch=none --dtypes=float32',
   ),

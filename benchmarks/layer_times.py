@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax import feature_maps
 from alexnet_jax import layers
 from alexnet_jax import model
 from alexnet_jax import optimizer
@@ -20,7 +21,7 @@ from benchmarks import synthetic
 
 def macs() -> dict[str, int]:
   """Multiply-adds of an image in the forward pass, by layer; padding counts."""
-  sides = model.feature_map_sizes(224, 11, 4, 0)
+  sides = feature_maps.sizes(224, 11, 4, 0)
   sides |= {'conv2': sides['pool1']}
   sides |= dict.fromkeys(('conv3', 'conv4', 'conv5'), sides['pool2'])
   create = functools.partial(synthetic.create_state, model.AlexNet(), 224)

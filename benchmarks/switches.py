@@ -144,7 +144,7 @@ def measure() -> harness.Outcome:
       if name == UNBUFFERED:
         xla_flags = os.environ.get('XLA_FLAGS', '')
         xla_flags += ' --xla_gpu_enable_command_buffer='
-        arguments = train_step.OURS, batch, FLAGS.dtype, True
+        arguments = train_step.OURS, batch, FLAGS.dtype
         worker = train_step.start_worker(*arguments, XLA_FLAGS=xla_flags)
         stack.callback(worker.close)
         variants[name] = lambda worker=worker: worker()[0]

@@ -1,14 +1,14 @@
 r"""The train step against PyTorch's on the same net, and where its time goes.
 
     python -m benchmarks.train_step [--quick] [--check] [--batches=32,128]
-        [--parts=training,inference,layers] [--torch=all]
+        [--parts=training,layers] [--torch=all]
 
 The steps run in turn, each library in a process of its own with the same number
 of threads: ours (crops, reflections, colour noise, network, update) and PyTorch's
 (only network and update, on prepared images), eager and compiled, each with and
 without channels last; on a GPU also with CUDA graphs, which XLA uses by default,
-and waiting once per 20 steps (a run: 50). Then the same in evaluation, waiting
-after each step. All use huge pages, as main.py does (none if GLIBC_TUNABLES is set, even to nothing).
+and waiting once per 20 steps (a run: 50). `benchmarks.inference` has the net at test.
+All use huge pages, as main.py does (none if GLIBC_TUNABLES is set, even to nothing).
 `--check` asks for at least the images per second of PyTorch's best. On a GPU
 float32 products are computed in TF32 in both; bfloat16 is autocast in PyTorch.
 
@@ -35,7 +35,6 @@ if __name__ == '__main__':
 
 import jax
 
-from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import processes
 from benchmarks import harness
 from benchmarks import layer_times
@@ -55,7 +54,7 @@ TORCH = {
 GRAPHS = 'PyTorch compiled, channels last, CUDA graphs'  # Only on a GPU.
 MODES = TORCH | {GRAPHS: LAST | {'compiled': 'reduce-overhead'}}
 DTYPES = {'float32', 'bfloat16'}
-PARTS = ['training', 'inference', 'layers']
+PARTS = ['training', 'layers']
 COMPILED = 'PyTorch compiled, channels last'
 # What --torch selects.
 AGAINST = {'all': [*TORCH], 'compiled': [COMPILED], 'none': []}
@@ -63,35 +62,22 @@ FLAGS = harness.FLAGS
 
 
 def create_variant(
-  name: str, batch: int, dtype: str, train: bool, narrow: bool
-) -> Callable:
+  name: str, batch: int, dtype: str, narrow: bool
+) -> Callable[[int], object]:
   """The work of a variant on a batch; its first call compiles."""
-  if name != OURS:
-    import torch  # PyTorch is optional.
-
-    from tests import torch_net
-
-    torch.set_num_threads(processes.available_cores())
-    settings = MODES[name] | {'bfloat16': dtype == 'bfloat16'}
-    return torch_net.TrainStep(batch, train=train, **settings)
-  if train:
+  if name == OURS:
     return synthetic.create_step(batch, dtype, narrow)
-  widths = synthetic.NARROW if narrow else {}
-  net = synthetic.network('towers', None, dtype=dtype, **widths)
-  images = 64 * jax.random.normal(jax.random.key(1), (batch, 224, 224, 3))
-  variables = net.init(jax.random.key(0), images[:1])
-  call = jax.jit(net.apply, compiler_options=compilation.network_options())
+  import torch  # PyTorch is optional.
 
-  def test(steps=1):
-    for _ in range(steps):
-      out = call(variables, images)
-    jax.block_until_ready(out)
+  from tests import torch_net
 
-  return test
+  torch.set_num_threads(processes.available_cores())
+  settings = MODES[name] | {'bfloat16': dtype == 'bfloat16'}
+  return torch_net.TrainStep(batch, **settings)
 
 
 def take_turns(
-  name: str, batch: int, dtype: str, train: bool, narrow: bool = False
+  name: str, batch: int, dtype: str, narrow: bool = False
 ) -> None:
   """The work of a worker: a turn for every line of stdin, after the first.
 
@@ -100,8 +86,8 @@ def take_turns(
   and its peak bytes. The first step after a pause does not count: memory of an
   idle process may have been taken away.
   """
-  steps = harness.steps_per_wait() if train else 1  # At test latency counts.
-  variant = create_variant(name, batch, dtype, train, narrow)
+  steps = harness.steps_per_wait()
+  variant = create_variant(name, batch, dtype, narrow)
   harness.answer('ready')
   for number, _ in enumerate(sys.stdin):
     variant()
@@ -127,12 +113,12 @@ def start_worker(*args: object, **env: str) -> harness.Worker:
   return worker
 
 
-def compare(names, batch, dtype, rounds, train=True) -> dict[str, object]:
+def compare(names, batch, dtype, rounds) -> dict[str, object]:
   """Seconds, compile seconds, peak memory and ratios over `OURS`, by variant."""
   workers, compiling, peaks = {}, {}, {}
   narrow = FLAGS.quick and len(names) == 1  # PyTorch's is the whole net.
   for name in names:
-    workers[name] = start_worker(name, batch, dtype, train, narrow)
+    workers[name] = start_worker(name, batch, dtype, narrow)
     began = time.perf_counter()
     workers[name]()
     compiling[name] = time.perf_counter() - began
@@ -157,7 +143,7 @@ def check_flags() -> None:
     sys.exit('--batches takes whole numbers above 0, with commas')
   if not set(FLAGS.dtypes) <= DTYPES:
     sys.exit('--dtypes takes float32 and bfloat16, with a comma')
-  if not set(FLAGS.parts) <= set(PARTS):
+  if 'parts' in FLAGS and not set(FLAGS.parts) <= set(PARTS):
     sys.exit(f'--parts takes {", ".join(PARTS)}, with commas')
   if FLAGS.torch not in AGAINST:
     sys.exit(f'--torch takes one of {", ".join(AGAINST)}')
@@ -181,7 +167,7 @@ def measure() -> harness.Outcome:
     difference = torch_net.logits_difference()
     print(f"both nets' logits differ by {difference:.1e} of their deviation")
     figures['logits_difference'] = difference
-  print(f'{rounds} rounds; {synthetic.SEEDS}; for inference images 1')
+  print(f'{rounds} rounds; {synthetic.SEEDS}')
   figures['rounds'] = rounds
   for dtype in FLAGS.dtypes:
     figures[dtype] = measure_dtype(dtype, names, batches, rounds, parts)
@@ -199,15 +185,11 @@ def measure_dtype(dtype, names, batches, rounds, parts) -> dict[str, object]:
   size = 4096 if jax.default_backend() == 'cpu' else 8192
   size = 512 if FLAGS.quick else size
   flops = max(machine.product_flops(size, dtype, None, rounds=3))
-  found = {'matmul_flops': flops, 'batches': {}, 'inference': {}}
+  found = {'matmul_flops': flops, 'batches': {}}
   for batch in batches if 'training' in parts else ():
     result = found['batches'][batch] = compare(names, batch, dtype, rounds)
     title = f'train step, {dtype}, batch {batch}'
     print_results(title, result, batch, found['matmul_flops'])
-  for batch in {1, batches[0]} if 'inference' in parts else ():
-    result = compare(names, batch, dtype, rounds, train=False)
-    found['inference'][batch] = result
-    print_results(f'inference, {dtype}, batch {batch}', result, batch)
   if 'layers' in parts:
     found['layers'] = layer_times.seconds(batches[0], dtype, rounds)
     for name, *values in map(dict.values, found['layers']):
@@ -222,13 +204,13 @@ def least_ratio(results: list[dict]) -> float:
   return min(medians, default=BAR)
 
 
-def print_results(title, result, batch, limit=None) -> None:
+def print_results(title, result, batch, limit) -> None:
   """Prints a result; utilisation is that of `limit`, in operations/s."""
   harness.print_figures(result, title)
   for name, seconds in result['seconds'].items():
     rate = batch / statistics.median(seconds)
-    used = {'utilisation': rate * layer_times.train_flops() / (limit or 1)}
-    derived = {'images/s': rate} | (used if limit else {})
+    used = rate * layer_times.train_flops() / limit
+    derived = {'images/s': rate, 'utilisation': used}
     harness.print_figures(derived, title, name)
 
 

@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.conv1_kernel = 11  # section 3.5
   model.conv1_stride = 4  # section 3.5
   model.conv1_padding = 0  # ours: the paper does not say. Deviation S1
+  model.conv1_ceil_mode = True  # ours, as the source. Deviation S1
   model.pool_size = 3  # section 3.4: overlapping; 2 does not overlap
   model.num_towers = 2  # section 3.5
   model.tower_links = True  # section 3.5: the towers meet at conv3, fc6, fc7
@@ -43,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.init_bias = 1.0  # section 5: in conv2, conv4, conv5, fc6, fc7
   model.dropout_rate = 0.5  # section 4.2
   model.inverted_dropout = False  # section 4.2. Deviation S11
+  model.dropout_inputs = ('fc7', 'fc8')  # section 4.2. Deviation S11
   model.dtype = 'float32'  # ours; or 'bfloat16', for activations only
 
   config.input = input = ml_collections.ConfigDict()
@@ -52,6 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
   input.eval_split = 'validation'  # section 2
   input.image_size = 256  # section 2
   input.crop_size = 224  # section 4.1
+  input.channel_means = ()  # section 2: the mean image. Deviation S8
+  input.channel_stds = ()  # section 2: not divided. Deviation S8
   input.batch_size = 128  # section 5, over all devices
   input.cache = 'auto'  # ours: decoded images; or 'none', 'host', 'device'
 

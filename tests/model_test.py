@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import re
 
 import flax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import feature_maps
 from alexnet_jax import model
 from alexnet_jax.runtime import compilation
 
@@ -51,6 +53,20 @@ NETS = {
   'run 147, pooling 2/2': ('paper', {'pool_size': 2}, {}, 60_965_224),
   'run 148, no norms': ('paper', {'lrn_layers': ()}, {}, 60_965_224),
   'run 167, one norm': ('paper', {'lrn_layers': ('conv1',)}, {}, 60_965_224),
+  # 23,296 + 307,392 + 663,936 + 884,992 + 590,080 in convolutions and
+  # 37,752,832 + 16,781,312 + 4,097,000 in fully connected layers.
+  'torchvision': (
+    'torchvision',
+    {},
+    {
+      'conv1': (11, 11, 3, 64),
+      'conv2': (5, 5, 64, 192),
+      'conv3': (3, 3, 192, 384),
+      'conv4': (3, 3, 384, 256),
+      'conv5': (3, 3, 256, 256),
+    },
+    61_100_840,
+  ),
   'tanh': ('paper', {'activation': 'tanh'}, {}, 60_965_224),
   'one tower': (
     'one_tower',
@@ -252,9 +268,12 @@ def test_conv1_also_has_55_pixels_from_crops_of_227():
 
 
 @pytest.mark.parametrize(
-  ('geometry', 'sizes'),  # crop, kernel, stride, padding[, pool size]
+  ('geometry', 'sizes'),  # crop, kernel, stride, padding[, pool size, ceil]
   [
     ((224, 11, 4, 0), (55, 27, 13, 6)),
+    ((224, 11, 4, 0, 3, False), (54, 26, 12, 5)),
+    ((224, 11, 4, 2, 3, True), (56, 27, 13, 6)),
+    ((224, 11, 4, 2, 3, False), (55, 27, 13, 6)),
     ((227, 11, 4, 0), (55, 27, 13, 6)),
     ((228, 11, 4, 0), (56, 27, 13, 6)),
     ((67, 11, 4, 0), (15, 7, 3, 1)),
@@ -269,9 +288,7 @@ def test_conv1_also_has_55_pixels_from_crops_of_227():
 )
 def test_feature_maps_have_these_sizes(geometry, sizes):
   names = ('conv1', 'pool1', 'pool2', 'pool5')
-  assert model.feature_map_sizes(*geometry) == dict(
-    zip(names, sizes, strict=True)
-  )
+  assert feature_maps.sizes(*geometry) == dict(zip(names, sizes, strict=True))
 
 
 @pytest.fixture(scope='module')
@@ -677,6 +694,40 @@ def test_inverted_dropout_scales_in_training_and_not_at_test(probe):
   np.testing.assert_allclose(inverted, plain / 0.8, rtol=1e-6)
   at_test = np.stack(probe(train=False, which='inverted'))
   np.testing.assert_array_equal(at_test, np.ones_like(at_test))
+
+
+def test_the_inputs_of_fc6_are_dropped_where_they_are_named():
+  net = model.AlexNet(**NARROW | SMALL, dropout_inputs=('fc6',))
+  params = random_params(net, SMALL_CROP)
+
+  def run(params, images):
+    rngs = {'dropout': jax.random.key(0)}
+    trained = capture(net, params, images, train=True, rngs=rngs)
+    return trained, capture(net, params, images)
+
+  runs = jax.jit(run, compiler_options=CHEAP)(
+    params, random_images(8, SMALL_CROP)
+  )
+  (_, trained), (_, tested) = runs = jax.device_get(runs)
+  # The inputs are maps of one pixel: for each example another half of them.
+  kernel, maps = params['fc6']['kernel'], np.maximum(tested['conv5'], 0)
+  maps = maps[:, :3, :3].max((1, 2))
+  bias = params['fc6']['bias']
+  np.testing.assert_allclose(
+    tested['fc6'], maps / 2 @ kernel + bias, rtol=1e-4, atol=1e-3
+  )
+  masks = [
+    np.array(mask) for mask in itertools.product((0, 1), repeat=maps.shape[1])
+  ]
+  for i, units in enumerate(trained['fc6']):
+    sums = [maps[i] * mask @ kernel + bias for mask in masks]
+    assert min(np.abs(units - x).max() for x in sums) < 1e-3
+  assert (np.abs(trained['fc6'] - (maps @ kernel + bias)) > 1e-3).any()
+  # Nothing else is dropped or scaled.
+  for logits, layers in runs:
+    expected = np.maximum(layers['fc7'], 0) @ params['fc8']['kernel']
+    expected += params['fc8']['bias']
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_bfloat16_drops_the_same_units(probe):

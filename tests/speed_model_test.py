@@ -6,6 +6,7 @@ import pathlib
 import jax
 import pytest
 
+from alexnet_jax import feature_maps
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from benchmarks import collectives
@@ -77,7 +78,7 @@ def test_sizes_are_those_of_the_paper():
   count = lambda layer: sum(x.size for x in jax.tree.leaves(layer))
   assert {name: count(layer) for name, layer in params.items()} == PAPER
   assert sum(PAPER.values()) == ALL
-  sizes = model.feature_map_sizes(224, 11, 4, 0)
+  sizes = feature_maps.sizes(224, 11, 4, 0)
   assert READS['conv3'] == sizes['pool2'] ** 2 * 256
   assert READS['fc6'] == sizes['pool5'] ** 2 * 256
 

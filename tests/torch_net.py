@@ -5,7 +5,7 @@ own layers throughout, and the update rule as its SGD has it. benchmarks/train_s
 compares the time of this train step with ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,22 +16,26 @@ from torch.nn import functional as F
 from alexnet_jax import model
 
 RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+PAPERS_WIDTHS = 96, 256, 384, 384, 256, 4096, 4096, 1000
 
 
 class AlexNet(nn.Module):
   """Logits of float32 images [batch, 3, 224, 224], less their mean."""
 
-  def __init__(self, stock_norm: bool = True):
+  def __init__(
+    self, stock_norm: bool = True, widths: Sequence[int] = PAPERS_WIDTHS
+  ):
     """With `stock_norm` the norm is PyTorch's; else sums that a compiler fuses."""
     super().__init__()
-    self.conv1 = nn.Conv2d(3, 96, 11, 4)
-    self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
-    self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
-    self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
-    self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
-    self.fc6 = nn.Linear(256 * 6 * 6, 4096)
-    self.fc7 = nn.Linear(4096, 4096)
-    self.fc8 = nn.Linear(4096, 1000)
+    w1, w2, w3, w4, w5, w6, w7, w8 = widths
+    self.conv1 = nn.Conv2d(3, w1, 11, 4)
+    self.conv2 = nn.Conv2d(w1, w2, 5, padding=2, groups=2)
+    self.conv3 = nn.Conv2d(w2, w3, 3, padding=1)
+    self.conv4 = nn.Conv2d(w3, w4, 3, padding=1, groups=2)
+    self.conv5 = nn.Conv2d(w4, w5, 3, padding=1, groups=2)
+    self.fc6 = nn.Linear(w5 * 6 * 6, w6)
+    self.fc7 = nn.Linear(w6, w7)
+    self.fc8 = nn.Linear(w7, w8)
     self._norm = _stock_norm if stock_norm else _fusible_norm
     for name, layer in self.named_children():
       nn.init.normal_(layer.weight, std=0.01)
@@ -69,8 +73,8 @@ def load(net: AlexNet, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
   for name, layer in params.items():
     kernel = np.asarray(layer['kernel'])
     if name == 'fc6':  # Maps come first here, pixels there.
-      kernel = kernel.reshape(6, 6, 256, -1).transpose(2, 0, 1, 3)
-      kernel = kernel.reshape(9216, -1)
+      rows = kernel.reshape(36, -1, kernel.shape[1])
+      kernel = rows.swapaxes(0, 1).reshape(kernel.shape)
     kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
     own = getattr(net, name)
     own.weight.data.copy_(torch.tensor(kernel))
@@ -93,48 +97,76 @@ def logits_difference() -> float:
   return float(np.abs(theirs - ours).max() / np.std(theirs))
 
 
+def classifier(
+  params: Mapping[str, Mapping[str, np.ndarray]],
+  crops: np.ndarray,
+  compiled: str | None = None,
+  channels_last: bool = False,
+  bfloat16: bool = False,
+) -> Callable[[], np.ndarray]:
+  """Computes the logits of float32 crops [batch, 224, 224, 3] at every call.
+
+  `compiled` is a mode of torch.compile; `bfloat16` is autocast.
+  """
+  widths = [layer['bias'].size for _, layer in sorted(params.items())]
+  net = AlexNet(stock_norm=compiled is None, widths=widths)
+  load(net, params)
+  device, layout = _set_up(channels_last)
+  net.eval().to(device, memory_format=layout)
+  images = torch.tensor(crops).permute(0, 3, 1, 2)
+  images = images.to(device).contiguous(memory_format=layout)
+  call = torch.compile(net, mode=compiled) if compiled else net
+
+  def logits():
+    with (
+      torch.inference_mode(),
+      torch.autocast(device, torch.bfloat16, bfloat16),
+    ):
+      return call(images).float().cpu().numpy()
+
+  return logits
+
+
+def _set_up(channels_last):
+  """The device, and the layout of images; settings as XLA's."""
+  torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA.
+  torch.backends.cudnn.benchmark = True  # XLA picks its algorithms, too.
+  layout = torch.channels_last if channels_last else torch.contiguous_format
+  return 'cuda' if torch.cuda.is_available() else 'cpu', layout
+
+
 class TrainStep:
-  """A train step, or the net at test, on random images ready for the net."""
+  """A train step on random images that are ready for the net."""
 
   def __init__(
     self,
     batch_size: int,
     *,
-    train: bool = True,
     compiled: str | None = None,
     channels_last: bool = False,
     bfloat16: bool = False,
   ):
     """`compiled` is a mode of torch.compile; `bfloat16` is autocast."""
-    self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as XLA.
-    torch.backends.cudnn.benchmark = True  # XLA picks its algorithms, too.
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    self._device, layout = _set_up(channels_last)
     torch.manual_seed(0)
     net = AlexNet(stock_norm=compiled is None)
-    net.train(train).to(self._device, memory_format=layout)
+    net.train().to(self._device, memory_format=layout)
     images = torch.randn(batch_size, 3, 224, 224) * 64
     self._images = images.to(self._device, memory_format=layout)
     self._labels = torch.randint(1000, (batch_size,)).to(self._device)
     self._optimizer = torch.optim.SGD(
       net.parameters(), RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
     )
-    self._train, self._bfloat16 = train, bfloat16
+    self._bfloat16 = bfloat16
     self._net = torch.compile(net, mode=compiled) if compiled else net
 
   def __call__(self, steps: int = 1) -> None:
     """Does the work, and waits until it is done."""
     for _ in range(steps):
-      if self._train:
-        self._optimizer.zero_grad()
-        F.cross_entropy(self._logits(), self._labels).backward()
-        self._optimizer.step()
-      else:
-        with torch.inference_mode():
-          self._logits()
+      self._optimizer.zero_grad()
+      with torch.autocast(self._device, torch.bfloat16, self._bfloat16):
+        logits = self._net(self._images).float()
+      F.cross_entropy(logits, self._labels).backward()
+      self._optimizer.step()
     if self._device == 'cuda':
       torch.cuda.synchronize()
-
-  def _logits(self):
-    with torch.autocast(self._device, torch.bfloat16, self._bfloat16):
-      return self._net(self._images).float()

@@ -52,18 +52,23 @@ RUNS += [(m, 'bfloat16') for m in BFLOAT16]
 BATCH, IMAGE, CROP, CLASSES = 8, 35, 31, 12
 STEPS = 20
 # Other networks, each with several switches at once: a sixth layer that reads
-# both towers, towers that never meet, layers left out. Their ten classes can be
-# divided over 2 devices, but not over 4.
+# both towers and whose outputs are dropped, towers that never meet, layers left
+# out. Their ten classes can be divided over 2 devices, but not over 4.
 OTHER_NETS = {
   'conv6': {
     'conv_features': (4, 8, 8, 8, 8, 4),
     'lrn_before_activation': ('conv1',),
     'within_map_norm_layers': ('conv2',),
     'inverted_dropout': True,
+    'dropout_inputs': ('fc6', 'fc7'),
   },
   'no links': {'tower_links': False, 'conv_features': (4, 8, 0, 8, 8)},
   'no fc6': {'fc_features': (0, 16), 'conv_features': (8, 0, 0, 0, 0, 4)},
-  'no fc7': {'fc_features': (16, 0), 'conv_features': (8, 0, 0, 0, 0)},
+  'no fc7': {
+    'fc_features': (16, 0),
+    'conv_features': (8, 0, 0, 0, 0),
+    'dropout_inputs': ('fc6', 'fc7'),
+  },
   'fc8 alone': {'fc_features': (0, 0), 'conv_features': (8, 0, 0, 0, 0)},
 }
 # Halves the time of compiling; as an option and as a flag.

@@ -77,7 +77,7 @@ def test_both_norms_of_pytorch_are_one():
 
 @pytest.mark.slow  # It compiles the full net.
 def test_a_worker_times_its_own_work():
-  worker = train_step.start_worker(train_step.OURS, 1, 'float32', False)
+  worker = train_step.start_worker(train_step.OURS, 1, 'float32')
   assert worker()[0] == 0  # It only compiles, which does not count.
   seconds, peak_bytes = worker()
   worker.close()

@@ -97,14 +97,22 @@ def check_not_url(path: str | os.PathLike, name: str) -> None:
 
 
 def write_json(path: pathlib.Path, values: object) -> None:
-  """Writes a JSON file atomically: whole, or not at all.
+  """Writes a JSON file atomically, see `write_bytes`."""
+  write_bytes(path, (json.dumps(values, indent=1) + '\n').encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file atomically: whole, or not at all.
 
   The previous content survives an error, a kill, and a power failure.
   """
   temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_text(json.dumps(values, indent=1) + '\n')
-  sync(temporary)
-  os.replace(temporary, path)
+  try:
+    temporary.write_bytes(content)
+    sync(temporary)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def sync(path: pathlib.Path) -> None:

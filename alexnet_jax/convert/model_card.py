@@ -1,0 +1,137 @@
+"""Model cards: README.md with YAML on top, beside a file of a net.
+
+What is not known is left out, or said to be unknown.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+
+import alexnet_jax
+from alexnet_jax import weights as weights_lib
+from alexnet_jax.runtime import files
+
+CARD = 'README.md'
+# How a file is used, by its suffix. Braces name what `_settings` knows.
+USES = {
+  '.safetensors': """\
+import alexnet_jax
+net = alexnet_jax.load('{file}')
+print(net.predict(['photo.jpg']))""",
+  '.onnx': """\
+import onnxruntime
+session = onnxruntime.InferenceSession('{file}')
+(outputs,) = session.run(None, {{'{input}': {input}}})""",
+  '.stablehlo': """\
+import pathlib, jax.export
+net = jax.export.deserialize(bytearray(pathlib.Path('{file}').read_bytes()))
+outputs = net.call({input})""",
+}
+
+
+def write(
+  path: str | os.PathLike, weights: weights_lib.Weights, crops: bool = False
+) -> pathlib.Path:
+  """Writes the model card of the file `path` beside it; returns its path.
+
+  It is README.md, or the file's name with .md after it if the folder has a
+  README.md that is not the card of that file.
+
+  Args:
+    path: the file of the net, whose suffix says its format.
+    weights: the net.
+    crops: whether the file holds the bare net, from crops to logits.
+  """
+  path = pathlib.Path(path)
+  card = path.with_name(CARD)
+  if os.path.lexists(card) and not _is_card_of(card, path.name):
+    card = path.with_name(f'{path.name}.md')
+  files.write_bytes(card, text(path.name, weights, crops).encode())
+  return card
+
+
+def _mark(name):
+  return f'# The model card of {json.dumps(name)}, by alexnet_jax.'
+
+
+def _is_card_of(card, name):
+  try:
+    lines = card.read_text().splitlines()
+  except (OSError, UnicodeDecodeError):
+    return False
+  return lines[:2] == ['---', _mark(name)]
+
+
+def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
+  """The model card of a file; for the arguments see `write`."""
+  about = {key: ' '.join(value.split()) for key, value in weights.about.items()}
+  source = about.pop('source', 'unknown')
+  license_ = about.pop('license', 'unknown')
+  dataset = weights.config.input.dataset
+  num_classes = len(weights.class_names)
+  versions = alexnet_jax.__version__, importlib.metadata.version('jax')
+  use = USES.get(pathlib.Path(name).suffix, '')
+  use = use.format(file=name, input='crops' if crops else 'images')
+  lines = [
+    '---',
+    _mark(name),
+    *_license(license_),
+    f'datasets: [{json.dumps(dataset)}]',
+    'library_name: alexnet_jax',
+    'pipeline_tag: image-classification',
+    '---',
+    f'# AlexNet: {name}',
+    '',
+    f'- Source: {source}',
+    f'- License: {license_}',
+    f'- Data set of its config: {dataset}; {num_classes} classes',
+    *(f'- {key.capitalize()}: {about[key]}' for key in sorted(about)),
+    '- Written on {} by alexnet_jax {} with JAX {}'.format(
+      datetime.date.today(), *versions
+    ),
+    '',
+    '## Use',
+    '',
+    *_interface(weights, crops),
+    *(['', '```python', use, '```'] if use else []),
+    '',
+    '## Classes',
+    '',
+    'In the order of the outputs:',
+    '',
+    *(
+      f'    {label} {" ".join(words.split())}'
+      for label, words in enumerate(weights.class_names)
+    ),
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def _license(text):
+  """Lines of YAML: an identifier, or 'other' with what is said of it."""
+  if re.fullmatch(r'[\w.+-]+', text):
+    return [f'license: {text.lower()}']
+  return ['license: other', f'license_name: {json.dumps(text)}']
+
+
+def _interface(weights, crops):
+  inputs = weights.config.input
+  size, crop = inputs.image_size, inputs.crop_size
+  classes = len(weights.class_names)
+  if crops:
+    stds = ', '.join(f'{std:g}' for std in inputs.channel_stds)
+    divided = f', divided by {stds}' if stds else ''
+    return [
+      f'Takes crops: float32 [batch, {crop}, {crop}, 3], RGB values of 0 to 255'
+      f' less the mean of the training set{divided}.',
+      f'Returns logits: float32 [batch, {classes}].',
+    ]
+  return [
+    f'Takes images: uint8 [batch, {size}, {size}, 3], RGB, resized so that the'
+    f' shorter side has {size} pixels, and cropped to their centre. The net'
+    f' itself takes the central {crop} pixels and subtracts the mean.',
+    f'Returns probabilities: float32 [batch, {classes}].',
+  ]

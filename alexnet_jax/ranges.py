@@ -1,0 +1,98 @@
+"""The ranges of config values."""
+
+from collections.abc import Mapping
+import math
+
+from alexnet_jax import cache
+
+# For each rule a predicate, and the keys whose values must satisfy it.
+RANGES = {
+  'must be positive': (
+    lambda value: value > 0,
+    (
+      'model.num_classes',
+      'model.conv1_kernel',
+      'model.conv1_stride',
+      'model.init_std',
+      'model.conv345_init_std',
+      'model.fc67_init_std',
+      'model.lrn_k',
+      'input.image_size',
+      'input.crop_size',
+      'input.batch_size',
+      'optimizer.learning_rate',
+      'optimizer.drop_factor',
+      'optimizer.bias_rate_factor',
+      'optimizer.plateau_patience',
+      'train.epochs',
+      'train.log_every_steps',
+      'train.eval_every_epochs',
+      'train.checkpoint_every_steps',
+      'train.plateau_warning_steps',
+      'eval.batch_size',
+    ),
+  ),
+  'must not be negative': (
+    lambda value: value >= 0,
+    (
+      'model.conv1_padding',
+      'model.lrn_alpha',
+      'augment.color_std',
+      'augment.color_end_epoch',
+      'optimizer.weight_decay',
+      'optimizer.plateau_drops',
+      'optimizer.conv1_freeze_epoch',
+    ),
+  ),
+  'must be at least 0 and below 1': (
+    lambda value: 0 <= value < 1,
+    ('model.dropout_rate', 'optimizer.momentum'),
+  ),
+  'must be above 1': (lambda value: value > 1, ('optimizer.drop_factor',)),
+  f'is not one of {", ".join(cache.MODES)}': (
+    lambda value: value in cache.MODES,
+    ('input.cache',),
+  ),
+  'must be () or three numbers from 0 to 255, the means of R, G and B': (
+    lambda value: _are_three(value) and all(0 <= x <= 255 for x in value),
+    ('input.channel_means',),
+  ),
+  'must be () or three positive numbers, the divisors of R, G and B': (
+    lambda value: _are_three(value) and all(0 < x < math.inf for x in value),
+    ('input.channel_stds',),
+  ),
+  'may only name fc6, fc7 and fc8': (
+    lambda value: {*value} <= {'fc6', 'fc7', 'fc8'},
+    ('model.dropout_inputs',),
+  ),
+  'must be 1 or 2': (lambda value: value in (1, 2), ('model.num_towers',)),
+  'must be 2 or 3': (lambda value: value in (2, 3), ('model.pool_size',)),
+  'must be at least 0 and below 2 ** 32': (
+    lambda value: 0 <= value < 2**32,
+    ('seed',),
+  ),
+}
+
+
+def out_of_range(flat: Mapping[str, object]) -> dict[str, tuple[object, str]]:
+  """Values that break a rule of `RANGES` or are not finite, with it, by key.
+
+  Args:
+    flat: config values by dotted key, from `config.flatten`.
+  """
+  found = {
+    key: (value, 'must be finite')
+    for key, value in flat.items()
+    if isinstance(value, float) and not math.isfinite(value)
+  }
+  for rule, (holds, keys) in RANGES.items():
+    for key in keys:
+      if key not in found and not holds(flat[key]):
+        found[key] = (flat[key], rule)
+  return found
+
+
+def _are_three(values):
+  """Whether these are three numbers, or none."""
+  are_numbers = all(type(value) in (int, float) for value in values)
+  return are_numbers and len(values) in (0, 3)

@@ -1,0 +1,174 @@
+"""ONNX files in ONNX Runtime against our net: every activation, every preset."""
+
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from alexnet_jax import augment
+from alexnet_jax import evaluator
+from alexnet_jax import model
+from alexnet_jax import net as net_lib
+from alexnet_jax.convert import onnx_graph
+from tests import narrow_nets
+
+# The largest difference of an activation, over its largest value. Measured: TODO
+TOLERANCE = 1e-5
+
+VARIANTS = {
+  'tanh': {'activation': 'tanh'},
+  'tanh before the norm, both norms': {
+    'activation': 'tanh',
+    'lrn_before_activation': ('conv1', 'conv2'),
+    'within_map_norm_layers': ('conv1', 'conv3'),
+  },
+  'no dropout in training': {'dropout_rate': 0.0},
+  'another rate of dropout': {'dropout_rate': 0.3},
+  'inverted dropout': {'dropout_rate': 0.3, 'inverted_dropout': True},
+  'dropout before fc6': {'dropout_inputs': ('fc6', 'fc7')},
+  'no conv2 and conv3': {'conv_features': (12, 0, 0, 12, 16)},
+  'no conv5': {'conv_features': (12, 16, 8, 12, 0)},
+  'no fc6': {'fc_features': (0, 16)},
+  'no fc7': {'fc_features': (24, 0), 'dropout_rate': 0.3},
+  'no fc6 and fc7': {'fc_features': (0, 0)},
+  'no links': {'tower_links': False},
+  'no links, no fc6': {'tower_links': False, 'fc_features': (0, 16)},
+  'one tower': {'num_towers': 1},
+  'one norm for both towers': {'lrn_across_towers': True},
+  'windows that exceed the crop': {'conv1_stride': 5, 'conv1_padding': 2},
+  'whole windows only': {'conv1_stride': 5, 'conv1_ceil_mode': False},
+  'small windows of pooling': {'pool_size': 2},
+}
+CONFIGS = [
+  *(pytest.param(lambda n=n: narrow_nets.preset(n), id=n) for n in narrow_nets.PRESETS),
+  *(pytest.param(lambda v=v: narrow_nets.variant(**v), id=n) for n, v in VARIANTS.items()),
+]
+
+
+def run(proto, *arrays, outputs=None):
+  """The outputs of ONNX Runtime for each input."""
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = 1
+  session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+  (given,) = session.get_inputs()
+  return [session.run(outputs, {given.name: array}) for array in arrays]
+
+
+def ours(weights, images, layers=()):
+  """Probabilities and activations, by the code of evaluation in float32."""
+  config = weights.config
+  net = model.AlexNet(**dict(config.model) | {'dtype': 'float32'})
+  sizes = config.input.image_size, config.input.crop_size
+  offsets = augment.view_offsets(*sizes, many=False, flip=False)
+
+  @jax.jit
+  def predict(params, images, mean_image):
+    return evaluator.predict(
+      net,
+      params,
+      images,
+      mean_image,
+      offsets,
+      crop_size=config.input.crop_size,
+      channel_stds=config.input.channel_stds,
+      layers=layers,
+    )
+
+  log_probs, activations = predict(weights.params, images, weights.mean_image)
+  return np.exp(log_probs), {k: np.asarray(x[0]) for k, x in activations.items()}
+
+
+def difference(found, expected):
+  return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize('create_config', CONFIGS)
+def test_all_activations_are_ours(create_config):
+  config = create_config()
+  weights = narrow_nets.weights(config)
+  images = narrow_nets.images(config, 3)
+  proto = onnx_graph.build(weights)
+  onnx.checker.check_model(proto, full_check=True)
+  names = net_lib.Net(weights).layer_names
+  # A convolutional layer that is left out only has a name if it is pooled.
+  written = {name for node in proto.graph.node for name in node.output}
+  names = [n for n in names if n in written | {'fc8'}]
+  assert {'conv1/linear', 'conv1', 'conv5', 'fc8'} <= {*names, 'conv5'}
+  in_graph = [name.replace('fc8', 'logits') for name in names]
+  for name in in_graph:
+    proto.graph.output.append(onnx.ValueInfoProto(name=name))
+  (found, *activations), (of_one, *_) = run(proto, images, images[:1])
+  expected, our_activations = ours(weights, images, tuple(names))
+  differences = {'probabilities': difference(found, expected)}
+  for name, activation in zip(names, activations, strict=True):
+    if activation.ndim == 4:
+      activation = activation.transpose(0, 2, 3, 1)
+    assert activation.shape == our_activations[name].shape
+    assert np.ptp(activation) > 0  # It tells something.
+    differences[name] = difference(activation, our_activations[name])
+  assert max(differences.values()) < TOLERANCE, differences
+  assert (found.argmax(1) == expected.argmax(1)).all()
+  np.testing.assert_allclose(of_one, found[:1], rtol=1e-5, atol=1e-7)
+
+
+def test_the_bare_net_takes_crops_and_returns_logits():
+  weights = narrow_nets.weights(narrow_nets.variant())
+  size = weights.config.input.crop_size
+  crops = np.random.default_rng(2).normal(0, 64, (2, size, size, 3))
+  crops = crops.astype(np.float32)
+  ((found,),) = run(onnx_graph.build(weights, crops=True), crops)
+  net = model.AlexNet(**weights.config.model)
+  expected = jax.jit(net.apply)({'params': weights.params}, crops)
+  assert difference(found, expected) < TOLERANCE
+
+
+def test_channel_means_and_deviations_are_in_the_graph():
+  config = narrow_nets.variant()
+  config.input.channel_means = 120.0, 110.0, 100.0
+  config.input.channel_stds = 50.0, 60.0, 70.0
+  weights, images = narrow_nets.weights(config), narrow_nets.images(config, 2)
+  ((found,),) = run(onnx_graph.build(weights), images)
+  assert difference(found, ours(weights, images)[0]) < TOLERANCE
+
+
+def test_a_file_has_the_class_names_and_its_source(tmp_path):
+  weights = narrow_nets.weights(narrow_nets.variant())
+  path = tmp_path / 'net.onnx'
+  onnx_graph.export(weights, path)
+  session = onnxruntime.InferenceSession(path)
+  metadata = session.get_modelmeta().custom_metadata_map
+  assert json.loads(metadata.pop('class_names')) == [*weights.class_names]
+  assert metadata == weights.about
+  (given,), (returned,) = session.get_inputs(), session.get_outputs()
+  assert (given.name, given.shape) == ('images', ['batch', 76, 76, 3])
+  assert (returned.name, returned.shape) == ('probabilities', ['batch', 10])
+  net = net_lib.Net(weights)
+  images = narrow_nets.images(weights.config, 2)
+  (found,) = session.run(None, {'images': images})
+  assert difference(found, net.probabilities(images)) < TOLERANCE
+  # What does not fit is refused with the name of the input.
+  with pytest.raises(Exception, match='invalid dimensions for input: images'):
+    session.run(None, {'images': images[:, :75]})
+
+
+@pytest.mark.parametrize(
+  ('place', 'name', 'value', 'message'),
+  [
+    (onnx_graph, 'MAX_BYTES', 2**24, 'the weights have .* write .safetensors'),
+    (onnx_graph, 'OPERATIONS', {'relu': 'Relu'}, 'activation=tanh cannot be'),
+    (importlib.util, 'find_spec', lambda _: None, 'pip install onnx'),
+  ],
+)
+def test_what_cannot_be_written_is_one_line_and_no_file(
+  monkeypatch, tmp_path, place, name, value, message
+):
+  weights = narrow_nets.weights(narrow_nets.variant(activation='tanh'))
+  monkeypatch.setattr(place, name, value)
+  with pytest.raises(ValueError, match=message) as error:
+    onnx_graph.export(weights, tmp_path / 'net.onnx')
+  assert '\n' not in str(error.value)
+  assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,44 @@
+"""StableHLO files: one for every device and batch size, and the same numbers."""
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from alexnet_jax import model
+from alexnet_jax import net as net_lib
+from alexnet_jax.convert import stablehlo
+from tests import narrow_nets
+
+
+# Both towers, no links, one tower, bfloat16, a sixth layer and other norms.
+@pytest.mark.parametrize(
+  'preset', ['caffe', 'run150', 'one_tower', 'fast', 'conv6', 'quickstart']
+)
+def test_one_file_takes_batches_of_all_sizes(preset, tmp_path):
+  config = narrow_nets.preset(preset)
+  weights = narrow_nets.weights(config)
+  stablehlo.export(weights, tmp_path / 'net.stablehlo')
+  content = (tmp_path / 'net.stablehlo').read_bytes()
+  exported = jax.export.deserialize(bytearray(content))
+  assert exported.platforms == ('cpu', 'cuda', 'tpu')
+  images = narrow_nets.images(config, 3)
+  found = exported.call(images)
+  expected = net_lib.Net(weights).probabilities(images)
+  # Measured: TODO
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(exported.call(images[:1]), found[:1], rtol=1e-5)
+  size = config.input.image_size
+  with pytest.raises(ValueError, match=f'size >?=? ?.*{size}'):
+    exported.call(images[:, : size - 1])
+
+
+def test_the_bare_net_takes_crops_and_returns_logits():
+  weights = narrow_nets.weights(narrow_nets.variant())
+  size = weights.config.input.crop_size
+  crops = np.random.default_rng(2).normal(0, 64, (2, size, size, 3))
+  crops = crops.astype(np.float32)
+  found = stablehlo.build(weights, crops=True).call(crops)
+  net = model.AlexNet(**weights.config.model)
+  expected = jax.jit(net.apply)({'params': weights.params}, crops)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
