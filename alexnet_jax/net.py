@@ -193,7 +193,7 @@ class Net:
       outputs = step(
         self._device_params,
         batch,
-        jnp.asarray(self.weights.mean_image),
+        self._mean_image,
         offsets,
       )
       log_probs, activations = jax.device_get(outputs)
@@ -221,6 +221,14 @@ class Net:
   def _device_params(self):
     return jax.device_put(self.params, jax.local_devices()[0])
 
+  @functools.cached_property
+  def _mean_image(self):
+    inputs, mean_image = self.config.input, self.weights.mean_image
+    if mean_image is None:
+      means = inputs.channel_means
+      mean_image = augment.mean_image_of(means, inputs.image_size)
+    return jnp.asarray(mean_image)
+
   def _step(self, layers):
     if layers not in self._steps:
       self._steps[layers] = evaluator.make_predict_step(
@@ -229,6 +237,7 @@ class Net:
         self.config.input.crop_size,
         self.config.augment.central_mean,
         layers,
+        self.config.input.channel_stds,
       )
     return self._steps[layers]
 
@@ -283,6 +292,6 @@ def open_weights(
     jax.device_get(trained.params),
     trained.config,
     trained.class_names,
-    np.asarray(trained.statistics.mean_image),
+    None if config.input.channel_means else trained.run.dataset.mean_image,
     {'source': f'step {trained.step} of a run on {config.input.dataset}'},
   )

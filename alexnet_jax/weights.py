@@ -41,14 +41,15 @@ class Weights:
       [height, width, features].
     config: config of the net, with the keys of configs/paper.py.
     class_names: one name per label.
-    mean_image: mean of the training set, float32 [size, size, 3], RGB, 0..255.
+    mean_image: mean of the training set, float32 [size, size, 3], RGB, 0..255;
+      None if config.input.channel_means is set.
     about: what else is known, by name: 'source', 'license' and so on.
   """
 
   params: dict[str, dict[str, np.ndarray]]
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
-  mean_image: np.ndarray
+  mean_image: np.ndarray | None
   about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -56,7 +57,8 @@ def save(path: str | os.PathLike, weights: Weights) -> None:
   """Writes the file: whole, or not at all."""
   path = pathlib.Path(path)
   tensors = flax.traverse_util.flatten_dict(weights.params, sep='/')
-  tensors[MEAN_IMAGE] = weights.mean_image
+  if weights.mean_image is not None:
+    tensors[MEAN_IMAGE] = weights.mean_image
   metadata = {
     **weights.about,
     'format': FORMAT,
@@ -106,18 +108,22 @@ def load(path: str | os.PathLike) -> Weights:
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     check_shapes(shapes, config, str(path))
     size = config.input.image_size
-    if MEAN_IMAGE not in file.keys() or file.get_slice(
-      MEAN_IMAGE
-    ).get_shape() != [size, size, 3]:
-      raise ValueError(f'{path} lacks {MEAN_IMAGE} of shape {(size, size, 3)}')
-    tensors = {name: file.get_tensor(name) for name in (*names, MEAN_IMAGE)}
+    if not config.input.channel_means:
+      if MEAN_IMAGE not in file.keys() or file.get_slice(
+        MEAN_IMAGE
+      ).get_shape() != [size, size, 3]:
+        raise ValueError(
+          f'{path} lacks {MEAN_IMAGE} of shape {(size, size, 3)}'
+        )
+      names.add(MEAN_IMAGE)
+    tensors = {name: file.get_tensor(name) for name in names}
   for name, tensor in tensors.items():
     if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
       raise ValueError(
         f'{path}: {name} must be finite float32, but is {tensor.dtype} or has'
         ' infinite values or NaN'
       )
-  mean_image = tensors.pop(MEAN_IMAGE)
+  mean_image = tensors.pop(MEAN_IMAGE, None)
   params = flax.traverse_util.unflatten_dict(tensors, sep='/')
   return Weights(params, config, class_names, mean_image, metadata)
 

@@ -179,6 +179,26 @@ DIFFERENCES = {
     'optimizer.decay_biases': False,
     'train.epochs': 89.92,
   },
+  'torchvision': {
+    'model.num_towers': 1,
+    'model.conv_features': [64, 192, 384, 256, 256],
+    'model.conv1_padding': 2,
+    'model.conv1_ceil_mode': False,
+    'model.lrn_layers': [],
+    'model.inverted_dropout': True,
+    'model.dropout_inputs': ['fc6', 'fc7'],
+    'model.init_std': 0.02,
+    'model.conv345_init_std': 0.012,
+    'model.fc67_init_std': 0.0075,
+    'model.init_bias': 0.0,
+    'input.channel_means': [123.675, 116.28, 103.53],
+    'input.channel_stds': [58.395, 57.12, 57.375],
+    'input.batch_size': 256,
+    'augment.color_std': 0,
+    'optimizer.weight_decay': 1e-4,
+    'optimizer.schedule': 'steps',
+    'optimizer.drop_epochs': [30, 60],
+  },
   'conv6': SOURCE
   | CONV6
   | {
@@ -403,6 +423,38 @@ RULES = [
     " axis 'data' with 4 devices; try 4",
   ),
   # The nets of the paper and of the run log.
+  (
+    {'input__channel_means': (104.0, 117.0)},
+    1,
+    'config.input.channel_means=[104.0, 117.0] must be () or three numbers from'
+    ' 0 to 255',
+  ),
+  (
+    {'input__channel_means': (104.0, 117.0, 256.0)},
+    1,
+    'config.input.channel_means=[104.0, 117.0, 256.0] must be ()',
+  ),
+  (
+    {'input__channel_stds': (1.0, 1.0, 0.0)},
+    1,
+    'config.input.channel_stds=[1.0, 1.0, 0.0] must be () or three positive',
+  ),
+  (
+    {'input__channel_stds': ('a', 'b', 'c')},
+    1,
+    "config.input.channel_stds=['a', 'b', 'c'] must be () or three positive",
+  ),
+  (
+    {'model__dropout_inputs': ('fc6', 'conv5')},
+    1,
+    "config.model.dropout_inputs=['fc6', 'conv5'] may only name fc6, fc7 and",
+  ),
+  (
+    {'model__dropout_inputs': ('fc6',), 'model__tower_links': False},
+    1,
+    "config.model.dropout_inputs=('fc6',) drops maps of both towers before fc6:"
+    ' it needs config.model.tower_links=True',
+  ),
   ({'model__num_towers': 3}, 2, 'config.model.num_towers=3 must be 1 or 2'),
   (
     {'model__num_towers': 1, 'model__tower_links': False},

@@ -25,12 +25,17 @@ MODULES = sorted(
 
 # Imports run one way: a module imports only modules named after it.
 ORDER = [
+  'convert.__main__',
+  'convert.convert',
   'main',
   'train',
   'evaluate',
   'digits',
   'net',
   'trained_net',
+  'convert.caffemodel',
+  'convert.torch_weights',
+  'convert.forms',
   'convert.model_card',
   'convert.onnx_graph',
   'convert.stablehlo',
@@ -58,6 +63,7 @@ ORDER = [
   'workdir',
   'recorded_config',
   'config',
+  'ranges',
   'input_pipeline',
   'cache',
   'buffer_pool',
@@ -72,6 +78,7 @@ ORDER = [
   'events',
   'augment',
   'model',
+  'feature_maps',
   'layers',
   'pooling',
   'towers',
@@ -93,6 +100,7 @@ ORDER = [
 USERS_OF_LIBRARIES = {
   'PIL': ['images', 'prepare.sources'],
   'absl': [
+    'convert.__main__',
     'evaluate',
     'main',
     'prepare.__main__',
@@ -104,10 +112,14 @@ USERS_OF_LIBRARIES = {
   'clu': ['train_state'],
   'configs': [],
   'experiments': [],
+  'google': ['convert.caffemodel'],
   'grain': ['input_pipeline'],
   'ml_collections': [
     'chance_loss',
     'config',
+    'convert.__main__',
+    'convert.convert',
+    'convert.forms',
     'digits',
     'evaluate',
     'main',
@@ -126,6 +138,7 @@ USERS_OF_LIBRARIES = {
   'onnx': ['convert.onnx_graph'],
   'onnxruntime': [],
   'orbax': ['checkpoint', 'checkpoint_path'],
+  'safetensors': ['convert.torch_weights', 'weights'],
   'simplejpeg': ['images'],
   'sklearn': ['prepare.sources'],
   'tensorboardX': ['events'],
@@ -140,7 +153,7 @@ USERS_OF_LIBRARIES = {
     'prepare.tfds_sets',
   ],
   'tests': [],
-  'torch': [],
+  'torch': ['convert.torch_weights'],
   'tqdm': ['metrics', 'prepare.prepare'],
 }
 
@@ -158,8 +171,8 @@ USERS_OF_PARTS = {
   ],
 }
 
-# It defines flags that `main` defines too, so one process cannot import both.
-COMMAND = 'prepare.__main__'
+# They define flags that `main` defines too, so one process cannot import both.
+COMMANDS = ('convert.__main__', 'prepare.__main__')
 
 # Removed from JAX or deprecated, or slow in our measurements (see
 # towers.grouped_conv).
@@ -223,14 +236,14 @@ def test_imports_within_the_package_run_one_way(module):
   assert sorted(imported_modules(module) - {*later}) == []
 
 
-def test_only_digits_imports_preparation_and_only_commands_import_digits():
+def test_few_import_preparation_and_only_commands_import_digits():
   users = {
     module
     for module in MODULES
     if not module.startswith('prepare.')
     and any(m.startswith('prepare.') for m in imported_modules(module))
   }
-  assert users == {'digits'}
+  assert users == {'convert.convert', 'digits'}  # The former: class names.
   users = {m for m in MODULES if 'digits' in imported_modules(m)}
   assert users == {'main', 'evaluate'}
 
@@ -398,7 +411,7 @@ sys.meta_path.insert(0, NoTensorFlow)
 loaded = {{}}
 importlib.import_module('alexnet_jax.train')
 loaded['training'] = [*sys.modules]
-for module in {[m for m in MODULES if m != COMMAND]}:
+for module in {[m for m in MODULES if m not in COMMANDS]}:
   importlib.import_module('alexnet_jax.' + module)
 loaded['all'] = [*sys.modules]
 print(json.dumps(loaded))

@@ -52,6 +52,20 @@ NETS = {
   'run 147, pooling 2/2': ('paper', {'pool_size': 2}, {}, 60_965_224),
   'run 148, no norms': ('paper', {'lrn_layers': ()}, {}, 60_965_224),
   'run 167, one norm': ('paper', {'lrn_layers': ('conv1',)}, {}, 60_965_224),
+  # 23,296 + 307,392 + 663,936 + 884,992 + 590,080 in convolutions and
+  # 37,752,832 + 16,781,312 + 4,097,000 in fully connected layers.
+  'torchvision': (
+    'torchvision',
+    {},
+    {
+      'conv1': (11, 11, 3, 64),
+      'conv2': (5, 5, 64, 192),
+      'conv3': (3, 3, 192, 384),
+      'conv4': (3, 3, 384, 256),
+      'conv5': (3, 3, 256, 256),
+    },
+    61_100_840,
+  ),
   'tanh': ('paper', {'activation': 'tanh'}, {}, 60_965_224),
   'one tower': (
     'one_tower',
@@ -253,9 +267,12 @@ def test_conv1_also_has_55_pixels_from_crops_of_227():
 
 
 @pytest.mark.parametrize(
-  ('geometry', 'sizes'),  # crop, kernel, stride, padding[, pool size]
+  ('geometry', 'sizes'),  # crop, kernel, stride, padding[, pool size, ceil]
   [
     ((224, 11, 4, 0), (55, 27, 13, 6)),
+    ((224, 11, 4, 0, 3, False), (54, 26, 12, 5)),
+    ((224, 11, 4, 2, 3, True), (56, 27, 13, 6)),
+    ((224, 11, 4, 2, 3, False), (55, 27, 13, 6)),
     ((227, 11, 4, 0), (55, 27, 13, 6)),
     ((228, 11, 4, 0), (56, 27, 13, 6)),
     ((67, 11, 4, 0), (15, 7, 3, 1)),

@@ -52,7 +52,7 @@ RUNS += [(m, 'bfloat16') for m in BFLOAT16]
 BATCH, IMAGE, CROP, CLASSES = 8, 35, 31, 12
 STEPS = 20
 # Other networks, each with several switches at once: a sixth layer that reads
-# both towers, towers that never meet, layers left out. Their ten classes can be
+# both towers and drops its outputs, towers that never meet, layers left out. Their ten classes can be
 # divided over 2 devices, but not over 4.
 OTHER_NETS = {
   'conv6': {
@@ -60,6 +60,7 @@ OTHER_NETS = {
     'lrn_before_activation': ('conv1',),
     'within_map_norm_layers': ('conv2',),
     'inverted_dropout': True,
+    'dropout_inputs': ('fc6', 'fc7'),
   },
   'no links': {'tower_links': False, 'conv_features': (4, 8, 0, 8, 8)},
   'no fc6': {'fc_features': (0, 16), 'conv_features': (8, 0, 0, 0, 0, 4)},

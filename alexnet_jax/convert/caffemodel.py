@@ -6,7 +6,6 @@ inside of others, and packed floats, are declared as bytes: so the number of
 layers is known before any is read, and floats are not copied one by one.
 """
 
-from collections.abc import Mapping
 import math
 import pathlib
 
@@ -185,7 +184,7 @@ def _check_layers(name, layers, path):
         )
 
 
-def _stated(layer, kind, path) -> Mapping[str, float]:
+def _stated(layer, kind, path):
   """The settings of a layer that the file states, by name."""
   encoded = getattr(layer, f'{kind.lower()}_param', b'')
   if not encoded:

@@ -38,8 +38,8 @@ def read(path: pathlib.Path) -> list[forms.Layer]:
   PyTorch refuses any other object in the file.
 
   Raises:
-    ValueError: if it is damaged or holds something else.
-    ModuleNotFoundError: if PyTorch is not installed.
+    ValueError: if it is damaged or holds something else, or PyTorch is not
+      installed.
   """
   torch = _import_torch(path)
   # The records of a .pt file are not compressed: these would fill the memory.
@@ -71,11 +71,11 @@ def read(path: pathlib.Path) -> list[forms.Layer]:
       f'{path} holds no state dict, names with tensors; save one:'
       ' torch.save(net.state_dict(), FILE)'
     )
+  if any(x.layout != torch.strided or x.is_complex() for x in found.values()):
+    raise ValueError(f'{path} has tensors that are sparse or not real')
   # A few stored numbers can be the view of a huge tensor.
   if sum(x.nbytes for x in found.values()) > path.stat().st_size:
     raise ValueError(f'{path} has tensors of more bytes than the file')
-  if any(x.layout != torch.strided or x.is_complex() for x in found.values()):
-    raise ValueError(f'{path} has tensors that are sparse or not real')
   tensors = {k: v.to(torch.float32).numpy() for k, v in found.items()}
   return _layers(tensors, path)
 
@@ -99,9 +99,8 @@ def _import_torch(path):
   try:
     import torch
   except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"{path} needs PyTorch: pip install 'alexnet_jax[parity]', or name a"
-      ' .safetensors file'
+    raise ValueError(
+      f'{path} needs PyTorch (pip install torch); .safetensors files do not'
     ) from error
   return torch
 
@@ -157,7 +156,7 @@ def write(
     metadata: metadata of a .safetensors file.
 
   Raises:
-    ModuleNotFoundError: if it needs PyTorch, which is not installed.
+    ValueError: if it needs PyTorch, which is not installed.
   """
   tensors = {}
   for layer in layers:
