@@ -10,7 +10,6 @@ from alexnet_jax import net as net_lib
 from alexnet_jax.convert import stablehlo
 from tests import narrow_nets
 
-
 # bfloat16; towers without links; deviations per channel.
 QUICK = {'fast', 'run150', 'torchvision'}
 

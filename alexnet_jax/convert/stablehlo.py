@@ -47,7 +47,10 @@ def build(
   sizes = inputs.image_size, inputs.crop_size
   (offset,) = augment.view_offsets(*sizes, many=False, flip=False)
 
-  params, mean_image = jax.device_put((weights.params, weights.mean_image))
+  mean_image = weights.mean_image
+  if mean_image is None:
+    mean_image = augment.mean_image_of(inputs.channel_means, inputs.image_size)
+  params, mean_image = jax.device_put((weights.params, mean_image))
 
   def bare_net(crops):
     return net.apply({'params': params}, crops)
