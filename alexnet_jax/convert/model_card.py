@@ -133,7 +133,7 @@ def _interface(weights, crops, is_state_dict):
   classes = len(weights.class_names)
   if crops or is_state_dict:
     shape = f'3, {crop}, {crop}' if is_state_dict else f'{crop}, {crop}, 3'
-    mean = 'the mean image of the training set'
+    mean = 'the mean image, which the .safetensors file has'
     if inputs.channel_means:
       mean = ', '.join(f'{mean:g}' for mean in inputs.channel_means)
     stds = ', '.join(f'{std:g}' for std in inputs.channel_stds)
