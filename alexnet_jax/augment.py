@@ -39,14 +39,6 @@ def color_directions(
   return (eigenvectors * scales).astype(np.float32)
 
 
-def mean_image_of(
-  channel_means: Sequence[float], size: int
-) -> Float[np.ndarray, 'size size 3']:
-  """The mean image that subtracts one mean from each of R, G and B."""
-  means = np.asarray(channel_means, np.float32)
-  return np.broadcast_to(means, (size, size, 3))
-
-
 def random_views(
   key: Key[Array, ''],
   images: UInt8[Array, 'batch size size 3'],

@@ -13,6 +13,7 @@ from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import ranges
 
+
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   """Raises one ValueError that lists the broken rules, in at most three lines.
 
@@ -117,9 +118,7 @@ def _smallest_crop(net):
 
 def _feature_map_sizes(net, crop):
   geometry = (net.conv1_kernel, net.conv1_stride, net.conv1_padding)
-  return feature_maps.sizes(
-    crop, *geometry, net.pool_size, net.conv1_ceil_mode
-  )
+  return feature_maps.sizes(crop, *geometry, net.pool_size, net.conv1_ceil_mode)
 
 
 def _geometry(net, inputs, smallest):

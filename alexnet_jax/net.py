@@ -190,12 +190,7 @@ class Net:
       # With powers of two, few shapes are compiled.
       padded = 1 << (count - 1).bit_length()
       batch = np.concatenate([batch, np.repeat(batch[-1:], padded - count, 0)])
-      outputs = step(
-        self._device_params,
-        batch,
-        self._mean_image,
-        offsets,
-      )
+      outputs = step(self._device_params, batch, self._mean_image, offsets)
       log_probs, activations = jax.device_get(outputs)
       yield (
         log_probs[:count],
@@ -223,11 +218,11 @@ class Net:
 
   @functools.cached_property
   def _mean_image(self):
-    inputs, mean_image = self.config.input, self.weights.mean_image
-    if mean_image is None:
-      means = inputs.channel_means
-      mean_image = augment.mean_image_of(means, inputs.image_size)
-    return jnp.asarray(mean_image)
+    if self.weights.mean_image is not None:
+      return jnp.asarray(self.weights.mean_image)
+    inputs = self.config.input
+    shape = (inputs.image_size, inputs.image_size, 3)
+    return jnp.asarray(np.full(shape, inputs.channel_means, np.float32))
 
   def _step(self, layers):
     if layers not in self._steps:

@@ -14,6 +14,7 @@ import flax
 import jax
 from jaxtyping import PyTree
 import ml_collections
+import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import cache as cache_lib
@@ -161,7 +162,7 @@ def open_run(
   )
   mean_image = dataset.mean_image
   if inputs.channel_means:
-    mean_image = augment.mean_image_of(inputs.channel_means, inputs.image_size)
+    mean_image = np.full(mean_image.shape, inputs.channel_means, np.float32)
   statistics = Statistics(mean_image, directions)
   splits = {inputs.train_split, inputs.eval_split}
   if not trains:

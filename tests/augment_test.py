@@ -29,7 +29,13 @@ COVARIANCE = (RGB_VECTORS * RGB_STD**2) @ RGB_VECTORS.T
 
 _views = jax.jit(
   augment.random_views,
-  static_argnames=('crop_size', 'flip', 'color_divide', 'central_mean'),
+  static_argnames=(
+    'crop_size',
+    'flip',
+    'color_divide',
+    'central_mean',
+    'channel_stds',
+  ),
 )
 
 
@@ -218,6 +224,25 @@ def test_the_central_mean_of_an_odd_margin_is_up_and_left_of_the_middle():
   black = jnp.zeros((1, 41, 41, 3), jnp.uint8)
   view = augment.view_at(black, jnp.asarray(mean, jnp.float32), offset, 8, True)
   np.testing.assert_array_equal(-view[0], mean[16:24, 16:24])
+
+
+def test_each_channel_has_its_mean_and_is_divided_by_its_deviation():
+  images, means, stds = _painted(8, 40), (5.0, 7.5, 1.25), (2.0, 4.0, 8.0)
+  mean = np.full((40, 40, 3), means, np.float32)
+  options = {'flip': True, 'color_std': 0.1}
+  views = _draw(images, mean=mean, channel_stds=stds, **options)
+  # The colours are noisy before they are divided. A rounding of float32.
+  expected = (_draw(images, **options) - means) / np.float32(stds)
+  np.testing.assert_allclose(views, expected, rtol=1e-5, atol=1e-5)
+  # Whether the mean image is the central one makes no difference.
+  central = _draw(
+    images, mean=mean, channel_stds=stds, central_mean=True, **options
+  )
+  np.testing.assert_array_equal(central, views)
+  offset = jnp.array([3, 4, 1])
+  view = augment.view_at(images, mean, offset, 8, False, stds)
+  expected = (images[:, 3:11, 4:12][:, :, ::-1] - means) / np.float32(stds)
+  np.testing.assert_allclose(view, expected, rtol=1e-6)
 
 
 def test_the_switches_of_the_source_do_not_change_what_is_drawn():

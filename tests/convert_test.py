@@ -11,7 +11,6 @@ import safetensors.numpy
 
 from alexnet_jax import net as net_lib
 from alexnet_jax import weights as weights_lib
-from alexnet_jax.convert import caffemodel
 from alexnet_jax.convert import convert
 from configs import caffe
 from configs import paper
@@ -20,7 +19,7 @@ from configs import torchvision
 torch = pytest.importorskip(
   'torch', reason='PyTorch is the oracle: pip install torch'
 )
-from tests import foreign_nets
+foreign_nets = pytest.importorskip('tests.foreign_nets')
 
 TEN = [f'class {i}' for i in range(10)]
 
@@ -56,7 +55,9 @@ def read(path, **kwargs):
 
 
 def copy(folder, source, name, tmp_path):
-  tmp_path.joinpath('names.txt').write_bytes((folder / 'names.txt').read_bytes())
+  tmp_path.joinpath('names.txt').write_bytes(
+    (folder / 'names.txt').read_bytes()
+  )
   path = tmp_path / name
   path.write_bytes(source)
   return path
@@ -78,7 +79,9 @@ def assert_same(one, other):
 
 
 def flat(params):
-  return {f'{n}/{k}': x for n, layer in params.items() for k, x in layer.items()}
+  return {
+    f'{n}/{k}': x for n, layer in params.items() for k, x in layer.items()
+  }
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,9 @@ def test_a_state_dict_comes_back_bitwise(folder, tmp_path, name, suffix):
     NETS[name].load_state_dict(back)  # The names and shapes of the module.
     back = {k: v.numpy() for k, v in back.items()}
   assert_same(back, {k: v.numpy() for k, v in NETS[name].state_dict().items()})
-  tmp_path.joinpath('names.txt').write_bytes((folder / 'names.txt').read_bytes())
+  tmp_path.joinpath('names.txt').write_bytes(
+    (folder / 'names.txt').read_bytes()
+  )
   again, first = read(path), convert.read(ours)
   assert_same(flat(again.params), flat(first.params))
   assert again.config == first.config
@@ -184,12 +189,12 @@ def test_the_paper_s_net_gives_pytorch_the_same_logits(tmp_path):
   # The factor 1/2 of dropout has become part of the kernels, which is exact.
   tmp_path.joinpath('names.txt').write_text('\n'.join(TEN))
   tmp_path.joinpath('mean.binaryproto').write_bytes(
-    foreign_nets.blob(weights.mean_image[..., ::-1].transpose(2, 0, 1)[None], True)
+    foreign_nets.blob(
+      weights.mean_image[..., ::-1].transpose(2, 0, 1)[None], True
+    )
   )
   again = read(
-    tmp_path / 'x.pt',
-    config=weights.config,
-    mean=tmp_path / 'mean.binaryproto',
+    tmp_path / 'x.pt', config=weights.config, mean=tmp_path / 'mean.binaryproto'
   )
   assert_same(flat(again.params), flat(weights.params))
   np.testing.assert_array_equal(again.mean_image, weights.mean_image)
@@ -251,7 +256,9 @@ def with_blob(content):
     (foreign_nets.caffemodel(BLOBS, name='CaffeNet'), 'CaffeNet'),
     (foreign_nets.caffemodel(BLOBS, name='mine', swap=True), 'CaffeNet (mine)'),
     (
-      foreign_nets.caffemodel(BLOBS, norm=number(1, 5) + foreign_nets.single(2, 1)),
+      foreign_nets.caffemodel(
+        BLOBS, norm=number(1, 5) + foreign_nets.single(2, 1)
+      ),
       'norm1 has alpha=1, not 0.0001',
     ),
     (
@@ -260,7 +267,9 @@ def with_blob(content):
     ),
     (chunk(2, chunk(1, b'abc')), "Caffe's first version (V0)"),
     (
-      foreign_nets.caffemodel(BLOBS | {'fc7': (BLOBS['fc7'][0][:, 1:], BLOBS['fc7'][1])}),
+      foreign_nets.caffemodel(
+        BLOBS | {'fc7': (BLOBS['fc7'][0][:, 1:], BLOBS['fc7'][1])}
+      ),
       'fc7/kernel is (23, 20) there, but (24, 20) in the net',
     ),
     (
@@ -268,11 +277,15 @@ def with_blob(content):
       'fc7 has 1 arrays, not a kernel and a bias',
     ),
     (
-      foreign_nets.caffemodel(BLOBS | {'fc7': (BLOBS['fc7'][0], BLOBS['fc8'][1])}),
+      foreign_nets.caffemodel(
+        BLOBS | {'fc7': (BLOBS['fc7'][0], BLOBS['fc8'][1])}
+      ),
       'fc7 has a kernel of shape [20, 24] and a bias of shape [10]',
     ),
     (
-      foreign_nets.caffemodel(BLOBS | {'fc8': (BLOBS['fc8'][0] * np.inf, BLOBS['fc8'][1])}),
+      foreign_nets.caffemodel(
+        BLOBS | {'fc8': (BLOBS['fc8'][0] * np.inf, BLOBS['fc8'][1])}
+      ),
       'fc8 has weights that are not finite',
     ),
   ],
@@ -285,7 +298,8 @@ def test_a_damaged_or_other_caffemodel_is_refused(
 
 
 @pytest.mark.parametrize(
-  'shape', [(1 << 40, 1 << 20, 1, 1), (-1, 3, 11, 11), (0, 3, 11, 11), (), (2,) * 9]
+  'shape',
+  [(1 << 40, 1 << 20, 1, 1), (-1, 3, 11, 11), (0, 3, 11, 11), (), (2,) * 9],
 )
 def test_a_caffemodel_with_a_shape_that_its_data_lack_is_refused(
   folder, tmp_path, shape
@@ -300,11 +314,7 @@ def test_a_caffemodel_with_a_shape_that_its_data_lack_is_refused(
   head = foreign_nets.varint(100 << 3 | 2)
   at = WHOLE.rindex(head, 0, start) + len(head)
   length = int(sum((b & 127) << 7 * i for i, b in enumerate(WHOLE[at:start])))
-  content = (
-    WHOLE[:at]
-    + foreign_nets.varint(length - old)
-    + content[outer:]
-  )
+  content = WHOLE[:at] + foreign_nets.varint(length - old) + content[outer:]
   path = copy(folder, content, 'x.caffemodel', tmp_path)
   assert 'bytes for the shape' in refusal(path)
 
@@ -347,9 +357,13 @@ ONE = dict(NETS['one'].state_dict())
     ([1, 2], 'no state dict'),
     ({}, 'it also holds nothing'),
     (ONE | {'features.0.weight': 3}, 'no state dict'),
-    (ONE | {'bn.running_mean': torch.zeros(4)}, 'also holds bn.running_mean [4]'),
     (
-      ONE | {'features.3.weight': torch.zeros(1).expand(12, 8, 1 << 20, 1 << 10)},
+      ONE | {'bn.running_mean': torch.zeros(4)},
+      'also holds bn.running_mean [4]',
+    ),
+    (
+      ONE
+      | {'features.3.weight': torch.zeros(1).expand(12, 8, 1 << 20, 1 << 10)},
       'more bytes than the file',
     ),
     (

@@ -15,14 +15,20 @@ from torch import nn
 from torch.nn import functional as F
 
 # (kernels of conv1 ... conv5, units of fc6 and fc7, classes)
-NARROW = {1: ((8, 12, 16, 12, 8), (24, 20), 10), 2: ((8, 12, 16, 12, 8), (24, 20), 10)}
+NARROW = {
+  1: ((8, 12, 16, 12, 8), (24, 20), 10),
+  2: ((8, 12, 16, 12, 8), (24, 20), 10),
+}
 FULL = {
   1: ((64, 192, 384, 256, 256), (4096, 4096), 1000),
   2: ((96, 256, 384, 384, 256), (4096, 4096), 1000),
 }
 NAMES = [
-  *[f'{layer}{kind}' for layer in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5',
-    'fc6', 'fc7') for kind in ('/linear', '')],
+  *[
+    f'{layer}{kind}'
+    for layer in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7')
+    for kind in ('/linear', '')
+  ],
   'fc8',
 ]
 # Caffe's net: groups, padding and stride by layer.
@@ -87,7 +93,11 @@ class TwoGroups(nn.Module):
 
   def __init__(self, widths, k=1.0, alpha=1e-4, across=True, overhang=0):
     super().__init__()
-    self.norm, self.across, self.overhang = (5, alpha, 0.75, k), across, overhang
+    self.norm, self.across, self.overhang = (
+      (5, alpha, 0.75, k),
+      across,
+      overhang,
+    )
     convs, (f, g), classes = widths
     before = 3
     for (name, (groups, padding, stride)), width in zip(
@@ -186,7 +196,9 @@ def caffe_convolution(x, kernel, bias, groups, padding, stride):
   windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))
   windows = windows[:, :, ::stride, ::stride]
   outs = [
-    np.einsum('nchwij,ocij->nohw', windows[:, g * each :][:, :each], k, optimize=True)
+    np.einsum(
+      'nchwij,ocij->nohw', windows[:, g * each :][:, :each], k, optimize=True
+    )
     for g, k in enumerate(np.split(kernel, groups))
   ]
   return np.concatenate(outs, 1) + bias[None, :, None, None]

@@ -15,11 +15,11 @@ from alexnet_jax.convert import convert
 torch = pytest.importorskip(
   'torch', reason='PyTorch is the oracle: pip install torch'
 )
-from tests import foreign_nets
+foreign_nets = pytest.importorskip('tests.foreign_nets')
 
 MEAN_BGR = (104, 117, 123)
 # Largest difference of an activation, over the largest value of its layer. Sums
-# of up to 9,216 products in float32; measured: 2e-6 in full nets.
+# of up to 9,216 products in float32; measured: 1.5e-6 in full nets.
 TOLERANCE = 1e-5
 
 

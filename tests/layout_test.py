@@ -112,7 +112,7 @@ USERS_OF_LIBRARIES = {
   'clu': ['train_state'],
   'configs': [],
   'experiments': [],
-  'google': ['convert.caffemodel'],
+  'google': ['convert.caffemodel', 'prepare.tfds_sets'],
   'grain': ['input_pipeline'],
   'ml_collections': [
     'chance_loss',

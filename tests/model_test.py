@@ -5,6 +5,7 @@ import importlib
 import re
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -287,9 +288,7 @@ def test_conv1_also_has_55_pixels_from_crops_of_227():
 )
 def test_feature_maps_have_these_sizes(geometry, sizes):
   names = ('conv1', 'pool1', 'pool2', 'pool5')
-  assert feature_maps.sizes(*geometry) == dict(
-    zip(names, sizes, strict=True)
-  )
+  assert feature_maps.sizes(*geometry) == dict(zip(names, sizes, strict=True))
 
 
 @pytest.fixture(scope='module')
@@ -695,6 +694,27 @@ def test_inverted_dropout_scales_in_training_and_not_at_test(probe):
   np.testing.assert_allclose(inverted, plain / 0.8, rtol=1e-6)
   at_test = np.stack(probe(train=False, which='inverted'))
   np.testing.assert_array_equal(at_test, np.ones_like(at_test))
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.5])
+def test_the_inputs_of_fc6_are_dropped_where_they_are_named(rate):
+  net = model.AlexNet(
+    **NARROW | SMALL, dropout_inputs=('fc6',), dropout_rate=rate
+  )
+  crop = SMALL_CROP + 16  # Maps of two pixels.
+  params = random_params(net, crop)
+  images = jnp.asarray(random_images(2, crop))
+  rngs = {'dropout': jax.random.key(0)}
+  trained, outputs = capture(net, params, images, train=True, rngs=rngs)
+  tested, at_test = capture(net, params, images)
+  # fc6 reads half of its inputs, or all of them times one half.
+  same = np.isclose(outputs['fc6'], at_test['fc6'], rtol=1e-5, atol=1e-5)
+  assert same.all() if rate == 0 else not same.any()
+  # Nothing else is dropped or scaled.
+  hidden = lambda outputs: nn.relu(outputs['fc7'])
+  for logits, layers in ((trained, outputs), (tested, at_test)):
+    expected = hidden(layers) @ params['fc8']['kernel'] + params['fc8']['bias']
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_drops_the_same_units(probe):

@@ -52,8 +52,8 @@ RUNS += [(m, 'bfloat16') for m in BFLOAT16]
 BATCH, IMAGE, CROP, CLASSES = 8, 35, 31, 12
 STEPS = 20
 # Other networks, each with several switches at once: a sixth layer that reads
-# both towers and drops its outputs, towers that never meet, layers left out. Their ten classes can be
-# divided over 2 devices, but not over 4.
+# both towers and whose outputs are dropped, towers that never meet, layers left
+# out. Their ten classes can be divided over 2 devices, but not over 4.
 OTHER_NETS = {
   'conv6': {
     'conv_features': (4, 8, 8, 8, 8, 4),

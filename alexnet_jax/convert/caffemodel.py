@@ -192,8 +192,14 @@ def _stated(layer, kind, path):
   param = _parse(kind, encoded, path)
   stated = {}
   for field, value in param.ListFields():
-    values = [value] if isinstance(value, int | float) else [*value]
-    stated |= {field.name: x for x in values}
+    # Some settings are lists, with a value for each axis or for all.
+    values = [value] if isinstance(value, int | float) else {*value}
+    if len(values) > 1:
+      raise ValueError(
+        f'{path} is not bvlc_alexnet: its layer {layer.name} has'
+        f' {field.name}={sorted(values)}'
+      )
+    stated[field.name] = max(values)
   return stated
 
 

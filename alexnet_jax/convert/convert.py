@@ -21,7 +21,6 @@ import pathlib
 import stat
 
 import ml_collections
-import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import net as net_lib
@@ -75,7 +74,9 @@ def read(
       read it and is not installed.
   """
   path = files.local_path(path, '--input')
-  names = class_names and _read_names(files.local_path(class_names, 'class_names'))
+  names = class_names and _read_names(
+    files.local_path(class_names, 'class_names')
+  )
   kind = _kind(path)
   if kind == 'own':
     foreign = {'--mean': mean, '--config': config}
@@ -92,7 +93,7 @@ def read(
     layers = kind(path)
     about = {'source': f'converted from {path.name}'}
     config, mean_image = _config(layers, config, mean, kind, path)
-    params = _scaled(forms.to_params(layers), config, -1)
+    params = forms.scaled(forms.to_params(layers), config, -1)
     weights_lib.check_shapes(_shapes(params), config, str(path))
     forms.check_finite(layers, str(path))
     if names is None and config.model.num_classes == 1000:
@@ -193,7 +194,9 @@ def _kind_of_safetensors(path):
   metadata = {}
   with contextlib.suppress(ValueError, RecursionError, AttributeError):
     metadata = json.loads(header).get('__metadata__', {})
-  if isinstance(metadata, dict) and metadata.get('format') == weights_lib.FORMAT:
+  if (
+    isinstance(metadata, dict) and metadata.get('format') == weights_lib.FORMAT
+  ):
     return 'own'
   weights_lib.check_file(path, MAX_BYTES)
   return torch_weights.read_safetensors
@@ -208,7 +211,9 @@ def _config(layers, config, mean, kind, path):
     presets[2].input.channel_means = caffemodel.PUBLISHED_MEANS
   else:
     presets = {config.model.num_towers: config}
-  config = ml_collections.ConfigDict(forms.config_of(layers, presets, str(path)))
+  config = ml_collections.ConfigDict(
+    forms.config_of(layers, presets, str(path))
+  )
   mean_image = None
   if mean is not None:
     mean = files.local_path(mean, '--mean')
@@ -240,27 +245,6 @@ def _shapes(params):
   }
 
 
-def _scaled(params, config, power):
-  """Kernels times what the inputs of their layers are multiplied by in use.
-
-  Nets of others rescale in training instead (`model.inverted_dropout`), so the
-  factor becomes part of their kernels.
-  """
-  net = config.model
-  if net.inverted_dropout:
-    return params
-  factor = np.float32(1 - net.dropout_rate) ** power
-  scaled = {'fc6'} & {*net.dropout_inputs}
-  present = [name for name in ('fc6', 'fc7', 'fc8') if name in params]
-  for before, name in zip(present, present[1:], strict=False):
-    reader = {'fc6': 'fc7', 'fc7': 'fc8'}[before]
-    scaled |= {name} if reader in net.dropout_inputs else set()
-  return params | {
-    name: {**params[name], 'kernel': params[name]['kernel'] * factor}
-    for name in scaled & params.keys()
-  }
-
-
 def _read_names(path):
   """The class names in a file."""
   weights_lib.check_file(path, 1 << 24)
@@ -283,7 +267,7 @@ def _write_torch(path, weights):
       ' (model.tower_links=False), whose fc6 and fc7 PyTorch has no layer for;'
       ' write a .safetensors file'
     )
-  params = _scaled(dict(weights.params), weights.config, 1)
+  params = forms.scaled(dict(weights.params), weights.config, 1)
   is_torchvision = (
     net.num_towers == 1
     and not net.lrn_layers

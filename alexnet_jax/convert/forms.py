@@ -78,32 +78,29 @@ def describe(layers: Sequence[Layer]) -> str:
   return ', '.join([*shown, *more]) or 'no layer'
 
 
-def to_params(
-  layers: Sequence[Layer],
-) -> dict[str, dict[str, np.ndarray]]:
+def to_params(layers: Sequence[Layer]) -> dict[str, dict[str, np.ndarray]]:
   """The parameters as `weights.Weights` has them, of layers for `config_of`."""
   params = {}
   convs = [layer for layer in layers if layer.kernel.ndim == 4]
   names = (*model.CONVS[: len(convs)], *_FCS)
   for name, layer in zip(names, layers, strict=True):
     kernel = layer.kernel
-    if name == 'fc6':
-      maps = len(convs[-1].kernel)
-      side = math.isqrt(max(kernel.shape[1] // maps, 0)) if maps else 0
-      if side * side * maps == kernel.shape[1]:
-        kernel = kernel.reshape(-1, maps, side, side)
-        kernel = kernel.transpose(0, 2, 3, 1).reshape(layer.kernel.shape)
-    axes = (2, 3, 1, 0) if kernel.ndim == 4 else (1, 0)
+    units, inputs = kernel.shape[:2]
+    maps = len(convs[-1].kernel)
+    side = math.isqrt(inputs // maps)
+    if name == 'fc6' and side * side * maps == inputs:
+      kernel = kernel.reshape(units, maps, side, side).transpose(2, 3, 1, 0)
+      kernel = kernel.reshape(inputs, units)
+    else:
+      kernel = kernel.transpose((2, 3, 1, 0) if kernel.ndim == 4 else (1, 0))
     params[name] = {
-      'kernel': np.ascontiguousarray(kernel.transpose(axes), np.float32),
+      'kernel': np.ascontiguousarray(kernel, np.float32),
       'bias': np.ascontiguousarray(layer.bias, np.float32),
     }
   return params
 
 
-def from_params(
-  params: Mapping[str, Mapping[str, np.ndarray]],
-) -> list[Layer]:
+def from_params(params: Mapping[str, Mapping[str, np.ndarray]]) -> list[Layer]:
   """The layers of parameters as `weights.Weights` has them, first to last."""
   layers = []
   for name in (*model.CONVS, *_FCS):
@@ -116,8 +113,36 @@ def from_params(
       kernel = kernel.reshape(-1, maps, kernel.shape[1]).swapaxes(0, 1)
       kernel = kernel.reshape(-1, kernel.shape[2])
     axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-    layers.append(Layer(name, np.ascontiguousarray(kernel.transpose(axes)), bias))
+    layers.append(
+      Layer(name, np.ascontiguousarray(kernel.transpose(axes)), bias)
+    )
   return layers
+
+
+def scaled(
+  params: Mapping[str, Mapping[str, np.ndarray]],
+  config: ml_collections.ConfigDict,
+  power: int,
+) -> dict[str, Mapping[str, np.ndarray]]:
+  """Kernels times a power of the factor of their layers' inputs in use.
+
+  With `model.inverted_dropout` there is none. Without it nets of others have
+  the factor, 1 - `model.dropout_rate`, in their kernels: `power` is 1 for
+  parameters that go out, -1 for those that come in.
+  """
+  net = config.model
+  if net.inverted_dropout:
+    return {**params}
+  factor = np.float32(1 - net.dropout_rate) ** power
+  names = {'fc6'} & {*net.dropout_inputs}
+  present = [name for name in _FCS if name in params]
+  for before, name in zip(present, present[1:], strict=False):
+    reader = {'fc6': 'fc7', 'fc7': 'fc8'}[before]
+    names |= {name} if reader in net.dropout_inputs else set()
+  return {**params} | {
+    name: {**params[name], 'kernel': params[name]['kernel'] * factor}
+    for name in names & params.keys()
+  }
 
 
 def check_finite(layers: Sequence[Layer], where: str) -> None:

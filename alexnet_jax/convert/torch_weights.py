@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import os
 import pathlib
-import pickle
 import re
 import zipfile
 
