@@ -76,9 +76,7 @@ def create_variant(
   return torch_net.TrainStep(batch, **settings)
 
 
-def take_turns(
-  name: str, batch: int, dtype: str, narrow: bool = False
-) -> None:
+def take_turns(name: str, batch: int, dtype: str, narrow: bool = False) -> None:
   """The work of a worker: a turn for every line of stdin, after the first.
 
   In one process one library's threads and allocator would slow down the other.

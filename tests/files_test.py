@@ -103,6 +103,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_write_without_space_leaves_the_old_file_alone(tmp_path, monkeypatch):
+  def fail(_):
+    raise OSError('No space left on device')
+
+  path = tmp_path / 'net.onnx'
+  files.write_bytes(path, b'old')
+  monkeypatch.setattr(files, 'sync', fail)
+  with pytest.raises(OSError, match='No space left'):
+    files.write_bytes(path, b'new')
+  assert path.read_bytes() == b'old'
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
   code = (
     'import pathlib, sys, time; from alexnet_jax.runtime import files\n'

@@ -395,7 +395,7 @@ def test_modules_outside_the_package_have_the_same_limits(folder):
 
 def test_benchmarks_stay_small():
   total = sum(num_lines(path) for path in (ROOT / 'benchmarks').glob('*.py'))
-  assert total <= 3500
+  assert total <= 3620
 
 
 IMPORTS = f"""

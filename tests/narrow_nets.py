@@ -51,8 +51,7 @@ def weights(config: ml_collections.ConfigDict) -> weights_lib.Weights:
     params.setdefault(layer, {})[kind] = array
   size = config.input.image_size
   mean = rng.uniform(100, 150, (size, size, 3)).astype(np.float32)
-  if config.input.channel_means:
-    mean[:] = config.input.channel_means
+  mean = None if config.input.channel_means else mean
   names = tuple(f'class {label}' for label in range(config.model.num_classes))
   about = {'source': 'a test', 'license': 'CC0-1.0'}
   return weights_lib.Weights(params, config, names, mean, about)

@@ -15,8 +15,11 @@ from alexnet_jax import weights as weights_lib
 from alexnet_jax.runtime import files
 
 CARD = 'README.md'
-# How a file is used, by its suffix. Braces name what `_settings` knows.
+# How a file is used, by its ending; the first that fits counts.
 USES = {
+  '.torch.safetensors': """\
+import safetensors.torch
+state_dict = safetensors.torch.load_file('{file}')""",
   '.safetensors': """\
 import alexnet_jax
 net = alexnet_jax.load('{file}')
@@ -29,7 +32,11 @@ session = onnxruntime.InferenceSession('{file}')
 import pathlib, jax.export
 net = jax.export.deserialize(bytearray(pathlib.Path('{file}').read_bytes()))
 outputs = net.call({input})""",
+  '': """\
+import torch
+state_dict = torch.load('{file}', weights_only=True)""",
 }
+STATE_DICTS = '.torch.safetensors', '.pt', '.pth'  # Endings.
 
 
 def write(
@@ -73,7 +80,7 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
   dataset = weights.config.input.dataset
   num_classes = len(weights.class_names)
   versions = alexnet_jax.__version__, importlib.metadata.version('jax')
-  use = USES.get(pathlib.Path(name).suffix, '')
+  use = next(use for ending, use in USES.items() if name.endswith(ending))
   use = use.format(file=name, input='crops' if crops else 'images')
   lines = [
     '---',
@@ -95,8 +102,11 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
     '',
     '## Use',
     '',
-    *_interface(weights, crops),
-    *(['', '```python', use, '```'] if use else []),
+    *_interface(weights, crops, name.endswith(STATE_DICTS)),
+    '',
+    '```python',
+    use,
+    '```',
     '',
     '## Classes',
     '',
@@ -117,16 +127,20 @@ def _license(text):
   return ['license: other', f'license_name: {json.dumps(text)}']
 
 
-def _interface(weights, crops):
+def _interface(weights, crops, is_state_dict):
   inputs = weights.config.input
   size, crop = inputs.image_size, inputs.crop_size
   classes = len(weights.class_names)
-  if crops:
+  if crops or is_state_dict:
+    shape = f'3, {crop}, {crop}' if is_state_dict else f'{crop}, {crop}, 3'
+    mean = 'the mean image, which the .safetensors file has'
+    if inputs.channel_means:
+      mean = ', '.join(f'{mean:g}' for mean in inputs.channel_means)
     stds = ', '.join(f'{std:g}' for std in inputs.channel_stds)
     divided = f', divided by {stds}' if stds else ''
     return [
-      f'Takes crops: float32 [batch, {crop}, {crop}, 3], RGB values of 0 to 255'
-      f' less the mean of the training set{divided}.',
+      f'Takes crops: float32 [batch, {shape}], RGB values of 0 to 255 less'
+      f' {mean}{divided}.',
       f'Returns logits: float32 [batch, {classes}].',
     ]
   return [

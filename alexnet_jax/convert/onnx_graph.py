@@ -49,8 +49,8 @@ def build(weights: weights_lib.Weights, crops: bool = False):
     ValueError: if an ONNX file cannot hold the net, or `onnx` is not installed.
   """
   _check(weights)
-  from onnx import helper
   from onnx import TensorProto
+  from onnx import helper
 
   graph, inputs = _Graph(), weights.config.input
   if crops:
@@ -161,7 +161,9 @@ def _centre_view(graph, weights, images):
   corners = [graph.constant(k, np.int64(v)) for k, v in corners.items()]
   x = graph.add('Slice', images, *corners)
   x = graph.add('Cast', x, to=TensorProto.FLOAT)
-  mean = weights.mean_image[top : top + crop, left : left + crop]
+  mean = inputs.channel_means
+  if weights.mean_image is not None:
+    mean = weights.mean_image[top : top + crop, left : left + crop]
   x = graph.add('Sub', x, graph.constant('mean', mean))
   if inputs.channel_stds:
     x = graph.add('Div', x, graph.constant('stds', inputs.channel_stds))

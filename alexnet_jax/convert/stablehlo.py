@@ -12,7 +12,6 @@ import pathlib
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import model
@@ -48,14 +47,19 @@ def build(
   sizes = inputs.image_size, inputs.crop_size
   (offset,) = augment.view_offsets(*sizes, many=False, flip=False)
 
+  mean_image = weights.mean_image
+  if mean_image is None:
+    mean_image = augment.mean_image_of(inputs.channel_means, inputs.image_size)
+  params, mean_image = jax.device_put((weights.params, mean_image))
+
   def bare_net(crops):
-    return net.apply({'params': weights.params}, crops)
+    return net.apply({'params': params}, crops)
 
   def classifier(images):
     crops = augment.view_at(
       images,
-      jnp.asarray(weights.mean_image),
-      offset,
+      mean_image,
+      jnp.asarray(offset),
       inputs.crop_size,
       channel_stds=inputs.channel_stds,
     )
