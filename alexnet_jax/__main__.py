@@ -22,7 +22,9 @@ def main() -> None:
   """Runs the command that the first argument names, or lists all."""
   name, *arguments = sys.argv[1:] or ['--help']
   if name in ('-h', '--help', 'help'):
-    print('alexnet-jax COMMAND [FLAGS], or python -m alexnet_jax COMMAND [FLAGS]')
+    print(
+      'alexnet-jax COMMAND [FLAGS], or python -m alexnet_jax COMMAND [FLAGS]'
+    )
     for command in existing():
       print(f'  {command:9} {COMMANDS[command][1]}')
     print('The flags of a command: alexnet-jax COMMAND --help')

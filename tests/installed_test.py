@@ -35,7 +35,9 @@ def installed(tmp_path_factory):
   site = tmp_path_factory.mktemp('site')
   ignored = shutil.ignore_patterns('__pycache__')
   shutil.copytree(PACKAGE, site / 'alexnet_jax', ignore=ignored)
-  shutil.copytree(ROOT / 'configs', site / 'alexnet_jax/configs', ignore=ignored)
+  shutil.copytree(
+    ROOT / 'configs', site / 'alexnet_jax/configs', ignore=ignored
+  )
   return site
 
 
@@ -85,9 +87,15 @@ def test_an_installed_config_is_found_by_name(installed, tmp_path):
   ('words', 'expected'),
   [
     (['--config=fast', '--x=fast'], ['--config={}/fast.py', '--x=fast']),
-    (['--x', 'fast', '--config', 'fast'], ['--x', 'fast', '--config={}/fast.py']),
+    (
+      ['--x', 'fast', '--config', 'fast'],
+      ['--x', 'fast', '--config={}/fast.py'],
+    ),
     (['--config=fast:fast'], ['--config={}/fast.py:fast']),
-    (['--config=fast', '--config=paper'], ['--config=fast', '--config={}/paper.py']),
+    (
+      ['--config=fast', '--config=paper'],
+      ['--config=fast', '--config={}/paper.py'],
+    ),
     (['--config=mine'], ['--config=mine']),
     (['--config=source'], ['--config={}/source.py']),
     (['--config=run147'], ['--config=run147']),
