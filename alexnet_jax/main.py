@@ -58,6 +58,7 @@ PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Index of this process, starting at 0.'
 )
 EVALUATION = evaluate.define_evaluation_flags(views='both')
+flags.adopt_module_key_flags(evaluate)  # --help lists them too.
 
 
 def parse_flags(argv: list[str]) -> list[str]:

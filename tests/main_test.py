@@ -289,6 +289,11 @@ def test_a_value_of_another_type_is_one_error(fail, tmp_path):
   assert message.count('\n') == 0
 
 
+def test_help_lists_the_flags_of_evaluation():
+  flags = main.flags.FLAGS.get_key_flags_for_module(main)
+  assert {flag.name for flag in flags} >= {'config', 'views', 'split', 'output'}
+
+
 def test_training_needs_a_config(fail, tmp_path):
   message = fail(f'--workdir={tmp_path}/run')
   assert message.startswith('ValueError: --mode=train needs --config=FILE')
