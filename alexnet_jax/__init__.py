@@ -5,6 +5,7 @@ they are first used, and no sooner.
 """
 
 import importlib
+import sys
 
 __version__ = '0.1.0'
 
@@ -20,3 +21,10 @@ def __getattr__(name):
 
 def __dir__():
   return sorted([*globals(), *_MODULES])
+
+
+if sys.argv[:1] == ['-m']:  # Python imports this package to find the module.
+  _words = [word.removeprefix('-m') for word in sys.orig_argv]
+  _module = next((w for w in _words if w.startswith('alexnet_jax')), '')
+  if '.' in _module:
+    importlib.import_module('alexnet_jax.__main__').check_module(_module)

@@ -42,7 +42,8 @@ class ChanceLossWarning:
       ' config.model.conv345_init_std (now %g; 0.03 in the source) and, if the'
       ' net is narrow,'
       ' config.model.init_std and config.model.fc67_init_std (now %g and %g) to'
-      ' 0.05. See docs/troubleshooting.md, "A loss that stays at ln(classes)".',
+      ' 0.05. See "A loss that stays at ln(classes)" in docs/troubleshooting.md'
+      ' of the repository.',
       self.stuck_steps,
       self.NEAR,
       classes,

@@ -36,8 +36,9 @@ from alexnet_jax.runtime import processes
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'Configuration file, see configs/. Optional with --mode=evaluate, which reads'
-  ' config.json in --workdir by default.',
+  'Configuration file, or the name of one of ours, such as quickstart.'
+  ' Optional with --mode=evaluate, which reads config.json in --workdir by'
+  ' default.',
   lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
@@ -57,6 +58,7 @@ PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Index of this process, starting at 0.'
 )
 EVALUATION = evaluate.define_evaluation_flags(views='both')
+flags.adopt_module_key_flags(evaluate)  # --help lists them too.
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -68,7 +70,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       f'{overrides[0]} needs --config=FILE; --mode=evaluate also takes'
       ' --checkpoint, --views, --split and --data_dir'
     )
-  config_file.find_configs(argv)
+  argv = config_file.find_configs(argv)
   with config_file.one_line_errors(argv):
     rest = command.parse_flags(argv)
     if CONFIG.present:
@@ -84,7 +86,7 @@ def _check_flags() -> None:
     return
   if CONFIG.value is None:
     raise ValueError(
-      '--mode=train needs --config=FILE, for example configs/quickstart.py'
+      '--mode=train needs --config=FILE, for example --config=quickstart'
     )
   config_keys = {'split': 'eval_split', 'data_dir': 'data_dir'}
   for flag in EVALUATION:

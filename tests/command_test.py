@@ -74,12 +74,21 @@ def test_flags_alone_are_parsed(values):
   assert (values.source, values.size, values.quick) == ('a b', 8, False)
 
 
+@pytest.mark.parametrize('word', ['--help', '-help', '-h', '--helpfull'])
+def test_help_is_printed_and_is_no_error(values, capsys, word):
+  with pytest.raises(SystemExit) as ended:
+    command.parse_flags(['command', '--size=x', word])
+  assert ended.value.code == 0
+  assert capsys.readouterr().out.strip()
+
+
 COMMANDS = sorted(
   '.'.join(path.relative_to(ROOT).with_suffix('').parts)
   for folder in ('alexnet_jax', 'benchmarks', 'experiments')
   for path in (ROOT / folder).rglob('*.py')
   if "__name__ == '__main__'" in path.read_text()
   and path.name != 'workers.py'  # Only quotes it.
+  and path.parent.name + path.name != 'alexnet_jax__main__.py'  # Has no flags.
 )
 
 
@@ -105,6 +114,8 @@ def test_a_command_refuses_a_word(module, tmp_path):
   argv = [f'{flag}={tmp_path}/my', 'folder', '--source=digits', '--name=x']
   if module != 'alexnet_jax.prepare':
     argv = argv[:2]
+  else:  # By its name.
+    module, argv = 'alexnet_jax', ['prepare', *argv]
   done = subprocess.run(
     [sys.executable, '-m', module, *argv],
     cwd=ROOT,

@@ -25,6 +25,7 @@ MODULES = sorted(
 
 # Imports run one way: a module imports only modules named after it.
 ORDER = [
+  '__main__',
   'convert.__main__',
   'convert.convert',
   'main',
@@ -164,6 +165,7 @@ USERS_OF_PARTS = {
   'multihost_utils': ['placement', 'runtime.processes'],
   'os._exit': ['prepare.workers', 'runtime.processes'],
   'sys.exit': [
+    '__main__',
     'main',
     'prepare.__main__',
     'runtime.command',
@@ -293,7 +295,8 @@ def test_only_commands_and_what_they_share_use_flags(module):
   )
   uses_flags = any(name.startswith('absl.flags') for name in imported(module))
   shared = module in ('runtime.command', 'runtime.config_file')
-  assert (is_command or shared) == uses_flags
+  runs_others = module == '__main__'
+  assert (is_command or shared) == (uses_flags or runs_others)
 
 
 @pytest.mark.parametrize('module', MODULES)

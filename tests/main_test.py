@@ -289,59 +289,9 @@ def test_a_value_of_another_type_is_one_error(fail, tmp_path):
   assert message.count('\n') == 0
 
 
-@pytest.mark.parametrize('mine', ['/mine.py', '/mine/configs/mine.py'])
-@pytest.mark.parametrize('shadow', [False, True])
-def test_a_config_imports_this_projects_configs_from_anywhere(
-  tmp_path, mine, shadow
-):
-  file = tmp_path / mine[1:]
-  file.parent.mkdir(parents=True, exist_ok=True)
-  if 'configs' in mine:
-    (file.parent / 'base.py').write_text('from configs import paper')
-    file.write_text('from configs.base import paper\n')
-  else:
-    file.write_text('from configs import paper\n')
-  with open(file, 'a') as out:
-    out.write('get_config = paper.get_config\n')
-  code = (
-    'import runpy, sys; from alexnet_jax.runtime import config_file\n'
-    f'argv = ["main", "--config={file}:x"]\n'
-    'with config_file.one_line_errors(argv):\n'
-    '  config_file.find_configs(argv)\n'
-    f'  print(runpy.run_path({str(file)!r})["get_config"]().seed)\n'
-  )
-  cwd = tmp_path / 'elsewhere'
-  (cwd / 'configs').mkdir(parents=True)
-  if shadow:
-    (cwd / 'configs/__init__.py').write_text('')
-  # An installed package, without configs beside it in the path.
-  finder = (
-    'import importlib.util as u, sys\n'
-    f'spec = u.spec_from_file_location("alexnet_jax", "{ROOT}/alexnet_jax/'
-    '__init__.py", submodule_search_locations='
-    f'["{ROOT}/alexnet_jax"])\n'
-    'sys.modules["alexnet_jax"] = u.module_from_spec(spec)\n'
-  )
-  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-
-  def imported():
-    done = subprocess.run(
-      [sys.executable, '-c', finder + code],
-      cwd=cwd,
-      env=environment,
-      capture_output=True,
-      text=True,
-    )
-    return done.stdout, done.stderr
-
-  stdout, stderr = imported()
-  if not shadow:
-    assert (stdout, stderr) == ('0\n', '')
-  else:
-    assert f'{cwd}/configs/__init__.py hides the folder' in stderr
-    assert stderr.count('\n') == 1
-    (cwd / 'configs/__init__.py').unlink()  # The way out.
-    assert imported() == ('0\n', '')
+def test_help_lists_the_flags_of_evaluation():
+  flags = main.flags.FLAGS.get_key_flags_for_module(main)
+  assert {flag.name for flag in flags} >= {'config', 'views', 'split', 'output'}
 
 
 def test_training_needs_a_config(fail, tmp_path):
@@ -466,7 +416,7 @@ def test_for_an_unknown_key_the_nearest_ones_are_named(
   [
     ('configs/quikstart.py', 'configs/quickstart.py'),
     ('configs/quickstart', 'configs/quickstart.py'),
-    ('quickstart', 'configs/quickstart.py'),
+    ('quickstar', 'configs/quickstart.py'),
     ('quickstart.py', 'configs/quickstart.py'),
     ('config/paper.py', 'configs/paper.py'),
     ('paper.py:argument', 'configs/paper.py'),
@@ -494,7 +444,11 @@ def test_for_a_misspelt_config_file_the_nearest_one_and_all_are_named(
 def test_the_configs_are_found_from_another_folder(fail, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   message = fail(f'--workdir={tmp_path}/run', '--config=configs/quickstart.py')
-  assert f'; did you mean {ROOT}/configs/quickstart.py? {ROOT}' in message
+  names = 'the configs by name are caffe, cifar10, '
+  assert f' is not a file; did you mean quickstart? {names}' in message
+  (tmp_path / 'mine.py').write_text('def get_config(): pass')
+  message = fail(f'--workdir={tmp_path}/run', '--config=quikstart')
+  assert f'; did you mean quickstart? . holds mine.py; {names}' in message
 
 
 @pytest.mark.parametrize('more', [[], ['--config.optimizer.momentum=2']])

@@ -412,7 +412,7 @@ def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
 ):
   photograph = tmp_path / 'photograph.jpg'  # Encoding it takes 10 ms.
   Image.effect_noise((1200, 800), 50).save(photograph)
-  for part, count in (('train', 320), ('val', 1)):
+  for part, count in (('train', 160), ('val', 1)):
     folder = tmp_path / 'photos' / part / 'class'
     folder.mkdir(parents=True)
     for i in range(count):

@@ -117,10 +117,9 @@ def run_all(commands, *flags, devices=1, stopped=None):
   The process `stopped` does not end by itself; it is killed after the others.
   """
   environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    # Level 0 halves the time of compiling.
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
-    ' --xla_backend_optimization_level=0',
+    # The last value counts. Level 0 halves the time of compiling.
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_backend_optimization_level=0'
+    f' --xla_force_host_platform_device_count={devices}'
   }
   with contextlib.ExitStack() as stack:
     started = []

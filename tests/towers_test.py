@@ -217,8 +217,9 @@ def processes(tmp_path_factory):
   """Two processes that compute `RUNS` on eight devices in the background."""
   folder = tmp_path_factory.mktemp('towers')
   environment = {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count=8 {CHEAP_FLAG}',
+    # The last value counts.
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {CHEAP_FLAG}'
+    ' --xla_force_host_platform_device_count=8',
     'JAX_NUMPY_RANK_PROMOTION': 'raise',
     'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
   }

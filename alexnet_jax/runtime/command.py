@@ -26,6 +26,7 @@ WAYS_OUT[errno.ENAMETOOLONG] = (
 WAYS_OUT |= dict.fromkeys(
   (errno.ENOSPC, errno.EDQUOT), 'make space; the same command continues'
 )
+HELP = {'-h', '-?', '-help', '--help', '--helpshort', '--helpfull'}
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
 
 
@@ -52,6 +53,8 @@ def run(main: Callable, hint: str = '') -> None:
 def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
   """Parses the flags; a word that is no flag exits with one line.
 
+  The flags of `HELP` print the help and exit.
+
   Args:
     argv: the command line.
     hint: way out for such a word; by default it depends on the word.
@@ -59,6 +62,8 @@ def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
   Returns:
     The first element of `argv`.
   """
+  if asked := HELP & {*argv}:  # absl itself would exit with 1.
+    app.usage('--helpfull' not in asked, writeto_stdout=True, exitcode=0)
   # Flags after such a word are parsed as well: otherwise a missing flag would
   # be reported, not the word.
   flags.FLAGS.set_gnu_getopt(True)

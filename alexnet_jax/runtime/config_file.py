@@ -3,16 +3,22 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
-import importlib.util
 import os
 import pathlib
 import runpy
 import sys
 import traceback
+import types
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
+
+# The configs of this project: inside the installed package; beside it in a clone.
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+FOLDER = _PACKAGE / 'configs'
+if not FOLDER.is_dir():
+  FOLDER = _PACKAGE.parent / 'configs'
 
 
 class _TupleParser(flags.ArgumentParser):
@@ -55,26 +61,13 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
     if is_file:
       exit_for_wrong_keys(argv)
     if isinstance(message, AttributeError) and 'get_config' in text:
-      text = 'it does not define get_config(); see configs/paper.py'
-    if isinstance(message, ImportError) and 'configs' in text:
-      text += _way_to_our_configs()
+      text = f'it does not define get_config(); see {FOLDER}/paper.py'
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
     if inside:
       text = f'line {inside[-1].lineno}: {type(message).__name__}: {text}'
     sys.exit(f'wrong config key or value{where}: {" ".join(text.split())}')
-
-
-def _way_to_our_configs():
-  """What to do if `configs` is not this project's."""
-  found = importlib.util.find_spec('configs')
-  if found is not None and found.origin:  # A regular package hides ours.
-    return (
-      f'; {found.origin} hides the folder configs/ of this project: rename or'
-      ' remove that file'
-    )
-  return '; run the command in the folder that holds configs/ of this project'
 
 
 def _given_config(argv):
@@ -88,17 +81,42 @@ def _given_config(argv):
   return given, path, argument
 
 
-def find_configs(argv: Sequence[str]) -> None:
-  """Lets a config import this project's `configs` from any working directory.
+def find_configs(argv: Sequence[str]) -> list[str]:
+  """Finds the config that --config names, and the configs that it imports.
+
+  From now on `from configs import NAME` finds the modules of all folders
+  `configs`: the one that the given file lies in, those in the working directory
+  and in `sys.path`, and this project's.
 
   Args:
-    argv: the command line; a file in a folder `configs` imports from that one.
+    argv: the command line.
+
+  Returns:
+    The command line, with `--config=NAME` as the path of the config of this
+    project that has this name, unless a file has it.
   """
-  _, path, _ = _given_config(argv)
+  argv = list(argv)
+  while '--config' in argv[:-1]:
+    at = argv.index('--config')
+    argv[at : at + 2] = [f'--config={argv[at + 1]}']
+  given, path, _ = _given_config(argv)
   folder = pathlib.Path(path).absolute().parent
-  if folder.name == 'configs':
-    sys.path.insert(1, str(folder.parent))
-  sys.path.append(str(pathlib.Path(__file__).parents[2]))
+  if path in _names() and not os.path.isfile(path):
+    found = given[-1].replace(f'={path}', f'={FOLDER / path}.py', 1)
+    argv = [found if word == given[-1] else word for word in argv]
+  configs = types.ModuleType('configs')
+  configs.__path__ = [
+    *([str(folder)] if folder.name == 'configs' else []),
+    *(os.path.join(parent, 'configs') for parent in ('', *sys.path)),
+    str(FOLDER),
+  ]
+  sys.modules['configs'] = configs
+  return argv
+
+
+def _names():
+  """The names of this project's configs."""
+  return sorted(p.stem for p in FOLDER.glob('[!_.]*.py'))
 
 
 def check(config: object) -> None:
@@ -112,20 +130,24 @@ def check(config: object) -> None:
 
 
 def _other_configs(path):
-  """The config files that there are, the nearest first."""
+  """The config files that there are, the nearest first, and names of ours."""
   given = pathlib.Path(path)
   folder = given if os.path.isdir(path) else given.parent
-  installed = pathlib.Path(__file__).parents[2] / 'configs'
-  folders = [folder, pathlib.Path('configs'), installed]
+  folders = [folder, pathlib.Path('configs')]
   for folder in folders if path else folders[1:]:
     files = [p for p in sorted(folder.glob('[!_.]*.py')) if os.path.isfile(p)]
     files = {p.stem: p for p in files if os.access(p, os.R_OK)}
     if any('def get_config' in p.read_text('latin-1') for p in files.values()):
+      lists = [f'{folder} holds {", ".join(p.name for p in files.values())}']
       break
-  nearest = difflib.get_close_matches(given.stem, files, n=1)
-  meant = [f'did you mean {files[name]}? ' for name in nearest]
-  names = ', '.join(p.name for p in files.values()) or 'no config'
-  return f'{"".join(meant)}{folder} holds {names}'
+  else:
+    files, lists = {}, []
+  if not files or folder.resolve() != FOLDER:
+    lists.append(f'the configs by name are {", ".join(_names())}')
+  known = dict(zip(_names(), _names(), strict=True)) | files
+  nearest = difflib.get_close_matches(given.stem, known, n=1)
+  meant = [f'did you mean {known[name]}? ' for name in nearest]
+  return f'{"".join(meant)}{"; ".join(lists)}'
 
 
 def exit_for_wrong_keys(argv: Sequence[str]) -> None:
@@ -142,7 +164,8 @@ def exit_for_wrong_keys(argv: Sequence[str]) -> None:
     if kind is not ml_collections.ConfigDict:
       sys.exit(
         f'--config={path}: get_config returns a {kind.__name__}, but must return'
-        ' an ml_collections.ConfigDict that can be changed; see configs/paper.py'
+        ' an ml_collections.ConfigDict that can be changed; see'
+        f' {FOLDER}/paper.py'
       )
     keys = [key for key, _ in items(config)]
     unset = [key for key, value in items(config) if value is None]

@@ -98,7 +98,8 @@ def start() -> None:
     text = ' '.join(str(error).split())[:300] or 'there is none'
     raise ValueError(
       f'JAX cannot use {which} ({text}); correct or unset the variables below,'
-      ' set JAX_PLATFORMS=cpu, or install JAX for your device: docs/devices.md.\n'
+      ' set JAX_PLATFORMS=cpu, or install JAX for your device: docs/devices.md'
+      ' of the repository.\n'
       f'Variables that JAX reads: {", ".join(given) or "none are set"}'
     ) from error
 
