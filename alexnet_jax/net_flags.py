@@ -29,6 +29,13 @@ def define() -> list[flags.FlagHolder]:
   ]
 
 
+def define_words() -> flags.FlagHolder:
+  """Defines the flag of the file that `report.read_words` reads."""
+  return flags.DEFINE_string(
+    'words', None, 'File of words for WordNet ids: n01440764 tench in a line.'
+  )
+
+
 def path(values: Mapping[str, str]) -> str:
   """The path of the net that the flags of `define` name.
 
@@ -43,11 +50,16 @@ def path(values: Mapping[str, str]) -> str:
   return str(files.local_path(values[flag], f'--{flag}'))
 
 
+def start(values: Mapping[str, str]) -> None:
+  """Starts JAX, with the cache of compiled programs that the flags name."""
+  compilation.enable_compilation_cache(values['compilation_cache_dir'])
+  jax_settings.start()
+
+
 def open_net(values: Mapping[str, str]) -> net_lib.Net:
   """The net that the flags of `define` name; starts JAX."""
   name = path(values)
-  compilation.enable_compilation_cache(values['compilation_cache_dir'])
-  jax_settings.start()
+  start(values)
   return net_lib.load(
     name, checkpoint=values['checkpoint'], data_dir=values['data_dir']
   )

@@ -9,6 +9,7 @@ errors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import heapq
 import itertools
 import pathlib
@@ -120,10 +121,12 @@ def predict(
   Raises:
     ValueError: if no image could be read.
   """
-  count, errors = 0, report.Errors()
+  count, errors, known = 0, report.Errors(), {*net.class_names, ''}
   for items, images in image_files.batches(sources, net.stored):
     found = net.predict(images, views=views, top=report.TOP)
     for item, classes, image in zip(items, found, images, strict=True):
+      if item.class_name not in known:  # The net could not be right.
+        item = dataclasses.replace(item, class_name='')
       made = report.Prediction(item, classes)
       write(made)
       errors.add(made)
@@ -149,8 +152,7 @@ def main(argv) -> int:
     if not argv[1:]:
       if not (SHOW_ERRORS.value and values['workdir']):
         raise ValueError('name a PATH: a picture, a folder, or - for a list')
-      compilation.enable_compilation_cache(values['compilation_cache_dir'])
-      jax_settings.start()
+      net_flags.start(values)
       worst = worst_of_split(
         path, values['checkpoint'], VIEW.value, values['data_dir']
       )
@@ -193,8 +195,6 @@ if __name__ == '__main__':
     'Picture of the most confident errors to write, FILE.png; without PATH'
     ' those on the evaluation split of --workdir.',
   )
-  WORDS = flags.DEFINE_string(
-    'words', None, 'File of words for WordNet ids: n01440764 tench in a line.'
-  )
+  WORDS = net_flags.define_words()
   NET = net_flags.define()
   command.run(main, takes_words=True)

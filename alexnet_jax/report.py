@@ -67,15 +67,17 @@ def picture(
   """An image with its predictions, for a sheet."""
   shown = lambda name: words.get(name, name)
   true = prediction.item.class_name
-  title, caption = lines(prediction.item.name, shown(true))
+  title, caption = lines(prediction.item.name, true, words)
   bars = [(shown(name), share) for name, share in prediction.classes]
   return sheet.Picture(image, title, caption, bars, shown(true))
 
 
-def lines(name: str, class_name: str) -> tuple[str, str]:
+def lines(
+  name: str, class_name: str, words: Mapping[str, str]
+) -> tuple[str, str]:
   """The two lines below a picture: its class, if known, and its file name."""
   file = pathlib.PurePath(name).name
-  return (class_name, file) if class_name else (file, '')
+  return (words.get(class_name, class_name), file) if class_name else (file, '')
 
 
 def read_words(path: str | os.PathLike) -> dict[str, str]:

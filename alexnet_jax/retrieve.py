@@ -33,7 +33,7 @@ from alexnet_jax.prepare import folders
 log = logging.getLogger(__name__)
 
 
-def ask(index, net, sources, top, sheet_path) -> int:
+def ask(index, net, sources, top, sheet_path, words) -> int:
   """Prints the nearest images of each query, and draws them if asked to.
 
   Args:
@@ -42,6 +42,7 @@ def ask(index, net, sources, top, sheet_path) -> int:
     sources: queries, from `image_files.find`.
     top: number of neighbours.
     sheet_path: picture to write; None for none.
+    words: of class names that are WordNet ids, see `report.read_words`.
 
   Returns:
     The number of queries that could be read.
@@ -57,14 +58,15 @@ def ask(index, net, sources, top, sheet_path) -> int:
         name = folders.printable(index.about['names'][row])
         print(f'  {distance:10.4g}  {name}')
       if sheet_path and len(pictures) < sheet.MAX_QUERIES:
-        query = sheet.Picture(image, *report.lines(item.name, item.class_name))
-        pictures.append((query, [*_pictures(index, net, *neighbours)]))
+        lines = report.lines(item.name, item.class_name, words)
+        shown = [*_pictures(index, net, *neighbours, words)]
+        pictures.append((sheet.Picture(image, *lines), shown))
   if sheet_path:
     sheet.save(sheet.of_neighbours(pictures), sheet_path)
   return count
 
 
-def _pictures(index, net, distances, rows) -> Iterator[sheet.Picture]:
+def _pictures(index, net, distances, rows, words) -> Iterator[sheet.Picture]:
   for distance, row in zip(distances, rows, strict=True):
     name, class_name = (index.about[key][row] for key in ('names', 'classes'))
     try:
@@ -72,7 +74,7 @@ def _pictures(index, net, distances, rows) -> Iterator[sheet.Picture]:
     except images_lib.ERRORS as error:
       log.warning('Not shown: %s', image_files.described(name, error))
       image = None
-    title, _ = report.lines(name, class_name)
+    title, _ = report.lines(name, class_name, words)
     yield sheet.Picture(image, title, f'distance {distance:.4g}')
 
 
@@ -94,6 +96,8 @@ def main(_) -> None:
         'name either --images=DIR, to make an index, or --query=IMAGE or'
         ' --precision, to ask one'
       )
+    if SHEET.value and not QUERY.value:
+      raise ValueError('--sheet shows the neighbours of a --query=IMAGE')
     if TOP.value < 1:
       raise ValueError(f'--top={TOP.value} must be positive')
     values = {flag.name: flag.value for flag in NET}
@@ -112,6 +116,7 @@ def main(_) -> None:
         f'--layer={LAYER.value}, but --index={INDEX.value} has layer'
         f' {index.about["layer"]}; omit --layer, or make another index'
       )
+    words = report.read_words(WORDS.value) if WORDS.value else {}
     sheet_path = SHEET.value and net_flags.check_output(
       SHEET.value, '--sheet', sheet.SUFFIXES
     )
@@ -121,6 +126,7 @@ def main(_) -> None:
     if not (values['workdir'] or values['weights']):
       values['workdir'] = index.about['net_path']
       values['checkpoint'] = index.about['checkpoint']
+      values['data_dir'] = values['data_dir'] or index.about['data_dir']
     net = net_flags.open_net(values)
     check_net(index, net)
     sources = image_files.find(
@@ -131,7 +137,7 @@ def main(_) -> None:
       _print_precision(index, TOP.value, *queries)
       found = len(queries[0])
     else:
-      found = ask(index, net, sources, TOP.value, sheet_path)
+      found = ask(index, net, sources, TOP.value, sheet_path, words)
     return int(found < sum(map(len, sources)))
 
 
@@ -177,5 +183,6 @@ if __name__ == '__main__':
   PRECISION = flags.DEFINE_bool(
     'precision', False, 'Print the share of neighbours of the same class.'
   )
+  WORDS = net_flags.define_words()
   NET = net_flags.define()
   command.run(main)
