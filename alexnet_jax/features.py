@@ -6,7 +6,7 @@ FILE.npy is float32 [images, ...]; FILE.npy.json beside it has the names of the
 images, in the same order. `python -m alexnet_jax.retrieve` can search in it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import os
 import pathlib
 
@@ -42,7 +42,7 @@ def class_of(item: image_files.Item) -> str:
 
 
 def write_with_flags(
-  values: Mapping[str, str],
+  values: net_flags.Values,
   words: Sequence[str],
   layer: str,
   flag: str,

@@ -13,6 +13,8 @@ from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import jax_settings
 
+Values = Mapping[str, str | None]  # Of the flags of `define`, by name.
+
 
 def define() -> list[flags.FlagHolder]:
   """Defines the flags that say which net is used, for three commands."""
@@ -36,7 +38,7 @@ def define_words() -> flags.FlagHolder:
   )
 
 
-def path(values: Mapping[str, str]) -> str:
+def path(values: Values) -> str:
   """The path of the net that the flags of `define` name.
 
   Raises:
@@ -50,13 +52,13 @@ def path(values: Mapping[str, str]) -> str:
   return str(files.local_path(values[flag], f'--{flag}'))
 
 
-def start(values: Mapping[str, str]) -> None:
+def start(values: Values) -> None:
   """Starts JAX, with the cache of compiled programs that the flags name."""
   compilation.enable_compilation_cache(values['compilation_cache_dir'])
   jax_settings.start()
 
 
-def open_net(values: Mapping[str, str]) -> net_lib.Net:
+def open_net(values: Values) -> net_lib.Net:
   """The net that the flags of `define` name; starts JAX."""
   name = path(values)
   start(values)
@@ -65,7 +67,7 @@ def open_net(values: Mapping[str, str]) -> net_lib.Net:
   )
 
 
-def data_dir(net: net_lib.Net, values: Mapping[str, str]) -> str:
+def data_dir(net: net_lib.Net, values: Values) -> str:
   """The folder of data sets: of the flag, or of the net's config."""
   if values['data_dir'] or values['weights']:
     return values['data_dir'] or dataset_lib.DATA_DIR

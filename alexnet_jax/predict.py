@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import heapq
 import itertools
+import os
 import pathlib
 import sys
 
@@ -73,7 +74,7 @@ def _save_errors(pictures, path):
 
 
 def worst_of_split(
-  workdir: str, which: str, views: str, data_dir: str | None
+  workdir: str | os.PathLike, which: str, views: str, data_dir: str | None
 ) -> Iterator[tuple[report.Prediction, np.ndarray]]:
   """The confidently wrong predictions for the evaluation split of a run.
 

@@ -51,6 +51,7 @@ def ask(index, net, sources, top, sheet_path, words) -> int:
   for items, images in image_files.batches(sources, net.stored):
     queries = _features(index, net, images)
     found = nearest.search(index.rows, queries, top)
+    found = (array.tolist() for array in found)
     for item, image, *neighbours in zip(items, images, *found, strict=True):
       count += 1
       print(folders.printable(item.name))
@@ -89,7 +90,7 @@ def check_net(index, net) -> None:
     )
 
 
-def main(_) -> None:
+def main(_) -> int:
   with command.one_line_errors('repeat the command'):
     if bool(IMAGES.value) == bool(QUERY.value or PRECISION.value):
       raise ValueError(
@@ -122,7 +123,7 @@ def main(_) -> None:
     )
     if not QUERY.value:
       _print_precision(index, TOP.value)
-      return
+      return 0
     if not (values['workdir'] or values['weights']):
       values['workdir'] = index.about['net_path']
       values['checkpoint'] = index.about['checkpoint']

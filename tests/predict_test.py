@@ -62,7 +62,13 @@ def pictures(tmp_path_factory):
   """A folder of class folders with five pictures, and one that is damaged."""
   folder = tmp_path_factory.mktemp('pictures')
   rng = np.random.default_rng(1)
-  for name in ('ant/a.png', 'ant/more/b.png', 'bee/c.png', 'fox/d.png', 'e.png'):
+  for name in (
+    'ant/a.png',
+    'ant/more/b.png',
+    'bee/c.png',
+    'fox/d.png',
+    'e.png',
+  ):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
@@ -72,7 +78,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def run_command(net_file, capsys, monkeypatch):
+def run_command(net_file, capsys, caplog, monkeypatch):
   """Function that runs a command with the tiny net: (code, stdout, stderr)."""
 
   def run(module, *argv, net=(f'--weights={net_file}',)):
@@ -88,11 +94,17 @@ def run_command(net_file, capsys, monkeypatch):
         delattr(flags.FLAGS, name)
       flags.FLAGS.unparse_flags()
     code, output = ended.value.code, capsys.readouterr()
+    err = output.err + caplog.text  # absl logs to the terminal itself.
     if isinstance(code, str):
-      return 1, output.out, output.err + code
-    return code or 0, output.out, output.err
+      return 1, output.out, err + code
+    return code or 0, output.out, err
 
   return run
+
+
+def image_size(path):
+  with Image.open(path) as image:
+    return image.size
 
 
 def expected(net, paths, views='one'):
@@ -109,7 +121,9 @@ def expected(net, paths, views='one'):
 def test_json_has_a_line_for_each_picture_with_its_five_classes(
   run_command, net, pictures, views
 ):
-  code, out, err = run_command('predict', pictures, '--json', f'--views={views}')
+  code, out, err = run_command(
+    'predict', pictures, '--json', f'--views={views}'
+  )
   lines = [json.loads(line) for line in out.splitlines()]
   names = ['ant/a.png', 'ant/more/b.png', 'bee/c.png', 'e.png', 'fox/d.png']
   assert [line['path'] for line in lines] == [f'{pictures}/{n}' for n in names]
@@ -150,7 +164,7 @@ def test_names_from_standard_input_and_csv(
   output = tmp_path / 'new/out.csv'
   code, out, _ = run_command('predict', '-', paths[1], f'--output={output}')
   assert code == 0 and out.startswith('1 images of known class: ')
-  header, *rows = csv.reader(output.open())
+  header, *rows = csv.reader(output.read_text().splitlines())
   assert header[:4] == ['path', 'true_class', 'class_1', 'probability_1']
   assert [row[:2] for row in rows] == [
     [f'{pictures}/e.png', ''],
@@ -182,7 +196,7 @@ def test_sheets_show_the_first_pictures_and_the_confident_errors(
   names = ('sheet', 'show_errors')
   files = [f'--{name}={tmp_path}/{name}.png' for name in names]
   run_command('predict', pictures, *files)
-  shapes = [Image.open(f'{tmp_path}/{name}.png').size for name in names]
+  shapes = [image_size(tmp_path / f'{name}.png') for name in names]
   # Five pictures, and the errors among four of known class, side by side.
   assert shapes[0][0] > shapes[1][0] > 0 and shapes[0][1] == shapes[1][1]
 

@@ -1,6 +1,7 @@
 """Features in files, and the search among them against NumPy in float64."""
 
 import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from alexnet_jax import feature_file
 from alexnet_jax import nearest
+from tests.predict_test import image_size
 from tests.predict_test import net
 from tests.predict_test import net_file
 from tests.predict_test import pictures
@@ -41,8 +43,8 @@ def test_the_search_finds_what_a_sort_of_all_distances_finds(
   assert indices[-1, :2].tolist() == [20, 50]
 
 
-def index_of(rows, classes, path='index.npy'):
-  return feature_file.FeatureFile(path, rows, {'classes': classes})
+def index_of(rows, classes):
+  return feature_file.FeatureFile(pathlib.Path(), rows, {'classes': classes})
 
 
 def test_precision_counts_neighbours_of_the_same_class():
@@ -94,7 +96,9 @@ def test_an_index_finds_the_picture_itself_first(
   run_command, net, pictures, tmp_path
 ):
   index, sheet = tmp_path / 'index.npy', tmp_path / 'sheet.png'
-  code, _, _ = run_command('retrieve', f'--index={index}', f'--images={pictures}')
+  code, _, _ = run_command(
+    'retrieve', f'--index={index}', f'--images={pictures}'
+  )
   assert code == 1 and np.load(index).dtype == np.float16
   query = pictures / 'bee/c.png'
   code, out, _ = run_command(
@@ -117,7 +121,7 @@ def test_an_index_finds_the_picture_itself_first(
   np.testing.assert_allclose(
     [float(line.split()[0]) for line in lines[1:]], distances[order], atol=5e-2
   )
-  assert Image.open(sheet).size[0] > 4 * 160
+  assert image_size(sheet)[0] > 4 * 160
   code, out, _ = run_command(
     'retrieve', f'--index={index}', '--precision', '--top=1', net=()
   )
@@ -188,7 +192,9 @@ def damage(index, kind):
     'other net',
   ],
 )
-def test_a_damaged_index_is_one_line(run_command, net, pictures, tmp_path, kind):
+def test_a_damaged_index_is_one_line(
+  run_command, net, pictures, tmp_path, kind
+):
   index, query = tmp_path / 'index.npy', pictures / 'e.png'
   names = [str(pictures / name) for name in ('e.png', 'bee/c.png', 'fox/d.png')]
   about = {
