@@ -231,5 +231,5 @@ def described(name: str, error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     reason = error.strerror
   else:
-    reason = str(error).removeprefix(f'{name}: ')
+    reason = str(error).removeprefix(name).lstrip(': ')
   return f'{folders.printable(name)} ({reason})'

@@ -41,12 +41,12 @@ class Pictures:
     self._words, self._order = words, itertools.count()
     self._first, self._worst = [], []
 
-  def add(self, prediction: report.Prediction, image: np.ndarray) -> None:
-    """Keeps an image, uint8 [size, size, 3], if a sheet will show it."""
+  def add(self, prediction: report.Prediction) -> None:
+    """Keeps a prediction if a sheet will show it."""
+    shown = report.picture(prediction, self._words)
     if len(self._first) < sheet.MAX_PICTURES:
-      self._first.append(report.picture(prediction, image, self._words))
+      self._first.append(shown)
     if prediction.item.class_name and prediction.rank():
-      shown = report.picture(prediction, image, self._words)
       confidence = prediction.classes[0][1]
       heapq.heappush(self._worst, (confidence, next(self._order), shown))
       if len(self._worst) > sheet.MAX_PICTURES:
@@ -75,13 +75,13 @@ def _save_errors(pictures, path):
 
 def worst_of_split(
   workdir: str | os.PathLike, which: str, views: str, data_dir: str | None
-) -> Iterator[tuple[report.Prediction, np.ndarray]]:
+) -> Iterator[report.Prediction]:
   """The confidently wrong predictions for the evaluation split of a run.
 
   They are loaded from the work directory, or computed and saved there.
 
   Yields:
-    Predictions, the most confident first, and their stored images.
+    Predictions, the most confident first.
 
   Raises:
     As `trained_net.open_net`.
@@ -101,10 +101,7 @@ def worst_of_split(
     )
     probabilities = np.exp(found.log_probs[row, order[row]]).tolist()
     names = [net.class_names[i] for i in order[row]]
-    yield (
-      report.Prediction(item, list(zip(names, probabilities, strict=True))),
-      image,
-    )
+    yield report.Prediction(item, [*zip(names, probabilities, strict=True)])
 
 
 def predict(
@@ -125,13 +122,13 @@ def predict(
   count, errors, known = 0, report.Errors(), {*net.class_names, ''}
   for items, images in image_files.batches(sources, net.stored):
     found = net.predict(images, views=views, top=report.TOP)
-    for item, classes, image in zip(items, found, images, strict=True):
+    for item, classes in zip(items, found, strict=True):
       if item.class_name not in known:  # The net could not be right.
         item = dataclasses.replace(item, class_name='')
       made = report.Prediction(item, classes)
       write(made)
       errors.add(made)
-      pictures.add(made, image)
+      pictures.add(made)
     count += len(items)
   return count, errors
 
@@ -158,7 +155,7 @@ def main(argv) -> int:
         path, values['checkpoint'], VIEW.value, values['data_dir']
       )
       shown = itertools.islice(worst, sheet.MAX_PICTURES)
-      pictures = [report.picture(*found, words) for found in shown]
+      pictures = [report.picture(made, words) for made in shown]
       _save_errors(pictures, outputs['show_errors'])
       return 0
     net = net_flags.open_net(values)

@@ -11,7 +11,6 @@ import pathlib
 import re
 import sys
 
-import numpy as np
 import tqdm
 
 from alexnet_jax import image_files
@@ -61,15 +60,13 @@ class Errors:
     )
 
 
-def picture(
-  prediction: Prediction, image: np.ndarray, words: Mapping[str, str]
-) -> sheet.Picture:
+def picture(prediction: Prediction, words: Mapping[str, str]) -> sheet.Picture:
   """An image with its predictions, for a sheet."""
   shown = lambda name: words.get(name, name)
   true = prediction.item.class_name
   title, caption = lines(prediction.item.name, true, words)
   bars = [(shown(name), share) for name, share in prediction.classes]
-  return sheet.Picture(image, title, caption, bars, shown(true))
+  return sheet.Picture(prediction.item.image, title, caption, bars, shown(true))
 
 
 def lines(

@@ -10,7 +10,6 @@ the query's class is printed.
 """
 
 from collections.abc import Iterator
-import logging
 
 from alexnet_jax.runtime import command
 
@@ -23,14 +22,11 @@ import numpy as np
 from alexnet_jax import feature_file
 from alexnet_jax import features as features_lib
 from alexnet_jax import image_files
-from alexnet_jax import images as images_lib
 from alexnet_jax import nearest
 from alexnet_jax import net_flags
 from alexnet_jax import report
 from alexnet_jax import sheet
 from alexnet_jax.prepare import folders
-
-log = logging.getLogger(__name__)
 
 
 def ask(index, net, sources, top, sheet_path, words) -> int:
@@ -52,31 +48,26 @@ def ask(index, net, sources, top, sheet_path, words) -> int:
     queries = _features(index, net, images)
     found = nearest.search(index.rows, queries, top)
     found = (array.tolist() for array in found)
-    for item, image, *neighbours in zip(items, images, *found, strict=True):
+    for item, *neighbours in zip(items, *found, strict=True):
       count += 1
       print(folders.printable(item.name))
       for distance, row in zip(*neighbours, strict=True):
         name = folders.printable(index.about['names'][row])
-        print(f'  {distance:10.4g}  {name}')
+        print(f'  {distance:#10.4g}  {name}')
       if sheet_path and len(pictures) < sheet.MAX_QUERIES:
         lines = report.lines(item.name, item.class_name, words)
-        shown = [*_pictures(index, net, *neighbours, words)]
-        pictures.append((sheet.Picture(image, *lines), shown))
+        shown = [*_pictures(index, *neighbours, words)]
+        pictures.append((sheet.Picture(item.image, *lines), shown))
   if sheet_path:
     sheet.save(sheet.of_neighbours(pictures), sheet_path)
   return count
 
 
-def _pictures(index, net, distances, rows, words) -> Iterator[sheet.Picture]:
+def _pictures(index, distances, rows, words) -> Iterator[sheet.Picture]:
   for distance, row in zip(distances, rows, strict=True):
     name, class_name = (index.about[key][row] for key in ('names', 'classes'))
-    try:
-      image = net.stored(index.image(row))
-    except images_lib.ERRORS as error:
-      log.warning('Not shown: %s', image_files.described(name, error))
-      image = None
     title, _ = report.lines(name, class_name, words)
-    yield sheet.Picture(image, title, f'distance {distance:.4g}')
+    yield sheet.Picture(index.image(row), title, f'distance {distance:#.4g}')
 
 
 def check_net(index, net) -> None:
@@ -84,9 +75,10 @@ def check_net(index, net) -> None:
   found = feature_file.digest(net.weights)
   if found != index.about['net']:
     raise ValueError(
-      f'--index={index.path} was made with another net (digest'
-      f' {index.about["net"]}, from {index.about["net_path"]}; this one has'
-      f' {found}); name that net, or make the index again with --images'
+      f'--index={index.path} was made with another net, or before this one was'
+      f' trained on (digest {index.about["net"]}, from'
+      f' {index.about["net_path"]}; now {found}); name that net, or make the'
+      ' index again with --images'
     )
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
+import logging
 import pathlib
+import sys
 
 from jaxtyping import UInt8
 import numpy as np
@@ -11,11 +13,14 @@ from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
 
+from alexnet_jax import images
 from alexnet_jax.prepare import folders
 from alexnet_jax.runtime import files
 
+log = logging.getLogger(__name__)
+
 # Larger sheets are hard to look at.
-MAX_PICTURES, MAX_QUERIES = 48, 24
+MAX_PICTURES, MAX_QUERIES = 36, 24
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 _COLUMNS = 6  # Of pictures with predictions.
@@ -30,14 +35,14 @@ class Picture:
   """An image with what is written below it.
 
   Attributes:
-    image: uint8 [height, width, 3]; None for one that is gone.
+    image: path, or uint8 [height, width, 3].
     title: first line, such as its class.
     caption: second line, in grey.
     bars: (class name, probability in 0..1), best first.
     true_bar: the class name whose bar is red.
   """
 
-  image: UInt8[np.ndarray, 'height width 3'] | None
+  image: str | UInt8[np.ndarray, 'height width 3']
   title: str = ''
   caption: str = ''
   bars: Sequence[tuple[str, float]] = ()
@@ -49,7 +54,7 @@ def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
   num_bars = max(len(picture.bars) for picture in pictures)
   columns = min(_COLUMNS, len(pictures))
   rows = -(-len(pictures) // columns)
-  cell = _SIDE + _MARGIN, _SIDE + _LINE * (2 + num_bars) + 2 * _MARGIN
+  cell = _SIDE + _MARGIN, _SIDE + _LINE * (2 + num_bars) + _MARGIN + 4
   sheet = Image.new(
     'RGB', (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), 'white'
   )
@@ -60,7 +65,7 @@ def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
     )
     _draw(sheet, picture, x, y, _SIDE)
     for n, (name, probability) in enumerate(picture.bars):
-      top = y + _SIDE + _LINE * (2 + n) + _MARGIN // 2
+      top = y + _SIDE + _LINE * (2 + n)
       color = _TRUE if name == picture.true_bar else _OTHER
       _bar(ImageDraw.Draw(sheet), x, top, name, probability, color)
   return sheet
@@ -88,22 +93,36 @@ def of_neighbours(
 
 
 def save(sheet: Image.Image, path: pathlib.Path) -> None:
-  """Writes the picture, whole or not at all; its suffix gives the format."""
+  """Writes the picture, whole or not at all, and says so on standard error.
+
+  The suffix of the path gives the format, JPEG or PNG.
+  """
   with files.replacing(path) as temporary:
     sheet.save(temporary, 'PNG' if path.suffix.lower() == '.png' else 'JPEG')
+  print(f'wrote {path}', file=sys.stderr)
 
 
 def _draw(sheet, picture, x, y, side):
   """Draws the image and its two lines; (x, y) is its upper left corner."""
   draw = ImageDraw.Draw(sheet)
-  if picture.image is None:
+  try:
+    sheet.paste(_resized(_pixels(picture.image, side), side), (x, y))
+  except images.ERRORS as error:  # The file is gone.
+    log.warning('Not shown: %s', error)
     draw.rectangle((x, y, x + side - 1, y + side - 1), _MISSING)
-  else:
-    sheet.paste(_resized(picture.image, side), (x, y))
   top = y + side + 2
   draw.text((x, top), _fit(picture.title, side, 15), _INK, _font(15))
   top += _LINE - 2
   draw.text((x, top), _fit(picture.caption, side, 12), _GREY, _font(12))
+
+
+def _pixels(image, side):
+  """The central square: in its own size, or in `side` if it is larger."""
+  if isinstance(image, np.ndarray):
+    return image
+  with Image.open(image) as opened:
+    side = min(*opened.size, side)
+  return images.read_pixels(image, side)
 
 
 def _resized(image, side):

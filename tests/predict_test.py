@@ -82,7 +82,7 @@ def run_command(net_file, capsys, caplog, monkeypatch):
   """Function that runs a command with the tiny net: (code, stdout, stderr)."""
 
   def run(module, *argv, net=(f'--weights={net_file}',)):
-    words = [f'alexnet_jax.{module}', '--compilation_cache_dir=', *net]
+    words = [f'alexnet_jax.{module}', *net]
     monkeypatch.setattr(sys, 'argv', [*words, *map(str, argv)])
     before = {*flags.FLAGS}
     try:

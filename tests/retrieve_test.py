@@ -141,7 +141,8 @@ def test_a_split_of_a_data_set_is_indexed_and_shown(
   code, out, err = run_command(
     'retrieve', *argv, '--query=digits/test[12:13]', f'--sheet={sheet}'
   )
-  assert (code, err) == (0, '') and len(out.splitlines()) == 6
+  assert (code, err) == (0, f'wrote {sheet}\n')
+  assert len(out.splitlines()) == 6
   assert out.splitlines()[1].split()[1] == about['names'][2]
   assert sheet.exists()
 
@@ -175,7 +176,7 @@ def damage(index, kind):
     text = about.read_text()
     values = json.loads(text)
     about.write_text(text.replace(values['net'], 'f' * 16))
-    return 'was made with another net (digest ffffffffffffffff'
+    return 'trained on (digest ffffffffffffffff, from'
   raise AssertionError(kind)
 
 

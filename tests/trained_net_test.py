@@ -63,15 +63,14 @@ def test_the_confident_errors_of_a_split_come_first(net, workdir, data_dir):
   }
   assert 1 < len(wrong) < 300
   assert {
-    made.item.name: (*made.classes[:1], made.item.class_name)
-    for made, _ in found
+    made.item.name: (*made.classes[:1], made.item.class_name) for made in found
   } == {
     name: ((best, pytest.approx(share, rel=1e-6)), true)
     for name, (best, true, share) in wrong.items()
   }
-  shares = [made.classes[0][1] for made, _ in found]
+  shares = [made.classes[0][1] for made in found]
   assert shares == sorted(shares, reverse=True)
-  assert all(image.shape == (76, 76, 3) for _, image in found)
+  assert all(made.item.image.shape == (76, 76, 3) for made in found)
 
 
 def test_a_cache_that_training_asked_for_is_not_asked_for_again(
