@@ -53,8 +53,9 @@ class Errors:
       self._top5 += prediction.rank() >= TOP
 
   def __str__(self) -> str:
+    images = 'image' if self.count == 1 else 'images'
     return (
-      f'{self.count:,} images of known class: top-1 error'
+      f'{self.count:,} {images} of known class: top-1 error'
       f' {self._top1 / self.count:.2%}, top-5 error'
       f' {self._top5 / self.count:.2%}'
     )
@@ -86,7 +87,7 @@ def read_words(path: str | os.PathLike) -> dict[str, str]:
     ValueError: if no line has them.
   """
   text = files.local_path(path, '--words').read_text()
-  pattern = r'^(?:.*\s)?(n\d{8})[\s,:]+(\S.*?)\s*$'
+  pattern = r'^(?:.*[ \t])?(n\d{8})[ \t,:]+(\S.*?)[ \t]*$'
   found = dict(re.findall(pattern, text, re.MULTILINE))
   if not found:
     raise ValueError(

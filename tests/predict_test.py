@@ -163,7 +163,7 @@ def test_names_from_standard_input_and_csv(
   )
   output = tmp_path / 'new/out.csv'
   code, out, _ = run_command('predict', '-', paths[1], f'--output={output}')
-  assert code == 0 and out.startswith('1 images of known class: ')
+  assert code == 0 and out.startswith('1 image of known class: ')
   header, *rows = csv.reader(output.read_text().splitlines())
   assert header[:4] == ['path', 'true_class', 'class_1', 'probability_1']
   assert [row[:2] for row in rows] == [
@@ -178,11 +178,17 @@ def test_names_from_standard_input_and_csv(
 def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
   # Any class name with words in the file is shown with them.
   words = tmp_path / 'words.txt'
-  words.write_text('n01440764 tench, Tinca tinca\n1\tn02102040\tspringer\n')
+  words.write_text(
+    'n01440764 tench, Tinca tinca\nn01443537 goldfish \n1\tn02102040\tspringer\n'
+  )
   from alexnet_jax import report
 
   found = report.read_words(words)
-  assert found == {'n01440764': 'tench, Tinca tinca', 'n02102040': 'springer'}
+  assert found == {
+    'n01440764': 'tench, Tinca tinca',
+    'n01443537': 'goldfish',
+    'n02102040': 'springer',
+  }
   path = pictures / 'e.png'
   code, out, _ = run_command('predict', path, f'--words={words}')
   ((name, share), *_), *_ = expected(net, [path])
