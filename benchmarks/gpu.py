@@ -76,12 +76,14 @@ class Part:
 
 
 NARROW = (
-  '--config.model.conv_features=(4,8,8,8,8) --config.model.fc_features=(16,16)'
+  '--config.model.conv_features=(2,2,2,2,2) --config.model.fc_features=(2,2)'
 )
 SHORT = (
-  f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=64'
-  ' --config.train.epochs=0.1'
+  f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=500'
+  ' --config.train.epochs=0.02'
 )
+# The smallest crop of a photograph: evaluation takes most of the time.
+SMALL = {CIFAR10: '', PHOTOGRAPHS: ' --config.input.crop_size=67'}
 SWITCHES = 'benchmarks.switches --batch=1024'
 BOTH = '--dtypes=bfloat16,float32'
 # Photographs at full geometry: as many epochs as a minute allows, and a rate
@@ -122,10 +124,11 @@ PARTS = {
     120,
     '--quick --batches=2 --dtypes=float32',
   ),
-  'switches_bfloat16': Part(f'{SWITCHES} --dtype=bfloat16', 150),
-  'switches_float32': Part(
-    f'{SWITCHES} --dtype=float32', 150, '--quick --only=feature_group_count'
+  # A CPU is slow in bfloat16.
+  'switches_bfloat16': Part(
+    f'{SWITCHES} --dtype=bfloat16', 150, '--quick --only=feature_group_count'
   ),
+  'switches_float32': Part(f'{SWITCHES} --dtype=float32', 150),
   'profile': Part('benchmarks.operations --batch=1024 --dtype=bfloat16', 60),
   'inference': Part(
     f'benchmarks.train_step --parts=inference --torch=compiled {BOTH}'
@@ -154,7 +157,7 @@ PARTS = {
     name + suffix: Part(
       f'alexnet_jax.main --config=configs/{name}.py --config.seed={seed} {words}',
       seconds,
-      SHORT,
+      SHORT + SMALL[dataset],
       dataset,
       trains=True,
     )
