@@ -43,6 +43,17 @@ def test_the_search_finds_what_a_sort_of_all_distances_finds(
   assert indices[-1, :2].tolist() == [20, 50]
 
 
+def test_rows_that_float32_cannot_order_far_from_zero_are_ordered():
+  rng = np.random.default_rng(0)
+  rows, queries = (
+    (rng.normal(size=(n, 5)) * 0.1 + 30).astype(np.float32) for n in (400, 50)
+  )
+  _, indices = nearest.search(rows, queries, 6)
+  exact = queries.astype(float)[:, None] - rows.astype(float)
+  order = np.argsort((exact**2).sum(2), axis=1, kind='stable')[:, :6]
+  np.testing.assert_array_equal(indices, order)
+
+
 def index_of(rows, classes):
   return feature_file.FeatureFile(pathlib.Path(), rows, {'classes': classes})
 
