@@ -19,13 +19,11 @@ import itertools
 import grain
 from jaxtyping import Int, PyTree
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax import buffer_pool
 from alexnet_jax import cache as cache_lib
 from alexnet_jax import dataset as dataset_lib
-from alexnet_jax import images
+from alexnet_jax import records
 from alexnet_jax.runtime import processes
 
 ENDLESS = 2**62  # Steps.
@@ -141,9 +139,7 @@ class _BatchLoader:
     if batch_indices is None:
       batch_indices = np.arange(batch_size)
     self._batch_indices = batch_indices
-    source = tfds.builder_from_directory(dataset.path).as_data_source(split)
-    self._records = source.data_source  # Serialised examples.
-    self._path = dataset.path
+    self._decode = records.Records(dataset, split).decode
     self._buffers = buffer_pool.BufferPool(
       (len(batch_indices), *dataset.mean_image.shape)
     )
@@ -177,26 +173,5 @@ class _BatchLoader:
       list(self._threads.map(load, range(num_tasks)))
     return {'image': pixels, 'label': labels, 'mask': mask}
 
-  def _decode(self, row: int, out: np.ndarray) -> int:
-    """Decodes the image of a record into `out`; returns its label."""
-    # One record at a time: reading several in one call starts threads.
-    try:
-      record = self._records[row]
-    except RuntimeError as error:
-      raise self._damaged(error) from error
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    try:
-      images.decode(features['image'].bytes_list.value[0], out)
-    except images.ERRORS as error:
-      name = features['file_name'].bytes_list.value[0].decode()
-      raise self._damaged(f'cannot decode {name} ({error})') from error
-    return features['label'].int64_list.value[0]
-
   def close(self) -> None:
     self._threads.shutdown()
-
-  def _damaged(self, reason) -> ValueError:
-    return ValueError(
-      f'{self._path}: {reason}; the data set is damaged: remove it and prepare'
-      ' it again'
-    )

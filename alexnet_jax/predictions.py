@@ -4,7 +4,7 @@ An ensemble averages the predictions of several nets (section 6). Nets whose
 predictions are on disk need no second pass over the data.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -32,11 +32,14 @@ class Predictions:
     labels: labels of the examples.
     made_from: what the predictions depend on, by name: training, step, split,
       views.
+    names: file names of the examples; empty for an ensemble, and for a file that
+      was written before files had them.
   """
 
   log_probs: Float[np.ndarray, 'examples classes']
   labels: Int[np.ndarray, 'examples']
   made_from: Mapping[str, str]
+  names: Sequence[str] = ()
 
   def errors(self) -> dict[str, float]:
     """Mean loss (nats), top-1 and top-5 error (fractions), by name.
@@ -62,6 +65,7 @@ class Predictions:
         file,
         log_probs=self.log_probs,
         labels=self.labels,
+        names=np.array(self.names, str),
         **{
           f'made_from/{name}': value for name, value in self.made_from.items()
         },
@@ -91,7 +95,10 @@ def load(
       }
       if found != dict(made_from):
         return None
-      return Predictions(arrays['log_probs'], arrays['labels'], made_from)
+      names = arrays['names'].tolist() if 'names' in arrays else ()
+      return Predictions(
+        arrays['log_probs'], arrays['labels'], made_from, names
+      )
   except (
     FileNotFoundError,
     ValueError,

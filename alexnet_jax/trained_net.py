@@ -23,6 +23,7 @@ from alexnet_jax import model
 from alexnet_jax import placement
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import recorded_config
+from alexnet_jax import records
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
@@ -184,7 +185,9 @@ class TrainedNet:
     batches = []
     self._evaluator(self.params, many=many, predictions=batches)
     log_probs, labels = map(np.concatenate, zip(*batches, strict=True))
-    made = predictions_lib.Predictions(log_probs, labels, made_from)
+    stored = records.Records(self.run.dataset, split)
+    names = [stored.name(row) for row in range(len(stored))]
+    made = predictions_lib.Predictions(log_probs, labels, made_from, names)
     if processes.is_first():
       made.save(path)
     return made

@@ -68,6 +68,19 @@ def test_a_word_that_is_no_flag_is_refused_with_a_way_out(
   assert ended.value.code == message
 
 
+def test_a_command_that_takes_words_gets_them(values, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  argv = ['command', '--source=a', '-', 'b c', '--name=x', '--', '--d.png']
+  words = command.parse_flags(argv, takes_words=True)
+  assert words == ['command', '-', 'b c', '--d.png']
+  argv = ['command', '--source=a', '--name=x', '–size=32']
+  with pytest.raises(SystemExit) as ended:
+    command.parse_flags(argv, takes_words=True)
+  assert ended.value.code == '–size=32 is not a flag; write --size=32'
+  (tmp_path / '–size=32').touch()  # Now it is a file.
+  assert command.parse_flags(argv, takes_words=True)[1:] == argv[3:]
+
+
 def test_flags_alone_are_parsed(values):
   argv = ['command', '--source', 'a b', '--name=x', '--size=8', '--noquick']
   assert command.parse_flags(argv) == ['command']

@@ -32,6 +32,15 @@ ORDER = [
   'train',
   'evaluate',
   'digits',
+  'retrieve',
+  'features',
+  'predict',
+  'nearest',
+  'feature_file',
+  'report',
+  'sheet',
+  'image_files',
+  'net_flags',
   'net',
   'trained_net',
   'convert.caffemodel',
@@ -68,6 +77,7 @@ ORDER = [
   'input_pipeline',
   'cache',
   'buffer_pool',
+  'records',
   'dataset',
   'images',
   'image_metadata',
@@ -99,12 +109,16 @@ ORDER = [
 
 # The modules that import a library; no other may.
 USERS_OF_LIBRARIES = {
-  'PIL': ['images', 'prepare.sources'],
+  'PIL': ['images', 'prepare.sources', 'sheet'],
   'absl': [
     'convert.__main__',
     'evaluate',
+    'features',
     'main',
+    'net_flags',
+    'predict',
     'prepare.__main__',
+    'retrieve',
     'runtime.command',
     'runtime.config_file',
   ],
@@ -146,16 +160,16 @@ USERS_OF_LIBRARIES = {
   'tensorflow': [],
   'tensorflow_datasets': [
     'dataset',
-    'input_pipeline',
     'prepare.class_names',
     'prepare.imagenet',
     'prepare.metadata',
     'prepare.shards',
     'prepare.tfds_sets',
+    'records',
   ],
   'tests': [],
   'torch': ['convert.torch_weights'],
-  'tqdm': ['metrics', 'prepare.prepare'],
+  'tqdm': ['image_files', 'metrics', 'prepare.prepare', 'report'],
 }
 
 # The modules that use these names; no other may. Few modules communicate
@@ -238,14 +252,24 @@ def test_imports_within_the_package_run_one_way(module):
   assert sorted(imported_modules(module) - {*later}) == []
 
 
+# What preparation knows of folders of images, and how it prints their names.
+FOLDERS = 'prepare.folders'
+USERS_OF_FOLDERS = {'image_files', 'report', 'retrieve', 'sheet'}
+
+
 def test_few_import_preparation_and_only_commands_import_digits():
   users = {
     module
     for module in MODULES
     if not module.startswith('prepare.')
-    and any(m.startswith('prepare.') for m in imported_modules(module))
+    and any(
+      m.startswith('prepare.') for m in imported_modules(module) - {FOLDERS}
+    )
   }
   assert users == {'convert.convert', 'digits'}  # The former: class names.
+  users = {m for m in MODULES if FOLDERS in imported_modules(m)}
+  users = {m for m in users if not m.startswith('prepare.')}
+  assert users == USERS_OF_FOLDERS
   users = {m for m in MODULES if 'digits' in imported_modules(m)}
   assert users == {'main', 'evaluate'}
 
@@ -294,7 +318,7 @@ def test_only_commands_and_what_they_share_use_flags(module):
     for node in tree(module).body
   )
   uses_flags = any(name.startswith('absl.flags') for name in imported(module))
-  shared = module in ('runtime.command', 'runtime.config_file')
+  shared = module in ('net_flags', 'runtime.command', 'runtime.config_file')
   runs_others = module == '__main__'
   assert (is_command or shared) == (uses_flags or runs_others)
 

@@ -13,7 +13,8 @@ def make(seed, examples=13, classes=8):
   probs = rng.dirichlet(np.ones(classes), examples)
   labels = np.arange(examples, dtype=np.int32) * 5 % classes
   log_probs = np.log(probs).astype(np.float32)
-  return predictions.Predictions(log_probs, labels, ORIGIN)
+  names = [f'val/é/{i}.png' for i in range(examples)]
+  return predictions.Predictions(log_probs, labels, ORIGIN, names)
 
 
 def expected_errors(probs, labels):
@@ -65,7 +66,17 @@ def test_a_file_restores_what_was_saved(tmp_path):
   np.testing.assert_array_equal(found.log_probs, made.log_probs)
   np.testing.assert_array_equal(found.labels, made.labels)
   assert found.log_probs.dtype == np.float32
+  assert found.names == made.names
   assert [file.name for file in path.parent.iterdir()] == ['p.npz']
+
+
+def test_a_file_without_names_is_of_an_older_version_and_still_used(tmp_path):
+  made = make(1)
+  arrays = {f'made_from/{name}': value for name, value in ORIGIN.items()}
+  np.savez(
+    tmp_path / 'p.npz', log_probs=made.log_probs, labels=made.labels, **arrays
+  )
+  assert predictions.load(tmp_path / 'p.npz', ORIGIN).names == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import input_pipeline
+from alexnet_jax import predict
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 
@@ -48,6 +49,28 @@ def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
   assert activations['conv5'].shape == (5 if many else 1, 60, 1, 1, 8)
   assert activations['fc7'].shape == (5 if many else 1, 60, 16)
   assert (np.asarray(activations['fc7']) >= 0).all()  # After ReLU.
+
+
+def test_the_confident_errors_of_a_split_come_first(net, workdir, data_dir):
+  stored = net.predict_split(False)
+  assert stored.names[0].endswith('.png') and len(stored.names) == 300
+  found = [*predict.worst_of_split(workdir, 'latest', 'one', str(data_dir))]
+  probs = np.exp(stored.log_probs)
+  wrong = {
+    stored.names[i]: (str(probs[i].argmax()), str(label), probs[i].max())
+    for i, label in enumerate(stored.labels)
+    if probs[i].argmax() != label
+  }
+  assert 1 < len(wrong) < 300
+  assert {
+    made.item.name: (*made.classes[:1], made.item.class_name) for made in found
+  } == {
+    name: ((best, pytest.approx(share, rel=1e-6)), true)
+    for name, (best, true, share) in wrong.items()
+  }
+  shares = [made.classes[0][1] for made in found]
+  assert shares == sorted(shares, reverse=True)
+  assert all(made.item.image.shape == (76, 76, 3) for made in found)
 
 
 def test_a_cache_that_training_asked_for_is_not_asked_for_again(

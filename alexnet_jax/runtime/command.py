@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 import shlex
 import sys
 
@@ -44,13 +45,15 @@ def import_jax() -> None:
     )
 
 
-def run(main: Callable, hint: str = '') -> None:
+def run(main: Callable, hint: str = '', takes_words: bool = False) -> None:
   """Parses the flags with `parse_flags` and runs the main function."""
   utf8.use_utf8()
-  app.run(main, flags_parser=lambda argv: parse_flags(argv, hint))
+  app.run(main, flags_parser=lambda argv: parse_flags(argv, hint, takes_words))
 
 
-def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
+def parse_flags(
+  argv: Sequence[str], hint: str = '', takes_words: bool = False
+) -> list[str]:
   """Parses the flags; a word that is no flag exits with one line.
 
   The flags of `HELP` print the help and exit.
@@ -58,9 +61,11 @@ def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
   Args:
     argv: the command line.
     hint: way out for such a word; by default it depends on the word.
+    takes_words: whether the command takes words, such as paths. Then only a
+      word that is a flag without its hyphens, and not a path, is refused.
 
   Returns:
-    The first element of `argv`.
+    The first element of `argv`, and the words if the command takes any.
   """
   if asked := HELP & {*argv}:  # absl itself would exit with 1.
     app.usage('--helpfull' not in asked, writeto_stdout=True, exitcode=0)
@@ -79,10 +84,19 @@ def parse_flags(argv: Sequence[str], hint: str = '') -> list[str]:
     where = [line for line in where if 'ml_collections' not in line]
     message = ' '.join([lines[0], *where, *lines[1:][-1:]])
     sys.exit(f'{message.rstrip(".")}; --help lists the flags')
-  if words:
-    way_out = hint or _way_out(list(argv), words)
-    sys.exit(f'{words[0] or repr(words[0])} is not a flag; {way_out}')
-  return [first]
+  if takes_words:
+    refused = [w for w in words if _is_meant_as_flag(w)]
+  else:
+    refused = words
+  if refused:
+    way_out = hint or _way_out(list(argv), refused)
+    sys.exit(f'{refused[0] or repr(refused[0])} is not a flag; {way_out}')
+  return [first, *words]
+
+
+def _is_meant_as_flag(word):
+  name = word.lstrip(DASHES + '-').partition('=')[0]
+  return name in flags.FLAGS and not os.path.lexists(word)
 
 
 def _known(name):

@@ -122,6 +122,22 @@ def sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a file beside `path`, which becomes `path` when the block ends.
+
+  Missing folders are created. After an error `path` is as it was before.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    yield temporary
+    sync(temporary)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[bool]:
   """Locks `folder` for this process; the lock ends when the process does.
 

@@ -1,0 +1,158 @@
+"""The prediction for one image: its error; as text, JSON, csv and picture."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+import sys
+
+import tqdm
+
+from alexnet_jax import image_files
+from alexnet_jax import sheet
+from alexnet_jax.prepare import folders
+from alexnet_jax.runtime import files
+
+TOP = 5  # Classes per image.
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """The most probable classes of one image.
+
+  Attributes:
+    item: the image; its `class_name` is the true class, '' if not known.
+    classes: (class name, probability in 0..1), best first.
+  """
+
+  item: image_files.Item
+  classes: Sequence[tuple[str, float]]
+
+  def rank(self) -> int:
+    """Place of the true class from 0; the number of `classes` if not there."""
+    names = [name for name, _ in self.classes]
+    true = self.item.class_name
+    return names.index(true) if true in names else len(names)
+
+
+class Errors:
+  """Top-1 and top-5 errors of the images whose class is known."""
+
+  def __init__(self):
+    self.count = self._top1 = self._top5 = 0
+
+  def add(self, prediction: Prediction) -> None:
+    if prediction.item.class_name:
+      self.count += 1
+      self._top1 += prediction.rank() > 0
+      self._top5 += prediction.rank() >= TOP
+
+  def __str__(self) -> str:
+    images = 'image' if self.count == 1 else 'images'
+    return (
+      f'{self.count:,} {images} of known class: top-1 error'
+      f' {self._top1 / self.count:.2%}, top-5 error'
+      f' {self._top5 / self.count:.2%}'
+    )
+
+
+def picture(prediction: Prediction, words: Mapping[str, str]) -> sheet.Picture:
+  """An image with its predictions, for a sheet."""
+  shown = lambda name: words.get(name, name)
+  true = prediction.item.class_name
+  title, caption = lines(prediction.item.name, true, words)
+  bars = [(shown(name), share) for name, share in prediction.classes]
+  return sheet.Picture(prediction.item.image, title, caption, bars, shown(true))
+
+
+def lines(
+  name: str, class_name: str, words: Mapping[str, str]
+) -> tuple[str, str]:
+  """The two lines below a picture: its class, if known, and its file name."""
+  file = pathlib.PurePath(name).name
+  return (words.get(class_name, class_name), file) if class_name else (file, '')
+
+
+def read_words(path: str | os.PathLike) -> dict[str, str]:
+  """Words by WordNet id, from a file with an id and words in each line.
+
+  ImageNet's LOC_synset_mapping.txt and words.txt are such files.
+
+  Raises:
+    ValueError: if no line has them.
+  """
+  text = files.local_path(path, '--words').read_text()
+  pattern = r'^(?:.*[ \t])?(n\d{8})[ \t,:]+(\S.*?)[ \t]*$'
+  found = dict(re.findall(pattern, text, re.MULTILINE))
+  if not found:
+    raise ValueError(
+      f'--words={path} has no line such as: n01440764 tench, Tinca tinca'
+    )
+  return found
+
+
+@contextlib.contextmanager
+def writer(
+  csv_path: pathlib.Path | None, as_json: bool, words: Mapping[str, str]
+) -> Iterator[Callable[[Prediction], None]]:
+  """Yields the function that writes a prediction.
+
+  Args:
+    csv_path: file to write, whole or not at all; None to print.
+    as_json: whether to print a JSON object in a line, not text.
+    words: see `read_words`.
+  """
+  if csv_path:
+    with (
+      files.replacing(csv_path) as temporary,
+      open(temporary, 'w', newline='', errors='backslashreplace') as file,
+    ):
+      table = csv.writer(file)
+      places = [(f'class_{n}', f'probability_{n}') for n in range(1, TOP + 1)]
+      table.writerow(['path', 'true_class', *itertools.chain(*places)])
+      yield lambda made: table.writerow(_csv_row(made))
+  elif as_json:
+    yield lambda made: _print(_json_line(made, words))
+  else:
+    yield lambda made: _print(_text(made, words))
+
+
+def _print(text):
+  tqdm.tqdm.write(text, file=sys.stdout)  # Not into the progress bar.
+
+
+def _csv_row(made):
+  return [
+    made.item.name,
+    made.item.class_name,
+    *(x for name, share in made.classes for x in (name, f'{share:.6g}')),
+  ]
+
+
+def _json_line(made, words):
+  predictions = [
+    {'class': name, 'probability': share}
+    | ({'words': words[name]} if name in words else {})
+    for name, share in made.classes
+  ]
+  true = made.item.class_name
+  return json.dumps(
+    {
+      'path': made.item.name,
+      'predictions': predictions,
+      **({'true_class': true} if true else {}),
+    }
+  )
+
+
+def _text(made, words):
+  rows = [folders.printable(made.item.name)]
+  for name, share in made.classes:
+    more = f'  {words[name]}' if name in words else ''
+    rows.append(f'  {share:7.2%}  {folders.printable(name)}{more}')
+  return '\n'.join(rows)

@@ -1,0 +1,169 @@
+"""Sheets of pictures as in Figure 4: predictions as bars, nearest neighbours."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import logging
+import pathlib
+import sys
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
+
+from alexnet_jax import images
+from alexnet_jax.prepare import folders
+from alexnet_jax.runtime import files
+
+log = logging.getLogger(__name__)
+
+# Larger sheets are hard to look at.
+MAX_PICTURES, MAX_QUERIES = 36, 24
+SUFFIXES = ('.png', '.jpg', '.jpeg')
+
+_COLUMNS = 6  # Of pictures with predictions.
+_MARGIN, _LINE = 12, 22  # Between pictures; height of a line of text.
+_SIDE, _SMALL_SIDE = 240, 160  # Of a picture with bars, of a neighbour.
+_INK, _GREY, _MISSING = '#202020', '#606060', '#e0e0e0'
+_TRUE, _OTHER = '#f4a6a0', '#b5cdea'  # Bars of the true class and others.
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image with what is written below it.
+
+  Attributes:
+    image: path, or uint8 [height, width, 3].
+    title: first line, such as its class.
+    caption: second line, in grey.
+    bars: (class name, probability in 0..1), best first.
+    true_bar: the class name whose bar is red.
+  """
+
+  image: str | UInt8[np.ndarray, 'height width 3']
+  title: str = ''
+  caption: str = ''
+  bars: Sequence[tuple[str, float]] = ()
+  true_bar: str = ''
+
+
+def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
+  """Pictures side by side, in rows, each with its predictions below it."""
+  num_bars = max(len(picture.bars) for picture in pictures)
+  columns = min(_COLUMNS, len(pictures))
+  rows = -(-len(pictures) // columns)
+  cell = _SIDE + _MARGIN, _SIDE + _LINE * (2 + num_bars) + _MARGIN + 4
+  sheet = Image.new(
+    'RGB', (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), 'white'
+  )
+  for i, picture in enumerate(pictures):
+    x, y = (
+      _MARGIN + place * side
+      for place, side in zip((i % columns, i // columns), cell, strict=True)
+    )
+    _draw(sheet, picture, x, y, _SIDE)
+    for n, (name, probability) in enumerate(picture.bars):
+      top = y + _SIDE + _LINE * (2 + n)
+      color = _TRUE if name == picture.true_bar else _OTHER
+      _bar(ImageDraw.Draw(sheet), x, top, name, probability, color)
+  return sheet
+
+
+def of_neighbours(
+  rows: Sequence[tuple[Picture, Sequence[Picture]]],
+) -> Image.Image:
+  """In each row a query, a gap, and its neighbours, the nearest first."""
+  gap = 2 * _MARGIN
+  cell = _SMALL_SIDE + _MARGIN, _SMALL_SIDE + 2 * _LINE + _MARGIN
+  columns = 1 + max(len(neighbours) for _, neighbours in rows)
+  sheet = Image.new(
+    'RGB',
+    (_MARGIN + columns * cell[0] + gap, len(rows) * cell[1] + _MARGIN),
+    'white',
+  )
+  for i, (query, neighbours) in enumerate(rows):
+    y = _MARGIN + i * cell[1]
+    _draw(sheet, query, _MARGIN, y, _SMALL_SIDE)
+    for n, picture in enumerate(neighbours):
+      x = _MARGIN + gap + (1 + n) * cell[0]
+      _draw(sheet, picture, x, y, _SMALL_SIDE)
+  return sheet
+
+
+def save(sheet: Image.Image, path: pathlib.Path) -> None:
+  """Writes the picture, whole or not at all, and says so on standard error.
+
+  The suffix of the path gives the format, JPEG or PNG.
+  """
+  with files.replacing(path) as temporary:
+    sheet.save(temporary, 'PNG' if path.suffix.lower() == '.png' else 'JPEG')
+  print(f'wrote {path}', file=sys.stderr)
+
+
+def _draw(sheet, picture, x, y, side):
+  """Draws the image and its two lines; (x, y) is its upper left corner."""
+  draw = ImageDraw.Draw(sheet)
+  try:
+    sheet.paste(_resized(_pixels(picture.image, side), side), (x, y))
+  except images.ERRORS as error:  # The file is gone.
+    log.warning('Not shown: %s', error)
+    draw.rectangle((x, y, x + side - 1, y + side - 1), _MISSING)
+  top = y + side + 2
+  draw.text((x, top), _fit(picture.title, side, 15), _INK, _font(15))
+  top += _LINE - 2
+  draw.text((x, top), _fit(picture.caption, side, 12), _GREY, _font(12))
+
+
+def _pixels(image, side):
+  """The central square: in its own size, or in `side` if it is larger."""
+  if isinstance(image, np.ndarray):
+    return image
+  with Image.open(image) as opened:
+    side = min(*opened.size, side)
+  return images.read_pixels(image, side)
+
+
+def _resized(image, side):
+  scaled = Image.fromarray(image)
+  factor = side / max(scaled.size)
+  # Single pixels of small images are shown as they are.
+  way = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+  size = [max(1, round(factor * length)) for length in scaled.size]
+  square = Image.new('RGB', (side, side), 'white')
+  square.paste(
+    scaled.resize(size, way), ((side - size[0]) // 2, (side - size[1]) // 2)
+  )
+  return square
+
+
+def _bar(draw, x, top, name, probability, color):
+  bottom = top + _LINE - 4
+  draw.rectangle((x, top, x + _SIDE - 1, bottom), '#f4f4f4')
+  length = round((_SIDE - 1) * min(max(probability, 0), 1))
+  draw.rectangle((x, top, x + length, bottom), color)
+  percent = f'{probability:.1%}'
+  font = _font(13)
+  width = draw.textlength(percent, font)
+  draw.text((x + _SIDE - width - 4, top + 1), percent, _INK, font)
+  room = _SIDE - width - 14
+  draw.text((x + 4, top + 1), _fit(name, room, 13), _INK, font)
+
+
+def _fit(text, width, size):
+  """The text, shortened until it is at most `width` pixels wide."""
+  text, font = folders.printable(text), _font(size)
+  if font.getlength(text) <= width:
+    return text
+  while text and font.getlength(f'{text}…') > width:
+    text = text[:-1]
+  return f'{text.rstrip()}…'
+
+
+@functools.cache
+def _font(size):
+  try:
+    return ImageFont.truetype('DejaVuSans.ttf', size)  # Has most alphabets.
+  except OSError:
+    return ImageFont.load_default(size)

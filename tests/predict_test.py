@@ -1,0 +1,261 @@
+"""The command that classifies pictures, with a tiny net of random weights.
+
+`run_command` runs a command in this process. What its outputs say is compared
+with the probabilities that the net gives for the same pixels.
+"""
+
+import csv
+import io
+import json
+import runpy
+import sys
+import warnings
+
+from absl import flags
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from alexnet_jax import image_files
+from alexnet_jax import model
+from alexnet_jax import net as net_lib
+from alexnet_jax import report
+from alexnet_jax import weights as weights_lib
+from configs import cifar10
+
+CLASSES = ('ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu')
+SIZE = 16
+
+
+@pytest.fixture(scope='session')
+def net_file(tmp_path_factory):
+  """A .safetensors file of a net with random weights, for 16x16 pixels."""
+  config = cifar10.get_config()
+  config.model.num_classes = len(CLASSES)
+  config.model.conv_features = (4, 4, 4, 4, 4)
+  config.model.fc_features = (8, 8)
+  config.model.pool_size = 2
+  config.input.image_size, config.input.crop_size = SIZE, SIZE - 4
+  network = model.AlexNet(**config.model)
+  images = np.zeros((1, SIZE - 4, SIZE - 4, 3), np.float32)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), images)['params']
+  rng = np.random.default_rng(0)
+  draw = lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32)
+  weights = weights_lib.Weights(
+    jax.tree.map(draw, shapes),
+    config.lock(),
+    CLASSES,
+    np.full((SIZE, SIZE, 3), 120, np.float32),
+    {},
+  )
+  path = tmp_path_factory.mktemp('net') / 'tiny.safetensors'
+  weights_lib.save(path, weights)
+  return path
+
+
+@pytest.fixture(scope='session')
+def net(net_file):
+  return net_lib.load(net_file)
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+  """A folder of class folders with five pictures, and one that is damaged."""
+  folder = tmp_path_factory.mktemp('pictures')
+  rng = np.random.default_rng(1)
+  for name in (
+    'ant/a.png',
+    'ant/more/b.png',
+    'bee/c.png',
+    'fox/d.png',
+    'e.png',
+  ):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+  (folder / 'ant/bad.png').write_text('no picture')
+  return folder
+
+
+@pytest.fixture
+def run_command(net_file, capsys, caplog, monkeypatch):
+  """Function that runs a command with the tiny net: (code, stdout, stderr)."""
+
+  def run(module, *argv, net=(f'--weights={net_file}',)):
+    words = [f'alexnet_jax.{module}', *net]
+    monkeypatch.setattr(sys, 'argv', [*words, *map(str, argv)])
+    before = {*flags.FLAGS}
+    try:
+      with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        warnings.simplefilter('ignore', RuntimeWarning)  # Imported before.
+        runpy.run_module(f'alexnet_jax.{module}', run_name='__main__')
+    finally:
+      for name in {*flags.FLAGS} - before:
+        delattr(flags.FLAGS, name)
+      flags.FLAGS.unparse_flags()
+    code, output = ended.value.code, capsys.readouterr()
+    err = output.err + caplog.text  # absl logs to the terminal itself.
+    if isinstance(code, str):
+      return 1, output.out, err + code
+    return code or 0, output.out, err
+
+  return run
+
+
+def image_size(path):
+  with Image.open(path) as image:
+    return image.size
+
+
+def expected(net, paths, views='one'):
+  """For each path the classes and probabilities, best first, by NumPy."""
+  images = [np.asarray(Image.open(path)) for path in paths]
+  table = net.probabilities(images, views=views)
+  return [
+    sorted(zip(CLASSES, row.tolist(), strict=True), key=lambda c: -c[1])[:5]
+    for row in table
+  ]
+
+
+@pytest.mark.parametrize('views', ['one', 'many'])
+def test_json_has_a_line_for_each_picture_with_its_five_classes(
+  run_command, net, pictures, views
+):
+  code, out, err = run_command(
+    'predict', pictures, '--json', f'--views={views}'
+  )
+  lines = [json.loads(line) for line in out.splitlines()]
+  names = ['ant/a.png', 'ant/more/b.png', 'bee/c.png', 'e.png', 'fox/d.png']
+  assert [line['path'] for line in lines] == [f'{pictures}/{n}' for n in names]
+  found = [
+    [(p['class'], p['probability']) for p in line['predictions']]
+    for line in lines
+  ]
+  wanted = expected(net, [pictures / n for n in names], views)
+  assert [[c for c, _ in row] for row in found] == [
+    [c for c, _ in row] for row in wanted
+  ]
+  for row, other in zip(found, wanted, strict=True):
+    assert [p for _, p in row] == pytest.approx([p for _, p in other], rel=1e-4)
+  true = [line.get('true_class') for line in lines]
+  assert true == ['ant', 'ant', 'bee', None, 'fox']
+  ranks = [
+    [name for name, _ in row].index(t) if t in dict(row) else 5
+    for row, t in zip(wanted, true, strict=True)
+    if t
+  ]
+  top1, top5 = (np.mean([r >= n for r in ranks]) for n in (1, 5))
+  assert (
+    f'4 images of known class: top-1 error {top1:.2%}, top-5 error {top5:.2%}\n'
+    in err
+  )
+  # The damaged picture is named, and the exit code says so.
+  assert code == 1 and f'{pictures}/ant/bad.png (' in err
+
+
+def test_errors_count_the_images_of_known_class():
+  errors = report.Errors()
+  classes = [(name, 0.1) for name in CLASSES[:5]]
+  # Right; second; fifth; not among the five; not known.
+  for true in ('ant', 'bee', 'eel', 'gnu', ''):
+    errors.add(report.Prediction(image_files.Item('a', true, 'a'), classes))
+  assert str(errors) == (
+    '4 images of known class: top-1 error 75.00%, top-5 error 25.00%'
+  )
+
+
+def test_names_from_standard_input_and_csv(
+  run_command, net, pictures, tmp_path, monkeypatch
+):
+  paths = [pictures / 'e.png', pictures / 'fox']
+  monkeypatch.setattr(
+    sys, 'stdin', io.TextIOWrapper(io.BytesIO(f'{paths[0]}\r\n\n'.encode()))
+  )
+  output = tmp_path / 'new/out.csv'
+  code, out, _ = run_command('predict', '-', paths[1], f'--output={output}')
+  assert code == 0 and out.startswith('1 image of known class: ')
+  header, *rows = csv.reader(output.read_text().splitlines())
+  assert header[:4] == ['path', 'true_class', 'class_1', 'probability_1']
+  assert [row[:2] for row in rows] == [
+    [f'{pictures}/e.png', ''],
+    [f'{pictures}/fox/d.png', 'fox'],
+  ]
+  wanted = expected(net, [row[0] for row in rows])
+  assert [row[2::2] for row in rows] == [[c for c, _ in w] for w in wanted]
+  assert [file.name for file in output.parent.iterdir()] == ['out.csv']
+
+
+def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
+  # Any class name with words in the file is shown with them.
+  words = tmp_path / 'words.txt'
+  words.write_text(
+    'n01440764 tench, Tinca tinca\nn01443537 goldfish \n1\tn02102040\tspringer\n'
+  )
+  found = report.read_words(words)
+  assert found == {
+    'n01440764': 'tench, Tinca tinca',
+    'n01443537': 'goldfish',
+    'n02102040': 'springer',
+  }
+  path = pictures / 'e.png'
+  code, out, _ = run_command('predict', path, f'--words={words}')
+  ((name, share), *_), *_ = expected(net, [path])
+  assert code == 0
+  assert out.splitlines()[:2] == [str(path), f'  {share:7.2%}  {name}']
+
+
+def test_sheets_show_the_first_pictures_and_the_confident_errors(
+  run_command, pictures, tmp_path
+):
+  names = ('sheet', 'show_errors')
+  files = [f'--{name}={tmp_path}/{name}.png' for name in names]
+  run_command('predict', pictures, *files)
+  shapes = [image_size(tmp_path / f'{name}.png') for name in names]
+  # Five pictures, and the errors among four of known class, side by side.
+  assert shapes[0][0] > shapes[1][0] > 0 and shapes[0][1] == shapes[1][1]
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    ([], 'ValueError: name a PATH: a picture, a folder, or - for a list'),
+    (['/none.png'], 'FileNotFoundError: /none.png is neither a file, nor a'),
+    (['views=many'], 'views=many is not a flag; write --views=many'),
+    (['{empty}'], 'ValueError: {empty}: no files in this folder'),
+    (['{text}'], 'ValueError: none of the 1 files is an image ({text} (not an'),
+    (['{text}', '--output=x.txt'], 'ValueError: --output=x.txt must be a file'),
+    (['{text}', '--sheet=x.gif'], 'ValueError: --sheet=x.gif must be a file'),
+    (['{text}', '--words={text}'], 'ValueError: --words={text} has no line su'),
+    (['{text}', '--workdir=x'], 'ValueError: name one net: --workdir=RUN or'),
+    (['--show_errors=x.png'], 'ValueError: name a PATH: a picture'),
+    (['digits/val', '--data_dir={data}'], 'ValueError: digits/val: '),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+  run_command, tmp_path, data_dir, argv, message, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'text.png').write_text('text')
+  values = {
+    'empty': tmp_path / 'empty',
+    'text': tmp_path / 'text.png',
+    'data': data_dir,
+  }
+  argv = [word.format(**values) for word in argv]
+  code, out, err = run_command('predict', *argv)
+  *_, last = err.splitlines()
+  assert code == 1 and last.startswith(message.format(**values))
+  assert out == '' and len(last) < 400
+  assert sorted(f.name for f in tmp_path.iterdir()) == ['empty', 'text.png']
+
+
+def test_a_csv_file_survives_an_error(run_command, tmp_path):
+  output, text = tmp_path / 'out.csv', tmp_path / 'text.png'
+  output.write_text('old')
+  text.write_text('text')
+  run_command('predict', text, f'--output={output}')
+  assert output.read_text() == 'old'
+  assert sorted(f.name for f in tmp_path.iterdir()) == ['out.csv', 'text.png']

@@ -1,0 +1,89 @@
+"""Sheets: where pictures and bars are, their colours, and shortened names."""
+
+import logging
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from alexnet_jax import sheet
+
+RED, BLUE = (0xF4, 0xA6, 0xA0), (0xB5, 0xCD, 0xEA)
+SIDE, MARGIN = 240, 12
+
+
+def solid(color, size=8):
+  return np.full((size, size, 3), color, np.uint8)
+
+
+def bar_length(drawn, color):
+  """The longest run of a colour in any row of a picture."""
+  return (np.asarray(drawn) == color).all(-1).sum(1).max()
+
+
+def test_bars_are_as_long_as_probabilities_and_the_true_one_is_red():
+  bars = [('cat', 0.75), ('dog', 0.25)]
+  picture = sheet.Picture(solid((9, 9, 9)), 'dog', 'a.png', bars, 'dog')
+  drawn = sheet.of_predictions([picture])
+  assert drawn.size[0] == SIDE + 2 * MARGIN
+  # The middle line of a bar has text; its first and last lines have none.
+  assert bar_length(drawn, BLUE) == pytest.approx(0.75 * SIDE, abs=2)
+  assert bar_length(drawn, RED) == pytest.approx(0.25 * SIDE, abs=2)
+  assert bar_length(drawn, (9, 9, 9)) == SIDE
+
+
+def test_pictures_stand_in_rows_of_six():
+  pictures = [sheet.Picture(solid((10 + i, 0, 0))) for i in range(8)]
+  drawn = np.asarray(sheet.of_predictions(pictures))
+  cell = SIDE + MARGIN
+  assert drawn.shape[1] == 6 * cell + MARGIN
+  middle = MARGIN + SIDE // 2
+  assert [drawn[middle, middle + i * cell, 0] for i in range(6)] == [
+    *range(10, 16)
+  ]
+  height = (drawn.shape[0] - MARGIN) // 2
+  assert [drawn[middle + height, middle + i * cell, 0] for i in range(3)] == [
+    *(16, 17, 255)
+  ]
+
+
+def test_neighbours_stand_right_of_their_query_and_a_missing_file_is_grey(
+  tmp_path, caplog
+):
+  path = tmp_path / 'a.png'
+  Image.fromarray(solid((7, 0, 0), 30)).save(path)
+  with caplog.at_level(logging.WARNING):
+    drawn = sheet.of_neighbours(
+      [
+        (
+          sheet.Picture(str(path)),
+          [sheet.Picture(f'{tmp_path}/gone.png'), sheet.Picture(solid(8))],
+        )
+      ]
+    )
+  row = np.asarray(drawn)[MARGIN + 5, :, 0].tolist()
+  changes = [
+    v for v, before in zip(row, [-1, *row], strict=False) if v != before
+  ]
+  assert changes == [255, 7, 255, 0xE0, 255, 8, 255]
+  assert 'Not shown: ' in caplog.text and 'gone.png' in caplog.text
+
+
+@pytest.mark.parametrize('size', [12, 15])
+def test_a_long_name_is_shortened_to_its_room(size):
+  name = 'a very long file name ' * 5 + '\n.jpg'
+  fitted = sheet._fit(name, 200, size)
+  font = sheet._font(size)
+  assert font.getlength(fitted) <= 200 < font.getlength(fitted) + 3 * size
+  assert fitted.endswith('…') and fitted[:-1] == name[: len(fitted) - 1]
+  assert sheet._fit('new\nline', 200, size) == r'new\nline'
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.JPG'])
+def test_a_sheet_is_a_file_of_its_suffix(tmp_path, suffix, capsys):
+  path = tmp_path / f'new/sheet{suffix}'
+  sheet.save(sheet.of_predictions([sheet.Picture(solid(3))]), path)
+  with Image.open(path) as image:
+    assert image.format == {'.png': 'PNG', '.JPG': 'JPEG'}[suffix]
+  assert capsys.readouterr().err == f'wrote {path}\n'
+  assert [file.name for file in path.parent.iterdir()] == [path.name]
