@@ -24,6 +24,7 @@ from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import placement
+from alexnet_jax import recorded_config
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
@@ -40,7 +41,7 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A checked config with its data set and devices."""
+  """A checked and resolved config with its data set and devices."""
 
   config: ml_collections.ConfigDict
   dataset: dataset_lib.Dataset
@@ -73,6 +74,7 @@ class Run:
       momentum=self.config.optimizer.momentum,
       weight_decay=self.config.optimizer.weight_decay,
       decay_biases=self.config.optimizer.decay_biases,
+      frozen_layers=self.config.optimizer.frozen_layers,
     )
 
   def param_specs(self, tree: PyTree) -> PyTree:
@@ -129,6 +131,8 @@ def open_run(config: ml_collections.ConfigDict, *, trains: bool = True) -> Run:
   dataset = dataset_lib.open_dataset(
     inputs.data_dir, inputs.dataset, inputs.image_size
   )
+  config = recorded_config.resolve(config, len(dataset.class_names))
+  config_lib.check(config, jax.device_count())
   dataset_lib.check_dataset(
     dataset,
     image_size=inputs.image_size,

@@ -90,7 +90,8 @@ def run(
   Args:
     base: the config that the variants override.
     variants: overrides by name of the variant; overrides are values by dotted
-      key, such as 'model.init_std'.
+      key, such as 'model.init_std'. '{seed}' in a text stands for the seed, so
+      that a run can start from another of the same seed, of a variant above.
     seeds: number of seeds; the seeds are 0, 1, ...
     output: folder of the sweep, see the docstring of this module.
     measure: maps the work directory of a finished run to numbers by metric,
@@ -172,8 +173,12 @@ def _config(base, variant, overrides, seed):
       f'variant {variant!r}: {key!r} is not a key that it can set'
     )
   config = copy.deepcopy(base)
+  values = {
+    key: value.replace('{seed}', str(seed)) if isinstance(value, str) else value
+    for key, value in overrides.items()
+  }
   try:
-    config.update_from_flattened_dict({**overrides, 'seed': seed})
+    config.update_from_flattened_dict({**values, 'seed': seed})
     config_lib.check(config, jax.device_count())
   except (TypeError, ValueError) as error:
     raise InputError(f'variant {variant!r}: {error}') from error

@@ -1,6 +1,6 @@
 """The file of --config and its keys: found, checked, and mistakes in one line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import difflib
 import importlib.util
@@ -9,6 +9,7 @@ import pathlib
 import runpy
 import sys
 import traceback
+from types import MappingProxyType
 
 from absl import flags
 import ml_collections
@@ -32,12 +33,20 @@ config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
 @contextlib.contextmanager
-def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
+def one_line_errors(
+  argv: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
   """Exits with one line if the file of --config, or one of its keys, is wrong.
 
   Args:
     argv: the command line; the message names the file in it.
+    renamed: current names of keys by their old ones.
   """
+  for old, new in renamed.items():
+    if any(
+      arg.lstrip('-').partition('=')[0] == f'config.{old}' for arg in argv
+    ):
+      sys.exit(f'--config.{old} is now --config.{new}')
   try:
     yield
   except Exception as error:  # The config file may raise anything.
@@ -58,6 +67,9 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
       text = 'it does not define get_config(); see configs/paper.py'
     if isinstance(message, ImportError) and 'configs' in text:
       text += _way_to_our_configs()
+    for old, new in renamed.items():
+      if f'"{old.rpartition(".")[2]}"' in text:
+        text = f'config.{old} is now config.{new}'
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
@@ -101,14 +113,23 @@ def find_configs(argv: Sequence[str]) -> None:
   sys.path.append(str(pathlib.Path(__file__).parents[2]))
 
 
-def check(config: object) -> None:
-  """Raises an error if the value of --config is not a whole config."""
+def check(
+  config: object, renamed: Mapping[str, str] = MappingProxyType({})
+) -> None:
+  """Raises an error if the value of --config is not a whole config.
+
+  Args:
+    config: the value.
+    renamed: current names of keys by their old ones.
+  """
   _ = config.items  # Raises the error of a file that could not be read.
   if type(config) is not ml_collections.ConfigDict:
     raise TypeError(type(config))
   unset = [key for key, value in items(config) if value is None]
   if unset:
     raise ValueError(f'{unset[0]}=None must have a value')
+  for key in [key for key, _ in items(config) if key in renamed]:
+    raise ValueError(f'config.{key} is now config.{renamed[key]}')
 
 
 def _other_configs(path):
