@@ -153,10 +153,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
 
 def table(rows: Sequence[Mapping]) -> str:
   """The rows of runs.csv as a Markdown table, as in docs/finetuning.md."""
-  lines = [
-    '| images a class | from scratch | fine-tuned |',
-    '|---|---|---|',
-  ]
+  lines = ['| images a class | from scratch | fine-tuned |', '|---|---|---|']
   for few in (*FEW, 'all'):
     shown = []
     for variant in (f'scratch_{few}', f'finetuned_{few}'):

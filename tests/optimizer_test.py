@@ -90,11 +90,19 @@ def test_every_kind_of_parameter_has_its_own_rate_across_a_change(decay_biases):
     for layer in ('conv1', 'conv2', 'fc8')
   }
   weights, gradients = draw(), [draw() for _ in range(4)]
-  early, late = (0.1, 0.2, 0.05, 0.3, 0.4, 0.15), (0.01, 0.2, 0.001, 0.3, 0.2, 0.1)
-  keys = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias', 'fc8/kernel', 'fc8/bias')
-  rates = [
-    dict(zip(keys, r, strict=True)) for r in (early, early, late, late)
-  ]
+  early, late = (
+    (0.1, 0.2, 0.05, 0.3, 0.4, 0.15),
+    (0.01, 0.2, 0.001, 0.3, 0.2, 0.1),
+  )
+  keys = (
+    'kernel',
+    'bias',
+    'conv1/kernel',
+    'conv1/bias',
+    'fc8/kernel',
+    'fc8/bias',
+  )
+  rates = [dict(zip(keys, r, strict=True)) for r in (early, early, late, late)]
   steps = run(
     lambda rate: optimizer.paper_sgd(rate, 0.9, 0.5, decay_biases),
     rates,
@@ -337,7 +345,9 @@ def test_frozen_layers_keep_weights_and_v_whatever_their_gradient():
         assert (found[0] < 1).all()
         np.testing.assert_array_equal(v[layer][name], before[layer][name])
       else:
-        np.testing.assert_array_equal(found[0], np.full_like(found[0], expected[0]))
+        np.testing.assert_array_equal(
+          found[0], np.full_like(found[0], expected[0])
+        )
         np.testing.assert_array_equal(found[1], np.zeros_like(found[1]))
 
 

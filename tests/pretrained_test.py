@@ -20,6 +20,7 @@ from alexnet_jax import pretrained as pretrained_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
+from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.prepare import prepare
 from configs import quickstart
@@ -97,6 +98,61 @@ def test_all_layers_but_the_classifier_start_from_the_pretrained_ones(
   assert placed(state) == placed(new)
   assert int(state.step) == 0
   assert all((v == 0).all() for v in jax.tree.leaves(state.opt_state))
+
+
+def save_weights(config, path):
+  """Writes random parameters of the config's net as a file; returns them."""
+  run = run_lib.open_run(config)
+  rng = np.random.default_rng(7)
+  params = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(x.dtype),
+    train_state.state_template(run).params,
+  )
+  size = config.input.image_size
+  weights = weights_lib.Weights(
+    params,
+    run.config,
+    run.dataset.class_names,
+    np.full((size, size, 3), 127, np.float32),
+  )
+  weights_lib.save(path, weights)
+  return params
+
+
+@pytest.mark.parametrize('layout', ['data', 'towers'])
+def test_all_layers_but_the_classifier_start_from_a_file(
+  config, tmp_path, monkeypatch, layout
+):
+  pretrained = save_weights(config, tmp_path / 'net.safetensors')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  config.mesh.layout, config.train.init_from = layout, '~/net.safetensors'
+  run = run_lib.open_run(config)
+  pretrained_lib.check(run)
+  state = pretrained_lib.create_train_state(run)
+  new = train_state.create_train_state(run)
+  pretrained['fc8'] = new.params['fc8']
+  jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
+  assert int(state.step) == 0
+
+
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(
+  config, tmp_path
+):
+  file = tmp_path / 'net.safetensors'
+  save_weights(config, file)
+  config.train.init_from = str(file)
+  config.model.lrn_alpha = 2e-5
+  expected = {'is another network; use its values': file.read_bytes()}
+  expected['config.train.init_from: .*net.safetensors'] = b'no tensors'
+  for message, content in expected.items():
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+      train.train_and_evaluate(config, tmp_path / 'tuned')
+    assert str(error.value).count('\n') <= 2
+  file.unlink()
+  with pytest.raises(FileNotFoundError, match='net.safetensors: there is no'):
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  assert not (tmp_path / 'tuned').exists()
 
 
 def remove_workdir(workdir):

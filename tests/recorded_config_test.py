@@ -100,7 +100,9 @@ def test_any_number_of_classes_is_that_of_the_data_set_until_it_is_known():
     recorded_config.check_unchanged(
       recorded_config.resolve(config, 8), recorded, 'the run'
     )
-  assert recorded_config.resolve(paper.get_config(), 7).model.num_classes == 1000
+  assert (
+    recorded_config.resolve(paper.get_config(), 7).model.num_classes == 1000
+  )
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ def test_a_fraction_of_every_class_is_held_out_by_the_seed(tmp_path):
     tmp_path,
     'notes.txt',
     'dog/puppies/9.jpg',
-    *(f'{c}/{i}.jpg' for c, n in sizes.items() for i in range(n - (c == 'dog'))),
+    *(
+      f'{c}/{i}.jpg' for c, n in sizes.items() for i in range(n - (c == 'dog'))
+    ),
   )
   spec = f'folder:{tmp_path}'
   held_out = {}
@@ -87,7 +89,11 @@ def test_a_fraction_of_every_class_is_held_out_by_the_seed(tmp_path):
   [
     (['train/a/1.jpg', 'val/a/2.jpg'], 0.1, 'has train/ already; leave out'),
     (['train/a/1.jpg'], 0.1, 'has train/ already; leave out'),
-    (['a/1.jpg', 'a/2.jpg', 'b/1.jpg'], 0.1, 'no image of class b for training'),
+    (
+      ['a/1.jpg', 'a/2.jpg', 'b/1.jpg'],
+      0.1,
+      'no image of class b for training',
+    ),
     (['a/1.jpg', 'a/2.jpg'], 0.9, 'no image of class a for training'),
     (['a.jpg'], 0.1, 'has no class folders'),
   ],

@@ -58,7 +58,9 @@ def open_source(
     return digits()
   if kind == 'folder' and argument:
     root = files.expand_home(argument, '--source')
-    return flat_folder(root, val_fraction, seed) if val_fraction else folder(root)
+    return (
+      flat_folder(root, val_fraction, seed) if val_fraction else folder(root)
+    )
   if kind == 'imagenet' and argument:
     return imagenet.open_imagenet(
       files.expand_home(argument, '--source'), index
