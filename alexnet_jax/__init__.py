@@ -1,1 +1,22 @@
-"""AlexNet (Krizhevsky, Sutskever and Hinton, 2012) in JAX and Flax."""
+"""AlexNet (Krizhevsky, Sutskever and Hinton, 2012) in JAX and Flax.
+
+`load` opens a trained net, `AlexNet` is the Flax module. Both import JAX when
+they are first used, and no sooner.
+"""
+
+import importlib
+
+__version__ = '0.1.0'
+
+_MODULES = {'load': 'net', 'AlexNet': 'model'}
+
+
+def __getattr__(name):
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
+  return getattr(module, name)
+
+
+def __dir__():
+  return sorted([*globals(), *_MODULES])

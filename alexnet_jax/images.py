@@ -4,10 +4,11 @@ Preparation encodes images of 256x256 pixels (section 2 of the paper). The input
 pipeline decodes them in every epoch, so decoding has to be fast.
 """
 
+import functools
 import io
-import math
+import os
+import pathlib
 import warnings
-import zlib
 
 import numpy as np
 import PIL
@@ -16,6 +17,9 @@ from PIL import UnidentifiedImageError
 from PIL import features
 import simplejpeg
 
+from alexnet_jax import image_metadata
+
+AnyImage = str | os.PathLike | Image.Image | np.ndarray
 PNG_SIZE = 96  # Up to this size PNG is stored: lossless and hardly larger.
 LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
 # The exceptions that Pillow raises for images that it cannot read.
@@ -33,8 +37,6 @@ _TRANSPOSITIONS = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_JPEG_SIGNATURE = b'\xff\xd8'
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 # The bytes of an encoded image depend on its pixels and on these versions.
 ENCODER = f'Pillow {PIL.__version__}, libjpeg {features.version("jpg")}'
 
@@ -64,19 +66,60 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     OSError, ValueError, SyntaxError, Image.DecompressionBombError: if Pillow
       cannot read the image.
   """
+  pixels = functools.partial(_encode, size=size, quality=quality)
+  return _without_damaged_metadata(pixels, encoded)
+
+
+def read_pixels(image: AnyImage, size: int) -> np.ndarray:
+  """The pixels that preparation would store of an image, uint8 [size, size, 3].
+
+  They are resized and cropped as in `encode`, but not compressed.
+
+  Args:
+    image: path of an image file, a Pillow image, or an RGB array, uint8
+      [height, width, 3].
+    size: height and width of the result in pixels.
+
+  Raises:
+    OSError: if there is no such file.
+    ValueError: if it is not an image that Pillow can read; the message names
+      the file.
+    TypeError: if an array has another dtype or shape.
+  """
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      raise TypeError(
+        f'an image has dtype {image.dtype} and shape {list(image.shape)}, but'
+        ' must be uint8 [height, width, 3], RGB of 0..255'
+      )
+    image = Image.fromarray(image)
+  if isinstance(image, Image.Image):
+    return _resized(_upright(image)[0], size)
+  path = pathlib.Path(image)
+  if path.exists() and not path.is_file():  # A pipe would never end.
+    raise ValueError(f'{path} is not a file')
   try:
-    return _encode(encoded, size, quality)
+    return _without_damaged_metadata(
+      lambda encoded: _resized(_open(encoded)[0], size), path.read_bytes()
+    )
+  except ERRORS as error:
+    if not path.is_file() or isinstance(error, PermissionError):
+      raise
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _without_damaged_metadata(read, encoded):
+  """`read(encoded)`; if that fails, of the image without its metadata."""
+  try:
+    return read(encoded)
   except MemoryError:
     raise
   except Exception:  # Pillow may raise anything for damaged metadata.
-    if encoded.startswith(_PNG_SIGNATURE):
-      essential = _png_without_metadata(encoded)
-    elif encoded.startswith(_JPEG_SIGNATURE):
-      essential = _jpeg_without_metadata(encoded)
-    else:
+    essential = image_metadata.remove(encoded)
+    if essential is None:
       raise
     try:
-      return _encode(essential, size, quality)
+      return read(essential)
     except MemoryError:
       raise
     except Exception:
@@ -84,7 +127,8 @@ def encode(encoded: bytes, size: int, quality: int) -> tuple[bytes, np.ndarray]:
     raise  # The first error, since the pixels are damaged, too.
 
 
-def _encode(encoded, size, quality):
+def _open(encoded):
+  """The upright RGB image, and its format, mode, size and transposition."""
   try:
     with warnings.catch_warnings():
       # Images above the limit of this warning are refused below.
@@ -96,11 +140,28 @@ def _encode(encoded, size, quality):
   with opened:
     if opened.width * opened.height > MAX_PIXELS:
       raise ValueError(f'{opened.width} x {opened.height} pixels are too many')
-    file_format, mode, stored_size = opened.format, opened.mode, opened.size
-    transposition = _transposition(opened)
-    image = _to_rgb(opened)
-    if transposition is not None:
-      image = image.transpose(transposition)
+    stored = opened.format, opened.mode, opened.size
+    image, transposition = _upright(opened)
+  return image, *stored, transposition
+
+
+def _upright(image):
+  """The RGB image that EXIF asks for, and the transposition to it."""
+  transposition = _transposition(image)
+  image = _to_rgb(image)
+  if transposition is not None:
+    image = image.transpose(transposition)
+  return image, transposition
+
+
+def _resized(image, size):
+  if image.size != (size, size):
+    image = _resize_and_crop(image, size)
+  return np.asarray(image)
+
+
+def _encode(encoded, size, quality):
+  image, file_format, mode, stored_size, transposition = _open(encoded)
   keeps_size = stored_size == (size, size)
   if not keeps_size:
     image = _resize_and_crop(image, size)
@@ -121,47 +182,6 @@ def _encode(encoded, size, quality):
   else:
     image.save(buffer, 'JPEG', quality=quality)
   return buffer.getvalue(), pixels
-
-
-def _png_without_metadata(encoded: bytes) -> bytes:
-  """The chunks of a PNG that its pixels and its orientation need.
-
-  Pillow refuses an image for a text, a colour profile or a checksum of either
-  that is damaged. The structure is that of the PNG specification, section 5.
-  """
-  kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
-  while start + 12 <= len(encoded):  # Length, type, data and checksum.
-    end = start + 12 + int.from_bytes(encoded[start : start + 4])
-    chunk = encoded[start:end]
-    kind, checksum = chunk[4:8], int.from_bytes(chunk[-4:])
-    # The types of the chunks that pixels need begin with a capital.
-    is_exif = kind == b'eXIf' and zlib.crc32(chunk[4:-4]) == checksum
-    if kind[:1].isupper() or is_exif:
-      kept.append(chunk)
-    start = end
-  return b''.join(kept)
-
-
-def _jpeg_without_metadata(encoded: bytes) -> bytes:
-  """The segments of a JPEG that its pixels and its orientation need.
-
-  Pillow refuses an image for a colour profile that is too short. The structure
-  is that of the JPEG standard, B.1.1.
-  """
-  kept, start = [_JPEG_SIGNATURE], len(_JPEG_SIGNATURE)
-  while encoded[start : start + 1] == b'\xff':
-    kind = encoded[start + 1 : start + 2]
-    if kind == b'\xda':  # The scan: all that follows are pixels.
-      break
-    end = start + 2 + int.from_bytes(encoded[start + 2 : start + 4])
-    is_metadata = b'\xe0' <= kind <= b'\xef' or kind == b'\xfe'
-    # JFIF and Adobe (APP0, APP14) tell the colour space, EXIF (APP1) the
-    # orientation.
-    shortest = {b'\xe0': 14, b'\xe1': 0, b'\xee': 12}.get(kind, math.inf)
-    if not is_metadata or end - start - 4 >= shortest:
-      kept.append(encoded[start:end])
-    start = end
-  return b''.join([*kept, encoded[start:]])
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:
@@ -221,7 +241,7 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
     OSError, ValueError, SyntaxError: if the image is damaged or has another
       shape.
   """
-  if encoded.startswith(_JPEG_SIGNATURE):
+  if encoded.startswith(image_metadata.JPEG_SIGNATURE):
     pixels = simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
   else:
     pixels = np.asarray(Image.open(io.BytesIO(encoded)))

@@ -4,7 +4,7 @@
 below this one take values, not the config.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 import dataclasses
 import functools
 import json
@@ -114,19 +114,26 @@ class Run:
     return input_pipeline.prefetch_to_device(batches, put)
 
 
-def open_run(config: ml_collections.ConfigDict, *, trains: bool = True) -> Run:
+def open_run(
+  config: ml_collections.ConfigDict,
+  *,
+  trains: bool = True,
+  devices: Sequence[jax.Device] | None = None,
+) -> Run:
   """Starts JAX, checks the config, opens its data set, and creates its mesh.
 
   Args:
     config: a config with the keys of configs/paper.py.
     trains: whether the training split will be read, or only that of evaluation.
+    devices: devices of the run; None for all.
 
   Raises:
     ValueError: if the config or the data set is invalid, or they do not match.
     FileNotFoundError: if the data set has not been prepared.
   """
   jax_settings.start()
-  config_lib.check(config, jax.device_count())
+  devices = devices or jax.devices()
+  config_lib.check(config, len(devices))
   inputs = config.input
   dataset = dataset_lib.open_dataset(
     inputs.data_dir, inputs.dataset, inputs.image_size
@@ -149,14 +156,9 @@ def open_run(config: ml_collections.ConfigDict, *, trains: bool = True) -> Run:
     }
   )
   mesh = mesh_lib.create_mesh(
-    config.mesh.layout,
-    config.mesh.towers,
-    jax.devices(),
-    config.model.num_towers,
+    config.mesh.layout, config.mesh.towers, devices, config.model.num_towers
   )
-  log.info(
-    'Devices: %d x %s.', jax.device_count(), jax.devices()[0].device_kind
-  )
+  log.info('Devices: %d x %s.', len(devices), devices[0].device_kind)
   directions = augment.color_directions(
     dataset.rgb_covariance, config.augment.color_square_root
   )

@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 
+import jax
 from jaxtyping import Array, Float, PyTree
 import ml_collections
 import numpy as np
@@ -195,6 +196,7 @@ def open_net(
   config: ml_collections.ConfigDict | None = None,
   split: str | None = None,
   data_dir: str | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> TrainedNet:
   """Opens a checkpoint of a work directory; writes nothing there.
 
@@ -205,6 +207,7 @@ def open_net(
       `recorded_config.EVALUATION_MAY_CHANGE`; None for the recorded config.
     split: name of a split that replaces config.input.eval_split.
     data_dir: folder that replaces config.input.data_dir.
+    devices: devices of the net; None for all.
 
   Raises:
     ValueError: if config, data set and work directory do not match.
@@ -212,7 +215,7 @@ def open_net(
   """
   path = check_trained_workdir(workdir)
   config = read_config(path, config, split, data_dir)
-  run = run_lib.open_run(config, trains=False)
+  run = run_lib.open_run(config, trains=False, devices=devices)
   processes.check_same({'--workdir': str(path)})
   return TrainedNet(run, path, which)
 
@@ -248,7 +251,7 @@ def read_config(
   if config is None:
     config = workdir_lib.read_config(workdir)
     config.input.cache = 'auto'  # This machine may have less memory.
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references().unlock()
   if split:
     config.input.eval_split = split
   if data_dir:

@@ -57,8 +57,9 @@ def test_a_cache_that_training_asked_for_is_not_asked_for_again(
   config.input.cache = 'device'
   workdir_lib.write_config(tmp_path, config)
   assert trained_net.read_config(tmp_path).input.cache == 'auto'
-  given = trained_net.read_config(tmp_path, config)
+  given = trained_net.read_config(tmp_path, config, split='train')
   assert given.input.cache == 'device'
+  assert (given.input.eval_split, config.input.eval_split) == ('train', 'test')
 
 
 def test_an_unknown_layer_is_named(net):

@@ -1,0 +1,60 @@
+"""Images without their metadata: damage there must not cost the pixels."""
+
+import math
+import zlib
+
+JPEG_SIGNATURE = b'\xff\xd8'
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+
+
+def remove(encoded: bytes) -> bytes | None:
+  """A PNG or JPEG with what its pixels and its orientation need, and no more.
+
+  None for other formats.
+  """
+  if encoded.startswith(PNG_SIGNATURE):
+    return _png_without_metadata(encoded)
+  if encoded.startswith(JPEG_SIGNATURE):
+    return _jpeg_without_metadata(encoded)
+  return None
+
+
+def _png_without_metadata(encoded: bytes) -> bytes:
+  """The chunks of a PNG that its pixels and its orientation need.
+
+  Pillow refuses an image for a text, a colour profile or a checksum of either
+  that is damaged. The structure is that of the PNG specification, section 5.
+  """
+  kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+  while start + 12 <= len(encoded):  # Length, type, data and checksum.
+    end = start + 12 + int.from_bytes(encoded[start : start + 4])
+    chunk = encoded[start:end]
+    kind, checksum = chunk[4:8], int.from_bytes(chunk[-4:])
+    # The types of the chunks that pixels need begin with a capital.
+    is_exif = kind == b'eXIf' and zlib.crc32(chunk[4:-4]) == checksum
+    if kind[:1].isupper() or is_exif:
+      kept.append(chunk)
+    start = end
+  return b''.join(kept)
+
+
+def _jpeg_without_metadata(encoded: bytes) -> bytes:
+  """The segments of a JPEG that its pixels and its orientation need.
+
+  Pillow refuses an image for a colour profile that is too short. The structure
+  is that of the JPEG standard, B.1.1.
+  """
+  kept, start = [JPEG_SIGNATURE], len(JPEG_SIGNATURE)
+  while encoded[start : start + 1] == b'\xff':
+    kind = encoded[start + 1 : start + 2]
+    if kind == b'\xda':  # The scan: all that follows are pixels.
+      break
+    end = start + 2 + int.from_bytes(encoded[start + 2 : start + 4])
+    is_metadata = b'\xe0' <= kind <= b'\xef' or kind == b'\xfe'
+    # JFIF and Adobe (APP0, APP14) tell the colour space, EXIF (APP1) the
+    # orientation.
+    shortest = {b'\xe0': 14, b'\xe1': 0, b'\xee': 12}.get(kind, math.inf)
+    if not is_metadata or end - start - 4 >= shortest:
+      kept.append(encoded[start:end])
+    start = end
+  return b''.join([*kept, encoded[start:]])
