@@ -69,7 +69,7 @@ def photographs() -> Setting:
 def small_images() -> Setting:
   """CIFAR-10 with configs/cifar10.py, narrower and on smaller maps."""
   config = cifar10.get_config()
-  config.model.num_classes = 0
+  config.model.num_classes, config.mesh.layout = 0, 'data'
   config.model.conv_features = (16, 48, 64, 64, 48)
   config.model.fc_features = (256, 256)
   # Maps of 14, 7, 3 and 1 pixels.
@@ -82,7 +82,7 @@ def small_images() -> Setting:
 def quick() -> Setting:
   """The digits 0 to 4, and 5 to 9, for a moment each."""
   config = quickstart.get_config()
-  config.model.num_classes = 0
+  config.model.num_classes, config.mesh.layout = 0, 'data'
   config.optimizer.schedule, config.optimizer.drop_epochs = 'cosine', ()
   return Setting(config, (0.2, 0.4, 0.4, 0.2))
 

@@ -5,6 +5,7 @@ files and run notes (deviations S5 and S6).
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -321,34 +322,27 @@ def test_the_classifier_of_caffes_fine_tuning_learns_ten_times_as_fast(drops):
 
 
 def test_frozen_layers_keep_weights_and_v_whatever_their_gradient():
-  layers = {
-    layer: {'kernel': np.ones(2), 'bias': np.ones(1)}
+  ones = {
+    layer: {'kernel': np.ones(2, 'f'), 'bias': np.ones(1, 'f')}
     for layer in ('conv1', 'fc7', 'fc8')
   }
-  frozen = ('conv1', 'fc8')
-  (_, before), (after, v) = (
-    run(
-      lambda rate: optimizer.paper_sgd(
-        same(rate), 0.9, 0.5, frozen_layers=layers_
-      ),
-      [0.1, 0.1],
-      layers,
-      [layers, layers],
-    )[-1]
-    for layers_ in ((), frozen)
+  sgd = lambda frozen: functools.partial(
+    optimizer.paper_sgd, momentum=0.9, weight_decay=0.5, frozen_layers=frozen
   )
-  for layer in layers:
-    for name in ('kernel', 'bias'):
-      found = after[layer][name], v[layer][name]
-      expected = 1.0, 0.0
-      if layer == 'fc7':  # As if no layer were frozen.
-        assert (found[0] < 1).all()
-        np.testing.assert_array_equal(v[layer][name], before[layer][name])
-      else:
-        np.testing.assert_array_equal(
-          found[0], np.full_like(found[0], expected[0])
-        )
-        np.testing.assert_array_equal(found[1], np.zeros_like(found[1]))
+  _, (all_params, all_v) = run(
+    lambda rate: sgd(())(same(rate)), [0.1, 0.1], ones, [ones, ones]
+  )
+  _, (params, v) = run(
+    lambda rate: sgd(('conv1', 'fc8'))(same(rate)),
+    *([0.1, 0.1], ones, [ones, ones]),
+  )
+  zeros = jax.tree.map(np.zeros_like, ones)
+  assert (all_params['conv1']['kernel'] < 1).all()
+  for layer in ones:
+    frozen = layer != 'fc7'
+    expected = ones if frozen else all_params, zeros if frozen else all_v
+    for found, tree in zip((params, v), expected, strict=True):
+      jax.tree.map(np.testing.assert_array_equal, found[layer], tree[layer])
 
 
 def test_a_cosine_is_zero_after_the_last_epoch():
