@@ -7,6 +7,7 @@ renames or removes a key of configs/paper.py lists it in `ADDED`, `RENAMED` or
 """
 
 from collections.abc import Mapping
+import copy
 import os
 
 import ml_collections
@@ -72,10 +73,10 @@ def resolve(
   Raises:
     ValueError: if config.train.init_from is not a path, see `files.local_path`.
   """
-  config = ml_collections.ConfigDict(config)
+  config = copy.deepcopy(config)
   config.model.num_classes = config.model.num_classes or num_classes
   config.train.init_from = _absolute(config.train.init_from)
-  return config.lock()
+  return config
 
 
 def _absolute(init_from):

@@ -50,8 +50,7 @@ def train_and_evaluate(
     FloatingPointError: if the loss is not finite; the checkpoints are kept.
   """
   began, commit = time.time(), workdir_lib.current_commit()
-  workdir, run = _open(workdir, config)
-  config = run.config
+  workdir, config, run = _open(workdir, config)
   table = train_step_lib.make_timetable(run)
   arguments = train_step_lib.StepArguments(run, table)
   evaluator = evaluator_lib.Evaluator(run)
@@ -127,7 +126,7 @@ def _open(workdir, config):
   )
   if config.train.init_from and not checkpoint.saved_steps(workdir):
     pretrained.check(run)
-  return workdir, run
+  return workdir, run.config, run
 
 
 def _create_or_restore(run, checkpoints):

@@ -34,5 +34,4 @@ def get_config():
   config.train.eval_every_epochs = 2.0
   config.train.checkpoint_every_steps = 500
   config.train.plateau_warning_steps = 500  # Learning begins well before.
-  config.eval.batch_size = 128
   return config

@@ -744,8 +744,8 @@ def test_many_broken_rules_are_reported_in_three_lines():
     eval__batch_size=7,
   )
   assert problems(config, 2) == [
-    'config.model.num_classes=-1 must not be negative',
     'config.train.epochs=-1.0 must be positive',
+    'config.model.num_classes=-1 must not be negative',
     'and 7 more rules are broken',
   ]
 

@@ -179,7 +179,7 @@ LONG_FUNCTIONS = {
   ('train', 'train_and_evaluate'): 79
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2300
+CORE_LINES = 2325
 
 
 def path_of(module):

@@ -707,7 +707,7 @@ def test_the_fraction_that_was_held_out_is_recorded(tmp_path):
   folder = tmp_path / 'images' / 'class'
   folder.mkdir(parents=True)
   for i in range(4):
-    _photograph('RGB', i / 4).save(folder / f'{i}.png')
+    Image.new('RGB', (SIZE, SIZE), (60 * i,) * 3).save(folder / f'{i}.png')
   spec = f'folder:{folder.parent}'
   path = _prepare(spec, tmp_path, val_fraction=0.25)
   record = json.loads((path / 'preparation.json').read_text())
@@ -1036,7 +1036,7 @@ def test_the_index_is_stored_only_until_the_data_set_is_complete(
   seen = []
   open_source = sources.open_source
 
-  def with_index(spec, index=None):
+  def with_index(spec, index, *held_out):
     seen.append(index)
     return dataclasses.replace(open_source(spec), index={'rows': np.arange(3)})
 

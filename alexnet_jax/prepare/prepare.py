@@ -72,10 +72,9 @@ def prepare(
     size: height and width of the stored images in pixels.
     quality: JPEG quality, 1 to 100, of the images stored as JPEG.
     max_bad: maximum number of unreadable images to skip.
-    seed: seed of the order in which the examples are stored, and of the choice
-      of those that are held out.
-    val_fraction: part of every class to hold out as the split 'validation', at
-      least 0 and below 1; 0 for a source that has its splits.
+    seed: seed of the order of the examples, and of the choice of those held out.
+    val_fraction: part of every class to hold out as 'validation', at least 0
+      and below 1; 0 for a source that has its splits.
     workers: number of worker processes; one per CPU core if 0 or None.
 
   Returns:
@@ -104,7 +103,7 @@ def prepare(
   # An invalid source is refused before anything is written.
   index = plan_lib.read_index(incomplete)
   source = sources.open_source(spec, index, val_fraction, seed)
-  _warn_of_unused(spec, source.unused)
+  folders.warn_of_unused(spec, source.unused)
   examples_lib.warn_of_empty_classes(source)
   with _created_and_locked(folder.parent, data_dir):
     if folder.exists():  # Another process has completed it in the meantime.
@@ -134,7 +133,7 @@ def _check_arguments(name, size, quality, max_bad, seed, val_fraction, workers):
     problems.append(f'--seed={seed} must not be negative')
   if not 0 <= val_fraction < 1:
     problems.append(
-      f'--val_fraction={val_fraction} must be at least 0 and below 1'
+      f'--val_fraction={val_fraction} must be at least 0, below 1'
     )
   if workers is not None and workers < 0:
     problems.append(f'--workers={workers} must be at least 0 (one per core)')
@@ -151,15 +150,6 @@ def _existing(folder, settings):
   )
   log.info('%s exists already; nothing to do.', folder)
   return folder
-
-
-def _warn_of_unused(spec, unused):
-  if unused:
-    log.warning(
-      '%s: not in a class folder and not used: %s.',
-      spec,
-      folders.described(unused),
-    )
 
 
 @contextlib.contextmanager
