@@ -37,7 +37,7 @@ def prepare_if_missing(config: ml_collections.ConfigDict) -> None:
 
 
 def _check(config):
-  if config.model.num_classes != 10:
+  if config.model.num_classes not in (0, 10):
     raise ValueError(
       f'config.model.num_classes={config.model.num_classes}, but the digits have'
       ' 10 classes; set it to 10'

@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import digits
 from alexnet_jax import evaluate
+from alexnet_jax import recorded_config
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
@@ -71,10 +72,11 @@ def parse_flags(argv: list[str]) -> list[str]:
       ' --checkpoint, --views, --split and --data_dir'
     )
   argv = config_file.find_configs(argv)
-  with config_file.one_line_errors(argv):
+  renamed = recorded_config.RENAMED
+  with config_file.one_line_errors(argv, renamed):
     rest = command.parse_flags(argv)
     if CONFIG.present:
-      config_file.check(CONFIG.value)
+      config_file.check(CONFIG.value, renamed)
   return rest
 
 

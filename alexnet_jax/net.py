@@ -287,7 +287,7 @@ def open_weights(
   )
   with config.unlocked():  # The weights may go to others, without our paths.
     config.input.data_dir = dataset_lib.DATA_DIR
-    config.train.init_workdir = ''
+    config.train.init_from = ''
   return weights_lib.Weights(
     jax.device_get(trained.params),
     config,

@@ -18,11 +18,19 @@ import optax
 
 # Learning rates by kind of parameter (`RATE_KEYS`); 0 freezes the parameters.
 Rates = Mapping[str, float | Float[Array, '']]
-RATE_KEYS = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
+RATE_KEYS = tuple(
+  f'{prefix}{name}'
+  for prefix in ('', 'conv1/', 'fc8/')
+  for name in ('kernel', 'bias')
+)
 
 
 def paper_sgd(
-  rates: Rates, momentum: float, weight_decay: float, decay_biases: bool = True
+  rates: Rates,
+  momentum: float,
+  weight_decay: float,
+  decay_biases: bool = True,
+  frozen_layers: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """The update rule above; its state is v, so rates may change at any step.
 
@@ -34,17 +42,21 @@ def paper_sgd(
     weight_decay: factor of w, 0.0005 in section 5.
     decay_biases: whether weight decay applies to biases, as in the text.
       Deviation S5: in the original source it does not.
+    frozen_layers: layers whose w and v do not change.
   """
+
+  def rate_of(path):
+    return 0.0 if path[-2].key in frozen_layers else rates[_kind(path)]
 
   def update(grads, state, params):
     def new_v(path, g, w, v):
-      rate = rates[_kind(path)]
+      rate = rate_of(path)
       if decay_biases or path[-1].key != 'bias':
         g += weight_decay * w
       return jnp.where(rate > 0, momentum * v - rate * g, v)
 
     def step(path, v):
-      return jnp.where(rates[_kind(path)] > 0, v, 0)
+      return jnp.where(rate_of(path) > 0, v, 0)
 
     v = jax.tree.map_with_path(new_v, grads, params, state.trace)
     return jax.tree.map_with_path(step, v), optax.TraceState(v)
@@ -53,7 +65,8 @@ def paper_sgd(
 
 
 def _kind(path):
-  prefix = 'conv1/' if path[-2].key == 'conv1' else ''
+  layer = path[-2].key
+  prefix = f'{layer}/' if layer in ('conv1', 'fc8') else ''
   return prefix + path[-1].key
 
 
@@ -81,6 +94,7 @@ class RateSchedule:
       Deviation S6.
     conv1_freeze_epoch: epoch from which conv1 is frozen; 0 for never.
       Deviation S6.
+    fc8_rate_factor: rates of fc8 divided by those of the other layers.
   """
 
   schedule: str
@@ -92,6 +106,7 @@ class RateSchedule:
   drop_bias_rate: bool = True
   conv1_drop_epochs: Sequence[float] = ()
   conv1_freeze_epoch: float = 0.0
+  fc8_rate_factor: float = 1.0
 
   @property
   def change_epochs(self) -> tuple[float, ...]:
@@ -117,6 +132,8 @@ class RateSchedule:
       biases,
       0.0 if frozen else weights / self.drop_factor**conv1_drops,
       0.0 if frozen else biases,
+      weights * self.fc8_rate_factor,
+      biases * self.fc8_rate_factor,
     )
     return dict(zip(RATE_KEYS, values, strict=True))
 

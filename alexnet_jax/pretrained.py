@@ -1,9 +1,11 @@
-"""Fine-tuning: a new train state with the parameters of another run."""
+"""Fine-tuning: a new train state with the parameters of another net."""
 
 import contextlib
 import logging
+import pathlib
 
 import jax
+from jaxtyping import PyTree
 
 from alexnet_jax import checkpoint
 from alexnet_jax import checkpoint_path
@@ -13,38 +15,90 @@ from alexnet_jax import placement
 from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
+from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
 
-def open_pretrained(run: run_lib.Run) -> checkpoint.Checkpoints:
-  """Opens the checkpoints of config.train.init_workdir; the caller closes them.
+def check(run: run_lib.Run) -> None:
+  """Checks what config.train.init_from names, before anything is written.
 
   Raises:
-    ValueError: if their network differs in more than its classes, or the latest
-      cannot be read.
+    ValueError: if its network differs in more than its classes, or its latest
+      checkpoint or its file cannot be read.
+    FileNotFoundError: if there is none.
+  """
+  path, where = _source(run)
+  if _is_file(path):
+    _load_weights(run, path, where)
+  else:
+    _open_checkpoints(run, path, where).close()
+
+
+def create_train_state(run: run_lib.Run) -> train_state.TrainState:
+  """A new state with the parameters that config.train.init_from names.
+
+  They are those of a .safetensors file, or the latest of a work directory. The
+  classifier, fc8, is new, because its classes may differ (section 6).
+
+  Raises:
+    ValueError: if they cannot be read, or are those of another network.
     FileNotFoundError: if there are none.
   """
-  where = f'config.train.init_workdir={run.config.train.init_workdir}'
-  # Orbax accepts only absolute paths.
-  folder = files.local_path(
-    run.config.train.init_workdir, 'config.train.init_workdir'
-  )
-  checkpoint_path.check(folder)
+  state = train_state.create_train_state(run)
+  path, where = _source(run)
+  if _is_file(path):
+    params = _load_weights(run, path, where)
+    log.info('All layers but fc8 start from %s.', where)
+  else:
+    step, params = _restore(run, path, where)
+    log.info('All layers but fc8 start from step %d of %s.', step, where)
+  params |= {'fc8': state.params['fc8']}
+  placed = placement.place(params, run.mesh, run.param_specs(params))
+  return state.replace(params=placed)
+
+
+def _source(run):
+  """The path of config.train.init_from, and how messages name it."""
+  path = run.config.train.init_from
+  return pathlib.Path(path), f'config.train.init_from={path}'
+
+
+def _is_file(path):
+  return path.is_file() or path.suffix == weights_lib.SUFFIX
+
+
+def _load_weights(run, path, where) -> PyTree:
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{where}: there is no such file; name a .safetensors file or the'
+      ' --workdir of another run'
+    )
+  try:
+    weights = weights_lib.load(path)
+  except ValueError as error:
+    raise ValueError(f'config.train.init_from: {error}') from error
+  recorded = config_lib.flatten(weights.config)
+  recorded_config.check_same_network(run.config, recorded, where)
+  return weights.params
+
+
+def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
+  """The checkpoints of a work directory, whose latest one can be read."""
+  checkpoint_path.check(path)
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
-    if not (folder / name).exists():
+    if not (path / name).exists():
       raise FileNotFoundError(
-        f'{where}: there is no {folder / name}; name the --workdir of another'
-        ' run'
+        f'{where}: there is no {path / name}; name the --workdir of another run'
+        ' or a .safetensors file'
       )
   recorded_config.check_same_network(
-    run.config, config_lib.flatten(workdir_lib.read_config(folder)), where
+    run.config, config_lib.flatten(workdir_lib.read_config(path)), where
   )
   with contextlib.ExitStack() as stack:
     try:
-      checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+      checkpoints = checkpoint.Checkpoints(path, read_only=True)
       stack.callback(checkpoints.close)
       checkpoints.read_metadata(checkpoints.step_of('latest'))
     except FileNotFoundError as error:
@@ -63,18 +117,9 @@ def _damaged(where, error):
   )
 
 
-def create_train_state(run: run_lib.Run) -> train_state.TrainState:
-  """A new state with the latest parameters of config.train.init_workdir.
-
-  The classifier, fc8, is new, because its classes may differ (section 6).
-
-  Raises:
-    ValueError: if the checkpoint cannot be read, or has another network.
-    FileNotFoundError: if there is none.
-  """
-  state = train_state.create_train_state(run)
-  where = f'config.train.init_workdir={run.config.train.init_workdir}'
-  with contextlib.closing(open_pretrained(run)) as checkpoints:
+def _restore(run, path, where) -> tuple[int, PyTree]:
+  """The latest step of a work directory, and its parameters."""
+  with contextlib.closing(_open_checkpoints(run, path, where)) as checkpoints:
     step = checkpoints.step_of('latest')
     try:
       metadata = checkpoints.read_metadata(step)
@@ -86,10 +131,6 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
           run, recorded_config.upgrade(metadata['config'])['model.num_classes']
         ),
       )
-      params = checkpoints.restore(template, step).params
+      return step, checkpoints.restore(template, step).params
     except checkpoint.DamagedError as error:
       raise _damaged(where, error) from error
-  log.info('All layers but fc8 start from step %d of %s.', step, where)
-  params |= {'fc8': state.params['fc8']}
-  placed = placement.place(params, run.mesh, run.param_specs(params))
-  return state.replace(params=placed)

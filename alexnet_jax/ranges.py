@@ -10,7 +10,6 @@ RANGES = {
   'must be positive': (
     lambda value: value > 0,
     (
-      'model.num_classes',
       'model.conv1_kernel',
       'model.conv1_stride',
       'model.init_std',
@@ -23,6 +22,7 @@ RANGES = {
       'optimizer.learning_rate',
       'optimizer.drop_factor',
       'optimizer.bias_rate_factor',
+      'optimizer.fc8_rate_factor',
       'optimizer.plateau_patience',
       'train.epochs',
       'train.log_every_steps',
@@ -35,6 +35,7 @@ RANGES = {
   'must not be negative': (
     lambda value: value >= 0,
     (
+      'model.num_classes',
       'model.conv1_padding',
       'model.lrn_alpha',
       'augment.color_std',

@@ -7,10 +7,13 @@ renames or removes a key of configs/paper.py lists it in `ADDED`, `RENAMED` or
 """
 
 from collections.abc import Mapping
+import copy
+import os
 
 import ml_collections
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.runtime import files
 
 # A run may be resumed with other values of these keys: where the data are, how
 # long to train, how often to log and save, how to use memory and devices. Each
@@ -45,7 +48,7 @@ PRETRAINED_MAY_DIFFER = frozenset(
 
 # How `upgrade` changes the config of an earlier version.
 # Renamed keys: the current name by old name.
-RENAMED: Mapping[str, str] = {}
+RENAMED: Mapping[str, str] = {'train.init_workdir': 'train.init_from'}
 # Added keys, with the value that reproduces the old behaviour, as JSON has it
 # (a list, not a tuple).
 ADDED: Mapping[str, object] = {
@@ -54,9 +57,39 @@ ADDED: Mapping[str, object] = {
   'model.dropout_inputs': ['fc7', 'fc8'],
   'input.channel_means': [],
   'input.channel_stds': [],
+  'optimizer.frozen_layers': [],
+  'optimizer.fc8_rate_factor': 1.0,
 }
 # Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}
+
+
+def resolve(
+  config: ml_collections.ConfigDict, num_classes: int
+) -> ml_collections.ConfigDict:
+  """The config as it is recorded: nothing depends on where the command ran.
+
+  Args:
+    config: config of this command.
+    num_classes: number of classes of the data set, which a
+      config.model.num_classes of 0 stands for.
+
+  Raises:
+    ValueError: if config.train.init_from is not a path, see `files.local_path`.
+  """
+  config = copy.deepcopy(config)
+  config.model.num_classes = config.model.num_classes or num_classes
+  config.train.init_from = _absolute(config.train.init_from)
+  return config
+
+
+def _absolute(init_from):
+  """The absolute path without links, so that one folder has one name."""
+  if not init_from:
+    return init_from
+  key = 'config.train.init_from'
+  path = os.path.realpath(files.local_path(init_from, key))
+  return str(files.local_path(path, key))
 
 
 def unflatten(flat: Mapping[str, object]) -> ml_collections.ConfigDict:
@@ -93,7 +126,8 @@ def check_unchanged(
   """Raises ValueError if the config differs from the recorded one.
 
   Args:
-    config: config of this command.
+    config: config of this command; before `resolve`, a config.model.num_classes
+      of 0 is equal to every number.
     recorded: recorded config, flattened and upgraded.
     where: name of the record in the message.
     may_change: keys that may differ.
@@ -101,6 +135,12 @@ def check_unchanged(
   now = config_lib.flatten(config)
   if config.optimizer.schedule == 'cosine':  # Its rates depend on the length.
     may_change -= {'train.epochs'}
+  if not config.model.num_classes:
+    may_change |= {'model.num_classes'}
+  if 'train.init_from' in recorded:  # Earlier versions recorded it as given.
+    path = _absolute(recorded['train.init_from'])
+    recorded = {**recorded, 'train.init_from': path}
+  now['train.init_from'] = _absolute(now['train.init_from'])
   keys = sorted((now.keys() | recorded.keys()) - may_change)
   differ = _differences(keys, recorded, now)
   if differ:

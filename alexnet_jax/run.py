@@ -25,6 +25,7 @@ from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import placement
+from alexnet_jax import recorded_config
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
@@ -41,7 +42,7 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A checked config with its data set and devices."""
+  """A checked and resolved config with its data set and devices."""
 
   config: ml_collections.ConfigDict
   dataset: dataset_lib.Dataset
@@ -75,6 +76,7 @@ class Run:
       momentum=self.config.optimizer.momentum,
       weight_decay=self.config.optimizer.weight_decay,
       decay_biases=self.config.optimizer.decay_biases,
+      frozen_layers=self.config.optimizer.frozen_layers,
     )
 
   def param_specs(self, tree: PyTree) -> PyTree:
@@ -138,6 +140,8 @@ def open_run(
   dataset = dataset_lib.open_dataset(
     inputs.data_dir, inputs.dataset, inputs.image_size
   )
+  config = recorded_config.resolve(config, len(dataset.class_names))
+  config_lib.check(config, jax.device_count())
   dataset_lib.check_dataset(
     dataset,
     image_size=inputs.image_size,

@@ -50,7 +50,7 @@ def train_and_evaluate(
     FloatingPointError: if the loss is not finite; the checkpoints are kept.
   """
   began, commit = time.time(), workdir_lib.current_commit()
-  workdir, run = _open(workdir, config)
+  workdir, config, run = _open(workdir, config)
   table = train_step_lib.make_timetable(run)
   arguments = train_step_lib.StepArguments(run, table)
   evaluator = evaluator_lib.Evaluator(run)
@@ -124,14 +124,14 @@ def _open(workdir, config):
     eval_split=config.input.eval_split,
     eval_batch_size=config.eval.batch_size,
   )
-  if config.train.init_workdir and not checkpoint.saved_steps(workdir):
-    pretrained.open_pretrained(run).close()
-  return workdir, run
+  if config.train.init_from and not checkpoint.saved_steps(workdir):
+    pretrained.check(run)
+  return workdir, run.config, run
 
 
 def _create_or_restore(run, checkpoints):
   create = train_state.create_train_state
-  if run.config.train.init_workdir:
+  if run.config.train.init_from:
     create = pretrained.create_train_state
   return train_state.create_or_restore(run, checkpoints, create)
 

@@ -1,6 +1,6 @@
 """The train step (loss, gradient, update) and its arguments."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 
@@ -70,6 +70,7 @@ def make_train_step(
   mesh: jax.sharding.Mesh | None,
   random_views: Callable,
   make_optimizer: Callable,
+  frozen_layers: Sequence[str] = (),
 ) -> Callable[..., tuple[train_state.TrainState, dict[str, Array]]]:
   """The jitted train step.
 
@@ -81,6 +82,7 @@ def make_train_step(
     mesh: mesh over which batch and parameters are sharded; None for one device.
     random_views: `augment.random_views` with its settings.
     make_optimizer: function that makes the optimiser from the learning rates.
+    frozen_layers: layers whose gradients are not computed, but 0.
   """
   local_loss = functools.partial(
     loss_fn, net=net, mesh=mesh, random_views=random_views
@@ -96,7 +98,8 @@ def make_train_step(
       local_loss, mesh, in_specs, (replicated, replicated)
     )
     step_key = jax.random.fold_in(key, state.step)
-    grads, sums = jax.grad(loss, has_aux=True)(
+    frozen = {name: state.params[name] for name in frozen_layers}
+    grads, sums = jax.grad(lambda p, *x: loss(p | frozen, *x), has_aux=True)(
       state.params, batch, statistics, step_key, color_std
     )
     tx = make_optimizer(rates)
@@ -122,7 +125,11 @@ def compile_train_step(
     arguments: the other arguments of a step, from `StepArguments`.
   """
   train_step = make_train_step(
-    run.network, run.mesh, run.random_views, run.make_optimizer
+    run.network,
+    run.mesh,
+    run.random_views,
+    run.make_optimizer,
+    run.config.optimizer.frozen_layers,
   )
   inputs = run.config.input
   batch = placement.batch_template(

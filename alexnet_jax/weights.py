@@ -147,7 +147,7 @@ def _describe(path, metadata):
     config = recorded_config.unflatten(flat)
     config_lib.check(_for_one_device(config), num_devices=1)
     class_names = tuple(map(str, json.loads(metadata.pop('class_names'))))
-    if len(class_names) != config.model.num_classes:
+    if len(class_names) != config.model.num_classes or not class_names:
       raise ValueError(
         f'{len(class_names)} class names for {config.model.num_classes} classes'
       )

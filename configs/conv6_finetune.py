@@ -26,5 +26,5 @@ def get_config():
   config.optimizer.conv1_freeze_epoch = 7.0  # layer-params-146-2012-2011.
   config.augment.color_end_epoch = 38.0  # layer-params-146-2012-2011.
   config.train.epochs = 54.0  # layer-params-146-2012-2011: "epoch 54: killed".
-  config.train.init_workdir = 'runs/conv6'  # section 6
+  config.train.init_from = 'runs/conv6'  # section 6
   return config

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0  # ours: for initial weights, order, augmentation and dropout
 
   config.model = model = ml_collections.ConfigDict()
-  model.num_classes = 1000  # section 2
+  model.num_classes = 1000  # section 2; 0: as many as the data set has
   model.conv_features = (96, 256, 384, 384, 256)  # section 3.5, both towers
   model.fc_features = (4096, 4096)  # section 3.5, both towers
   model.conv1_kernel = 11  # section 3.5
@@ -79,6 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.decay_biases = True  # section 5. Deviation S5
   optimizer.conv1_drop_epochs = ()  # section 5. Deviation S6
   optimizer.conv1_freeze_epoch = 0.0  # section 5: never frozen. Deviation S6
+  optimizer.frozen_layers = ()  # ours: layers that keep their weights
+  optimizer.fc8_rate_factor = 1.0  # ours: Caffe fine-tunes with 10
   optimizer.plateau_drops = 3  # section 5: the next plateau ends the run
   optimizer.plateau_patience = 5  # ours: evaluations without a lower error
 
@@ -92,7 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
   train.eval_every_epochs = 1.0  # ours; a checkpoint is saved with each
   train.checkpoint_every_steps = 2000  # ours
   train.plateau_warning_steps = 5000  # ours: half an epoch at ln(classes)
-  train.init_workdir = ''  # section 6: work directory to fine-tune
+  train.init_from = ''  # section 6: work directory or .safetensors to fine-tune
 
   config.eval = eval_ = ml_collections.ConfigDict()
   eval_.batch_size = 128  # ours

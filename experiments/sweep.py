@@ -14,8 +14,8 @@ needs more than the metrics of result.json, it also measures finished runs:
 
 After a kill the same command continues the sweep: finished runs are not trained
 again, and the interrupted one resumes from its checkpoint. Seeds and variants
-can be added. A run fails if its loss is not finite; its row says so, and the
-sweep continues. Remove the folder of a failed run to try it again.
+can be added. A run whose loss is not finite has failed, as its row says; remove
+its folder to try it again.
 """
 
 from collections.abc import Callable, Mapping
@@ -90,7 +90,7 @@ def run(
   Args:
     base: the config that the variants override.
     variants: overrides by name of the variant; overrides are values by dotted
-      key, such as 'model.init_std'.
+      key; '{seed}' in train.init_from stands for the seed.
     seeds: number of seeds; the seeds are 0, 1, ...
     output: folder of the sweep, see the docstring of this module.
     measure: maps the work directory of a finished run to numbers by metric,
@@ -174,6 +174,7 @@ def _config(base, variant, overrides, seed):
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
+    config.train.init_from = config.train.init_from.replace('{seed}', str(seed))
     config_lib.check(config, jax.device_count())
   except (TypeError, ValueError) as error:
     raise InputError(f'variant {variant!r}: {error}') from error

@@ -222,7 +222,7 @@ DIFFERENCES = {
     'optimizer.conv1_drop_epochs': [0, 5],
     'optimizer.conv1_freeze_epoch': 7,
     'train.epochs': 54,
-    'train.init_workdir': 'runs/conv6',
+    'train.init_from': 'runs/conv6',
   },
 }
 
@@ -252,7 +252,6 @@ def test_the_epochs_of_caffe_are_the_steps_of_its_solver():
 RULES = [
   ({key: zero}, 1, f'config.{key.replace("__", ".")}={zero} must be positive')
   for key, zero in {
-    'model__num_classes': 0,
     'model__conv1_kernel': 0,
     'model__conv1_stride': 0,
     'model__init_std': 0.0,
@@ -265,6 +264,7 @@ RULES = [
     'optimizer__learning_rate': 0.0,
     'optimizer__drop_factor': 0.0,
     'optimizer__bias_rate_factor': 0.0,
+    'optimizer__fc8_rate_factor': 0.0,
     'optimizer__plateau_patience': 0,
     'train__epochs': 0.0,
     'train__log_every_steps': 0,
@@ -548,6 +548,32 @@ RULES = [
     'config.optimizer.conv1_freeze_epoch=-1.0 must not be negative',
   ),
   (
+    {'optimizer__frozen_layers': ('conv1', 'conv6', 'pool5')},
+    1,
+    "config.optimizer.frozen_layers=('conv1', 'conv6', 'pool5') may only name"
+    ' layers of this net: conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8',
+  ),
+  (
+    {
+      'optimizer__frozen_layers': ('conv1', 'fc6'),
+      'model__conv_features': (96, 0, 0, 0, 256, 256),
+      'model__fc_features': (0, 4096),
+    },
+    1,
+    "config.optimizer.frozen_layers=('conv1', 'fc6') may only name layers of"
+    ' this net: conv1, conv5, conv6, fc7, fc8',
+  ),
+  (
+    {
+      'optimizer__frozen_layers': ('conv1', 'fc8'),
+      'model__conv_features': (96, 0, 0, 0, 0),
+      'model__fc_features': (0, 0),
+    },
+    1,
+    "config.optimizer.frozen_layers=('conv1', 'fc8') leaves no layer to train;"
+    ' leave out fc8',
+  ),
+  (
     {'augment__color_end_epoch': -1.0},
     1,
     'config.augment.color_end_epoch=-1.0 must not be negative',
@@ -739,6 +765,8 @@ def test_all_broken_rules_of_one_weird_trick_are_reported_at_once():
     # conv1 may have drops of its own, whatever the schedule.
     {'optimizer__conv1_drop_epochs': (0.0, 5.0)},
     {'optimizer__schedule': 'cosine'},
+    {'model__num_classes': 0},
+    {'optimizer__frozen_layers': ('conv1', 'fc8')},
   ],
   ids=str,
 )
@@ -768,8 +796,8 @@ def test_many_broken_rules_are_reported_in_three_lines():
     eval__batch_size=7,
   )
   assert problems(config, 2) == [
-    'config.model.num_classes=-1 must be positive',
     'config.train.epochs=-1.0 must be positive',
+    'config.model.num_classes=-1 must not be negative',
     'and 7 more rules are broken',
   ]
 

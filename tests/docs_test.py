@@ -327,11 +327,27 @@ def init_plateau_rows(rows):
     ]
 
 
+def finetuning_rows(rows):
+  for few in ('20', '50', 'all'):
+    row = [few]
+    for variant in (f'scratch_{few}', f'finetuned_{few}'):
+      errors = [
+        100 * float(run['eval/top1_error'])
+        for run in rows
+        if run['variant'] == variant
+      ]
+      standard_error = statistics.stdev(errors) / len(errors) ** 0.5
+      row.append(f'{statistics.mean(errors):.1f} ± {standard_error:.1f}')
+    yield row
+
+
 TABLES = {
   'benchmarks/results/train_step.json': train_step_rows,
   'benchmarks/results/input_pipeline.json': input_pipeline_rows,
   'benchmarks/results/communication.json': communication_rows,
   'experiments/results/init_plateau/runs.csv': init_plateau_rows,
+  'experiments/results/finetuning/photographs/runs.csv': finetuning_rows,
+  'experiments/results/finetuning/cifar10/runs.csv': finetuning_rows,
 }
 
 

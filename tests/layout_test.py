@@ -49,11 +49,11 @@ ORDER = [
   'convert.model_card',
   'convert.onnx_graph',
   'convert.stablehlo',
-  'weights',
   'pictures',
   'evaluator',
   'train_step',
   'pretrained',
+  'weights',
   'train_state',
   'predictions',
   'run',
@@ -74,6 +74,7 @@ ORDER = [
   'recorded_config',
   'config',
   'ranges',
+  'mesh_rules',
   'input_pipeline',
   'cache',
   'buffer_pool',
@@ -138,6 +139,7 @@ USERS_OF_LIBRARIES = {
     'digits',
     'evaluate',
     'main',
+    'mesh_rules',
     'net',
     'recorded_config',
     'run',
@@ -211,7 +213,7 @@ LONG_FUNCTIONS = {
   ('train', 'train_and_evaluate'): 79
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2300
+CORE_LINES = 2325
 
 
 def path_of(module):

@@ -208,8 +208,7 @@ def test_an_empty_workdir_is_named(fail, mode):
 
 
 @pytest.mark.parametrize(
-  'flag',
-  ['--workdir', '--config.input.data_dir', '--config.train.init_workdir'],
+  'flag', ['--workdir', '--config.input.data_dir', '--config.train.init_from']
 )
 def test_an_address_is_refused_at_the_start(
   fail, tmp_path, monkeypatch, flag, data_dir
@@ -391,7 +390,7 @@ def test_an_error_in_a_config_file_is_reported_with_its_line(
       'batch_size',
       'did you mean --config.input.batch_size or --config.eval.batch_size?',
     ),
-    ('train.zzz', 'there are train.epochs, train.init_workdir'),
+    ('train.zzz', 'there are train.epochs, train.init_from'),
     ('zzz', 'there are seed, model, input, augment, optimizer, mesh, eval'),
     ('keys', 'there are seed, model, input'),
     ('model-x', 'there are seed, model, input'),
@@ -407,6 +406,38 @@ def test_for_an_unknown_key_the_nearest_ones_are_named(
   words = lambda text: {*re.findall(r'[\w.-]+', text)}
   assert words(way_out) <= words(end)  # In any order.
   assert '\n' not in message
+
+
+RENAMED = 'config.train.init_workdir is now config.train.init_from'
+
+
+def test_a_renamed_key_on_the_command_line_is_refused_with_its_new_name(
+  fail, tmp_path
+):
+  flags = (QUICKSTART, f'--workdir={tmp_path}/run')
+  message = fail(*flags, '--config.train.init_workdir=runs/x')
+  assert message == f'--{RENAMED.replace("now ", "now --")}'
+
+
+@pytest.mark.parametrize(
+  'lines',
+  [
+    "  config.train.init_workdir = 'runs/x'",
+    "  with config.unlocked():\n    config.train.init_workdir = 'runs/x'",
+  ],
+)
+def test_a_renamed_key_in_a_config_file_is_refused_with_its_new_name(
+  fail, tmp_path, lines
+):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from configs import quickstart\ndef get_config():\n'
+    f'  config = quickstart.get_config()\n{lines}\n  return config\n'
+  )
+  message = fail(f'--config={file}', f'--workdir={tmp_path}/run')
+  assert RENAMED in message and str(file) in message
+  assert message.count('\n') == 0
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('override', [[], ['--config.seed=1']])

@@ -5,6 +5,7 @@ files and run notes (deviations S5 and S6).
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -90,11 +91,19 @@ def test_every_kind_of_parameter_has_its_own_rate_across_a_change(decay_biases):
     for layer in ('conv1', 'conv2', 'fc8')
   }
   weights, gradients = draw(), [draw() for _ in range(4)]
-  early, late = (0.1, 0.2, 0.05, 0.3), (0.01, 0.2, 0.001, 0.3)
-  rates = [
-    dict(zip(('kernel', 'bias', 'conv1/kernel', 'conv1/bias'), r, strict=True))
-    for r in (early, early, late, late)
-  ]
+  early, late = (
+    (0.1, 0.2, 0.05, 0.3, 0.4, 0.15),
+    (0.01, 0.2, 0.001, 0.3, 0.2, 0.1),
+  )
+  keys = (
+    'kernel',
+    'bias',
+    'conv1/kernel',
+    'conv1/bias',
+    'fc8/kernel',
+    'fc8/bias',
+  )
+  rates = [dict(zip(keys, r, strict=True)) for r in (early, early, late, late)]
   steps = run(
     lambda rate: optimizer.paper_sgd(rate, 0.9, 0.5, decay_biases),
     rates,
@@ -103,7 +112,7 @@ def test_every_kind_of_parameter_has_its_own_rate_across_a_change(decay_biases):
   )
   for layer in weights:
     for name in ('kernel', 'bias'):
-      key = f'conv1/{name}' if layer == 'conv1' else name
+      key = name if layer == 'conv2' else f'{layer}/{name}'
       decay = 0.5 if name == 'kernel' or decay_biases else 0.0
       w, v = weights[layer][name], 0.0
       for rate, gradient, found in zip(rates, gradients, steps, strict=True):
@@ -189,10 +198,12 @@ def schedule_of(config, **changes):
 
 
 def rates_of(schedule, epoch, plateau_drops=0):
-  """Rates of weights, biases, and those of conv1."""
+  """Rates of weights, biases, and those of conv1; fc8 has those of weights."""
   rates = schedule.rates(epoch, plateau_drops)
   keys = ('kernel', 'bias', 'conv1/kernel', 'conv1/bias')
-  assert sorted(rates) == sorted(keys)
+  assert sorted(rates) == sorted([*keys, 'fc8/kernel', 'fc8/bias'])
+  assert rates['fc8/kernel'] == rates['kernel']
+  assert rates['fc8/bias'] == rates['bias']
   # 0.01 / 10 ** 2 differs from 1e-4 by a rounding.
   return [pytest.approx(rates[key], rel=1e-12) for key in keys]
 
@@ -288,6 +299,50 @@ def test_a_cosine_falls_from_the_initial_rate_to_zero(share, epochs):
   rates = schedule_of(config).rates(share * epochs, 0)
   near = pytest.approx(0.01 * COSINE[share], rel=1e-12, abs=1e-18)
   assert rates == dict.fromkeys(optimizer.RATE_KEYS, near)
+
+
+@pytest.mark.parametrize('drops', [0, 1])
+def test_the_classifier_of_caffes_fine_tuning_learns_ten_times_as_fast(drops):
+  # Caffe's finetune_flickr_style: fc8 has lr_mult 10 and 20, others 1 and 2.
+  schedule = optimizer.RateSchedule(
+    'plateau', 0.001, 90.0, 10.0, bias_rate_factor=2.0, fc8_rate_factor=10.0
+  )
+  rates, at = schedule.rates(0.0, drops), 0.001 / 10**drops
+  assert rates == {
+    key: pytest.approx(multiplier * at, rel=1e-12)
+    for key, multiplier in {
+      'kernel': 1,
+      'bias': 2,
+      'conv1/kernel': 1,
+      'conv1/bias': 2,
+      'fc8/kernel': 10,
+      'fc8/bias': 20,
+    }.items()
+  }
+
+
+def test_frozen_layers_keep_weights_and_v_whatever_their_gradient():
+  ones = {
+    layer: {'kernel': np.ones(2, 'f'), 'bias': np.ones(1, 'f')}
+    for layer in ('conv1', 'fc7', 'fc8')
+  }
+  sgd = lambda frozen: functools.partial(
+    optimizer.paper_sgd, momentum=0.9, weight_decay=0.5, frozen_layers=frozen
+  )
+  _, (all_params, all_v) = run(
+    lambda rate: sgd(())(same(rate)), [0.1, 0.1], ones, [ones, ones]
+  )
+  _, (params, v) = run(
+    lambda rate: sgd(('conv1', 'fc8'))(same(rate)),
+    *([0.1, 0.1], ones, [ones, ones]),
+  )
+  zeros = jax.tree.map(np.zeros_like, ones)
+  assert (all_params['conv1']['kernel'] < 1).all()
+  for layer in ones:
+    frozen = layer != 'fc7'
+    expected = ones if frozen else all_params, zeros if frozen else all_v
+    for found, tree in zip((params, v), expected, strict=True):
+      jax.tree.map(np.testing.assert_array_equal, found[layer], tree[layer])
 
 
 def test_a_cosine_is_zero_after_the_last_epoch():

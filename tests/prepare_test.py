@@ -703,6 +703,34 @@ def test_a_complete_data_set_of_another_size_is_refused(tmp_path, source):
   )
 
 
+def test_the_fraction_that_was_held_out_is_recorded(tmp_path):
+  folder = tmp_path / 'images' / 'class'
+  folder.mkdir(parents=True)
+  for i in range(4):
+    Image.new('RGB', (SIZE, SIZE), (60 * i,) * 3).save(folder / f'{i}.png')
+  spec = f'folder:{folder.parent}'
+  path = _prepare(spec, tmp_path, val_fraction=0.25)
+  record = json.loads((path / 'preparation.json').read_text())
+  assert record['val_fraction'] == 0.25
+  assert record['stored'] == {'train': 3, 'validation': 1}
+  message = 'val_fraction is 0.25 there but 0.5 here'
+  with pytest.raises(ValueError, match=message):
+    _prepare(spec, tmp_path, val_fraction=0.5)
+
+
+def test_a_data_set_of_a_version_without_fractions_is_complete(
+  tmp_path, source
+):
+  path = _prepare(source, tmp_path)
+  file = path / 'preparation.json'
+  record = json.loads(file.read_text())
+  del record['val_fraction']
+  file.write_text(json.dumps(record))
+  assert _prepare(source, tmp_path) == path
+  with pytest.raises(ValueError, match='val_fraction is 0.0 there but 0.5 her'):
+    _prepare(source, tmp_path, val_fraction=0.5)
+
+
 def test_a_data_set_completed_meanwhile_by_another_process_is_kept(
   tmp_path, source, monkeypatch
 ):
@@ -759,13 +787,23 @@ def test_the_fingerprint_is_that_of_earlier_versions(tmp_path, source):
 def test_all_invalid_arguments_are_listed_at_once(tmp_path):
   with pytest.raises(ValueError) as error:
     prepare.prepare(
-      'digits', 'my-set', tmp_path, size=0, quality=101, max_bad=-1, workers=-2
+      'digits',
+      'my-set',
+      tmp_path,
+      size=0,
+      quality=101,
+      max_bad=-1,
+      seed=-1,
+      val_fraction=1.0,
+      workers=-2,
     )
   assert re.findall(r'--\w+=\S+', str(error.value)) == [
     '--name=my-set',
     '--size=0',
     '--quality=101',
     '--max_bad=-1',
+    '--seed=-1',
+    '--val_fraction=1.0',
     '--workers=-2',
   ]
   assert not any(tmp_path.iterdir())
@@ -998,7 +1036,7 @@ def test_the_index_is_stored_only_until_the_data_set_is_complete(
   seen = []
   open_source = sources.open_source
 
-  def with_index(spec, index=None):
+  def with_index(spec, index, *held_out):
     seen.append(index)
     return dataclasses.replace(open_source(spec), index={'rows': np.arange(3)})
 

@@ -20,6 +20,7 @@ from alexnet_jax import pretrained as pretrained_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
+from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.prepare import prepare
 from configs import quickstart
@@ -87,7 +88,7 @@ def test_all_layers_but_the_classifier_start_from_the_pretrained_ones(
   config = make_config(data_dir)
   config.mesh.layout = layout
   new = train_state.create_train_state(run_lib.open_run(config))
-  config.train.init_workdir = str(tmp_path)
+  config.train.init_from = str(tmp_path)
   state = pretrained_lib.create_train_state(run_lib.open_run(config))
   assert state.params.keys() == pretrained.keys() >= {'conv1', 'conv6', 'fc7'}
   pretrained['fc8'] = new.params['fc8']  # Drawn as without pretraining.
@@ -97,6 +98,61 @@ def test_all_layers_but_the_classifier_start_from_the_pretrained_ones(
   assert placed(state) == placed(new)
   assert int(state.step) == 0
   assert all((v == 0).all() for v in jax.tree.leaves(state.opt_state))
+
+
+def save_weights(config, path):
+  """Writes random parameters of the config's net as a file; returns them."""
+  run = run_lib.open_run(config)
+  rng = np.random.default_rng(7)
+  params = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(x.dtype),
+    train_state.state_template(run).params,
+  )
+  size = config.input.image_size
+  weights = weights_lib.Weights(
+    params,
+    run.config,
+    run.dataset.class_names,
+    np.full((size, size, 3), 127, np.float32),
+  )
+  weights_lib.save(path, weights)
+  return params
+
+
+@pytest.mark.parametrize('layout', ['data', 'towers'])
+def test_all_layers_but_the_classifier_start_from_a_file(
+  config, tmp_path, monkeypatch, layout
+):
+  pretrained = save_weights(config, tmp_path / 'net.safetensors')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  config.mesh.layout, config.train.init_from = layout, '~/net.safetensors'
+  run = run_lib.open_run(config)
+  pretrained_lib.check(run)
+  state = pretrained_lib.create_train_state(run)
+  new = train_state.create_train_state(run)
+  pretrained['fc8'] = new.params['fc8']
+  jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
+  assert int(state.step) == 0
+
+
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(
+  config, tmp_path
+):
+  file = tmp_path / 'net.safetensors'
+  save_weights(config, file)
+  config.train.init_from = str(file)
+  config.model.lrn_alpha = 2e-5
+  expected = {'is another network; use its values': file.read_bytes()}
+  expected['config.train.init_from: .*net.safetensors'] = b'no tensors'
+  for message, content in expected.items():
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+      train.train_and_evaluate(config, tmp_path / 'tuned')
+    assert str(error.value).count('\n') <= 2
+  file.unlink()
+  with pytest.raises(FileNotFoundError, match='net.safetensors: there is no'):
+    train.train_and_evaluate(config, tmp_path / 'tuned')
+  assert not (tmp_path / 'tuned').exists()
 
 
 def remove_workdir(workdir):
@@ -119,10 +175,10 @@ def remove_config(workdir):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (remove_workdir, 'init_workdir=.*there is no .*pretrained/config.json'),
-    (remove_folder, 'init_workdir=.*there is no .*pretrained/checkpoints'),
-    (remove_checkpoints, 'init_workdir=.*pretrained: no latest checkpoint'),
-    (remove_config, 'init_workdir=.*there is no .*pretrained/config.json'),
+    (remove_workdir, 'init_from=.*there is no .*pretrained/config.json'),
+    (remove_folder, 'init_from=.*there is no .*pretrained/checkpoints'),
+    (remove_checkpoints, 'init_from=.*pretrained: no latest checkpoint'),
+    (remove_config, 'init_from=.*there is no .*pretrained/config.json'),
   ],
   ids=['workdir', 'folder', 'checkpoints', 'config'],
 )
@@ -131,7 +187,7 @@ def test_fine_tuning_without_a_pretrained_run_writes_nothing(
 ):
   save_pretrained(config, tmp_path / 'pretrained')
   damage(tmp_path / 'pretrained')
-  config.train.init_workdir = str(tmp_path / 'pretrained')
+  config.train.init_from = str(tmp_path / 'pretrained')
   with pytest.raises(FileNotFoundError, match=message):
     train.train_and_evaluate(config, tmp_path / 'tuned')
   assert not (tmp_path / 'tuned').exists()
@@ -142,14 +198,14 @@ def test_fine_tuning_from_a_damaged_checkpoint_names_the_key(config, tmp_path):
   for file in (tmp_path / 'pretrained/checkpoints/7/state').rglob('*'):
     if file.is_file():
       file.write_bytes(file.read_bytes()[:10])
-  config.train.init_workdir = str(tmp_path / 'pretrained')
+  config.train.init_from = str(tmp_path / 'pretrained')
   with pytest.raises(
-    ValueError, match='init_workdir=.*: its latest checkpoi'
+    ValueError, match='init_from=.*: its latest checkpoi'
   ) as e:
     train.train_and_evaluate(config, tmp_path / 'tuned')
   assert str(e.value).count('\n') == 0
   # Without `train`'s check, as when a later process finds the damage.
-  with pytest.raises(ValueError, match='init_workdir=.*: its latest checkpoi'):
+  with pytest.raises(ValueError, match='init_from=.*: its latest checkpoi'):
     pretrained_lib.create_train_state(run_lib.open_run(config))
 
 
@@ -162,7 +218,7 @@ def test_a_relative_path_is_relative_to_the_current_folder(
   (tmp_path / 'a').mkdir()
   monkeypatch.chdir(tmp_path / 'a')
   expected = save_pretrained(config, tmp_path / 'a/pretrained')
-  config.train.init_workdir = path
+  config.train.init_from = path
   state = pretrained_lib.create_train_state(run_lib.open_run(config))
   np.testing.assert_array_equal(
     state.params['fc7']['kernel'], expected['fc7']['kernel']
@@ -178,7 +234,7 @@ def test_what_is_damaged_is_found_before_anything_is_written(
     (tmp_path / 'pretrained/config.json').write_text('{')
   else:
     shutil.rmtree(tmp_path / 'pretrained/checkpoints/7' / file)
-  config.train.init_workdir = str(tmp_path / 'pretrained')
+  config.train.init_from = str(tmp_path / 'pretrained')
   with pytest.raises(ValueError) as error:
     train.train_and_evaluate(config, tmp_path / 'tuned')
   assert str(tmp_path / 'pretrained') in str(error.value)
@@ -228,7 +284,7 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
 ):
   config.model.fc_features = (16, 16)
   save_pretrained(config, tmp_path / 'pretrained')
-  config.train.init_workdir = str(tmp_path / 'pretrained')
+  config.train.init_from = str(tmp_path / 'pretrained')
   config.model.fc_features = (8, 16)
   config.model.lrn_alpha = 2e-5
   config.model.init_bias = 0.1  # May differ.
@@ -236,7 +292,7 @@ def test_fine_tuning_another_network_names_every_key_and_writes_nothing(
   with pytest.raises(ValueError) as error:
     train.train_and_evaluate(config, tmp_path / 'tuned')
   first, *lines = str(error.value).splitlines()
-  where = f'config.train.init_workdir={tmp_path / "pretrained"}'
+  where = f'config.train.init_from={tmp_path / "pretrained"}'
   assert first.startswith(where)
   assert lines == [
     'config.input.crop_size is 67 there but 75 here; config.model.fc_features'

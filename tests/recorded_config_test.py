@@ -36,7 +36,7 @@ def load(name):
 def test_a_continued_run_may_change_only_how_far_how_often_and_where(key):
   config = paper.get_config()
   made_with = config_lib.flatten(config)
-  now, made_with[key] = made_with[key], 'another'
+  now, made_with[key] = made_with[key], '/another'
   if key in MAY_CHANGE:
     recorded_config.check_unchanged(config, made_with, 'the run')
     return
@@ -44,7 +44,7 @@ def test_a_continued_run_may_change_only_how_far_how_often_and_where(key):
     recorded_config.check_unchanged(config, made_with, 'the run')
   first, second = str(error.value).split('\n')
   assert first.startswith('the run was made with another config; use a fresh')
-  assert second == f"config.{key} is 'another' there but {now!r} here"
+  assert second == f"config.{key} is '/another' there but {now!r} here"
 
 
 def test_the_length_of_a_cosine_may_not_change():
@@ -87,6 +87,59 @@ def test_however_many_keys_have_changed_the_message_has_three_lines():
   _, changed, more = str(error.value).split('\n')
   assert changed.count(' but ') == 5
   assert more == f'and {len(made_with) - len(MAY_CHANGE) - 5} more keys differ'
+
+
+def test_any_number_of_classes_is_that_of_the_data_set_until_it_is_known():
+  config = load('folder')
+  recorded = config_lib.flatten(config) | {'model.num_classes': 7}
+  recorded_config.check_unchanged(config, recorded, 'the run')
+  resolved = recorded_config.resolve(config, 7)
+  assert config_lib.flatten(resolved) == recorded
+  assert config.model.num_classes == 0  # It is a copy.
+  with pytest.raises(ValueError, match='num_classes is 7 there but 8 here'):
+    recorded_config.check_unchanged(
+      recorded_config.resolve(config, 8), recorded, 'the run'
+    )
+  assert (
+    recorded_config.resolve(paper.get_config(), 7).model.num_classes == 1000
+  )
+
+
+@pytest.mark.parametrize(
+  'path', ['../pre', '{}/pre', '~/pre', '{}/link', '{}/a/../pre/']
+)
+def test_what_a_run_starts_from_is_the_same_from_every_folder(
+  tmp_path, monkeypatch, path
+):
+  for folder in ('pre', 'other', 'a/b'):
+    (tmp_path / folder).mkdir(parents=True)
+  (tmp_path / 'link').symlink_to('pre')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  config = paper.get_config()
+  config.train.init_from = path.format(tmp_path)
+  monkeypatch.chdir(tmp_path / 'a')
+  recorded = config_lib.flatten(recorded_config.resolve(config, 10))
+  assert recorded['train.init_from'] == str(tmp_path / 'pre')
+  recorded_config.check_unchanged(config, recorded, 'the run')
+  # As an earlier version recorded it, from the same folder.
+  as_given = recorded | {'train.init_from': config.train.init_from}
+  recorded_config.check_unchanged(config, as_given, 'the run')
+  monkeypatch.chdir(tmp_path / 'a/b')
+  config.train.init_from = '../../pre'
+  recorded_config.check_unchanged(config, recorded, 'the run')
+  config.train.init_from = '../pre'
+  with pytest.raises(ValueError, match=f"'{tmp_path}/a/pre' here"):
+    recorded_config.check_unchanged(config, recorded, 'the run')
+
+
+def test_a_record_that_names_init_workdir_is_read():
+  flat = config_lib.flatten(load('conv6_finetune'))
+  flat['train.init_workdir'] = flat.pop('train.init_from')
+  for key in ('optimizer.frozen_layers', 'optimizer.fc8_rate_factor'):
+    del flat[key]
+  upgraded = recorded_config.upgrade(flat)
+  assert upgraded['train.init_from'] == 'runs/conv6'
+  recorded_config.check_unchanged(load('conv6_finetune'), upgraded, 'the run')
 
 
 def test_evaluation_may_change_the_split_as_well():

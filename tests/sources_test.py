@@ -45,6 +45,73 @@ def test_digits_match_scikit_learn_and_are_split_1497_to_300():
   assert set(source.splits) == {'train', 'test'}
 
 
+def test_a_fraction_of_every_class_is_held_out_by_the_seed(tmp_path):
+  sizes = {'cat': 40, 'dog': 10, 'train': 3}  # A class may be called train.
+  _touch(
+    tmp_path,
+    'notes.txt',
+    'dog/puppies/9.jpg',
+    *(
+      f'{c}/{i}.jpg' for c, n in sizes.items() for i in range(n - (c == 'dog'))
+    ),
+  )
+  spec = f'folder:{tmp_path}'
+  held_out = {}
+  for seed in (0, 1):
+    source = sources.open_source(spec, val_fraction=0.1, seed=seed)
+    assert source.class_names == ('cat', 'dog', 'train')
+    assert source.unused == ['notes.txt']
+    found = {
+      split: [(e.name, e.read()['label']) for e in source.splits[split]]
+      for split in ('train', 'validation')
+    }
+    everything = sorted(found['train'] + found['validation'])
+    assert len(everything) == len(set(everything)) == 53
+    for name, label in everything:
+      assert source.class_names[label] == name.split('/')[0]
+    held_out[seed] = [name for name, _ in found['validation']]
+    classes = [name.split('/')[0] for name in held_out[seed]]
+    # A tenth of 40, 10 and 3, rounded; at least one.
+    assert classes == ['cat'] * 4 + ['dog', 'train']
+  assert held_out[0] != held_out[1]
+  again = sources.open_source(spec, val_fraction=0.1)
+  assert [e.name for e in again.splits['validation']] == held_out[0]
+  assert again.digest != source.digest
+  # Another image of one class moves no image of the others.
+  _touch(tmp_path, 'cat/new.jpg')
+  again = sources.open_source(spec, val_fraction=0.1)
+  names = [e.name for e in again.splits['validation']]
+  assert names[-2:] == held_out[0][-2:]
+
+
+@pytest.mark.parametrize(
+  ('names', 'fraction', 'message'),
+  [
+    (['train/a/1.jpg', 'val/a/2.jpg'], 0.1, 'has train/ already; leave out'),
+    (['train/a/1.jpg'], 0.1, 'has train/ already; leave out'),
+    (
+      ['a/1.jpg', 'a/2.jpg', 'b/1.jpg'],
+      0.1,
+      'no image of class b for training',
+    ),
+    (['a/1.jpg', 'a/2.jpg'], 0.9, 'no image of class a for training'),
+    (['a.jpg'], 0.1, 'has no class folders'),
+  ],
+)
+def test_a_folder_that_cannot_be_divided_is_refused(
+  tmp_path, names, fraction, message
+):
+  _touch(tmp_path, *names)
+  with pytest.raises(ValueError, match=message):
+    sources.open_source(f'folder:{tmp_path}', val_fraction=fraction)
+
+
+@pytest.mark.parametrize('spec', ['digits', 'imagenet:x', 'tfds:mnist'])
+def test_other_sources_have_their_splits(spec):
+  with pytest.raises(ValueError, match='0.2 belongs to --source=folder:DIR'):
+    sources.open_source(spec, val_fraction=0.2)
+
+
 def test_a_folder_has_the_classes_of_train_and_the_split_names_of_tfds(
   tmp_path,
 ):

@@ -97,8 +97,8 @@ def create_net(mesh_name='single', **changes):
   return model.AlexNet(**settings | sharing | changes)
 
 
-def make_optimizer(rates):
-  return optimizer.paper_sgd(rates, momentum=0.9, weight_decay=0.0005)
+def make_optimizer(rates, frozen_layers=()):
+  return optimizer.paper_sgd(rates, 0.9, 0.0005, frozen_layers=frozen_layers)
 
 
 def state_shapes(**changes):
@@ -140,7 +140,7 @@ def rates(kernels, biases):
   return {key: np.float32(value(key)) for key in optimizer.RATE_KEYS}
 
 
-def prepare(mesh_name, dtype):
+def prepare(mesh_name, dtype, frozen_layers=()):
   """The train step of a mesh, its state and its other arguments."""
   mesh = create_mesh(mesh_name)
   net = create_net(mesh_name, dtype=dtype)
@@ -161,7 +161,11 @@ def prepare(mesh_name, dtype):
     augment.random_views, crop_size=CROP, flip=True
   )
   train_step = train_step_lib.make_train_step(
-    net, mesh, random_views, make_optimizer
+    net,
+    mesh,
+    random_views,
+    functools.partial(make_optimizer, frozen_layers=frozen_layers),
+    frozen_layers,
   )
   batch = placement.place_batch(host_batch(), mesh)
   args = (batch, *placement.place(rest, mesh))
@@ -471,6 +475,31 @@ def test_evaluation_does_not_depend_on_the_mesh(computed, mesh):
 @pytest.mark.parametrize('what', ['gradients', 'params'])
 def test_update_does_not_depend_on_the_mesh(computed, mesh, what):
   check_trees(computed(mesh)[what], computed('single')[what])
+
+
+@pytest.mark.parametrize('mesh', ['single', '1x2', 'trick 4'])
+def test_frozen_layers_do_not_change_and_take_no_gradient(mesh):
+  frozen = ('conv1', 'conv2', 'conv3')
+  products, params = {}, {}
+  for layers in ((), frozen):
+    step, state, args = prepare(mesh, 'float32', layers)
+    begun_with = jax.device_get(state.params)
+    lowered = step.lower(state, *args)
+    text = lowered.as_text()
+    products[layers] = len(
+      re.findall(r'stablehlo\.(?:convolution|dot_general)\b', text)
+    )
+    state, _ = lowered.compile(compiler_options=CHEAP)(state, *args)
+    params[layers] = jax.device_get(state.params)
+  # At least a kernel's gradient for each, and two gradients of inputs.
+  assert products[frozen] <= products[()] - 5
+  for layer, found in params[frozen].items():
+    expected = (begun_with if layer in frozen else params[()])[layer]
+    # Other programs round otherwise.
+    near = {'rtol': 0 if layer in frozen else 1e-5}
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, **near), found, expected
+    )
 
 
 bfloat16_meshes = pytest.mark.parametrize('mesh', BFLOAT16)

@@ -84,7 +84,8 @@ def test_one_step_with_the_switches_of_the_source_equals_a_hand_computation():
   opt_state = optimizer.paper_sgd({}, 0.0, 0.0).init(params)
   images = np.tile(colours[:, None, None].astype(np.uint8), (1, 5, 5, 1))
   batch = {'image': images, 'label': labels, 'mask': np.ones(6, bool)}
-  rates = {'kernel': 1e-3, 'bias': 0.2, 'conv1/kernel': 9.0, 'conv1/bias': 9.0}
+  rates = dict.fromkeys(optimizer.RATE_KEYS, 9.0)  # There are no such layers.
+  rates |= {'fc8/kernel': 1e-3, 'fc8/bias': 0.2}
   state, sums = step(
     train_state.TrainState(jnp.int32(0), params, opt_state),
     jax.tree.map(jnp.asarray, batch),

@@ -972,11 +972,13 @@ def test_fine_tuning_reads_the_pretrained_run_only_at_its_start(
   config.optimizer.plateau_patience, config.optimizer.plateau_drops = 1, 0
   config.train.epochs = 0.02  # Two steps.
   config.train.eval_every_epochs = 0.01
-  config.train.init_workdir = str(pretrained)
+  config.train.init_from = str(pretrained)
+  config.model.num_classes = 0  # As many as the data set has.
   workdir = tmp_path / 'tuned'
   with caplog.at_level(logging.INFO):
     train.train_and_evaluate(config, workdir)
-  assert f'step 24 of config.train.init_workdir={pretrained}' in caplog.text
+  assert f'step 24 of config.train.init_from={pretrained}' in caplog.text
+  assert workdir_lib.read_config(workdir).model.num_classes == 10
   shutil.rmtree(pretrained)
   config.train.epochs = 0.04
   train.train_and_evaluate(config, workdir)

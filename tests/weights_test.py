@@ -110,6 +110,11 @@ def test_many_wrong_shapes_are_counted(path):
   assert len(str(error.value).splitlines()) == 2
 
 
+def _classless(path):
+  _write(path, class_names='[]')
+  _change(path, 'model.num_classes', 0)
+
+
 def _nan(tensors):
   tensors['fc7/bias'][3] = np.nan
 
@@ -137,6 +142,7 @@ def _small_mean(tensors):
     (lambda path: _write(path, config='[1]'), 'damaged or of another version'),
     (lambda path: _write(path, class_names='["a"]'), '1 class names for 10'),
     (lambda path: _write(path, class_names='7'), 'damaged'),
+    (_classless, '0 class names for 0'),
     (lambda path: _change(path, 'model.num_classes', 10**30), 'damaged'),
     (lambda path: _change(path, 'model.num_classes', -1), 'must be positive'),
     (lambda path: _change(path, 'model.conv_features', 'x'), 'damaged'),

@@ -38,7 +38,13 @@ MAX_BAD = flags.DEFINE_integer(
   'max_bad', 10, 'Maximum number of unreadable images to skip.'
 )
 SEED = flags.DEFINE_integer(
-  'seed', 0, 'Seed of the order in which the examples are stored.'
+  'seed', 0, 'Seed of the order of the examples, and of --val_fraction.'
+)
+VAL_FRACTION = flags.DEFINE_float(
+  'val_fraction',
+  0.0,
+  'Part of every class to hold out for validation, if folder:DIR holds class'
+  ' folders and no train/ and val/.',
 )
 WORKERS = flags.DEFINE_integer(
   'workers', 0, 'Number of worker processes; 0: one per CPU core.'
@@ -56,6 +62,7 @@ def main(_) -> None:
       quality=QUALITY.value,
       max_bad=MAX_BAD.value,
       seed=SEED.value,
+      val_fraction=VAL_FRACTION.value,
       workers=WORKERS.value,
     )
   except (ValueError, OSError, RuntimeError, MemoryError) as error:

@@ -140,6 +140,14 @@ def warn_of_subfolders(
     )
 
 
+def warn_of_unused(spec: str, names: Sequence[str]) -> None:
+  """Logs the names of what lies beside the class folders of a source."""
+  if names:
+    log.warning(
+      '%s: not in a class folder and not used: %s.', spec, described(names)
+    )
+
+
 def described(
   names: Sequence[str], limit: int = 3, separator: str = ', '
 ) -> str:

@@ -32,7 +32,7 @@ def begin(
   Args:
     incomplete: folder of the incomplete data set, created if necessary.
     settings: the arguments of the command that affect the result: 'source',
-      'size', 'jpeg_quality' and 'seed'.
+      'size', 'jpeg_quality', 'seed' and 'val_fraction'.
     source: the source that the settings name.
 
   Returns:
@@ -70,8 +70,9 @@ def check_same(
     way_out: for the message: what to do instead of removing the data set.
   """
   try:
-    stored = json.loads(file.read_text())
-  except (FileNotFoundError, ValueError) as error:
+    # Earlier versions recorded no fraction.
+    stored = {'val_fraction': 0.0, **json.loads(file.read_text())}
+  except (FileNotFoundError, TypeError, ValueError) as error:
     raise ValueError(
       f'{file.parent} was not made by this command, or is damaged ({error});'
       f' remove it, or {way_out}'

@@ -58,6 +58,7 @@ def prepare(
   quality: int = 95,
   max_bad: int = 10,
   seed: int = 0,
+  val_fraction: float = 0.0,
   workers: int | None = None,
 ) -> pathlib.Path:
   """Prepares the source `spec` as the data set `name` in `data_dir`.
@@ -71,7 +72,9 @@ def prepare(
     size: height and width of the stored images in pixels.
     quality: JPEG quality, 1 to 100, of the images stored as JPEG.
     max_bad: maximum number of unreadable images to skip.
-    seed: seed of the order in which the examples are stored.
+    seed: seed of the order of the examples, and of the choice of those held out.
+    val_fraction: part of every class to hold out as 'validation', at least 0
+      and below 1; 0 for a source that has its splits.
     workers: number of worker processes; one per CPU core if 0 or None.
 
   Returns:
@@ -84,21 +87,23 @@ def prepare(
     RuntimeError: after more than `max_bad` unreadable images, or if a worker
       process was killed.
   """
-  _check_arguments(name, size, quality, max_bad, workers)
+  _check_arguments(name, size, quality, max_bad, seed, val_fraction, workers)
   spec = sources.absolute(spec)
   settings = {
     'source': spec,
     'size': size,
     'jpeg_quality': quality,
     'seed': seed,
+    'val_fraction': val_fraction,
   }
   folder = dataset_lib.dataset_path(data_dir, name, '--data_dir')
   if folder.exists():
     return _existing(folder, settings)
   incomplete = folder.with_name(f'{folder.name}.incomplete')
   # An invalid source is refused before anything is written.
-  source = sources.open_source(spec, plan_lib.read_index(incomplete))
-  _warn_of_unused(spec, source.unused)
+  index = plan_lib.read_index(incomplete)
+  source = sources.open_source(spec, index, val_fraction, seed)
+  folders.warn_of_unused(spec, source.unused)
   examples_lib.warn_of_empty_classes(source)
   with _created_and_locked(folder.parent, data_dir):
     if folder.exists():  # Another process has completed it in the meantime.
@@ -111,7 +116,7 @@ def prepare(
   return folder
 
 
-def _check_arguments(name, size, quality, max_bad, workers):
+def _check_arguments(name, size, quality, max_bad, seed, val_fraction, workers):
   problems = []
   # The names of shards are longer; file systems allow 255 bytes.
   if not re.fullmatch('[A-Za-z][A-Za-z0-9_]{,199}', name):
@@ -124,6 +129,12 @@ def _check_arguments(name, size, quality, max_bad, workers):
     problems.append(f'--quality={quality} must be between 1 and 100')
   if max_bad < 0:
     problems.append(f'--max_bad={max_bad} must not be negative')
+  if seed < 0:
+    problems.append(f'--seed={seed} must not be negative')
+  if not 0 <= val_fraction < 1:
+    problems.append(
+      f'--val_fraction={val_fraction} must be at least 0, below 1'
+    )
   if workers is not None and workers < 0:
     problems.append(f'--workers={workers} must be at least 0 (one per core)')
   if problems:
@@ -139,15 +150,6 @@ def _existing(folder, settings):
   )
   log.info('%s exists already; nothing to do.', folder)
   return folder
-
-
-def _warn_of_unused(spec, unused):
-  if unused:
-    log.warning(
-      '%s: not in a class folder and not used: %s.',
-      spec,
-      folders.described(unused),
-    )
 
 
 @contextlib.contextmanager

@@ -29,13 +29,19 @@ scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels.
 
 
 def open_source(
-  spec: str, index: Mapping[str, np.ndarray] | None = None
+  spec: str,
+  index: Mapping[str, np.ndarray] | None = None,
+  val_fraction: float = 0.0,
+  seed: int = 0,
 ) -> examples_lib.Source:
   """The source that `spec` names.
 
   Args:
     spec: in one of the `FORMS`, such as 'folder:photographs'.
     index: `Source.index` of an earlier call with the same spec.
+    val_fraction: part of every class that becomes the split 'validation', for
+      a folder of class folders; 0 for a source that has its splits.
+    seed: seed of the choice of these images.
 
   Raises:
     ValueError: if the spec has none of the `FORMS`, or the source is damaged
@@ -43,10 +49,18 @@ def open_source(
     FileNotFoundError: if the source does not exist.
   """
   kind, _, argument = spec.partition(':')
+  if val_fraction and kind != 'folder':
+    raise ValueError(
+      f'--val_fraction={val_fraction} belongs to --source=folder:DIR; leave it'
+      f' out, {spec} has its splits'
+    )
   if kind == 'digits' and not argument:
     return digits()
   if kind == 'folder' and argument:
-    return folder(files.expand_home(argument, '--source'))
+    root = files.expand_home(argument, '--source')
+    return (
+      flat_folder(root, val_fraction, seed) if val_fraction else folder(root)
+    )
   if kind == 'imagenet' and argument:
     return imagenet.open_imagenet(
       files.expand_home(argument, '--source'), index
@@ -165,6 +179,58 @@ def folder(root: pathlib.Path) -> examples_lib.Source:
     for entry in folders.scan(root)
     if entry.name not in _SUBFOLDERS.values()
   ]
+  return _source(root, classes, splits, unused)
+
+
+def flat_folder(
+  root: pathlib.Path, val_fraction: float, seed: int
+) -> examples_lib.Source:
+  """A folder of class folders, of which a part of every class is held out.
+
+  Like `folder`, but for the splits: 'train' and 'validation'. Every class has
+  `val_fraction` of its images in 'validation', rounded, and at least one.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    ValueError: as from `folder`; if the folder has train/ and val/; or if a
+      class would have no image left for training.
+  """
+  classes, loose, unreadable = _class_folders(root)
+  if {'train', 'val'} <= {*classes} or classes == ['train']:
+    raise ValueError(
+      f'{root} has train/ already; leave out --val_fraction, or name a folder of'
+      f' class folders, as {root}/train'
+    )
+  class_names.check(classes, root)
+  class_names.check_distinct(classes, root)
+  found = {'train': [], 'validation': []}
+  for label, class_name in enumerate(classes):
+    names = _files(root / class_name)
+    held_out = max(1, round(val_fraction * len(names)))
+    if held_out == len(names):
+      raise ValueError(
+        f'--val_fraction={val_fraction} leaves no image of class {class_name}'
+        f' for training: {root / class_name} has {len(names)}; add images, or'
+        ' use a smaller fraction'
+      )
+    # By class: images that are added to one do not move those of others.
+    order = np.random.default_rng((seed, label)).permutation(len(names))
+    for i, name in enumerate(names):
+      split = 'validation' if order[i] < held_out else 'train'
+      found[split].append((f'{class_name}/{name}', label))
+  folders.warn_of_subfolders(
+    root, [name for pairs in found.values() for name, _ in pairs], depth=2
+  )
+  # Unreadable, so their label is never used.
+  found['train'] += [(name, -1) for name in unreadable]
+  splits = {
+    split: examples_lib.Files(root, *zip(*pairs, strict=True))
+    for split, pairs in found.items()
+  }
+  return _source(root, classes, splits, loose)
+
+
+def _source(root, classes, splits, unused):
   return examples_lib.Source(
     class_names=tuple(classes),
     splits=splits,
@@ -180,7 +246,8 @@ def _class_folders(root: pathlib.Path) -> tuple[list[str], ...]:
   if not root.is_dir():
     raise FileNotFoundError(
       f'no folder {root}; --source=folder:DIR needs DIR/train/CLASS/*.jpg'
-      ' and DIR/val/CLASS/*.jpg (any image format)'
+      ' and DIR/val/CLASS/*.jpg (any image format), or, with'
+      ' --val_fraction=0.1, DIR/CLASS/*.jpg'
     )
   entries = folders.split_entries(root)
   if not entries[0]:

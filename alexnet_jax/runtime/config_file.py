@@ -1,6 +1,6 @@
 """The file of --config and its keys: found, checked, and mistakes in one line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import difflib
 import os
@@ -8,7 +8,8 @@ import pathlib
 import runpy
 import sys
 import traceback
-import types
+from types import MappingProxyType
+from types import ModuleType
 
 from absl import flags
 import ml_collections
@@ -38,12 +39,20 @@ config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
 @contextlib.contextmanager
-def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
+def one_line_errors(
+  argv: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
   """Exits with one line if the file of --config, or one of its keys, is wrong.
 
   Args:
     argv: the command line; the message names the file in it.
+    renamed: current names of keys by their old ones.
   """
+  for old, new in renamed.items():
+    if any(
+      arg.lstrip('-').partition('=')[0] == f'config.{old}' for arg in argv
+    ):
+      sys.exit(f'--config.{old} is now --config.{new}')
   try:
     yield
   except Exception as error:  # The config file may raise anything.
@@ -62,6 +71,9 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
       exit_for_wrong_keys(argv)
     if isinstance(message, AttributeError) and 'get_config' in text:
       text = f'it does not define get_config(); see {FOLDER}/paper.py'
+    for old, new in renamed.items():
+      if f'"{old.rpartition(".")[2]}"' in text:
+        text = f'config.{old} is now config.{new}'
     where = ' in ' + ' '.join(given) if given else ''
     frames = traceback.extract_tb(message.__traceback__ or error.__traceback__)
     inside = [f for f in frames if given and given[-1].endswith(f.filename)]
@@ -104,7 +116,7 @@ def find_configs(argv: Sequence[str]) -> list[str]:
   if path in _names() and not os.path.isfile(path):
     found = given[-1].replace(f'={path}', f'={FOLDER / path}.py', 1)
     argv = [found if word == given[-1] else word for word in argv]
-  configs = types.ModuleType('configs')
+  configs = ModuleType('configs')
   configs.__path__ = [
     *([str(folder)] if folder.name == 'configs' else []),
     *(os.path.join(parent, 'configs') for parent in ('', *sys.path)),
@@ -119,14 +131,23 @@ def _names():
   return sorted(p.stem for p in FOLDER.glob('[!_.]*.py'))
 
 
-def check(config: object) -> None:
-  """Raises an error if the value of --config is not a whole config."""
+def check(
+  config: object, renamed: Mapping[str, str] = MappingProxyType({})
+) -> None:
+  """Raises an error if the value of --config is not a whole config.
+
+  Args:
+    config: the value.
+    renamed: current names of keys by their old ones.
+  """
   _ = config.items  # Raises the error of a file that could not be read.
   if type(config) is not ml_collections.ConfigDict:
     raise TypeError(type(config))
   unset = [key for key, value in items(config) if value is None]
   if unset:
     raise ValueError(f'{unset[0]}=None must have a value')
+  for key in [key for key, _ in items(config) if key in renamed]:
+    raise ValueError(f'config.{key} is now config.{renamed[key]}')
 
 
 def _other_configs(path):
