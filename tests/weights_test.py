@@ -144,7 +144,7 @@ def _small_mean(tensors):
     (lambda path: _write(path, class_names='7'), 'damaged'),
     (_classless, '0 class names for 0'),
     (lambda path: _change(path, 'model.num_classes', 10**30), 'damaged'),
-    (lambda path: _change(path, 'model.num_classes', -1), 'must be positive'),
+    (lambda path: _change(path, 'model.num_classes', -1), 'must not be negative'),
     (lambda path: _change(path, 'model.conv_features', 'x'), 'damaged'),
     (lambda path: _change(path, 'input.image_size', 10**9), 'mean_image'),
     (lambda path: _write(path, _small_mean), 'lacks mean_image of shape'),
