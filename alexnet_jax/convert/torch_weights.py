@@ -164,7 +164,8 @@ def write(
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
     if path.suffix == '.safetensors':
-      safetensors.numpy.save_file(tensors, temporary, dict(metadata))
+      # `save_file` would let nobody else read it.
+      temporary.write_bytes(safetensors.numpy.save(tensors, dict(metadata)))
     else:
       torch = _import_torch(path)
       state = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
