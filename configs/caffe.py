@@ -4,9 +4,14 @@ r"""The two-group net with the choices of Caffe's bvlc_alexnet.
     python -m alexnet_jax.main --config=configs/caffe.py --workdir=DIR
 
 Values are those of models/bvlc_alexnet/train_val.prototxt and solver.prototxt
-of BVLC/caffe. Not reproduced here: Caffe resizes images to 256x256 regardless
-of their aspect ratio instead of cropping the centre, and feeds BGR. Not run
-yet; Caffe's readme reports 57.1% top-1 and 80.2% top-5 accuracy on one view.
+of BVLC/caffe, whose weights `python -m alexnet_jax.convert` reads
+(docs/weights.md). Many ports subtract one mean per channel in place of the mean
+image: --config.input.channel_means="(123.0, 117.0, 104.0)". Not reproduced
+here: Caffe resizes images to 256x256 regardless of their aspect ratio instead
+of cropping the centre. It feeds BGR; convert reorders conv1's kernels. Caffe
+counts only whole windows of conv1 and keeps partial windows of pooling, which
+makes no difference to crops of 227. Not run yet; Caffe's readme reports 57.1%
+top-1 and 80.2% top-5 accuracy on one view.
 """
 
 from configs import paper

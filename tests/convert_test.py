@@ -262,6 +262,10 @@ def with_blob(content):
       'norm1 has alpha=1, not 0.0001',
     ),
     (
+      foreign_nets.caffemodel(BLOBS, norm=number(1, 5)),
+      'norm1 has alpha=1, not 0.0001',
+    ),
+    (
       WHOLE + foreign_nets.layer('layer', 'bn', 'BatchNorm', BLOBS['fc8']),
       'InnerProduct, BatchNorm, not Convolution, LRN',
     ),
@@ -456,6 +460,13 @@ def test_wrong_class_names_are_refused(folder, tmp_path, names, message):
   with pytest.raises(ValueError) as error:
     convert.read(folder / 'one.pt', class_names=path)
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize('flag', ['path', 'mean', 'class_names'])
+def test_a_missing_file_is_named(folder, flag):
+  given = {'path': folder / 'one.pt', flag: folder / 'none'}
+  with pytest.raises(FileNotFoundError, match='none: there is no such file'):
+    convert.read(**{'class_names': folder / 'names.txt', **given})
 
 
 def test_missing_class_names_are_asked_for(folder):

@@ -64,7 +64,11 @@ OTHER_NETS = {
   },
   'no links': {'tower_links': False, 'conv_features': (4, 8, 0, 8, 8)},
   'no fc6': {'fc_features': (0, 16), 'conv_features': (8, 0, 0, 0, 0, 4)},
-  'no fc7': {'fc_features': (16, 0), 'conv_features': (8, 0, 0, 0, 0)},
+  'no fc7': {
+    'fc_features': (16, 0),
+    'conv_features': (8, 0, 0, 0, 0),
+    'dropout_inputs': ('fc6', 'fc7'),
+  },
   'fc8 alone': {'fc_features': (0, 0), 'conv_features': (8, 0, 0, 0, 0)},
 }
 # Halves the time of compiling; as an option and as a flag.

@@ -39,8 +39,13 @@ _FIELDS = {
 }
 # The types of layers that matter, by their number in the older encoding.
 _TYPES = {4: 'Convolution', 14: 'InnerProduct', 15: 'LRN', 17: 'Pooling'}
-# The layers of bvlc_alexnet with weights, norms and pooling, in order, and what
-# a file may say of them.
+# The layers of bvlc_alexnet with weights, norms and pooling, in order, and their
+# settings; before them, what a setting is that a file leaves out.
+_DEFAULTS = {
+  'Convolution': {'pad': 0, 'group': 1, 'stride': 1},
+  'LRN': {'local_size': 5, 'alpha': 1, 'beta': 0.75, 'k': 1},
+  'Pooling': {'pool': 0, 'stride': 1},
+}
 _NORM = {'local_size': 5, 'alpha': 1e-4, 'beta': 0.75, 'k': 1}
 _POOL = {'pool': 0, 'kernel_size': 3, 'stride': 2}
 _LAYERS = (
@@ -185,12 +190,12 @@ def _check_layers(name, layers, path):
 
 
 def _stated(layer, kind, path):
-  """The settings of a layer that the file states, by name."""
+  """The settings of a layer by name; none where the file has weights alone."""
   encoded = getattr(layer, f'{kind.lower()}_param', b'')
-  if not encoded:
+  if not encoded and kind in ('Convolution', 'InnerProduct'):
     return {}
   param = _parse(kind, encoded, path)
-  stated = {}
+  stated = {**_DEFAULTS[kind]}
   for field, value in param.ListFields():
     # Some settings are lists, with a value for each axis or for all.
     values = [value] if isinstance(value, int | float) else {*value}

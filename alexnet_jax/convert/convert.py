@@ -73,10 +73,8 @@ def read(
     ValueError: if one of them is damaged or does not fit, or PyTorch has to
       read it and is not installed.
   """
-  path = files.local_path(path, '--input')
-  names = class_names and _read_names(
-    files.local_path(class_names, 'class_names')
-  )
+  path = _existing(path, '--input')
+  names = class_names and _read_names(_existing(class_names, '--class_names'))
   kind = _kind(path)
   if kind == 'own':
     foreign = {'--mean': mean, '--config': config}
@@ -157,6 +155,13 @@ def write(
   model_card.write(path, weights, crops)
 
 
+def _existing(path, flag):
+  path = files.local_path(path, flag)
+  if not path.exists():
+    raise FileNotFoundError(f'{flag}={path}: there is no such file or folder')
+  return path
+
+
 def _kind(path):
   """'own' for a net of this project, otherwise the function that reads it."""
   if path.is_dir():
@@ -216,7 +221,7 @@ def _config(layers, config, mean, kind, path):
   )
   mean_image = None
   if mean is not None:
-    mean = files.local_path(mean, '--mean')
+    mean = _existing(mean, '--mean')
     weights_lib.check_file(mean, MAX_BYTES)
     mean_image = caffemodel.read_mean(mean)
     config.input.channel_means = ()
