@@ -174,9 +174,8 @@ class TowerDense(nn.Module):
   def __call__(
     self, x: Float[Array, 'batch *size in_features']
   ) -> Float[Array, 'batch features']:
-    batch = x.shape[0]  # `len` fails for the symbolic sizes of `jax.export`.
     parts = [
-      part.reshape(batch, -1) for part in jnp.split(x, self.groups, axis=-1)
+      part.reshape(x.shape[0], -1) for part in jnp.split(x, self.groups, -1)
     ]
     shape = (parts[0].shape[1], self.features)
     kernel, bias = (

@@ -88,8 +88,7 @@ def _on_blocks(x, kernel, stride, padding):
   x = lax.pad(x, jnp.zeros((), x.dtype), [*edges, (0, 0, 0)])
   more = window * stride - size
   kernel = jnp.pad(kernel, ((0, more), (0, more), (0, 0), (0, 0)))
-  height, width = x.shape[1] // stride, x.shape[2] // stride
-  batch = x.shape[0]
+  batch, height, width = x.shape[0], *(n // stride for n in x.shape[1:3])
   x = x.reshape(batch, height, stride, width, stride, -1)
   x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
   kernel = kernel.reshape(window, stride, window, stride, -1, features)

@@ -133,7 +133,7 @@ PARTS = {
   'inference': Part(
     f'benchmarks.inference --torch=compiled {BOTH} --batches=1,128 --rounds=3',
     120,
-    '--quick --batches=1 --torch=none --dtypes=float32',
+    '--quick --torch=none',
   ),
   'input_pipeline': Part(
     f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',

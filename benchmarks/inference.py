@@ -164,11 +164,11 @@ def variants() -> list[str]:
 def measure() -> harness.Outcome:
   train_step.check_flags()
   batches, names = list(map(int, FLAGS.batches)), variants()
-  rounds, figures = FLAGS.rounds, {'rounds': FLAGS.rounds}
+  rounds, dtypes, figures = FLAGS.rounds, FLAGS.dtypes, {'rounds': FLAGS.rounds}
   if FLAGS.quick:
-    rounds, batches = 2, batches[:1]
+    rounds, batches, dtypes = 2, batches[:1], dtypes[:1]
     names = [n for n in names if n not in train_step.MODES or n == names[2]]
-  for dtype in FLAGS.dtypes:
+  for dtype in dtypes:
     for batch in batches:
       found = compare(names, batch, dtype, rounds, FLAGS.quick)
       title = f'inference, {dtype}, batch {batch}'
@@ -211,7 +211,7 @@ def panels(figures):
 if __name__ == '__main__':
   harness.run(
     measure,
-    quick='Two rounds of one batch size, eager, and a narrow net.',
+    quick='Two rounds of one batch size and dtype, eager, and a narrow net.',
     check=f"Fail below {BAR} of PyTorch's best.",
     rounds=7,
     batches=(['1', '32', '128'], 'Images of a batch.'),

@@ -80,7 +80,9 @@ def ours(weights, images, layers=()):
   offsets = augment.view_offsets(*sizes, many=False, flip=False)
   mean_image = weights.mean_image
   if mean_image is None:
-    mean_image = augment.mean_image_of(inputs.channel_means, sizes[0])
+    mean_image = np.full(
+      (sizes[0], sizes[0], 3), inputs.channel_means, np.float32
+    )
 
   @jax.jit
   def predict(params, images, mean_image):

@@ -12,6 +12,7 @@ import pathlib
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import model
@@ -49,7 +50,8 @@ def build(
 
   mean_image = weights.mean_image
   if mean_image is None:
-    mean_image = augment.mean_image_of(inputs.channel_means, inputs.image_size)
+    shape = inputs.image_size, inputs.image_size, 3
+    mean_image = np.full(shape, inputs.channel_means, np.float32)
   params, mean_image = jax.device_put((weights.params, mean_image))
 
   def bare_net(crops):
