@@ -174,7 +174,8 @@ def _config(base, variant, overrides, seed):
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
-    config.train.init_from = config.train.init_from.replace('{seed}', str(seed))
+    start = config.train.init_from
+    config.train.init_from = start.replace('{seed}', str(seed))
     config_lib.check(config, jax.device_count())
   except (TypeError, ValueError) as error:
     raise InputError(f'variant {variant!r}: {error}') from error
