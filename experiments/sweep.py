@@ -102,9 +102,8 @@ def run(
     The rows of runs.csv, as from `summary.read_runs`.
 
   Raises:
-    ValueError: as from `plan`; if a data set does not fit its config, or
-      differs from that of an earlier run; or if another process is at work in
-      `output`.
+    ValueError: as from `plan`; if a data set does not fit its config or differs
+      from that of an earlier run; or if another process works in `output`.
     FileNotFoundError: if a data set has not been prepared.
   """
   trainings = plan(base, variants, seeds, output)
@@ -174,8 +173,7 @@ def _config(base, variant, overrides, seed):
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
-    start = config.train.init_from
-    config.train.init_from = start.replace('{seed}', str(seed))
+    config.train.init_from = config.train.init_from.replace('{seed}', str(seed))
     config_lib.check(config, jax.device_count())
   except (TypeError, ValueError) as error:
     raise InputError(f'variant {variant!r}: {error}') from error
