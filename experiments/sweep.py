@@ -102,9 +102,8 @@ def run(
     The rows of runs.csv, as from `summary.read_runs`.
 
   Raises:
-    ValueError: as from `plan`; if a data set does not fit its config, or
-      differs from that of an earlier run; or if another process is at work in
-      `output`.
+    ValueError: as from `plan`; if a data set does not fit its config or differs
+      from that of an earlier run; or if another process works in `output`.
     FileNotFoundError: if a data set has not been prepared.
   """
   trainings = plan(base, variants, seeds, output)

@@ -89,13 +89,8 @@ def prepare(
   """
   _check_arguments(name, size, quality, max_bad, seed, val_fraction, workers)
   spec = sources.absolute(spec)
-  settings = {
-    'source': spec,
-    'size': size,
-    'jpeg_quality': quality,
-    'seed': seed,
-    'val_fraction': val_fraction,
-  }
+  settings = {'source': spec, 'size': size, 'jpeg_quality': quality}
+  settings |= {'seed': seed, 'val_fraction': val_fraction}
   folder = dataset_lib.dataset_path(data_dir, name, '--data_dir')
   if folder.exists():
     return _existing(folder, settings)
