@@ -42,7 +42,10 @@ jax.config.update('jax_numpy_dtype_promotion', 'standard')
 
 
 # One worker runs all tests of a file: the files that take longest start first.
-FIRST = ('train_test.py', 'processes_test.py', 'towers_test.py')
+FIRST = (
+  *('train_test.py', 'processes_test.py', 'towers_test.py', 'prepare_test.py'),
+  *('main_test.py', 'evaluate_test.py', 'model_test.py', 'sweep_test.py'),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -21,6 +21,7 @@ from packaging import requirements
 from packaging import utils
 import pytest
 
+import alexnet_jax
 from alexnet_jax import config as config_lib
 from alexnet_jax import model
 
@@ -599,9 +600,10 @@ def test_requirements_pin_versions_that_setup_allows():
   ] == []
 
 
-def test_setup_lists_every_package():
+def test_setup_has_the_version_and_lists_every_package():
   setup = configparser.ConfigParser()
   setup.read(ROOT / 'setup.cfg')
+  assert setup['metadata']['version'] == alexnet_jax.__version__
   packages = [
     '.'.join(path.parent.relative_to(ROOT).parts)
     for path in PACKAGE.rglob('__init__.py')

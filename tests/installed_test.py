@@ -15,6 +15,7 @@ import sys
 
 import pytest
 
+import alexnet_jax
 from alexnet_jax import __main__ as commands
 from alexnet_jax.runtime import config_file
 
@@ -221,5 +222,5 @@ def test_the_quick_start_runs_from_a_wheel_anywhere(tmp_path):
   )
   result = json.loads((cwd / 'run/result.json').read_text())
   assert result['eval/top1_error'] <= 0.03
-  assert result['commit'] == '0.1.0'  # The version, without a repository.
+  assert result['commit'] == alexnet_jax.__version__  # Without a repository.
   run(env / 'bin/python', '-m', 'alexnet_jax', 'evaluate', '--workdirs=run')
