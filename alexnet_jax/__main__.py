@@ -1,7 +1,6 @@
 """The commands, by name: `alexnet-jax NAME`, or `python -m alexnet_jax NAME`."""
 
 import difflib
-import importlib.util
 import runpy
 import sys
 
@@ -25,26 +24,20 @@ def main() -> None:
     print(
       'alexnet-jax COMMAND [FLAGS], or python -m alexnet_jax COMMAND [FLAGS]'
     )
-    for command in existing():
-      print(f'  {command:9} {COMMANDS[command][1]}')
+    for command, (_, purpose) in COMMANDS.items():
+      print(f'  {command:9} {purpose}')
     print('The flags of a command: alexnet-jax COMMAND --help')
     return
-  if name not in ('main', *existing()):
-    meant = difflib.get_close_matches(name, existing(), n=1)
+  if name not in MODULES:
+    meant = difflib.get_close_matches(name, COMMANDS, n=1)
     way_out = f'did you mean {meant[0]}? ' if meant else ''
     sys.exit(
       f'{name} is not a command; {way_out}the commands are'
-      f' {", ".join(existing())}'
+      f' {", ".join(COMMANDS)}'
     )
   sys.argv[1:] = arguments
   module = f'alexnet_jax.{MODULES[name]}'
   runpy.run_module(module, run_name='__main__', alter_sys=True)
-
-
-def existing() -> list[str]:
-  """The names of the commands that this version has."""
-  spec = lambda name: importlib.util.find_spec(f'alexnet_jax.{MODULES[name]}')
-  return [name for name in COMMANDS if spec(name)]
 
 
 def check_module(module: str) -> None:

@@ -6,7 +6,6 @@ predictions are on disk need no second pass over the data.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import os
 import pathlib
 import zipfile
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from alexnet_jax import metrics
 from alexnet_jax import placement
+from alexnet_jax.runtime import files
 
 FOLDER = 'predictions'
 # Number of examples whose errors are counted at once.
@@ -58,9 +58,7 @@ class Predictions:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    with open(temporary, 'wb') as file:
+    with files.replacing(path) as temporary, open(temporary, 'wb') as file:
       np.savez(
         file,
         log_probs=self.log_probs,
@@ -70,7 +68,6 @@ class Predictions:
           f'made_from/{name}': value for name, value in self.made_from.items()
         },
       )
-    os.replace(temporary, path)
 
 
 def load(

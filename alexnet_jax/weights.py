@@ -65,17 +65,11 @@ def save(path: str | os.PathLike, weights: Weights) -> None:
     'config': json.dumps(config_lib.flatten(weights.config)),
     'class_names': json.dumps(weights.class_names),
   }
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    safetensors.numpy.save_file(
-      {k: np.ascontiguousarray(v) for k, v in tensors.items()},
-      temporary,
-      metadata,
-    )
-    files.sync(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  content = safetensors.numpy.save(
+    {name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata
+  )
+  with files.replacing(path) as temporary:  # `save_file` sets mode 0600.
+    temporary.write_bytes(content)
 
 
 def load(path: str | os.PathLike) -> Weights:
@@ -130,6 +124,8 @@ def load(path: str | os.PathLike) -> Weights:
 
 def check_file(path: pathlib.Path, max_bytes: int) -> None:
   """Raises an error unless `path` is a regular file of at most `max_bytes`."""
+  if not path.exists():
+    raise FileNotFoundError(f'there is no file {path}')
   status = path.stat()
   if not stat.S_ISREG(status.st_mode):  # A pipe would never end.
     raise ValueError(f'{path} is not a file')

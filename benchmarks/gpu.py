@@ -25,8 +25,8 @@ first time: 420 s are enough for the first parts only. --only names others, in a
 order; calls with one DIR share compiled programs. --quick tries all parts on any
 machine, with narrow nets and figures that mean nothing.
 
-Exit code 0 if the first two parts succeeded (of those asked for), otherwise 1; also 1
-for a wrong flag and 3 without a GPU, when nothing runs.
+Exit code 0 if the first two parts succeeded (of those asked for), otherwise 1, and 3
+without a GPU, when nothing runs.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,6 @@ SHORT = (
   f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=500'
   ' --config.train.epochs=0.02'
 )
-# The smallest crop of a photograph: evaluation takes most of the time.
 SMALL = {CIFAR10: '', PHOTOGRAPHS: ' --config.input.crop_size=67'}
 SWITCHES = 'benchmarks.switches --batch=1024'
 BOTH = '--dtypes=bfloat16,float32'
@@ -124,7 +123,6 @@ PARTS = {
     120,
     '--quick --batches=2 --dtypes=float32',
   ),
-  # A CPU is slow in bfloat16.
   'switches_bfloat16': Part(
     f'{SWITCHES} --dtype=bfloat16', 150, '--quick --only=feature_group_count'
   ),

@@ -240,7 +240,9 @@ def test_each_channel_has_its_mean_and_is_divided_by_its_deviation():
   )
   np.testing.assert_array_equal(central, views)
   offset = jnp.array([3, 4, 1])
-  view = augment.view_at(images, mean, offset, 8, False, stds)
+  view = augment.view_at(
+    jnp.asarray(images), jnp.asarray(mean), offset, 8, False, stds
+  )
   expected = (images[:, 3:11, 4:12][:, :, ::-1] - means) / np.float32(stds)
   np.testing.assert_allclose(view, expected, rtol=1e-6)
 

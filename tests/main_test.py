@@ -468,7 +468,7 @@ def test_for_a_misspelt_config_file_the_nearest_one_and_all_are_named(
     f'--config={path} is not a file{colon}; {mean}configs holds caffe.py, '
   )
   assert message.startswith(start)
-  assert message.endswith(', source.py')
+  assert message.endswith(', torchvision.py')
   assert '\n' not in message
 
 

@@ -30,6 +30,7 @@ FIGURES = {
       'layers': [LAYER],
     },
   },
+  'inference': {'float32': {'32': {'ratios': {'PyTorch eager': RATIO}}}},
   'input_pipeline': {
     '1': {
       'ours': [[10.0, 20.0], [12.0, 24.0], [14.0, 22.0]],
@@ -59,6 +60,7 @@ FIGURES = {
 # Lengths of the bars of each panel, in its unit, by hand.
 LENGTHS = {
   'train_step': [[1.5], [250.0, 500.0]],
+  'inference': [[1.5]],
   'input_pipeline': [[12.0, 11.0], [22.0, 40.0]],
   'end_to_end': [[8.0]],
   'startup': [[13.0, 5.0], [2.5]],

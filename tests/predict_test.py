@@ -5,12 +5,14 @@ with the probabilities that the net gives for the same pixels.
 """
 
 import csv
+import functools
 import io
 import json
 import runpy
 import sys
 import warnings
 
+from absl import app
 from absl import flags
 import jax
 import numpy as np
@@ -84,17 +86,27 @@ def run_command(net_file, capsys, caplog, monkeypatch):
   """Function that runs a command with the tiny net: (code, stdout, stderr)."""
 
   def run(module, *argv, net=(f'--weights={net_file}',)):
-    words = [f'alexnet_jax.{module}', *net]
-    monkeypatch.setattr(sys, 'argv', [*words, *map(str, argv)])
-    before = {*flags.FLAGS}
-    try:
-      with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-        warnings.simplefilter('ignore', RuntimeWarning)  # Imported before.
-        runpy.run_module(f'alexnet_jax.{module}', run_name='__main__')
-    finally:
-      for name in {*flags.FLAGS} - before:
-        delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
+    words = [f'alexnet_jax.{module}', *net, *map(str, argv)]
+    # The flags of this process are those of other commands.
+    values = flags.FlagValues()
+    with (
+      monkeypatch.context() as patch,
+      warnings.catch_warnings(),
+      pytest.raises(SystemExit) as ended,
+    ):
+      patch.setattr(flags, 'FLAGS', values)
+      for kind in ('string', 'bool', 'integer', 'enum', 'multi_string'):
+        define = getattr(flags, f'DEFINE_{kind}')
+        patch.setattr(
+          flags, f'DEFINE_{kind}', functools.partial(define, flag_values=values)
+        )
+      patch.setattr(
+        app,
+        'run',
+        lambda main, flags_parser: sys.exit(main(flags_parser(words))),
+      )
+      warnings.simplefilter('ignore', RuntimeWarning)  # Imported before.
+      runpy.run_module(f'alexnet_jax.{module}', run_name='__main__')
     code, output = ended.value.code, capsys.readouterr()
     err = output.err + caplog.text  # absl logs to the terminal itself.
     if isinstance(code, str):

@@ -799,15 +799,14 @@ def test_the_plateau_schedule_resumes_and_ends_the_run_early(
 # Schedules by epoch
 
 
-# The rates of weights, biases, conv1's weights and conv1's biases, and the
-# colour noise, of each step of `source_like`.
+# Rates of weights and biases: of most layers, of conv1, of fc8; colour noise.
 SETTINGS = (
-  [(0.01, 0.02, 0.01, 0.02, 0.1)] * 5
-  + [(0.01, 0.02, 0.01, 0.02, 0.0)] * 2
-  + [(0.001, 0.02, 0.001, 0.02, 0.0)] * 3
-  + [(0.001, 0.02, 1e-4, 0.02, 0.0)] * 2
-  + [(0.001, 0.02, 0.0, 0.0, 0.0)] * 4
-  + [(1e-4, 0.02, 0.0, 0.0, 0.0)] * 4
+  [(0.01, 0.02, 0.01, 0.02, 0.1, 0.2, 0.1)] * 5
+  + [(0.01, 0.02, 0.01, 0.02, 0.1, 0.2, 0.0)] * 2
+  + [(0.001, 0.02, 0.001, 0.02, 0.01, 0.2, 0.0)] * 3
+  + [(0.001, 0.02, 1e-4, 0.02, 0.01, 0.2, 0.0)] * 2
+  + [(0.001, 0.02, 0.0, 0.0, 0.01, 0.2, 0.0)] * 4
+  + [(1e-4, 0.02, 0.0, 0.0, 0.001, 0.2, 0.0)] * 4
 )
 
 
@@ -820,6 +819,7 @@ def source_like(config):
   config.augment.color_end_epoch = 5 * 16 / 1497
   config.optimizer.drop_epochs = (0.07, 0.165)
   config.optimizer.bias_rate_factor = 2.0
+  config.optimizer.fc8_rate_factor = 10.0
   config.optimizer.drop_bias_rate = False
   config.optimizer.conv1_drop_epochs = (0.1,)
   config.optimizer.conv1_freeze_epoch = 12 * 16 / 1497
@@ -895,7 +895,8 @@ def test_a_cosine_changes_the_rates_at_every_step_resumed_or_not(
 def test_the_train_step_gets_the_switches_of_the_config(
   config, tmp_path, monkeypatch
 ):
-  def make_train_step(net, mesh, random_views, make_optimizer):
+  def make_train_step(net, mesh, random_views, make_optimizer, frozen_layers):
+    assert frozen_layers == ('conv2',)
     assert random_views.func is augment.random_views
     assert make_optimizer.func is optimizer.paper_sgd
     raise InterruptedRun(random_views.keywords | make_optimizer.keywords)
@@ -904,6 +905,8 @@ def test_the_train_step_gets_the_switches_of_the_config(
   config.augment.flip = True
   config.optimizer.decay_biases = False
   config.optimizer.momentum = 0.8
+  config.optimizer.frozen_layers = ('conv2',)
+  config.input.channel_stds = (1.0, 2.0, 3.0)
   monkeypatch.setattr(train_step_lib, 'make_train_step', make_train_step)
   with pytest.raises(InterruptedRun) as stopped:
     train.train_and_evaluate(config, tmp_path / 'run')
@@ -912,6 +915,7 @@ def test_the_train_step_gets_the_switches_of_the_config(
     'flip': True,
     'color_divide': True,
     'central_mean': True,
+    'channel_stds': (1.0, 2.0, 3.0),
     'momentum': 0.8,
     'weight_decay': 0.0005,
     'decay_biases': False,

@@ -68,6 +68,11 @@ def test_a_failed_write_leaves_the_old_file(weights, path, monkeypatch):
   assert os.listdir(path.parent) == [path.name]
 
 
+def test_others_may_read_the_file(path):
+  (path.parent / 'plain').touch()
+  assert path.stat().st_mode == (path.parent / 'plain').stat().st_mode
+
+
 def _write(path, change_tensors=None, **metadata):
   """Writes the file again with other tensors or metadata (None: without)."""
   tensors = safetensors.numpy.load_file(path)
@@ -144,7 +149,10 @@ def _small_mean(tensors):
     (lambda path: _write(path, class_names='7'), 'damaged'),
     (_classless, '0 class names for 0'),
     (lambda path: _change(path, 'model.num_classes', 10**30), 'damaged'),
-    (lambda path: _change(path, 'model.num_classes', -1), 'must not be negative'),
+    (
+      lambda path: _change(path, 'model.num_classes', -1),
+      'must not be negative',
+    ),
     (lambda path: _change(path, 'model.conv_features', 'x'), 'damaged'),
     (lambda path: _change(path, 'input.image_size', 10**9), 'mean_image'),
     (lambda path: _write(path, _small_mean), 'lacks mean_image of shape'),

@@ -1,7 +1,6 @@
 """PyTorch's state dicts: .pt and .pth files, or .safetensors files of them."""
 
 from collections.abc import Mapping
-import os
 import pathlib
 import re
 import zipfile
@@ -161,8 +160,7 @@ def write(
   for layer in layers:
     name = names.get(layer.name, layer.name)
     tensors |= {f'{name}.weight': layer.kernel, f'{name}.bias': layer.bias}
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
+  with files.replacing(path) as temporary:
     if path.suffix == '.safetensors':
       # `save_file` would let nobody else read it.
       temporary.write_bytes(safetensors.numpy.save(tensors, dict(metadata)))
@@ -170,7 +168,3 @@ def write(
       torch = _import_torch(path)
       state = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
       torch.save(state, temporary)
-    files.sync(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
