@@ -30,7 +30,7 @@ without a GPU, when nothing runs.
 """
 
 from collections.abc import Sequence
-import dataclasses
+from concurrent import futures
 import json
 import os
 import pathlib
@@ -39,6 +39,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 
 from absl import flags
@@ -48,125 +49,16 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import predictions
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import files
+from benchmarks import gpu_parts
 
 NO_GPU = 3  # Exit code.
 NECESSARY = 'machine', 'numerics'
-PHOTOGRAPHS, CIFAR10 = 'imagenette', 'cifar10'
-CACHES, DTYPES = ('host', 'device', 'none'), ('bfloat16', 'float32')
 FLAGS = flags.FLAGS
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """One part.
-
-  Attributes:
-    words: the module and its flags.
-    seconds: its time limit.
-    quick: flags of --quick; later flags override earlier ones.
-    dataset: name of the data set that it reads, if any.
-    trains: whether it is a training, which has a work directory and no figures.
-  """
-
-  words: str
-  seconds: int
-  quick: str = '--quick'
-  dataset: str = ''
-  trains: bool = False
-
-
-NARROW = (
-  '--config.model.conv_features=(2,2,2,2,2) --config.model.fc_features=(2,2)'
-)
-SHORT = (
-  f'{NARROW} --config.input.batch_size=8 --config.eval.batch_size=500'
-  ' --config.train.epochs=0.02'
-)
-SMALL = {CIFAR10: '', PHOTOGRAPHS: ' --config.input.crop_size=67'}
-SWITCHES = 'benchmarks.switches --batch=1024'
-BOTH = '--dtypes=bfloat16,float32'
-# Photographs at full geometry: as many epochs as a minute allows, and a rate
-# that falls to zero over them.
-ON_PHOTOGRAPHS = (
-  f'--config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
-  ' --config.train.epochs=60 --config.train.eval_every_epochs=5'
-  ' --config.optimizer.schedule=cosine --config.optimizer.drop_epochs=()'
-)
-TRAININGS = {  # Name of the config: flags, data set, seconds.
-  'cifar10': ('', CIFAR10, 90),
-  'fast': (
-    # A quarter of its batch: 5,000 photographs would give 5 steps an epoch.
-    f'{ON_PHOTOGRAPHS} --config.input.batch_size=256'
-    ' --config.optimizer.learning_rate=0.014',
-    PHOTOGRAPHS,
-    120,
-  ),
-  'source': (ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
-  'paper': (ON_PHOTOGRAPHS, PHOTOGRAPHS, 120),
-}
-SEEDS = {'': 0, '_seed1': 1, '_seed2': 2}  # As time allows.
-PARTS = {
-  'machine': Part('benchmarks.machine', 40),
-  'numerics': Part('benchmarks.numerics --check', 90),
-  **{
-    f'train_step_{dtype}': Part(
-      'benchmarks.train_step --parts=training --torch=compiled'
-      f' --dtypes={dtype} --batches=128,1024 --rounds=3',
-      130,
-      '--quick --batches=2 --torch=none',
-    )
-    for dtype in DTYPES
-  },
-  'batches': Part(
-    f'benchmarks.train_step --parts=training --torch=none {BOTH}'
-    ' --batches=256,512,2048 --rounds=2',
-    120,
-    '--quick --batches=2 --dtypes=float32',
-  ),
-  'switches_bfloat16': Part(
-    f'{SWITCHES} --dtype=bfloat16', 150, '--quick --only=feature_group_count'
-  ),
-  'switches_float32': Part(f'{SWITCHES} --dtype=float32', 150),
-  'profile': Part('benchmarks.operations --batch=1024 --dtype=bfloat16', 60),
-  'inference': Part(
-    f'benchmarks.inference --torch=compiled {BOTH} --batches=1,128 --rounds=3',
-    120,
-    '--quick --torch=none',
-  ),
-  'input_pipeline': Part(
-    f'benchmarks.input_pipeline --dataset={PHOTOGRAPHS} --rounds=2 --batches=8',
-    90,
-    dataset=PHOTOGRAPHS,
-  ),
-  **{
-    f'end_to_end_{cache}': Part(
-      'benchmarks.end_to_end --config=configs/fast.py'
-      f' --config.input.dataset={PHOTOGRAPHS} --config.model.num_classes=10'
-      f' --config.input.cache={cache} --rounds=3 --steps=20'
-      ' --config.optimizer.learning_rate=0.001',
-      60,
-      f'--quick --steps=1 --config.input.batch_size=4 {NARROW}',
-      PHOTOGRAPHS,
-    )
-    for cache in CACHES
-  },
-  **{
-    name + suffix: Part(
-      f'alexnet_jax.main --config=configs/{name}.py --config.seed={seed} {words}',
-      seconds,
-      SHORT + SMALL[dataset],
-      dataset,
-      trains=True,
-    )
-    for suffix, seed in SEEDS.items()
-    for name, (words, dataset, seconds) in TRAININGS.items()
-  },
-}
 
 
 def part_command(name: str, folder: pathlib.Path) -> list[str]:
   """The command of a part."""
-  part = PARTS[name]
+  part = gpu_parts.PARTS[name]
   words = shlex.split(part.words) + part.quick.split() * FLAGS.quick
   if part.trains:
     words.append(f'--workdir={folder / name}')
@@ -200,7 +92,7 @@ def run_part(words: Sequence[str], file: pathlib.Path, limit: float) -> str:
 
 def reason_to_skip(name: str, seconds_left: float) -> str:
   """Why a part cannot run; '' if it can."""
-  part = PARTS[name]
+  part = gpu_parts.PARTS[name]
   if round(seconds_left) < min(part.seconds, 30):
     return f'skipped: {seconds_left:.0f} s are left of --budget_s'
   path = dataset_lib.dataset_path(FLAGS.data_dir, part.dataset)
@@ -233,35 +125,48 @@ def measure(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
   """Runs the parts in order; what became of each, also in summary.json."""
   # Compiled programs and autotuned kernels are shared by the parts.
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'xla'))
-  found, end = {}, time.monotonic() + FLAGS.budget_s
-  for name in names:
+  found, end, lock = {}, time.monotonic() + FLAGS.budget_s, threading.Lock()
+
+  def run(name):
     began = time.monotonic()
     problem = reason_to_skip(name, end - began)
     if not problem:
-      limit = min(PARTS[name].seconds, end - began)
-      print(f'{name} ...', end=' ', flush=True)
+      limit = min(gpu_parts.PARTS[name].seconds, end - began)
+      print(f'{name} ...', flush=True)
       words = part_command(name, folder)
       problem = run_part(words, folder / f'{name}.txt', limit)
     seconds = time.monotonic() - began
-    found[name] = {'seconds': round(seconds, 1), 'problem': problem}
-    print(f'{name}: {problem or "ok"}, {seconds:.0f} s', flush=True)
-    files.write_json(folder / 'summary.json', found)
-    if FLAGS.archive:
-      pack(folder, files.local_path(FLAGS.archive, '--archive'))
-    os.sync()  # The machine may go at any time.
+    with lock:
+      found[name] = {'seconds': round(seconds, 1), 'problem': problem}
+      print(f'{name}: {problem or "ok"}, {seconds:.0f} s', flush=True)
+      files.write_json(folder / 'summary.json', found)
+      if FLAGS.archive:
+        pack(folder, files.local_path(FLAGS.archive, '--archive'))
+      os.sync()  # The machine may go at any time.
+
+  if FLAGS.quick:  # Nothing is timed: two at once.
+    with futures.ThreadPoolExecutor(2) as pool:
+      list(pool.map(run, names))
+  else:
+    for name in names:
+      run(name)
   return found
 
 
 def main(_) -> None:
-  if unknown := [name for name in FLAGS.only if name not in PARTS]:
-    sys.exit(f'--only={unknown[0]} is none of {", ".join(PARTS)}')
+  if unknown := [name for name in FLAGS.only if name not in gpu_parts.PARTS]:
+    sys.exit(f'--only={unknown[0]} is none of {", ".join(gpu_parts.PARTS)}')
   if not FLAGS.quick and (found := backend()) != 'gpu':
     problem = f'JAX sees no GPU (its backend is {found or "missing"})'
     print(f'{problem}; --quick tries all without one', file=sys.stderr)
     sys.exit(NO_GPU)
   # In small, another seed is the same part.
-  names = FLAGS.only or [n for n in PARTS if not (FLAGS.quick and 'seed' in n)]
-  least = sum(min(PARTS[n].seconds, 30) for n in NECESSARY if n in names)
+  names = FLAGS.only or [
+    n for n in gpu_parts.PARTS if not (FLAGS.quick and 'seed' in n)
+  ]
+  least = sum(
+    min(gpu_parts.PARTS[n].seconds, 30) for n in NECESSARY if n in names
+  )
   if FLAGS.budget_s < least:
     sys.exit(
       f'--budget_s={FLAGS.budget_s} is less than the {least} s of'

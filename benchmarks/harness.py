@@ -75,6 +75,9 @@ def run(measure, *, quick, check=None, rounds=None, **more) -> None:
       define(name, default, description)
 
   def main(_):
+    global TURN
+    if FLAGS.quick:
+      TURN = 1, 0.0
     command.quiet_libraries()
     jax_settings.pin()
     finish(measure(), FLAGS.output, check is not None and FLAGS.check)

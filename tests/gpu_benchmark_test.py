@@ -16,6 +16,7 @@ import pytest
 
 from alexnet_jax.prepare import prepare
 from benchmarks import gpu
+from benchmarks import gpu_parts
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'benchmarks' / 'gpu.sh'
@@ -25,16 +26,18 @@ SCRIPT = ROOT / 'benchmarks' / 'gpu.sh'
 def command(tmp_path, monkeypatch):
   """Runs the command with shell scripts as parts; its exit code.
 
-  A part may be a script or a `gpu.Part`. 'machine' and 'numerics' do nothing.
+  A part may be a script or a `gpu_parts.Part`. 'machine' and 'numerics' do nothing.
   """
 
   def command(output='out', found='gpu', only=(), budget_s=420, **parts):
     parts = {'machine': 'true', 'numerics': 'true'} | parts
     parts = {
-      name: part if isinstance(part, gpu.Part) else gpu.Part(part, 20)
+      name: part
+      if isinstance(part, gpu_parts.Part)
+      else gpu_parts.Part(part, 20)
       for name, part in parts.items()
     }
-    monkeypatch.setattr(gpu, 'PARTS', parts)
+    monkeypatch.setattr(gpu_parts, 'PARTS', parts)
     monkeypatch.setattr(
       gpu, 'part_command', lambda name, _: ['sh', '-c', parts[name].words]
     )
@@ -95,7 +98,7 @@ def test_results_are_on_the_disk_before_the_next_part_begins(command):
 def test_a_part_past_its_limit_ends_with_all_that_it_started(command):
   script = '(sleep 60 & echo $! > child; wait) & echo begun; wait'
   began = time.monotonic()
-  assert command(slow=gpu.Part(script, 1), b='true') == 0
+  assert command(slow=gpu_parts.Part(script, 1), b='true') == 0
   assert time.monotonic() - began < 15
   assert (summary()['slow'], summary()['b']) == ('ended after 1 s', '')
   assert pathlib.Path('out/slow.txt').read_text() == 'begun\n'
@@ -119,18 +122,21 @@ def _is_zombie(pid):
 
 
 def test_a_part_without_data_is_named_and_passed_over(command):
-  assert command(a=gpu.Part('true', 20, dataset='photos'), b='true') == 0
+  assert command(a=gpu_parts.Part('true', 20, dataset='photos'), b='true') == 0
   problem = 'skipped: no prepared data set photos in data'
   assert (summary()['a'], summary()['b']) == (problem, '')
   assert not pathlib.Path('out/a.txt').exists()
 
 
 def test_a_part_without_time_is_named_and_passed_over(command):
-  parts = {'slow': gpu.Part('true', 100), 'fast': gpu.Part('true', 5)}
+  parts = {
+    'slow': gpu_parts.Part('true', 100),
+    'fast': gpu_parts.Part('true', 5),
+  }
   assert command(budget_s=40, machine='sleep 1', **parts) == 0
   assert summary()['slow'] == ''
-  parts['machine'] = gpu.Part('sleep 1.5', 9)
-  parts['numerics'] = gpu.Part('true', 9)
+  parts['machine'] = gpu_parts.Part('sleep 1.5', 9)
+  parts['numerics'] = gpu_parts.Part('true', 9)
   assert command(budget_s=30, **parts) == 0
   assert summary()['slow'] == 'skipped: 28 s are left of --budget_s'
   assert summary()['fast'] == ''
@@ -178,12 +184,12 @@ def test_parts_come_in_the_order_of_the_docstring():
     name.replace('_bfloat16', '_DTYPE').replace('_float32', '_DTYPE')
     if 'DTYPE' not in name
     else name
-    for name in gpu.PARTS
+    for name in gpu_parts.PARTS
   )
   table = gpu.__doc__.partition('|---|---|')[2].partition('\n\n')[0]
   listed = [line.split(' |')[0].strip('| ') for line in table.splitlines()[1:]]
   documented = [name for cell in listed for name in cell.split(', ')]
-  for cache in gpu.CACHES:
+  for cache in gpu_parts.CACHES:
     kinds = dict.fromkeys(
       'end_to_end_CACHE' if name == f'end_to_end_{cache}' else name
       for name in kinds
@@ -208,8 +214,8 @@ def test_the_script_says_how_it_is_used(words):
 def test_every_part_in_small(tmp_path):
   rng = np.random.default_rng(0)
   for name, size, suffix in (
-    (gpu.PHOTOGRAPHS, 256, '.jpg'),
-    (gpu.CIFAR10, 32, '.png'),
+    (gpu_parts.PHOTOGRAPHS, 256, '.jpg'),
+    (gpu_parts.CIFAR10, 32, '.png'),
   ):
     for number in range(96):
       split, label = ('val', 'train')[number > 15], number % 10
@@ -234,7 +240,7 @@ def test_every_part_in_small(tmp_path):
   problems = {n: one['problem'] for n, one in found.items() if one['problem']}
   texts = [(tmp_path / f'out/{n}.txt').read_text()[-500:] for n in problems]
   assert (done.returncode, problems, texts) == (0, {}, [])
-  assert [*found] == [name for name in gpu.PARTS if 'seed' not in name]
+  assert {*found} == {name for name in gpu_parts.PARTS if 'seed' not in name}
   assert (tmp_path / 'out.tar.gz').stat().st_size < 16 * 2**20
   seconds = sum(after[2:4]) - sum(before[2:4])
   assert seconds < 2 * 180  # CPU-seconds: two idle cores, three minutes.
