@@ -1,7 +1,6 @@
 """The rules for a config, checked before data are read or code is compiled."""
 
 from collections.abc import Iterator
-import itertools
 import json
 import math
 
@@ -113,8 +112,14 @@ def _widths(net):
 
 
 def _smallest_crop(net):
-  sizes = lambda crop: _feature_map_sizes(net, crop).values()
-  return next(crop for crop in itertools.count(1) if min(sizes(crop)) >= 1)
+  """The smallest crop that leaves every layer a pixel."""
+  maps = 1
+  for _ in model.POOLED:
+    maps = 2 * (maps - 1) + net.pool_size
+  covered = net.conv1_stride * (maps - 1)
+  if net.conv1_ceil_mode:  # One pixel of the last window is enough.
+    covered -= net.conv1_stride - 1
+  return max(1, net.conv1_kernel - 2 * net.conv1_padding + covered)
 
 
 def _feature_map_sizes(net, crop):

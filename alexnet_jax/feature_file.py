@@ -89,7 +89,12 @@ def write(
     The number of rows.
   """
   count, header = 0, None
-  with files.replacing(path) as temporary:
+  about_path = _about_path(path)
+  # Both are whole before either takes the place of an older one.
+  with (
+    files.replacing(about_path) as temporary_about,
+    files.replacing(path) as temporary,
+  ):
     with open(temporary, 'wb') as file:
       for batch in rows:
         header = header or {
@@ -108,8 +113,9 @@ def write(
       np.lib.format.write_array_header_1_0(file, header)
       if file.tell() != start:
         raise RuntimeError('the header of the .npy file changed its length')
-    _about_path(path).unlink(missing_ok=True)  # It describes the old rows.
-  files.write_json(_about_path(path), {'format': FORMAT, **about})
+    content = json.dumps({'format': FORMAT, **about}, indent=1)
+    temporary_about.write_text(f'{content}\n')
+    about_path.unlink(missing_ok=True)  # It describes the old rows.
   return count
 
 
@@ -138,9 +144,18 @@ def read(path: str | os.PathLike, flag: str) -> FeatureFile:
     lists = [about[key] for key in ('names', 'classes', 'rows')]
     if about['format'] != FORMAT or not KEYS <= about.keys():
       raise ValueError('another format')
+    for entries, kind in zip(lists, (str, str, int), strict=True):
+      if not all(type(entry) is kind for entry in entries):
+        raise ValueError('an entry has another type')
     if len({*map(len, lists)}) > 1:
       raise ValueError('its lists differ in length')
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as error:
     raise ValueError(
       f'{flag}={path}: {_about_path(full)} does not describe features ({error});'
       f' {again}'

@@ -74,7 +74,7 @@ def write_with_flags(
       f'--layer={layer} is no layer of this net; it has'
       f' {", ".join(net.layer_names)}; {PIXELS} are the images'
     )
-  data_dir = net_flags.data_dir(net, values)
+  data_dir = net_flags.data_dir(values)
   sources = image_files.find(words, data_dir, net.class_names)
   about = {
     'net': feature_file.digest(net.weights),

@@ -26,6 +26,7 @@ LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
 ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Larger images are not decoded; Pillow warns above this limit.
 MAX_PIXELS = 89_478_485
+MAX_BYTES = 1 << 30
 _ORIENTATION = 0x0112  # The EXIF tag "Orientation" (CIPA DC-008, 4.6.4 A).
 # The transposition that each value of the tag asks for.
 _TRANSPOSITIONS = {
@@ -98,6 +99,8 @@ def read_pixels(image: AnyImage, size: int) -> np.ndarray:
   path = pathlib.Path(image)
   if path.exists() and not path.is_file():  # A pipe would never end.
     raise ValueError(f'{path} is not a file')
+  if path.is_file() and path.stat().st_size > MAX_BYTES:
+    raise ValueError(f'{path}: {path.stat().st_size} bytes are too many')
   try:
     return _without_damaged_metadata(
       lambda encoded: _resized(_open(encoded)[0], size), path.read_bytes()

@@ -74,8 +74,9 @@ class AlexNet(nn.Module):
     inverted_dropout: whether training divides the kept units by
       `1 - dropout_rate`, instead of multiplying all units by it at test time.
       Deviation S11: Caffe and others do.
-    dropout_inputs: layers whose inputs are dropped, if both they and the layer
-      before them exist. Deviation S11: fc6 and fc7 in torchvision.
+    dropout_inputs: layers whose inputs are dropped; 'fc7' and 'fc8' stand for
+      the outputs of fc6 and fc7, whichever layer reads them. Deviation S11: fc6
+      and fc7 in torchvision.
     dtype: dtype of activations and computation, 'float32' or 'bfloat16'.
       Parameters, norms, logits and gradients summed over devices stay float32.
     tower_devices: devices that share the network, one tower each: 1, or 2 in

@@ -8,6 +8,7 @@ from absl import flags
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import net as net_lib
+from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
@@ -67,11 +68,11 @@ def open_net(values: Values) -> net_lib.Net:
   )
 
 
-def data_dir(net: net_lib.Net, values: Values) -> str:
-  """The folder of data sets: of the flag, or of the net's config."""
+def data_dir(values: Values) -> str:
+  """The folder of data sets: of the flag, or of the config of the run."""
   if values['data_dir'] or values['weights']:
     return values['data_dir'] or dataset_lib.DATA_DIR
-  return net.config.input.data_dir
+  return trained_net.read_config(pathlib.Path(path(values))).input.data_dir
 
 
 def check_output(

@@ -160,7 +160,7 @@ def main(argv) -> int:
       return 0
     net = net_flags.open_net(values)
     sources = image_files.find(
-      argv[1:], net_flags.data_dir(net, values), net.class_names
+      argv[1:], net_flags.data_dir(values), net.class_names
     )
     pictures = Pictures(words)
     with report.writer(outputs['output'], JSON.value, words) as write:

@@ -67,7 +67,7 @@ REMOVED: Mapping[str, object] = {}
 def resolve(
   config: ml_collections.ConfigDict, num_classes: int
 ) -> ml_collections.ConfigDict:
-  """The config as it is recorded: nothing depends on where the command ran.
+  """The config as it is recorded: the number of classes, an absolute init_from.
 
   Args:
     config: config of this command.
@@ -167,8 +167,10 @@ def check_same_network(
     if key.startswith('model.')
     and key.removeprefix('model.') not in PRETRAINED_MAY_DIFFER
   ]
-  # The size of fc6's kernel depends on that of the last maps: on crop_size.
-  differ = _differences(['input.crop_size', *same], recorded, now)
+  # The size of fc6's kernel depends on that of the last maps: on crop_size. The
+  # scale of conv1's kernel depends on that of its inputs.
+  keys = ['input.crop_size', 'input.channel_stds', *same]
+  differ = _differences(keys, recorded, now)
   if differ:
     raise ValueError(f'{where} is another network; use its values:\n{differ}')
 

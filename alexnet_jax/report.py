@@ -84,9 +84,13 @@ def read_words(path: str | os.PathLike) -> dict[str, str]:
   ImageNet's LOC_synset_mapping.txt and words.txt are such files.
 
   Raises:
+    FileNotFoundError: if there is no such file.
     ValueError: if no line has them.
   """
-  text = files.local_path(path, '--words').read_text()
+  file = files.local_path(path, '--words')
+  if not file.is_file():
+    raise FileNotFoundError(f'--words={path}: there is no such file')
+  text = file.read_text(errors='replace')
   pattern = r'^(?:.*[ \t])?(n\d{8})[ \t,:]+(\S.*?)[ \t]*$'
   found = dict(re.findall(pattern, text, re.MULTILINE))
   if not found:

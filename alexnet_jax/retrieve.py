@@ -91,6 +91,11 @@ def main(_) -> int:
       )
     if SHEET.value and not QUERY.value:
       raise ValueError('--sheet shows the neighbours of a --query=IMAGE')
+    if SHEET.value and TOP.value > sheet.MAX_PICTURES:
+      raise ValueError(
+        f'--sheet shows at most {sheet.MAX_PICTURES} neighbours;'
+        f' --top={TOP.value} asks for more'
+      )
     if TOP.value < 1:
       raise ValueError(f'--top={TOP.value} must be positive')
     values = {flag.name: flag.value for flag in NET}
@@ -123,7 +128,7 @@ def main(_) -> int:
     net = net_flags.open_net(values)
     check_net(index, net)
     sources = image_files.find(
-      QUERY.value, net_flags.data_dir(net, values), net.class_names
+      QUERY.value, net_flags.data_dir(values), net.class_names
     )
     if PRECISION.value:
       queries = _queries(index, net, sources)

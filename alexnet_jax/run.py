@@ -141,7 +141,7 @@ def open_run(
     inputs.data_dir, inputs.dataset, inputs.image_size
   )
   config = recorded_config.resolve(config, len(dataset.class_names))
-  config_lib.check(config, jax.device_count())
+  config_lib.check(config, len(devices))
   dataset_lib.check_dataset(
     dataset,
     image_size=inputs.image_size,

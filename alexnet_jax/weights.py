@@ -29,6 +29,7 @@ FORMAT = 'alexnet_jax/1'
 MEAN_IMAGE = 'mean_image'
 # The paper's net takes 244 MB in float32; a file of more than this is refused.
 MAX_BYTES = 8 << 30
+MAX_IMAGE_SIZE = 4096  # In pixels; 16 times the paper's.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,7 @@ def save(path: str | os.PathLike, weights: Weights) -> None:
   content = safetensors.numpy.save(
     {name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata
   )
-  with files.replacing(path) as temporary:  # `save_file` sets mode 0600.
-    temporary.write_bytes(content)
+  files.write_bytes(path, content)  # `save_file` sets mode 0600.
 
 
 def load(path: str | os.PathLike) -> Weights:
@@ -110,12 +110,17 @@ def load(path: str | os.PathLike) -> Weights:
           f'{path} lacks {MEAN_IMAGE} of shape {(size, size, 3)}'
         )
       names.add(MEAN_IMAGE)
+    kinds = {name: file.get_slice(name).get_dtype() for name in names}
+    if other := {name for name in kinds if kinds[name] != 'F32'}:
+      raise ValueError(
+        f'{path}: {min(other)} must be finite float32, but is'
+        f' {kinds[min(other)]}'
+      )
     tensors = {name: file.get_tensor(name) for name in names}
   for name, tensor in tensors.items():
-    if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+    if not np.isfinite(tensor).all():
       raise ValueError(
-        f'{path}: {name} must be finite float32, but is {tensor.dtype} or has'
-        ' infinite values or NaN'
+        f'{path}: {name} must be finite float32, but has infinite values or NaN'
       )
   mean_image = tensors.pop(MEAN_IMAGE, None)
   params = flax.traverse_util.unflatten_dict(tensors, sep='/')
@@ -143,6 +148,9 @@ def _describe(path, metadata):
     config = recorded_config.unflatten(flat)
     config_lib.check(_for_one_device(config), num_devices=1)
     class_names = tuple(map(str, json.loads(metadata.pop('class_names'))))
+    if config.input.image_size > MAX_IMAGE_SIZE:
+      raise ValueError(f'an image_size over {MAX_IMAGE_SIZE}')
+    shapes(config)
     if len(class_names) != config.model.num_classes or not class_names:
       raise ValueError(
         f'{len(class_names)} class names for {config.model.num_classes} classes'

@@ -7,7 +7,7 @@ Widths are those of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997) as
 torchvision has them: 61,100,840 parameters. `python -m alexnet_jax.convert`
 gives torchvision's weights this config (docs/weights.md). Training follows its
 reference script, references/classification/train.py. Not reproduced here: crops
-of random scale and aspect ratio, and initial weights that are uniform, with a
+of random scale and aspect ratio, bilinear resizing, and initial weights that are uniform, with a
 range by fan-in. Not run yet; torchvision reports 56.5% top-1 and 79.1% top-5
 accuracy on one view.
 """
@@ -24,7 +24,7 @@ def get_config():
   config.model.lrn_layers = ()
   config.model.inverted_dropout = True  # As in nn.Dropout.
   config.model.dropout_inputs = ('fc6', 'fc7')
-  # Of the uniform distributions; 0.030, 0.014 and 0.009 in conv1, conv2, fc8.
+  # The deviations of its uniform distributions; 0.030, 0.014 and 0.009 in conv1, conv2, fc8.
   config.model.init_std = 0.02
   config.model.conv345_init_std = 0.012  # 0.014, 0.010 and 0.012
   config.model.fc67_init_std = 0.0075  # 0.006 and 0.009

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import zipfile
 
@@ -105,7 +107,9 @@ def test_a_foreign_net_has_the_config_that_its_shapes_say(folder, name, preset):
   assert weights.config.to_dict() == expected.to_dict()
   assert weights.class_names == tuple(TEN)
   assert weights.mean_image is None
-  assert weights.about == {'source': f'converted from {name}'}
+  where = f'configs/{preset.__name__.rpartition(".")[2]}.py'
+  source = f'converted from {name}, read with {where}'
+  assert weights.about == {'source': source}
 
 
 def test_both_encodings_of_caffe_hold_the_same_net(folder):
@@ -401,6 +405,14 @@ def test_another_or_hostile_state_dict_is_refused(
   assert not EVIL.exists()
 
 
+def test_parameters_that_require_a_gradient_are_read(folder, tmp_path):
+  value = {k: torch.nn.Parameter(v) for k, v in ONE.items()}
+  content = torch_file(tmp_path / 'y', value)
+  found = read(copy(folder, content, 'x.pt', tmp_path))
+  bias = ONE['features.0.bias'].numpy()
+  np.testing.assert_array_equal(found.params['conv1']['bias'], bias)
+
+
 def test_a_truncated_or_compressed_state_dict_is_refused(folder, tmp_path):
   whole = folder.joinpath('one.pt').read_bytes()
   path = copy(folder, whole[: len(whole) // 2], 'x.pt', tmp_path)
@@ -503,3 +515,22 @@ def test_towers_without_links_cannot_become_a_state_dict(tmp_path):
   with pytest.raises(ValueError, match='cannot hold towers without links'):
     convert.write(tmp_path / 'x.pt', weights)
   assert [*tmp_path.iterdir()] == []
+
+
+def test_the_command_writes_a_net_of_crops_and_its_card(folder, tmp_path):
+  onnx = pytest.importorskip('onnx')
+  command = [
+    *(sys.executable, '-m', 'alexnet_jax.convert', '--crops'),
+    *(f'--input={folder / "one.pt"}', f'--output={tmp_path / "net.onnx"}'),
+    *(f'--class_names={folder / "names.txt"}', '--license=MIT'),
+  ]
+  root = pathlib.Path(convert.__file__).parents[2]
+  done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'read with configs/torchvision.py' in done.stderr
+  model = onnx.load(tmp_path / 'net.onnx')
+  assert [x.name for x in model.graph.input] == ['crops']
+  assert [x.name for x in model.graph.output] == ['logits']
+  card = (tmp_path / 'README.md').read_text()
+  assert 'license: mit' in card
+  assert 'imagenet2012' not in card  # Nothing says what it learnt from.

@@ -216,6 +216,8 @@ def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
   ((name, share), *_), *_ = expected(net, [path])
   assert code == 0
   assert out.splitlines()[:2] == [str(path), f'  {share:7.2%}  {name}']
+  words.write_bytes(words.read_bytes() + b'\nn02102040 caf\xe9')
+  assert len(report.read_words(words)) == 3  # Not UTF-8: shown as it can be.
 
 
 def test_sheets_show_the_first_pictures_and_the_confident_errors(
@@ -240,6 +242,7 @@ def test_sheets_show_the_first_pictures_and_the_confident_errors(
     (['{text}', '--output=x.txt'], 'ValueError: --output=x.txt must be a file'),
     (['{text}', '--sheet=x.gif'], 'ValueError: --sheet=x.gif must be a file'),
     (['{text}', '--words={text}'], 'ValueError: --words={text} has no line su'),
+    (['{text}', '--words=none.txt'], 'FileNotFoundError: --words=none.txt: '),
     (['{text}', '--workdir=x'], 'ValueError: name one net: --workdir=RUN or'),
     (['--show_errors=x.png'], 'ValueError: name a PATH: a picture'),
     (['digits/val', '--data_dir={data}'], 'ValueError: digits/val: '),

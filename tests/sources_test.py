@@ -82,6 +82,10 @@ def test_a_fraction_of_every_class_is_held_out_by_the_seed(tmp_path):
   again = sources.open_source(spec, val_fraction=0.1)
   names = [e.name for e in again.splits['validation']]
   assert names[-2:] == held_out[0][-2:]
+  # Nor does another class, which comes first.
+  _touch(tmp_path, 'ant/1.jpg', 'ant/2.jpg')
+  again = sources.open_source(spec, val_fraction=0.1)
+  assert [e.name for e in again.splits['validation']][-2:] == names[-2:]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,7 @@ def test_a_fraction_of_every_class_is_held_out_by_the_seed(tmp_path):
   [
     (['train/a/1.jpg', 'val/a/2.jpg'], 0.1, 'has train/ already; leave out'),
     (['train/a/1.jpg'], 0.1, 'has train/ already; leave out'),
+    (['train/a/1.jpg', 'test/a/2.jpg'], 0.1, 'has train/ already; leave out'),
     (
       ['a/1.jpg', 'a/2.jpg', 'b/1.jpg'],
       0.1,

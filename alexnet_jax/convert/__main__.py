@@ -89,10 +89,12 @@ def main(_) -> None:
       checkpoint=CHECKPOINT.value,
       data_dir=DATA_DIR.value,
     )
+    log = logging.getLogger('alexnet_jax')
+    log.info('Source: %s.', weights.about.get('source'))
     about = {'source': SOURCE.value, 'license': LICENSE.value}
     weights.about.update({k: v for k, v in about.items() if v is not None})
     convert.write(output, weights, CROPS.value)
-    logging.getLogger('alexnet_jax').info('Wrote %s.', output)
+    log.info('Wrote %s.', output)
 
 
 if __name__ == '__main__':

@@ -33,31 +33,48 @@ _FIELDS = {
   ' data 5 bytes*; shape 7 bytes',
   'Shape': 'dim 1 int64*',
   'Convolution': 'pad 3 uint32*; kernel_size 4 uint32*; group 5 uint32;'
-  ' stride 6 uint32*',
-  'LRN': 'local_size 1 uint32; alpha 2 float; beta 3 float; k 5 float',
-  'Pooling': 'pool 1 int32; kernel_size 2 uint32; stride 3 uint32',
+  ' stride 6 uint32*; dilation 18 uint32*',
+  'LRN': 'local_size 1 uint32; alpha 2 float; beta 3 float;'
+  ' norm_region 4 int32; k 5 float',
+  'Pooling': 'pool 1 int32; kernel_size 2 uint32; stride 3 uint32;'
+  ' pad 4 uint32',
 }
 # The types of layers that matter, by their number in the older encoding.
 _TYPES = {4: 'Convolution', 14: 'InnerProduct', 15: 'LRN', 17: 'Pooling'}
 # The layers of bvlc_alexnet with weights, norms and pooling, in order, and their
 # settings; before them, what a setting is that a file leaves out.
 _DEFAULTS = {
-  'Convolution': {'pad': 0, 'group': 1, 'stride': 1},
-  'LRN': {'local_size': 5, 'alpha': 1, 'beta': 0.75, 'k': 1},
-  'Pooling': {'pool': 0, 'stride': 1},
+  'Convolution': {'pad': 0, 'group': 1, 'stride': 1, 'dilation': 1},
+  'LRN': {'local_size': 5, 'alpha': 1, 'beta': 0.75, 'k': 1, 'norm_region': 0},
+  'Pooling': {'pool': 0, 'stride': 1, 'pad': 0},
 }
-_NORM = {'local_size': 5, 'alpha': 1e-4, 'beta': 0.75, 'k': 1}
-_POOL = {'pool': 0, 'kernel_size': 3, 'stride': 2}
+_NORM = _DEFAULTS['LRN'] | {'alpha': 1e-4}
+_POOL = _DEFAULTS['Pooling'] | {'kernel_size': 3, 'stride': 2}
 _LAYERS = (
-  ('Convolution', {'pad': 0, 'kernel_size': 11, 'group': 1, 'stride': 4}),
+  (
+    'Convolution',
+    {'pad': 0, 'kernel_size': 11, 'group': 1, 'stride': 4, 'dilation': 1},
+  ),
   ('LRN', _NORM),
   ('Pooling', _POOL),
-  ('Convolution', {'pad': 2, 'kernel_size': 5, 'group': 2, 'stride': 1}),
+  (
+    'Convolution',
+    {'pad': 2, 'kernel_size': 5, 'group': 2, 'stride': 1, 'dilation': 1},
+  ),
   ('LRN', _NORM),
   ('Pooling', _POOL),
-  ('Convolution', {'pad': 1, 'kernel_size': 3, 'group': 1, 'stride': 1}),
-  ('Convolution', {'pad': 1, 'kernel_size': 3, 'group': 2, 'stride': 1}),
-  ('Convolution', {'pad': 1, 'kernel_size': 3, 'group': 2, 'stride': 1}),
+  (
+    'Convolution',
+    {'pad': 1, 'kernel_size': 3, 'group': 1, 'stride': 1, 'dilation': 1},
+  ),
+  (
+    'Convolution',
+    {'pad': 1, 'kernel_size': 3, 'group': 2, 'stride': 1, 'dilation': 1},
+  ),
+  (
+    'Convolution',
+    {'pad': 1, 'kernel_size': 3, 'group': 2, 'stride': 1, 'dilation': 1},
+  ),
   ('Pooling', _POOL),
   *[('InnerProduct', {})] * 3,
 )
@@ -231,6 +248,8 @@ def _layer(layer, path):
 
 def _array(blob, path, name):
   shape = blob.num, blob.channels, blob.height, blob.width
+  if len(blob.shape) > 100:
+    raise ValueError(f'{path}: {name} has more axes than any array')
   if blob.shape:
     shape = tuple(_parse('Shape', blob.shape, path).dim)
   data = b''.join(blob.data) if len(blob.data) != 1 else blob.data[0]

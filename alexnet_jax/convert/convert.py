@@ -89,8 +89,9 @@ def read(
     names, about = names or found.class_names, found.about
   else:
     layers = kind(path)
-    about = {'source': f'converted from {path.name}'}
-    config, mean_image = _config(layers, config, mean, kind, path)
+    given = config
+    config, mean_image = _config(layers, given, mean, kind, path)
+    about = {'source': _source(path, given, config)}
     params = forms.scaled(forms.to_params(layers), config, -1)
     weights_lib.check_shapes(_shapes(params), config, str(path))
     forms.check_finite(layers, str(path))
@@ -103,6 +104,12 @@ def read(
       ' name a line: --class_names=FILE'
     )
   return weights_lib.Weights(params, config, names, mean_image, about)
+
+
+def _source(path, given, config):
+  preset = 'caffe' if config.model.num_towers == 2 else 'torchvision'
+  read_with = f'configs/{preset}.py' if given is None else 'the given config'
+  return f'converted from {path.name}, read with {read_with}'
 
 
 def check_output(path: str | os.PathLike, crops: bool = False) -> pathlib.Path:
@@ -170,7 +177,7 @@ def _kind(path):
     raise ValueError(f'--input={path} is neither a file nor a folder')
   with open(path, 'rb') as file:
     start = file.read(9)
-  if path.suffix == weights_lib.SUFFIX or start[8:] == b'{':
+  if path.suffix == weights_lib.SUFFIX:
     return _kind_of_safetensors(path)
   weights_lib.check_file(path, MAX_BYTES)
   if path.suffix == caffemodel.SUFFIX:
@@ -254,7 +261,7 @@ def _read_names(path):
   """The class names in a file."""
   weights_lib.check_file(path, 1 << 24)
   try:
-    names = tuple(path.read_text('utf-8').splitlines())
+    names = tuple(path.read_text('utf-8-sig').splitlines())
   except UnicodeDecodeError as error:
     raise ValueError(f'--class_names={path} is not UTF-8 text') from error
   if not all(name.strip() for name in names) or len({*names}) != len(names):
@@ -273,9 +280,11 @@ def _write_torch(path, weights):
       ' write a .safetensors file'
     )
   params = forms.scaled(dict(weights.params), weights.config, 1)
+  theirs = _preset('torchvision').model
+  keys = ('num_towers', 'lrn_layers', 'within_map_norm_layers', 'activation')
+  keys += ('conv1_stride', 'conv1_padding', 'conv1_ceil_mode', 'pool_size')
   is_torchvision = (
-    net.num_towers == 1
-    and not net.lrn_layers
+    all(net[key] == theirs[key] for key in keys)
     and {*params} == torch_weights.TORCHVISION.keys()
   )
   torch_weights.write(

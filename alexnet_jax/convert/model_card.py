@@ -77,7 +77,9 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
   about = {key: ' '.join(value.split()) for key, value in weights.about.items()}
   source = about.pop('source', 'unknown')
   license_ = about.pop('license', 'unknown')
-  dataset = weights.config.input.dataset
+  datasets = [f'datasets: [{json.dumps(weights.config.input.dataset)}]']
+  if source.startswith('converted from'):  # Nothing says what it learnt from.
+    datasets = []
   num_classes = len(weights.class_names)
   versions = alexnet_jax.__version__, importlib.metadata.version('jax')
   use = next(use for ending, use in USES.items() if name.endswith(ending))
@@ -86,7 +88,7 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
     '---',
     _mark(name),
     *_license(license_),
-    f'datasets: [{json.dumps(dataset)}]',
+    *datasets,
     'library_name: alexnet_jax',
     'pipeline_tag: image-classification',
     '---',
@@ -94,7 +96,7 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
     '',
     f'- Source: {source}',
     f'- License: {license_}',
-    f'- Data set of its config: {dataset}; {num_classes} classes',
+    f'- Classes: {num_classes}',
     *(f'- {key.capitalize()}: {about[key]}' for key in sorted(about)),
     '- Written on {} by alexnet_jax {} with JAX {}'.format(
       datetime.date.today(), *versions

@@ -74,7 +74,12 @@ def read(path: pathlib.Path) -> list[forms.Layer]:
   # A few stored numbers can be the view of a huge tensor.
   if sum(x.nbytes for x in found.values()) > path.stat().st_size:
     raise ValueError(f'{path} has tensors of more bytes than the file')
-  tensors = {k: v.to(torch.float32).numpy() for k, v in found.items()}
+  try:
+    tensors = {
+      name: x.detach().to(torch.float32).numpy() for name, x in found.items()
+    }
+  except (RuntimeError, TypeError, NotImplementedError) as error:
+    raise ValueError(f'{path} has tensors without plain numbers') from error
   return _layers(tensors, path)
 
 

@@ -196,7 +196,8 @@ def flat_folder(
       class would have no image left for training.
   """
   classes, loose, unreadable = _class_folders(root)
-  if {'train', 'val'} <= {*classes} or classes == ['train']:
+  others = {'val', 'valid', 'validation', 'test'}
+  if 'train' in classes and (len(classes) == 1 or others & {*classes}):
     raise ValueError(
       f'{root} has train/ already; leave out --val_fraction, or name a folder of'
       f' class folders, as {root}/train'
@@ -210,11 +211,12 @@ def flat_folder(
     if held_out == len(names):
       raise ValueError(
         f'--val_fraction={val_fraction} leaves no image of class {class_name}'
-        f' for training: {root / class_name} has {len(names)}; add images, or'
-        ' use a smaller fraction'
+        f' for training: {root / class_name} has {len(names)}; add images'
+        f'{", or use a smaller fraction" * (len(names) > 1)}'
       )
-    # By class: images that are added to one do not move those of others.
-    order = np.random.default_rng((seed, label)).permutation(len(names))
+    # By class: images or classes that are added do not move those of others.
+    key = (seed, *os.fsencode(class_name))
+    order = np.random.default_rng(key).permutation(len(names))
     for i, name in enumerate(names):
       split = 'validation' if order[i] < held_out else 'train'
       found[split].append((f'{class_name}/{name}', label))

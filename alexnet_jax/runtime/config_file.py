@@ -5,10 +5,10 @@ import contextlib
 import difflib
 import os
 import pathlib
+import re
 import runpy
 import sys
 import traceback
-from types import MappingProxyType
 from types import ModuleType
 
 from absl import flags
@@ -40,7 +40,7 @@ config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 @contextlib.contextmanager
 def one_line_errors(
-  argv: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})
+  argv: Sequence[str], renamed: Mapping[str, str] | None = None
 ) -> Iterator[None]:
   """Exits with one line if the file of --config, or one of its keys, is wrong.
 
@@ -48,6 +48,7 @@ def one_line_errors(
     argv: the command line; the message names the file in it.
     renamed: current names of keys by their old ones.
   """
+  renamed = renamed or {}
   for old, new in renamed.items():
     if any(
       arg.lstrip('-').partition('=')[0] == f'config.{old}' for arg in argv
@@ -107,7 +108,8 @@ def find_configs(argv: Sequence[str]) -> list[str]:
     The command line, with `--config=NAME` as the path of the config of this
     project that has this name, unless a file has it.
   """
-  argv = list(argv)
+  # absl takes one hyphen as well.
+  argv = [re.sub('^-config(?=$|=)', '--config', word) for word in argv]
   while '--config' in argv[:-1]:
     at = argv.index('--config')
     argv[at : at + 2] = [f'--config={argv[at + 1]}']
@@ -131,9 +133,7 @@ def _names():
   return sorted(p.stem for p in FOLDER.glob('[!_.]*.py'))
 
 
-def check(
-  config: object, renamed: Mapping[str, str] = MappingProxyType({})
-) -> None:
+def check(config: object, renamed: Mapping[str, str] | None = None) -> None:
   """Raises an error if the value of --config is not a whole config.
 
   Args:
@@ -146,6 +146,7 @@ def check(
   unset = [key for key, value in items(config) if value is None]
   if unset:
     raise ValueError(f'{unset[0]}=None must have a value')
+  renamed = renamed or {}
   for key in [key for key, _ in items(config) if key in renamed]:
     raise ValueError(f'config.{key} is now config.{renamed[key]}')
 
