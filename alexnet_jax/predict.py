@@ -147,8 +147,13 @@ def main(argv) -> int:
     words = report.read_words(WORDS.value) if WORDS.value else {}
     values = {flag.name: flag.value for flag in NET}
     path = net_flags.path(values)
+    if JSON.value and OUTPUT.value:
+      raise ValueError(
+        '--json prints and --output=FILE.csv writes; name one of the two'
+      )
     if not argv[1:]:
-      if not (SHOW_ERRORS.value and values['workdir']):
+      others = SHEET.value or OUTPUT.value or JSON.value
+      if others or not (SHOW_ERRORS.value and values['workdir']):
         raise ValueError('name a PATH: a picture, a folder, or - for a list')
       net_flags.start(values)
       worst = worst_of_split(

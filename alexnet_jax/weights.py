@@ -4,7 +4,7 @@ The file is a .safetensors file: the parameters by name, 'conv1/kernel',
 'conv1/bias' and so on, and 'mean_image'. Its metadata hold the rest as text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import os
@@ -99,6 +99,7 @@ def load(path: str | os.PathLike) -> Weights:
       )
     config, class_names = _describe(path, metadata)
     names = set(file.keys()) - {MEAN_IMAGE}
+    check_names(names, str(path))
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     check_shapes(shapes, config, str(path))
     size = config.input.image_size
@@ -137,6 +138,15 @@ def check_file(path: pathlib.Path, max_bytes: int) -> None:
   if status.st_size > max_bytes:
     raise ValueError(
       f'{path} has {status.st_size} bytes, more than the {max_bytes} that any'
+      ' such net has'
+    )
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+  """Raises ValueError for names that messages could not print in a line."""
+  if not all(len(name) <= 200 and name.isprintable() for name in names):
+    raise ValueError(
+      f'{where} has names of over 200 characters, or that cannot be printed; no'
       ' such net has'
     )
 

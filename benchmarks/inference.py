@@ -5,8 +5,8 @@ r"""Inference against PyTorch and ONNX Runtime: latency, and images per second.
 
 The paper's net, from float crops to logits on the host, with the same weights and
 crops in all libraries; each waits after every batch. They run in turn, each in a
-process of its own with the same number of threads: ours as `Net` runs it, the same
-from a StableHLO file, PyTorch eager and compiled, each with and without channels last
+process of its own with the same number of threads: ours (the bare
+network), the same from a StableHLO file, PyTorch eager and compiled, each with and without channels last
 (on a GPU also with CUDA graphs), and ONNX Runtime (on a CPU only). bfloat16 is
 autocast in PyTorch. All use huge pages, see `benchmarks.train_step`. `--check` asks
 for at least the images per second of PyTorch's best.

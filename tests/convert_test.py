@@ -243,12 +243,6 @@ WHOLE = foreign_nets.caffemodel(BLOBS)
 chunk, number = foreign_nets.chunk, foreign_nets.number
 
 
-def with_blob(content):
-  """A file whose conv1 has this content for a blob."""
-  conv = chunk(1, 'conv1') + chunk(2, 'Convolution') + chunk(7, content)
-  return chunk(100, conv)
-
-
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
@@ -268,6 +262,16 @@ def with_blob(content):
     (
       foreign_nets.caffemodel(BLOBS, norm=number(1, 5)),
       'norm1 has alpha=1, not 0.0001',
+    ),
+    (
+      foreign_nets.caffemodel(BLOBS, norm=foreign_nets.NORM + number(4, 1)),
+      'norm1 has norm_region=1, not 0',
+    ),
+    (
+      foreign_nets.caffemodel(
+        BLOBS, norm=foreign_nets.NORM + number(9, 1) * 999
+      ),
+      'norm1 has too many settings',
     ),
     (
       WHOLE + foreign_nets.layer('layer', 'bn', 'BatchNorm', BLOBS['fc8']),
@@ -390,6 +394,8 @@ ONE = dict(NETS['one'].state_dict())
       ONE | {'classifier.6.bias': torch.full((10,), torch.nan)},
       'classifier.6 has weights that are not finite',
     ),
+    (ONE | {'a\nb\nc\nd.weight': torch.zeros(8)}, 'that cannot be printed'),
+    (ONE | {'a' * 201: torch.zeros(8)}, 'names of over 200 characters'),
     (
       ONE | {'features.0.weight': torch.zeros(8, 3, 11, 11).to_sparse()},
       'sparse or not real',

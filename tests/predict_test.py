@@ -243,6 +243,7 @@ def test_sheets_show_the_first_pictures_and_the_confident_errors(
     (['{text}', '--sheet=x.gif'], 'ValueError: --sheet=x.gif must be a file'),
     (['{text}', '--words={text}'], 'ValueError: --words={text} has no line su'),
     (['{text}', '--words=none.txt'], 'FileNotFoundError: --words=none.txt: '),
+    (['{text}', '--json', '--output=x.csv'], 'ValueError: --json prints and'),
     (['{text}', '--workdir=x'], 'ValueError: name one net: --workdir=RUN or'),
     (['--show_errors=x.png'], 'ValueError: name a PATH: a picture'),
     (['digits/val', '--data_dir={data}'], 'ValueError: digits/val: '),

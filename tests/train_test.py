@@ -919,6 +919,7 @@ def test_the_train_step_gets_the_switches_of_the_config(
     'momentum': 0.8,
     'weight_decay': 0.0005,
     'decay_biases': False,
+    'frozen_layers': ('conv2',),
   }
 
 

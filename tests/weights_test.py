@@ -115,6 +115,10 @@ def test_many_wrong_shapes_are_counted(path):
   assert len(str(error.value).splitlines()) == 2
 
 
+def _unprintable(tensors):
+  tensors['a\nb\nc'] = np.zeros(2, np.float32)
+
+
 def _classless(path):
   _write(path, class_names='[]')
   _change(path, 'model.num_classes', 0)
@@ -159,6 +163,7 @@ def _small_mean(tensors):
     (lambda path: _change(path, 'model.conv_features', 'x'), 'damaged'),
     (lambda path: _change(path, 'input.image_size', 500), 'mean_image'),
     (lambda path: _write(path, _small_mean), 'lacks mean_image of shape'),
+    (lambda path: _write(path, _unprintable), 'cannot be printed'),
     (lambda path: _write(path, _nan), 'fc7/bias must be finite'),
     (lambda path: _write(path, _half), 'fc7/bias must be finite float32'),
   ],

@@ -15,6 +15,7 @@ from google.protobuf import message as message_lib
 from google.protobuf import message_factory
 import numpy as np
 
+from alexnet_jax import weights as weights_lib
 from alexnet_jax.convert import forms
 
 SUFFIX = '.caffemodel'
@@ -119,7 +120,7 @@ def read(path: pathlib.Path) -> list[forms.Layer]:
     ValueError: if it is damaged or holds another net.
   """
   net = _parse('Net', path.read_bytes(), path)
-  encoded = [*net.layer] or [*net.layers]
+  encoded = net.layer or net.layers
   if not encoded or len(encoded) > MAX_LAYERS:
     raise ValueError(
       f'{path} is no .caffemodel file, or damaged: it holds {len(encoded)}'
@@ -132,6 +133,9 @@ def read(path: pathlib.Path) -> list[forms.Layer]:
       f"{path} has the layers of Caffe's first version (V0); rewrite it with"
       " Caffe's upgrade_net_proto_binary"
     )
+  names = [net.name, *(layer.name for layer in found)]
+  names += [str(layer.type) for layer in found]
+  weights_lib.check_names(names, str(path))
   _check_layers(net.name, found, path)
   layers = [_layer(layer, path) for layer in found if layer.blobs]
   if layers[0].kernel.shape[1:2] != (3,):
@@ -211,6 +215,8 @@ def _stated(layer, kind, path):
   encoded = getattr(layer, f'{kind.lower()}_param', b'')
   if not encoded and kind in ('Convolution', 'InnerProduct'):
     return {}
+  if len(encoded) > 1000:  # Lists of settings would be copied one by one.
+    raise ValueError(f'{path}: its layer {layer.name} has too many settings')
   param = _parse(kind, encoded, path)
   stated = {**_DEFAULTS[kind]}
   for field, value in param.ListFields():

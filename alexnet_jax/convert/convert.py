@@ -5,7 +5,7 @@
 | work directory | yes | no | its checkpoints |
 | .safetensors of this project | yes | yes | its metadata |
 | .caffemodel (bvlc_alexnet) | yes | no | its name |
-| .pt, .pth: PyTorch's state dict | yes | yes | a zip archive or a pickle |
+| .pt, .pth: PyTorch's state dict | yes | yes | its name |
 | .torch.safetensors: a state dict | yes | yes | any other .safetensors |
 | .onnx, .stablehlo | no | yes | |
 

@@ -19,8 +19,11 @@ from alexnet_jax import model
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.runtime import files
 
-OPSET, IR_VERSION = 17, 8  # Of 2022: older versions of ONNX Runtime read them.
-MAX_BYTES = 2**31 - 1  # Of a protobuf message, which an ONNX file is.
+OPSET, IR_VERSION = (
+  17,
+  8,
+)  # From 2022: older versions of ONNX Runtime read them.
+MAX_BYTES = 2**31 - 1  # The limit of a protobuf message, such as an ONNX file.
 OPERATIONS = {'relu': 'Relu', 'tanh': 'Tanh'}  # Keys of `model.ACTIVATIONS`.
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from alexnet_jax import weights as weights_lib
 from alexnet_jax.convert import forms
 from alexnet_jax.runtime import files
 
@@ -110,14 +111,15 @@ def _import_torch(path):
 
 def _layers(tensors, path):
   """The layers of tensors by name, each with a weight and a bias."""
+  weights_lib.check_names(tensors, str(path))
   tensors = {_PREFIX.sub('', name): x for name, x in tensors.items()}
   by_name = {}
   for name, x in tensors.items():
     layer, _, kind = name.rpartition('.')
     by_name.setdefault(layer, {})[kind] = x
   numbers = lambda name: [
-    (int(part), '') if part.isdigit() else (-1, part)
-    for part in re.split(r'(\d+)', name)
+    (int(part), '') if part.isdecimal() else (-1, part)
+    for part in re.split(r'([0-9]{1,9})', name)
   ]
   layers, rest = [], []
   for name in sorted(by_name, key=numbers):
