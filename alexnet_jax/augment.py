@@ -39,6 +39,13 @@ def color_directions(
   return (eigenvectors * scales).astype(np.float32)
 
 
+def constant_mean_image(
+  size: int, channel_means: Sequence[float]
+) -> Float[np.ndarray, 'size size 3']:
+  """The image of the means of R, G and B, 0..255, in place of a mean image."""
+  return np.full((size, size, 3), channel_means, np.float32)
+
+
 def random_views(
   key: Key[Array, ''],
   images: UInt8[Array, 'batch size size 3'],

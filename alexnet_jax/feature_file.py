@@ -6,6 +6,7 @@ the net, the names and the classes of the images, and where they are.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -62,7 +63,12 @@ class FeatureFile:
     if stored_row < 0:
       return os.path.join(self.about['folder'], name)
     word = '/'.join(name.split('/')[:2])
-    return image_files.Split(word, self.about['data_dir'])[stored_row].image
+    return _split(word, self.about['data_dir'])[stored_row].image
+
+
+@functools.lru_cache(maxsize=4)  # A sheet has many images of one data set.
+def _split(word, data_dir):
+  return image_files.Split(word, data_dir)
 
 
 def digest(weights: weights_lib.Weights) -> str:

@@ -98,8 +98,8 @@ class Split(Sequence):
     row = self._rows[i]
     size = self._dataset.image_size
     pixels = np.empty((size, size, 3), np.uint8)
-    label = self._records.decode(row, pixels)
-    name = f'{self._prefix}/{self._records.name(row)}'
+    label, name = self._records.decode_named(row, pixels)
+    name = f'{self._prefix}/{name}'
     return Item(name, self._dataset.class_names[label], pixels, row)
 
 

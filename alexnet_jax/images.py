@@ -26,7 +26,7 @@ LOSSLESS_FORMATS = ('PNG', 'BMP', 'PPM')
 ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Larger images are not decoded; Pillow warns above this limit.
 MAX_PIXELS = 89_478_485
-MAX_BYTES = 1 << 30
+MAX_BYTES = 2**30  # Larger image files are refused without reading them.
 _ORIENTATION = 0x0112  # The EXIF tag "Orientation" (CIPA DC-008, 4.6.4 A).
 # The transposition that each value of the tag asks for.
 _TRANSPOSITIONS = {
@@ -93,6 +93,8 @@ def read_pixels(image: AnyImage, size: int) -> np.ndarray:
         f'an image has dtype {image.dtype} and shape {list(image.shape)}, but'
         ' must be uint8 [height, width, 3], RGB of 0..255'
       )
+    if image.shape[:2] == (size, size):
+      return image
     image = Image.fromarray(image)
   if isinstance(image, Image.Image):
     return _resized(_upright(image)[0], size)
@@ -125,7 +127,7 @@ def _without_damaged_metadata(read, encoded):
       return read(essential)
     except MemoryError:
       raise
-    except Exception:
+    except Exception:  # The pixels are damaged, too.
       pass
     raise  # The first error, since the pixels are damaged, too.
 

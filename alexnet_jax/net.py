@@ -219,11 +219,7 @@ class Net:
 
   @functools.cached_property
   def _mean_image(self):
-    if self.weights.mean_image is not None:
-      return jnp.asarray(self.weights.mean_image)
-    inputs = self.config.input
-    shape = (inputs.image_size, inputs.image_size, 3)
-    return jnp.asarray(np.full(shape, inputs.channel_means, np.float32))
+    return jnp.asarray(self.weights.subtracted)
 
   def _step(self, layers):
     if layers not in self._steps:
@@ -271,11 +267,6 @@ def open_weights(
   """The weights of a net; arguments and errors are those of `load`."""
   path = files.local_path(path, 'path')
   if not path.is_dir():
-    if path.suffix != weights_lib.SUFFIX and path.exists():
-      raise ValueError(
-        f'{path} is neither a work directory nor a {weights_lib.SUFFIX} file;'
-        ' python -m alexnet_jax.convert reads other formats'
-      )
     return weights_lib.load(path)
   config = trained_net.read_config(path, data_dir=data_dir and str(data_dir))
   on_one_device = config.copy_and_resolve_references()

@@ -95,10 +95,8 @@ def worst_of_split(
   stored = records.Records(dataset, split)
   for row in wrong[np.argsort(-confidence, kind='stable')].tolist():
     image = np.empty(dataset.mean_image.shape, np.uint8)
-    label = stored.decode(row, image)
-    item = image_files.Item(
-      stored.name(row), net.class_names[label], image, row
-    )
+    label, name = stored.decode_named(row, image)
+    item = image_files.Item(name, net.class_names[label], image, row)
     probabilities = np.exp(found.log_probs[row, order[row]]).tolist()
     names = [net.class_names[i] for i in order[row]]
     yield report.Prediction(item, [*zip(names, probabilities, strict=True)])

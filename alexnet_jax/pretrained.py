@@ -75,11 +75,6 @@ def _load_weights(run, path, where) -> PyTree:
       f'{where}: there is no such file; name a .safetensors file or the'
       ' --workdir of another run'
     )
-  if path.suffix != weights_lib.SUFFIX:
-    raise ValueError(
-      f'{where} is neither a work directory nor a .safetensors file; python -m'
-      ' alexnet_jax.convert reads other formats'
-    )
   try:
     weights = weights_lib.load(path)
   except ValueError as error:

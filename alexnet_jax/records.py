@@ -28,7 +28,14 @@ class Records:
     Raises:
       ValueError: if the data set is damaged.
     """
+    return self._decode(self._features(row), out)
+
+  def decode_named(self, row: int, out: np.ndarray) -> tuple[int, str]:
+    """As `decode`, with the file name, as its source had it: val/cat/7.jpg."""
     features = self._features(row)
+    return self._decode(features, out), _file_name(features)
+
+  def _decode(self, features, out):
     try:
       images.decode(features['image'].bytes_list.value[0], out)
     except images.ERRORS as error:

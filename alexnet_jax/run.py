@@ -14,7 +14,6 @@ import flax
 import jax
 from jaxtyping import PyTree
 import ml_collections
-import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import cache as cache_lib
@@ -166,7 +165,9 @@ def open_run(
   )
   mean_image = dataset.mean_image
   if inputs.channel_means:
-    mean_image = np.full(mean_image.shape, inputs.channel_means, np.float32)
+    mean_image = augment.constant_mean_image(
+      inputs.image_size, inputs.channel_means
+    )
   statistics = Statistics(mean_image, directions)
   splits = {inputs.train_split, inputs.eval_split}
   if not trains:

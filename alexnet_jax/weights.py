@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from alexnet_jax import augment
 from alexnet_jax import config as config_lib
 from alexnet_jax import model
 from alexnet_jax import recorded_config
@@ -53,6 +54,14 @@ class Weights:
   mean_image: np.ndarray | None
   about: dict[str, str] = dataclasses.field(default_factory=dict)
 
+  @property
+  def subtracted(self) -> np.ndarray:
+    """What is subtracted from a stored image, float32 [size, size, 3]."""
+    if self.mean_image is not None:
+      return self.mean_image
+    inputs = self.config.input
+    return augment.constant_mean_image(inputs.image_size, inputs.channel_means)
+
 
 def save(path: str | os.PathLike, weights: Weights) -> None:
   """Writes the file: whole, or not at all."""
@@ -84,6 +93,11 @@ def load(path: str | os.PathLike) -> Weights:
   """
   path = pathlib.Path(path)
   check_file(path, MAX_BYTES)
+  if path.suffix != SUFFIX:
+    raise ValueError(
+      f'{path} is neither a work directory nor a {SUFFIX} file; python -m'
+      ' alexnet_jax.convert reads other formats'
+    )
   try:
     file = safetensors.safe_open(path, 'numpy')
   except Exception as error:  # The library has an error class of its own.
@@ -97,11 +111,11 @@ def load(path: str | os.PathLike) -> Weights:
         f'{path} was not written by this project (its metadata lack format='
         f'{FORMAT}); python -m alexnet_jax.convert reads files of others'
       )
-    config, class_names = _describe(path, metadata)
+    config, class_names, expected = _describe(path, metadata)
     names = set(file.keys()) - {MEAN_IMAGE}
     check_names(names, str(path))
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    check_shapes(shapes, config, str(path))
+    found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    check_shapes(found, expected, str(path))
     size = config.input.image_size
     if not config.input.channel_means:
       if MEAN_IMAGE not in file.keys() or file.get_slice(
@@ -152,7 +166,7 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 
 def _describe(path, metadata):
-  """The config and the class names in the metadata, which may hold anything."""
+  """The config, class names and shapes of metadata, which may hold anything."""
   try:
     flat = recorded_config.upgrade(json.loads(metadata.pop('config')))
     config = recorded_config.unflatten(flat)
@@ -160,7 +174,7 @@ def _describe(path, metadata):
     class_names = tuple(map(str, json.loads(metadata.pop('class_names'))))
     if config.input.image_size > MAX_IMAGE_SIZE:
       raise ValueError(f'an image_size over {MAX_IMAGE_SIZE}')
-    shapes(config)
+    expected = shapes(config)
     if len(class_names) != config.model.num_classes or not class_names:
       raise ValueError(
         f'{len(class_names)} class names for {config.model.num_classes} classes'
@@ -171,7 +185,7 @@ def _describe(path, metadata):
       f'{path} is damaged or of another version: its config or class names'
       f' cannot be used ({type(error).__name__}: {text})'
     ) from error
-  return config, class_names
+  return config, class_names, expected
 
 
 def _for_one_device(config):
@@ -193,17 +207,16 @@ def shapes(config: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(
   found: Mapping[str, tuple[int, ...]],
-  config: ml_collections.ConfigDict,
+  expected: Mapping[str, tuple[int, ...]],
   where: str,
 ) -> None:
   """Raises ValueError unless parameters have the shapes of the config's net.
 
   Args:
     found: their shapes by 'layer/kind'.
-    config: config of the net.
+    expected: those of the net, from `shapes`.
     where: name of their file in the message.
   """
-  expected = shapes(config)
   differ = [
     f'{name} is {found.get(name, "missing")} there, but'
     f' {expected.get(name, "not used")} in the net'

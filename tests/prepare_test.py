@@ -778,7 +778,7 @@ def test_the_fingerprint_is_that_of_earlier_versions(tmp_path, source):
   _photograph('F', 0.5).save(folder / 'float.tiff')
   Image.new('1', (10_000, 10_000)).save(folder / 'large.png')
   with open(folder / 'sparse.jpg', 'wb') as file:
-    file.truncate(examples.MAX_BYTES + 1)
+    file.truncate(images.MAX_BYTES + 1)
   _prepare(source, tmp_path, max_bad=4)
   dataset = dataset_lib.open_dataset(tmp_path, 'set')
   assert dataset.fingerprint == '26979422b74d60d0'

@@ -121,7 +121,7 @@ def test_what_a_run_starts_from_is_the_same_from_every_folder(
   recorded = config_lib.flatten(recorded_config.resolve(config, 10))
   assert recorded['train.init_from'] == str(tmp_path / 'pre')
   recorded_config.check_unchanged(config, recorded, 'the run')
-  # As an earlier version recorded it, from the same folder.
+  # An earlier version recorded it as given; this is the same folder.
   as_given = recorded | {'train.init_from': config.train.init_from}
   recorded_config.check_unchanged(config, as_given, 'the run')
   monkeypatch.chdir(tmp_path / 'a/b')

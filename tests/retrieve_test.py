@@ -77,7 +77,8 @@ def test_precision_counts_neighbours_of_the_same_class():
 def test_an_image_is_not_its_own_neighbour_even_with_many_equal_ones():
   rows = np.zeros((6, 3), np.float16)
   share, count = nearest.precision(index_of(rows, ['a'] * 5 + ['b']), 2)
-  # Of equal rows the first are taken: a image finds a a, and so does b.
+  # The first of equal rows are taken: an image of a finds two of a, and so does
+  # that of b.
   assert (share, count) == (pytest.approx(5 / 6), 6)
 
 

@@ -13,6 +13,7 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 
 from alexnet_jax import dataset as dataset_lib
+from alexnet_jax import images
 from alexnet_jax.prepare import examples
 from alexnet_jax.prepare import folders
 from alexnet_jax.prepare import prepare
@@ -160,9 +161,9 @@ def test_a_folder_without_test_has_no_test_split(tmp_path):
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
   path = tmp_path / 'huge.jpg'
   with open(path, 'wb') as file:
-    file.truncate(examples.MAX_BYTES + 1)  # A sparse file.
+    file.truncate(images.MAX_BYTES + 1)  # A sparse file.
   (whole,) = examples.Files(tmp_path, ['huge.jpg'], [0])
-  part = examples.from_file_range(path, 0, examples.MAX_BYTES + 1, 'huge', 0)
+  part = examples.from_file_range(path, 0, images.MAX_BYTES + 1, 'huge', 0)
   for example in (whole, part):
     with pytest.raises(ValueError, match='1073741825 bytes are too many'):
       example.read()

@@ -93,7 +93,7 @@ def read(
     config, mean_image = _config(layers, given, mean, kind, path)
     about = {'source': _source(path, given, config)}
     params = forms.scaled(forms.to_params(layers), config, -1)
-    weights_lib.check_shapes(_shapes(params), config, str(path))
+    _check_shapes(params, config, path)
     forms.check_finite(layers, str(path))
     if names is None and config.model.num_classes == 1000:
       names = imagenet.class_names()
@@ -249,12 +249,13 @@ def _preset(name):
   return importlib.import_module(f'configs.{name}').get_config()
 
 
-def _shapes(params):
-  return {
+def _check_shapes(params, config, path):
+  found = {
     f'{name}/{kind}': x.shape
     for name, layer in params.items()
     for kind, x in layer.items()
   }
+  weights_lib.check_shapes(found, weights_lib.shapes(config), str(path))
 
 
 def _read_names(path):

@@ -19,10 +19,8 @@ from alexnet_jax import model
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.runtime import files
 
-OPSET, IR_VERSION = (
-  17,
-  8,
-)  # From 2022: older versions of ONNX Runtime read them.
+# From 2022, so that older versions of ONNX Runtime read the files.
+OPSET, IR_VERSION = 17, 8
 MAX_BYTES = 2**31 - 1  # The limit of a protobuf message, such as an ONNX file.
 OPERATIONS = {'relu': 'Relu', 'tanh': 'Tanh'}  # Keys of `model.ACTIVATIONS`.
 

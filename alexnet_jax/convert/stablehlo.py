@@ -12,7 +12,6 @@ import pathlib
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import model
@@ -48,11 +47,7 @@ def build(
   sizes = inputs.image_size, inputs.crop_size
   (offset,) = augment.view_offsets(*sizes, many=False, flip=False)
 
-  mean_image = weights.mean_image
-  if mean_image is None:
-    shape = inputs.image_size, inputs.image_size, 3
-    mean_image = np.full(shape, inputs.channel_means, np.float32)
-  params, mean_image = jax.device_put((weights.params, mean_image))
+  params, mean_image = jax.device_put((weights.params, weights.subtracted))
 
   def bare_net(crops):
     return net.apply({'params': params}, crops)

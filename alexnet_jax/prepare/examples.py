@@ -18,9 +18,10 @@ import stat
 from jaxtyping import Int
 import numpy as np
 
+from alexnet_jax import images
+
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 2**30  # Larger image files are refused without reading them.
 # Errors of a link that leads nowhere.
 LINK_ERRORS = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 # What is refused without opening it. These reasons for skipping an image enter
@@ -162,7 +163,7 @@ def _read_range(path, offset, size, name, label):
 
 
 def _check_size(num_bytes):
-  if num_bytes > MAX_BYTES:
+  if num_bytes > images.MAX_BYTES:
     # Reasons for skipping an image enter the fingerprint of the data set:
     # rewording one changes the fingerprint.
     raise ValueError(f'{num_bytes} bytes are too many for an image')

@@ -11,7 +11,7 @@ needs no TensorFlow.
 Each CPU core writes shards of its own, in a worker process. Memory: about
 0.4 GB per process for photographs of usual size. A large image takes 4 (JPEG)
 to 20 (JPEG 2000) bytes per pixel, depending on its format; images of more than
-`images.MAX_PIXELS` and files of more than `examples.MAX_BYTES` are skipped. The
+`images.MAX_PIXELS` and files of more than `images.MAX_BYTES` are skipped. The
 index of the ImageNet archives takes 0.2 GB while it is built.
 
 A killed preparation continues where it stopped, even after a power loss:

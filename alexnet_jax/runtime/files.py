@@ -106,13 +106,8 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
   The previous content survives an error, a kill, and a power failure.
   """
-  temporary = path.with_name(f'{path.name}.tmp')
-  try:
+  with replacing(path) as temporary:
     temporary.write_bytes(content)
-    sync(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def sync(path: pathlib.Path) -> None:
