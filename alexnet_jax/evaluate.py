@@ -1,6 +1,7 @@
 r"""Evaluates trained nets, and their ensemble, as in Table 2 of the paper.
 
     python -m alexnet_jax.evaluate --workdirs=A,B,C
+    python -m alexnet_jax.evaluate --weights=FILE.safetensors --dataset=NAME
 
 `python -m alexnet_jax.main --mode=evaluate --workdir=A` does the same for one
 net, with one view and with many, and can use several processes.
@@ -18,9 +19,12 @@ from absl import flags
 import ml_collections
 
 from alexnet_jax import digits
+from alexnet_jax import error_table
+from alexnet_jax import file_net
 from alexnet_jax import metrics
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import trained_net
+from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
@@ -29,13 +33,6 @@ from alexnet_jax.runtime import processes
 
 # By value of --views: whether each evaluation averages many views.
 VIEWS = {'one': (False,), 'many': (True,), 'both': (False, True)}
-COLUMNS = {'top1_error': 'Top-1', 'top5_error': 'Top-5'}
-VIEW_NAMES = {
-  'eval': 'one view',
-  'eval_five_view': 'five views',
-  'eval_ten_view': 'ten views',
-  'eval_many_view': 'five or ten views',
-}
 
 
 def evaluate(
@@ -46,32 +43,36 @@ def evaluate(
   config: ml_collections.ConfigDict | None = None,
   split: str | None = None,
   data_dir: str | None = None,
+  dataset: str | None = None,
   output: str | os.PathLike | None = None,
 ) -> dict[str, float]:
   """Evaluates trained nets and their ensemble; prints and writes the errors.
 
   Args:
-    workdirs: work directories of the training runs.
-    which: checkpoint of each net, 'best' or 'latest'.
+    workdirs: work directories of training runs, or .safetensors files of nets.
+    which: checkpoint of a work directory, 'best' or 'latest'.
     views: views to average, a key of `VIEWS`: the centre, many (ten, or five if
       the config does not flip), or both in turn.
-    config: config of a single net; None for the recorded ones.
+    config: config of a single work directory; None for the recorded ones.
     split: name of the split; None for config.input.eval_split of each net.
     data_dir: folder of data sets; None for config.input.data_dir of each net.
+    dataset: name of the data set of files; None for config.input.dataset.
     output: folder for evaluation.json and the predictions. None for the first
-      work directory; predictions are then saved in that of each net.
+      work directory; predictions are then saved in that of each net, and those
+      of files are not.
 
   Returns:
     Loss (nats), top-1 and top-5 error (fractions) of the net or the ensemble,
     by tag.
 
   Raises:
-    ValueError: if the nets have different data sets or splits, or `output`
-      cannot be written.
-    FileNotFoundError: if a work directory, checkpoint or data set is missing.
+    ValueError: if the nets have different data sets or splits, a file does not
+      fit its data set, or `output` cannot be written.
+    FileNotFoundError: if a work directory, file, checkpoint or data set is
+      missing.
   """
   files.check_not_url(output or '', '--output')
-  nets = _open_nets(workdirs, which, config, split, data_dir)
+  nets = _open_nets(workdirs, which, config, split, data_dir, dataset)
   folder = _output_folder(nets, output)
   table = {str(workdir): {} for workdir in workdirs}
   result = {}
@@ -83,8 +84,9 @@ def evaluate(
     )
     result |= _tagged(prefix, together.errors())
   if processes.is_first():
-    _print_table(nets, table, result)
-    _write(folder, nets, table, result)
+    error_table.show(nets, table, result)
+    if folder:
+      error_table.write(folder, nets, table, result)
   return result
 
 
@@ -95,10 +97,11 @@ def _prefix(nets):
 
 
 def _output_folder(nets, output):
-  """The folder of evaluation.json; checks that it can be written."""
+  """The folder of evaluation.json, or None; checks that it can be written."""
   if output is None:
-    folder = nets[0].workdir
-    checked = {f'--output={n.workdir} (the default)': n.workdir for n in nets}
+    folders = [net.workdir for net in nets if net.workdir]
+    folder = folders[0] if folders else None
+    checked = {f'--output={path} (the default)': path for path in folders}
   else:
     if not os.fspath(output):
       raise ValueError('--output= is empty; name a folder')
@@ -111,14 +114,14 @@ def _output_folder(nets, output):
 
 
 def _open_nets(
-  workdirs, which, config, split, data_dir
+  workdirs, which, config, split, data_dir, dataset
 ) -> list[trained_net.TrainedNet]:
   named = [files.local_path(w, '--workdir') for w in workdirs if w]
   paths = {path.resolve() for path in named}
   if not paths or len(paths) < len(workdirs):
     raise ValueError(
       f'--workdirs={",".join(map(str, workdirs))} must name one or more'
-      ' different folders'
+      ' different folders, or --weights .safetensors files'
     )
   missing = [path for path in named if not path.exists()]
   if missing and len(named) > 1:
@@ -126,24 +129,48 @@ def _open_nets(
       f'--workdirs: no folder {missing[0]}; a folder whose name has a comma needs'
       ' double quotes: --workdirs=\'"A,B",C\''
     )
-  nets = []
-  for workdir in workdirs:
-    path = trained_net.check_trained_workdir(workdir)
-    net_config = trained_net.read_config(path, config, split, data_dir)
-    digits.prepare_if_missing(net_config)
-    nets.append(trained_net.open_net(path, which, config=net_config))
+  nets = [
+    _open_file(path, config, split, data_dir, dataset)
+    if path.is_file() or path.suffix == weights_lib.SUFFIX
+    else _open_workdir(path, which, config, split, data_dir, dataset)
+    for path in named
+  ]
   first = nets[0]
   for net in nets[1:]:
     if _examples(net) != _examples(first):
       raise ValueError(
-        f'--workdirs: {net.workdir} is evaluated on'
+        f'--workdirs: {net.path} is evaluated on'
         f' {net.config.input.dataset} ({net.config.input.eval_split}),'
-        f' {first.workdir} on {first.config.input.dataset}'
+        f' {first.path} on {first.config.input.dataset}'
         f' ({first.config.input.eval_split}); the members of an ensemble need'
         ' the same prepared data set and the same --split'
       )
     net.run.caches.update(first.run.caches)
   return nets
+
+
+def _open_workdir(workdir, which, config, split, data_dir, dataset):
+  path = trained_net.check_trained_workdir(workdir)
+  if dataset:
+    raise ValueError(
+      f'--dataset={dataset} is for --weights, but {path} is a work directory; for'
+      ' another data set than its own, write a file: python -m'
+      f' alexnet_jax.convert --input={path} --output=FILE.safetensors'
+    )
+  config = trained_net.read_config(path, config, split, data_dir)
+  digits.prepare_if_missing(config)
+  return trained_net.open_net(path, which, config=config)
+
+
+def _open_file(path, config, split, data_dir, dataset):
+  if config is not None:
+    raise ValueError(f'--config: {path} has its own config; leave --config out')
+  weights = weights_lib.load(path)
+  config = file_net.config_for(
+    weights, dataset=dataset, split=split, data_dir=data_dir
+  )
+  digits.prepare_if_missing(config)
+  return file_net.open_net(path, weights, config)
 
 
 def _examples(net):
@@ -169,45 +196,6 @@ def _tagged(prefix, errors):
   return {f'{prefix}/{name}': value for name, value in errors.items()}
 
 
-def _print_table(nets, table, result):
-  """Prints the errors in the layout of Table 2."""
-  split = nets[0].config.input.eval_split
-  for net in nets:
-    print(f'{net.which} checkpoint, step {net.step}: {net.workdir}')
-  rows = {f'1 CNN   {workdir}': errors for workdir, errors in table.items()}
-  if len(nets) > 1:
-    rows[f'{len(nets)} CNNs'] = result
-  columns = {}
-  for tag in result:
-    prefix, _, name = tag.partition('/')
-    if name in COLUMNS:
-      columns[tag] = f'{COLUMNS[name]} ({split}, {VIEW_NAMES[prefix]})'
-  width = max(map(len, ('Model', *rows)))
-  print('  '.join(['Model'.ljust(width), *columns.values()]))
-  for row, errors in rows.items():
-    cells = [f'{errors[t]:.2%}'.rjust(len(c)) for t, c in columns.items()]
-    print('  '.join([row.ljust(width), *cells]))
-
-
-def _write(folder, nets, table, result):
-  folder.mkdir(parents=True, exist_ok=True)
-  inputs = nets[0].config.input
-  evaluation = {
-    'step': nets[0].step,
-    'checkpoint': nets[0].which,
-    'dataset': inputs.dataset,
-    'split': inputs.eval_split,
-    **result,
-  }
-  if len(nets) > 1:
-    del evaluation['step']
-    evaluation['members'] = [
-      {'workdir': workdir, 'step': net.step, **errors}
-      for net, (workdir, errors) in zip(nets, table.items(), strict=True)
-    ]
-  files.write_json(folder / workdir_lib.EVALUATION_FILE, evaluation)
-
-
 def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
   """Defines the flags of evaluation, for this command and for main.py.
 
@@ -215,6 +203,16 @@ def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
     views: default of --views.
   """
   return [
+    flags.DEFINE_list(
+      'weights',
+      [],
+      'FILE.safetensors in place of a work directory, or several.',
+    ),
+    flags.DEFINE_string(
+      'dataset',
+      None,
+      'Data set for --weights, instead of the one in its config.',
+    ),
     flags.DEFINE_enum(
       'checkpoint', 'best', ['best', 'latest'], 'Checkpoint to evaluate.'
     ),
@@ -235,7 +233,7 @@ def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
       'output',
       None,
       'Folder for evaluation.json and the predictions; the (first) work'
-      ' directory by default.',
+      ' directory by default, and none with --weights alone.',
     ),
   ]
 
@@ -247,8 +245,8 @@ def evaluate_with_flags(
 ) -> None:
   """Runs `evaluate` with the flags of `define_evaluation_flags`."""
   values = {flag.name: flag.value for flag in evaluation_flags}
-  which = values.pop('checkpoint')
-  evaluate(workdirs, which, config=config, **values)
+  nets = [*workdirs, *values.pop('weights')]
+  evaluate(nets, values.pop('checkpoint'), config=config, **values)
 
 
 def main(_) -> None:
@@ -260,10 +258,7 @@ def main(_) -> None:
 
 if __name__ == '__main__':
   WORKDIRS = flags.DEFINE_list(
-    'workdirs',
-    None,
-    'Work directories of trained nets, separated by commas.',
-    required=True,
+    'workdirs', [], 'Work directories of trained nets, separated by commas.'
   )
   CACHE_DIR = flags.DEFINE_string(
     'compilation_cache_dir', *compilation.CACHE_DIR

@@ -43,7 +43,7 @@ CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder for checkpoints, metrics and results.', required=True
+  'workdir', None, 'Folder for checkpoints, metrics and results.'
 )
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate'], 'Train, or evaluate a checkpoint.'
@@ -82,20 +82,21 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _check_flags() -> None:
   """Raises ValueError for flags that --mode does not accept."""
-  if not WORKDIR.value:
-    raise ValueError('--workdir= is empty; name a folder')
   if MODE.value == 'evaluate':
     return
+  if not WORKDIR.value:
+    raise ValueError('--workdir= is missing or empty; name a folder')
   if CONFIG.value is None:
     raise ValueError(
       '--mode=train needs --config=FILE, for example --config=quickstart'
     )
-  config_keys = {'split': 'eval_split', 'data_dir': 'data_dir'}
+  keys = {name: f'input.{name}' for name in ('data_dir', 'dataset')}
+  keys |= {'split': 'input.eval_split', 'weights': 'train.init_from'}
   for flag in EVALUATION:
     if flag.present:
       hint = 'leave it out'
-      if flag.name in config_keys:
-        hint = f'with --mode=train use --config.input.{config_keys[flag.name]}'
+      if flag.name in keys:
+        hint = f'with --mode=train use --config.{keys[flag.name]}'
       raise ValueError(f'--{flag.name} belongs to --mode=evaluate; {hint}')
 
 
@@ -117,7 +118,8 @@ def main(_) -> None:
       train.train_and_evaluate(CONFIG.value, WORKDIR.value)
     else:
       compilation.enable_compilation_cache(CACHE_DIR.value)
-      evaluate.evaluate_with_flags([WORKDIR.value], EVALUATION, CONFIG.value)
+      workdirs = [] if WORKDIR.value is None else [WORKDIR.value]
+      evaluate.evaluate_with_flags(workdirs, EVALUATION, CONFIG.value)
 
 
 if __name__ == '__main__':

@@ -33,9 +33,12 @@ def define() -> list[flags.FlagHolder]:
 
 
 def define_words() -> flags.FlagHolder:
-  """Defines the flag of the file that `report.read_words` reads."""
+  """Defines the flag of the file that `words.read` reads."""
   return flags.DEFINE_string(
-    'words', None, 'File of words for WordNet ids: n01440764 tench in a line.'
+    'words',
+    None,
+    'File of words for WordNet ids, n01440764 tench in a line; those of'
+    " ILSVRC's classes by default.",
   )
 
 

@@ -31,13 +31,14 @@ from alexnet_jax import records
 from alexnet_jax import report
 from alexnet_jax import sheet
 from alexnet_jax import trained_net
+from alexnet_jax import words as words_lib
 
 
 class Pictures:
   """What the sheets show: the first images, and the most confident errors."""
 
   def __init__(self, words: Mapping[str, str]):
-    """`words` are those of class names, see `report.read_words`."""
+    """`words` are those of class names, see `words.read`."""
     self._words, self._order = words, itertools.count()
     self._first, self._worst = [], []
 
@@ -142,7 +143,7 @@ def main(argv) -> int:
         (SHOW_ERRORS, sheet.SUFFIXES),
       )
     }
-    words = report.read_words(WORDS.value) if WORDS.value else {}
+    words = words_lib.read(WORDS.value)
     values = {flag.name: flag.value for flag in NET}
     path = net_flags.path(values)
     if JSON.value and OUTPUT.value:

@@ -6,9 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
-import re
 import sys
 
 import tqdm
@@ -78,28 +76,6 @@ def lines(
   return (words.get(class_name, class_name), file) if class_name else (file, '')
 
 
-def read_words(path: str | os.PathLike) -> dict[str, str]:
-  """Words by WordNet id, from a file with an id and words in each line.
-
-  ImageNet's LOC_synset_mapping.txt and words.txt are such files.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if no line has them.
-  """
-  file = files.local_path(path, '--words')
-  if not file.is_file():
-    raise FileNotFoundError(f'--words={path}: there is no such file')
-  text = file.read_text(errors='replace')
-  pattern = r'^(?:.*[ \t])?(n\d{8})[ \t,:]+(\S.*?)[ \t]*$'
-  found = dict(re.findall(pattern, text, re.MULTILINE))
-  if not found:
-    raise ValueError(
-      f'--words={path} has no line such as: n01440764 tench, Tinca tinca'
-    )
-  return found
-
-
 @contextlib.contextmanager
 def writer(
   csv_path: pathlib.Path | None, as_json: bool, words: Mapping[str, str]
@@ -109,7 +85,7 @@ def writer(
   Args:
     csv_path: file to write, whole or not at all; None to print.
     as_json: whether to print a JSON object in a line, not text.
-    words: see `read_words`.
+    words: see `words.read`.
   """
   if csv_path:
     with (

@@ -26,6 +26,7 @@ from alexnet_jax import nearest
 from alexnet_jax import net_flags
 from alexnet_jax import report
 from alexnet_jax import sheet
+from alexnet_jax import words as words_lib
 from alexnet_jax.prepare import folders
 
 
@@ -38,7 +39,7 @@ def ask(index, net, sources, top, sheet_path, words) -> int:
     sources: queries, from `image_files.find`.
     top: number of neighbours.
     sheet_path: picture to write; None for none.
-    words: of class names that are WordNet ids, see `report.read_words`.
+    words: of class names that are WordNet ids, see `words.read`.
 
   Returns:
     The number of queries that could be read.
@@ -114,7 +115,7 @@ def main(_) -> int:
         f'--layer={LAYER.value}, but --index={INDEX.value} has layer'
         f' {index.about["layer"]}; omit --layer, or make another index'
       )
-    words = report.read_words(WORDS.value) if WORDS.value else {}
+    words = words_lib.read(WORDS.value)
     sheet_path = SHEET.value and net_flags.check_output(
       SHEET.value, '--sheet', sheet.SUFFIXES
     )

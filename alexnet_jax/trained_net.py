@@ -43,7 +43,9 @@ class TrainedNet:
     step: number of training steps at the checkpoint.
   """
 
-  def __init__(self, run: run_lib.Run, workdir: pathlib.Path, which: str):
+  def __init__(
+    self, run: run_lib.Run, workdir: pathlib.Path | None, which: str
+  ):
     """Finds the checkpoint; its parameters are restored on first use.
 
     Raises:
@@ -52,18 +54,27 @@ class TrainedNet:
       FileNotFoundError: if there is none.
     """
     self.run, self.workdir, self.which = run, workdir, which
+    self.step, self._digest = self._identify()
+    self._evaluator = evaluator.Evaluator(run)
+    self._predict_steps = {}  # By the names of the layers.
+
+  def _identify(self):
+    """The step, and a digest of what the predictions depend on."""
     with self._checkpoints() as checkpoints:
-      self.step = checkpoints.step_of(which)
-      processes.check_same({f'the {which} checkpoint': str(self.step)})
-      metadata = checkpoints.read_metadata(self.step)
+      step = checkpoints.step_of(self.which)
+      processes.check_same({f'the {self.which} checkpoint': str(step)})
+      metadata = checkpoints.read_metadata(step)
       train_state.check_metadata(
-        run, metadata, recorded_config.EVALUATION_MAY_CHANGE
+        self.run, metadata, recorded_config.EVALUATION_MAY_CHANGE
       )
     # Metrics and times in the metadata identify the training run.
     content = json.dumps(metadata, sort_keys=True).encode()
-    self._digest = hashlib.sha256(content).hexdigest()
-    self._evaluator = evaluator.Evaluator(run)
-    self._predict_steps = {}  # By the names of the layers.
+    return step, hashlib.sha256(content).hexdigest()
+
+  @property
+  def path(self) -> pathlib.Path:
+    """Where the net is: the work directory."""
+    return self.workdir
 
   @property
   def config(self) -> ml_collections.ConfigDict:
@@ -161,7 +172,8 @@ class TrainedNet:
       many: whether to average ten views (five if the config does not flip), not
         one.
       folder: folder of the saved predictions, which several nets may share;
-        None for `predictions/` in the work directory.
+        None for `predictions/` in the work directory. Without either they are
+        not saved.
     """
     split = self.config.input.eval_split
     many_views = 'ten' if self.config.augment.flip else 'five'
@@ -172,15 +184,16 @@ class TrainedNet:
       'views': many_views if many else 'one',
     }
     name = f'{split}.{made_from["views"]}_view.npz'
-    if folder is None:
-      path = self.workdir / predictions_lib.FOLDER / name
-    else:
+    path = None
+    if folder is not None:
       path = folder / f'{self._digest[:12]}.{name}'
+    elif self.workdir is not None:
+      path = self.workdir / predictions_lib.FOLDER / name
     # Several processes must all compute, or none: they do not load.
-    if processes.is_single_process():
+    if path and processes.is_single_process():
       found = predictions_lib.load(path, made_from)
       if found is not None:
-        log.info('Predictions of step %d are in %s.', self.step, path)
+        log.info('Predictions of this net are in %s.', path)
         return found
     batches = []
     self._evaluator(self.params, many=many, predictions=batches)
@@ -188,7 +201,7 @@ class TrainedNet:
     stored = records.Records(self.run.dataset, split)
     names = [stored.name(row) for row in range(len(stored))]
     made = predictions_lib.Predictions(log_probs, labels, made_from, names)
-    if processes.is_first():
+    if path and processes.is_first():
       made.save(path)
     return made
 

@@ -21,9 +21,11 @@ from alexnet_jax import evaluate
 from alexnet_jax import evaluator
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
+from alexnet_jax import net as net_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import trained_net
+from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import processes
 from configs import quickstart
@@ -448,3 +450,109 @@ def test_the_mean_is_subtracted_as_the_config_says(data_dir, tmp_path):
   assert not np.allclose(
     probs[False, True], probs[True, True]
   )  # Differ at the corners.
+
+
+@pytest.fixture(scope='module')
+def file(runs, data_dir):
+  """The net b in a file, beside a data set of its images and another mean."""
+  path = runs / 'b.safetensors'
+  weights_lib.save(path, net_lib.open_weights(runs / 'b', data_dir=data_dir))
+  other = shutil.copytree(data_dir / 'digits', runs / 'data/other')
+  (statistics,) = other.rglob('statistics.npz')
+  with np.load(statistics) as arrays:
+    changed = dict(arrays) | {'mean_image': np.zeros((76, 76, 3), np.float32)}
+  np.savez(statistics, **changed)
+  return path
+
+
+def test_a_file_is_evaluated_with_its_own_mean_image(runs, file, capsys):
+  before = {*runs.rglob('*')}
+  found = evaluate.evaluate(
+    [file], views='one', data_dir=str(runs / 'data'), dataset='other'
+  )
+  assert {*runs.rglob('*')} == before  # The result is printed alone.
+  out = capsys.readouterr().out
+  assert out.startswith(f'weights file: {file}\nModel ')
+  assert found == pytest.approx(evaluate_nets(runs, 'b', many=False))
+  assert f'{found["eval/top1_error"]:.2%}' in out.splitlines()[-1]
+
+
+def test_a_file_may_be_a_member_of_an_ensemble(
+  runs, file, data_dir, tmp_path, monkeypatch
+):
+  expected = evaluate_nets(runs, 'ab', many=False)
+  nets = [file, runs / 'a']
+  kwargs = {'data_dir': str(data_dir), 'output': tmp_path}
+  found = evaluate.evaluate(nets, 'latest', 'one', **kwargs)
+  assert found == pytest.approx(expected)
+  written = json.loads((tmp_path / 'evaluation.json').read_text())
+  assert found.items() <= written.items() and written['checkpoint'] == 'latest'
+  file_row, workdir_row = written['members']
+  assert file_row['weights'] == str(file) and 'step' not in file_row
+  assert (workdir_row['workdir'], workdir_row['step']) == (str(nets[1]), 0)
+  monkeypatch.setattr(evaluator, 'evaluate', None)  # A call would raise.
+  assert evaluate.evaluate(nets, 'latest', 'one', **kwargs) == found
+  alone = evaluate.evaluate([file], views='one', **kwargs)
+  written = json.loads((tmp_path / 'evaluation.json').read_text())
+  assert written.pop('weights') == str(file)
+  assert alone == {k: v for k, v in written.items() if k in alone}
+  assert written.keys() - alone.keys() == {'dataset', 'split'}
+
+
+def change(weights, **changes):
+  """Weights with other class names, or keys of config.input."""
+  config = weights.config.copy_and_resolve_references().unlock()
+  names = changes.pop('class_names', weights.class_names)
+  mean_image = weights.mean_image
+  if size := changes.get('image_size'):
+    mean_image = np.zeros((size, size, 3), np.float32)
+  config.input.update(changes)
+  return dataclasses.replace(
+    weights, config=config.lock(), class_names=names, mean_image=mean_image
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'kwargs', 'message'),
+  [
+    (
+      {'image_size': 90},
+      {},
+      'takes images of 90 pixels, but .* of 76; prepare',
+    ),
+    (
+      {'class_names': tuple('1023456789')},
+      {},
+      r"2 labels mean other classes, such as 0: '1' in the net, '0' in .*\n"
+      r'.*alexnet_jax.predict --weights=.* digits/test$',
+    ),
+    (
+      {},
+      {'split': 'validation'},
+      'no examples; use one of the splits train, test',
+    ),
+    ({}, {'dataset': 'mine'}, r'\(it holds digits.* name another: --dataset='),
+    ({}, {'config': quickstart.get_config()}, 'has its own config; leave'),
+  ],
+)
+def test_a_file_that_does_not_fit_the_data_set_is_refused_before_any_work(
+  file, data_dir, tmp_path, monkeypatch, changes, kwargs, message
+):
+  monkeypatch.setattr(trained_net.TrainedNet, 'predict_split', None)
+  path = tmp_path / 'net.safetensors'
+  weights_lib.save(path, change(weights_lib.load(file), **changes))
+  with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+    evaluate.evaluate([path], data_dir=str(data_dir), **kwargs)
+  assert str(error.value).count('\n') <= 2
+
+
+def test_another_data_set_is_for_files(runs):
+  message = '--dataset=x is for --weights.*convert --input=.*/a --output='
+  with pytest.raises(ValueError, match=message):
+    evaluate_nets(runs, 'a', dataset='x')
+
+
+def test_a_file_of_others_is_converted_first(tmp_path):
+  (tmp_path / 'net.pt').write_text('')
+  with pytest.raises(ValueError, match='alexnet_jax.convert reads other form'):
+    evaluate.evaluate([tmp_path / 'net.pt'])

@@ -198,13 +198,14 @@ def test_for_a_key_given_twice_the_last_value_wins(
 
 
 def test_a_missing_workdir_is_named(fail):
-  assert 'flag --workdir=None' in fail(QUICKSTART)
+  message = 'ValueError: --workdir= is missing or empty; name a folder'
+  assert message == fail(QUICKSTART) == fail(QUICKSTART, '--workdir=')
 
 
-@pytest.mark.parametrize('mode', ['train', 'evaluate'])
-def test_an_empty_workdir_is_named(fail, mode):
-  message = fail(QUICKSTART, '--workdir=', f'--mode={mode}')
-  assert message == 'ValueError: --workdir= is empty; name a folder'
+@pytest.mark.parametrize('flags', [[], ['--workdir='], ['--weights=']])
+def test_evaluation_needs_a_net(fail, flags):
+  message = fail('--mode=evaluate', *flags)
+  assert 'must name one or more different folders, or --weights' in message
 
 
 @pytest.mark.parametrize(
@@ -317,6 +318,8 @@ def test_a_config_key_without_a_config_file_is_refused(tmp_path, flags):
   [
     ('--split=train', 'use --config.input.eval_split'),
     ('--data_dir=x', 'use --config.input.data_dir'),
+    ('--dataset=x', 'use --config.input.dataset'),
+    ('--weights=x', 'use --config.train.init_from'),
     ('--views=one', 'leave it out'),
     ('--checkpoint=latest', 'leave it out'),
     ('--output=x', 'leave it out'),

@@ -24,6 +24,7 @@ from alexnet_jax import model
 from alexnet_jax import net as net_lib
 from alexnet_jax import report
 from alexnet_jax import weights as weights_lib
+from alexnet_jax import words as words_lib
 from configs import cifar10
 
 CLASSES = ('ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu')
@@ -205,7 +206,7 @@ def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
   words.write_text(
     'n01440764 tench, Tinca tinca\nn01443537 goldfish \n1\tn02102040\tspringer\n'
   )
-  found = report.read_words(words)
+  found = words_lib.read(words)
   assert found == {
     'n01440764': 'tench, Tinca tinca',
     'n01443537': 'goldfish',
@@ -217,7 +218,7 @@ def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
   assert code == 0
   assert out.splitlines()[:2] == [str(path), f'  {share:7.2%}  {name}']
   words.write_bytes(words.read_bytes() + b'\nn02102040 caf\xe9')
-  assert len(report.read_words(words)) == 3  # Not UTF-8: shown as it can be.
+  assert len(words_lib.read(words)) == 3  # Not UTF-8: shown as it can be.
 
 
 def test_sheets_show_the_first_pictures_and_the_confident_errors(

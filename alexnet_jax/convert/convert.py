@@ -25,6 +25,7 @@ import ml_collections
 from alexnet_jax import config as config_lib
 from alexnet_jax import net as net_lib
 from alexnet_jax import weights as weights_lib
+from alexnet_jax import words
 from alexnet_jax.convert import caffemodel
 from alexnet_jax.convert import forms
 from alexnet_jax.convert import torch_weights
@@ -262,7 +263,7 @@ def _read_names(path):
   """The class names in a file."""
   weights_lib.check_file(path, 1 << 24)
   try:
-    names = tuple(path.read_text('utf-8-sig').splitlines())
+    names = words.distinct(path.read_text('utf-8-sig').splitlines())
   except UnicodeDecodeError as error:
     raise ValueError(f'--class_names={path} is not UTF-8 text') from error
   if not all(name.strip() for name in names) or len({*names}) != len(names):
