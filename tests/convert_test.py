@@ -2,18 +2,24 @@
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import tempfile
 import zipfile
 
+from absl.testing import flagsaver
 import numpy as np
+from PIL import Image
 import pytest
 import safetensors.numpy
 
+from alexnet_jax import evaluate
+from alexnet_jax import main
 from alexnet_jax import net as net_lib
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.convert import convert
+from alexnet_jax.prepare import prepare
 from configs import caffe
 from configs import paper
 from configs import torchvision
@@ -23,6 +29,7 @@ torch = pytest.importorskip(
 )
 foreign_nets = pytest.importorskip('tests.foreign_nets')
 
+ROOT = pathlib.Path(convert.__file__).parents[2]
 TEN = [f'class {i}' for i in range(10)]
 
 
@@ -530,8 +537,7 @@ def test_the_command_writes_a_net_of_crops_and_its_card(folder, tmp_path):
     *(f'--input={folder / "one.pt"}', f'--output={tmp_path / "net.onnx"}'),
     *(f'--class_names={folder / "names.txt"}', '--license=MIT'),
   ]
-  root = pathlib.Path(convert.__file__).parents[2]
-  done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert 'read with configs/torchvision.py' in done.stderr
   model = onnx.load(tmp_path / 'net.onnx')
@@ -540,3 +546,83 @@ def test_the_command_writes_a_net_of_crops_and_its_card(folder, tmp_path):
   card = (tmp_path / 'README.md').read_text()
   assert 'license: mit' in card
   assert 'imagenet2012' not in card  # Nothing says what it learnt from.
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+  """A data set of the narrow nets' ten classes, of 256 pixels."""
+  folder = tmp_path_factory.mktemp('photographs')
+  rng = np.random.default_rng(3)
+  for split in ('train', 'val'):
+    for name in TEN:
+      path = folder / split / name / '0.png'
+      path.parent.mkdir(parents=True)
+      pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+      Image.fromarray(pixels).resize((256, 256)).save(path)
+  prepare.prepare(f'folder:{folder}', 'mine256', folder / 'data')
+  return folder / 'data'
+
+
+def printed_command(preset):
+  """The words of the command of docs/finetuning.md for a preset."""
+  text = (ROOT / 'docs/finetuning.md').read_text()
+  (line,) = (x for x in text.splitlines() if f'--config=configs/{preset}' in x)
+  return shlex.split(line)[3:]
+
+
+# ml_collections loads the config file with the deprecated load_module().
+@pytest.mark.filterwarnings(
+  r'ignore:the load_module\(\) method:DeprecationWarning'
+)
+@pytest.mark.parametrize(
+  ('preset', 'source'),
+  [('caffe', 'layer.caffemodel'), ('torchvision', 'one.pt')],
+)
+def test_a_foreign_net_is_evaluated_and_fine_tuned(
+  folder, photographs, tmp_path, monkeypatch, preset, source
+):
+  """As docs/weights.md and docs/finetuning.md have it, at few features."""
+  weights = read(folder / source)
+  conv1 = weights.params['conv1']
+  conv1['kernel'] = conv1['kernel'] / 60  # Activations of about one.
+  file = tmp_path / 'foreign.safetensors'
+  convert.write(file, weights)
+  widths, units, _ = foreign_nets.NARROW[weights.config.model.num_towers]
+  values = {
+    'config.train.init_from': file,
+    'config.model.conv_features': widths,
+    'config.model.fc_features': units,
+    'config.input.data_dir': photographs,
+    'config.input.batch_size': 4,
+    'config.eval.batch_size': 4,
+    'config.optimizer.frozen_layers': ('conv1', 'conv2', 'fc6'),
+    'config.train.epochs': 0.5,
+    'workdir': tmp_path / 'tuned',
+  }
+  argv = printed_command(preset)
+  names = [word.partition('=')[0] for word in argv]
+  assert {'--config.train.init_from', '--workdir'} <= {*names}
+  argv += [f'--{name}={value}' for name, value in values.items()]
+  argv = ['main', *argv, '--num_processes=1']
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(sys, 'argv', argv)  # config_flags reads it.
+  sys.modules.pop('config_config', None)  # From an earlier command.
+  with flagsaver.flagsaver():
+    main.main(main.parse_flags(argv))
+  found = {
+    str(path): evaluate.evaluate(
+      [path],
+      views='one',
+      data_dir=str(photographs),
+      **({'dataset': 'mine256'} if path == file else {}),
+    )
+    for path in (file, tmp_path / 'tuned')
+  }
+  assert all(np.isfinite(errors['eval/loss']) for errors in found.values())
+  tuned = net_lib.load(tmp_path / 'tuned', data_dir=photographs)
+  assert tuned.class_names == weights.class_names
+  for name in ('conv1', 'conv2', 'fc6'):
+    assert_same(weights.params[name], tuned.params[name])
+  for name in ('conv3', 'fc7'):  # One step from the foreign ones.
+    change = tuned.params[name]['kernel'] - weights.params[name]['kernel']
+    assert 0 < np.abs(change).max() < 0.1

@@ -611,3 +611,6 @@ def test_setup_has_the_version_and_lists_every_package():
   assert setup['options']['packages'].split() == sorted(
     [*packages, 'alexnet_jax.configs']
   )
+  data = [x for x in PACKAGE.iterdir() if x.is_file() and x.suffix != '.py']
+  listed = setup['options.package_data']['alexnet_jax'].split()
+  assert listed == [path.name for path in data]

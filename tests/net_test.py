@@ -198,6 +198,19 @@ def test_a_path_that_is_no_net_is_one_clear_error(tmp_path):
     net_lib.load(tmp_path)
 
 
+def test_missing_digits_are_one_line_with_the_command_that_makes_them(
+  workdir, tmp_path
+):
+  message = (
+    r'no prepared data set .*=digits under .*; prepare it: python -m'
+    f' alexnet_jax.prepare --source=digits --name=digits --size=76'
+    f' --data_dir={tmp_path}$'
+  )
+  with pytest.raises(FileNotFoundError, match=message):
+    net_lib.load(workdir, checkpoint='latest', data_dir=tmp_path)
+  assert [*tmp_path.iterdir()] == []
+
+
 def test_a_net_of_two_devices_is_used_on_one(net):
   assert jax.device_count() > 1
   leaf = net._device_params['conv1']['kernel']

@@ -5,6 +5,7 @@ with the probabilities that the net gives for the same pixels.
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -200,7 +201,9 @@ def test_names_from_standard_input_and_csv(
   assert [file.name for file in output.parent.iterdir()] == ['out.csv']
 
 
-def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
+def test_text_has_words_for_wordnet_ids(
+  run_command, net, net_file, pictures, tmp_path
+):
   # Any class name with words in the file is shown with them.
   words = tmp_path / 'words.txt'
   words.write_text(
@@ -217,6 +220,15 @@ def test_text_has_words_for_wordnet_ids(run_command, net, pictures, tmp_path):
   ((name, share), *_), *_ = expected(net, [path])
   assert code == 0
   assert out.splitlines()[:2] == [str(path), f'  {share:7.2%}  {name}']
+  weights = weights_lib.load(net_file)
+  ids = tuple(words_lib.ilsvrc())[: len(CLASSES)]
+  renamed = tmp_path / 'ilsvrc.safetensors'
+  weights_lib.save(renamed, dataclasses.replace(weights, class_names=ids))
+  argv = [path, '--json']
+  _, out, _ = run_command('predict', *argv, net=(f'--weights={renamed}',))
+  first, *_ = json.loads(out)['predictions']
+  assert first['class'] == ids[CLASSES.index(name)]
+  assert first['words'] == words_lib.ilsvrc()[first['class']]  # By default.
   words.write_bytes(words.read_bytes() + b'\nn02102040 caf\xe9')
   assert len(words_lib.read(words)) == 3  # Not UTF-8: shown as it can be.
 

@@ -138,6 +138,14 @@ def test_an_index_finds_the_picture_itself_first(
     'retrieve', f'--index={index}', '--precision', '--top=1', net=()
   )
   assert code == 0 and out.endswith('(5 queries)\n')
+  code, out, err = run_command(
+    'retrieve', f'--index={index}', f'--query={query}', '--layer=fc6', net=()
+  )
+  assert (code, out) == (1, '')
+  assert err.splitlines()[-1] == (
+    f'ValueError: --layer=fc6, but --index={index} has layer fc7; omit --layer,'
+    ' or make another index'
+  )
 
 
 def test_a_split_of_a_data_set_is_indexed_and_shown(
