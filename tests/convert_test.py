@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 
 from absl.testing import flagsaver
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -17,6 +18,8 @@ import safetensors.numpy
 from alexnet_jax import evaluate
 from alexnet_jax import main
 from alexnet_jax import net as net_lib
+from alexnet_jax import pretrained
+from alexnet_jax import run as run_lib
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.convert import convert
 from alexnet_jax.prepare import prepare
@@ -570,18 +573,16 @@ def printed_command(preset):
   return shlex.split(line)[3:]
 
 
-# ml_collections loads the config file with the deprecated load_module().
-@pytest.mark.filterwarnings(
-  r'ignore:the load_module\(\) method:DeprecationWarning'
+@pytest.fixture(
+  params=[('caffe', 'layer.caffemodel'), ('torchvision', 'one.pt')],
+  ids=['caffe', 'torchvision'],
 )
-@pytest.mark.parametrize(
-  ('preset', 'source'),
-  [('caffe', 'layer.caffemodel'), ('torchvision', 'one.pt')],
-)
-def test_a_foreign_net_is_evaluated_and_fine_tuned(
-  folder, photographs, tmp_path, monkeypatch, preset, source
-):
-  """As docs/weights.md and docs/finetuning.md have it, at few features."""
+def fine_tuning(request, folder, photographs, tmp_path, monkeypatch):
+  """A converted net, and the parsed command that fine-tunes it, few features.
+
+  The command is that of docs/finetuning.md.
+  """
+  preset, source = request.param
   weights = read(folder / source)
   conv1 = weights.params['conv1']
   conv1['kernel'] = conv1['kernel'] / 60  # Activations of about one.
@@ -595,34 +596,67 @@ def test_a_foreign_net_is_evaluated_and_fine_tuned(
     'config.input.data_dir': photographs,
     'config.input.batch_size': 4,
     'config.eval.batch_size': 4,
-    'config.optimizer.frozen_layers': ('conv1', 'conv2', 'fc6'),
     'config.train.epochs': 0.5,
     'workdir': tmp_path / 'tuned',
   }
   argv = printed_command(preset)
-  names = [word.partition('=')[0] for word in argv]
-  assert {'--config.train.init_from', '--workdir'} <= {*names}
+  assert {'--workdir', '--config.train.init_from'} <= {
+    word.partition('=')[0] for word in argv
+  }
   argv += [f'--{name}={value}' for name, value in values.items()]
   argv = ['main', *argv, '--num_processes=1']
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(sys, 'argv', argv)  # config_flags reads it.
   sys.modules.pop('config_config', None)  # From an earlier command.
   with flagsaver.flagsaver():
-    main.main(main.parse_flags(argv))
-  found = {
-    str(path): evaluate.evaluate(
-      [path],
-      views='one',
-      data_dir=str(photographs),
-      **({'dataset': 'mine256'} if path == file else {}),
-    )
-    for path in (file, tmp_path / 'tuned')
-  }
-  assert all(np.isfinite(errors['eval/loss']) for errors in found.values())
-  tuned = net_lib.load(tmp_path / 'tuned', data_dir=photographs)
-  assert tuned.class_names == weights.class_names
-  for name in ('conv1', 'conv2', 'fc6'):
-    assert_same(weights.params[name], tuned.params[name])
-  for name in ('conv3', 'fc7'):  # One step from the foreign ones.
-    change = tuned.params[name]['kernel'] - weights.params[name]['kernel']
+    main.parse_flags(argv)
+    yield weights, main.CONFIG.value
+
+
+# ml_collections loads the config file with the deprecated load_module().
+deprecated = pytest.mark.filterwarnings(
+  r'ignore:the load_module\(\) method:DeprecationWarning'
+)
+
+
+@deprecated
+def test_the_documented_commands_start_from_foreign_nets(fine_tuning):
+  weights, config = fine_tuning
+  state = pretrained.create_train_state(run_lib.open_run(config))
+  params = jax.device_get(state.params)
+  assert params.pop('fc8')['kernel'].shape[1] == 10
+  assert_same(
+    flat(params),
+    {name: x for name, x in flat(weights.params).items() if 'fc8' not in name},
+  )
+
+
+@pytest.mark.slow
+@deprecated
+def test_the_documented_commands_fine_tune_foreign_nets(
+  fine_tuning, photographs, tmp_path
+):
+  weights, _ = fine_tuning
+  main.main([])
+  tuned = tmp_path / 'tuned'
+  found = evaluate.evaluate([tuned], data_dir=str(photographs))
+  assert np.isfinite([*found.values()]).all()
+  net = net_lib.load(tuned, data_dir=photographs)
+  assert net.class_names == weights.class_names
+  for name in ('conv1', 'conv3', 'fc7'):  # One step from the foreign ones.
+    change = net.params[name]['kernel'] - weights.params[name]['kernel']
     assert 0 < np.abs(change).max() < 0.1
+
+
+def test_a_foreign_net_is_evaluated_on_a_data_set_of_its_classes(
+  folder, photographs, tmp_path
+):
+  file = tmp_path / 'foreign.safetensors'
+  convert.write(file, read(folder / 'one.pt'))
+  found = evaluate.evaluate(
+    [file], views='one', data_dir=str(photographs), dataset='mine256'
+  )
+  net = net_lib.load(file)
+  images = [photographs.parent / f'val/{name}/0.png' for name in TEN]
+  shares = net.probabilities(images)[range(10), range(10)]
+  assert found['eval/loss'] == pytest.approx(-np.log(shares).mean(), rel=1e-4)

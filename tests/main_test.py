@@ -535,6 +535,8 @@ def test_mode_and_flags_of_evaluation_must_be_the_same_on_all_hosts(
   fail(QUICKSTART, f'--workdir={tmp_path}/run', '--mode=evaluate')
   assert seen == {
     '--mode': 'evaluate',
+    '--weights': '[]',
+    '--dataset': 'None',
     '--checkpoint': 'best',
     '--views': 'both',
     '--split': 'None',
