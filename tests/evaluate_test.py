@@ -460,7 +460,8 @@ def file(runs, data_dir):
   other = shutil.copytree(data_dir / 'digits', runs / 'data/other')
   (statistics,) = other.rglob('statistics.npz')
   with np.load(statistics) as arrays:
-    changed = dict(arrays) | {'mean_image': np.zeros((76, 76, 3), np.float32)}
+    changed = dict(arrays) | {'fingerprint': np.array('0123')}
+  changed['mean_image'] = np.zeros((76, 76, 3), np.float32)
   np.savez(statistics, **changed)
   return path
 
@@ -492,6 +493,9 @@ def test_a_file_may_be_a_member_of_an_ensemble(
   assert (workdir_row['workdir'], workdir_row['step']) == (str(nets[1]), 0)
   monkeypatch.setattr(evaluator, 'evaluate', None)  # A call would raise.
   assert evaluate.evaluate(nets, 'latest', 'one', **kwargs) == found
+  other = {'data_dir': str(runs / 'data'), 'dataset': 'other'}
+  with pytest.raises(TypeError):  # Predictions for other images are not used.
+    evaluate.evaluate([file], views='one', **(kwargs | other))
   alone = evaluate.evaluate([file], views='one', **kwargs)
   written = json.loads((tmp_path / 'evaluation.json').read_text())
   assert written.pop('weights') == str(file)
