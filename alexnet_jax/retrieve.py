@@ -133,12 +133,7 @@ def main(_) -> int:
       QUERY.value, net_flags.data_dir(values), net.class_names
     )
     if PRECISION.value:
-      parts, classes = [], []
-      for items, queries in _queries(index, net, sources):
-        parts.append(queries)
-        classes += map(features_lib.class_of, items)
-      _print_precision(index, TOP.value, np.concatenate(parts), classes)
-      found = len(classes)
+      found = _print_precision_of(index, net, sources, TOP.value)
     else:
       found = ask(index, net, sources, TOP.value, sheet_path, words)
     return int(found < sum(map(len, sources)))
@@ -156,6 +151,16 @@ def _queries(index, net, sources) -> Iterator:
       waiting, found = [], []
   if waiting:
     yield waiting, np.concatenate(found)
+
+
+def _print_precision_of(index, net, sources, top):
+  """Prints the precision of queries; returns how many could be read."""
+  parts, classes = [], []
+  for items, queries in _queries(index, net, sources):
+    parts.append(queries)
+    classes += map(features_lib.class_of, items)
+  _print_precision(index, top, np.concatenate(parts), classes)
+  return len(classes)
 
 
 def _print_precision(index, top, *queries):

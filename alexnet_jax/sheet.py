@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MAX_PICTURES, MAX_QUERIES = 36, 24
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
-_COLUMNS = 6  # Of pictures with predictions.
+_COLUMNS = 6  # At most, of pictures with predictions.
 _MARGIN, _LINE = 12, 22  # Between pictures; height of a line of text.
 _SIDE, _SMALL_SIDE = 240, 160  # Of a picture with bars, of a neighbour.
 _INK, _GREY, _MISSING = '#202020', '#606060', '#e0e0e0'
@@ -52,8 +52,8 @@ class Picture:
 def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
   """Pictures side by side, in rows, each with its predictions below it."""
   num_bars = max(len(picture.bars) for picture in pictures)
-  columns = min(_COLUMNS, len(pictures))
-  rows = -(-len(pictures) // columns)
+  rows = -(-len(pictures) // _COLUMNS)
+  columns = -(-len(pictures) // rows)  # Eight are two rows of four.
   cell = _SIDE + _MARGIN, _SIDE + _LINE * (2 + num_bars) + _MARGIN + 4
   sheet = Image.new(
     'RGB', (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), 'white'
@@ -129,7 +129,7 @@ def _resized(image, side):
   scaled = Image.fromarray(image)
   factor = side / max(scaled.size)
   # Single pixels of small images are shown as they are.
-  way = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+  way = Image.Resampling.NEAREST if factor > 4 else Image.Resampling.LANCZOS
   size = [max(1, round(factor * length)) for length in scaled.size]
   square = Image.new('RGB', (side, side), 'white')
   square.paste(

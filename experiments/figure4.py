@@ -111,11 +111,22 @@ def _order(rows, queries):
 
 def chance(
   index: feature_file.FeatureFile, queries: feature_file.FeatureFile
-) -> float:
-  """The mean over the queries of the share of their class in the index."""
+) -> dict[str, float]:
+  """The expectation of `measure` if the order were random."""
+  number = len(index.about['classes'])
   names, counts = np.unique(index.about['classes'], return_counts=True)
-  shares = dict(zip(names, counts / counts.sum(), strict=True))
-  return float(np.mean([shares.get(c, 0) for c in queries.about['classes']]))
+  own = dict(zip(names, counts, strict=True))
+  count = np.array([own[c] for c in queries.about['classes'] if c in own])
+  # An image of the class at place k has (count - 1) others spread over the
+  # number - 1 other places, k - 1 of which are before it.
+  first = np.mean(1 / np.arange(1, number + 1))
+  average = first + (1 - first) * (count - 1) / (number - 1)
+  return {
+    PRECISION: float(np.mean(count / number)),
+    MEAN_AP: float(np.mean(average)),
+    'queries': len(count),
+    'images': number,
+  }
 
 
 def table(rows: Sequence[summary.Row]) -> str:
@@ -207,7 +218,7 @@ def run(
         row = {'variant': layer, **about, **measure(index, asked)}
         rows.append(row | {'wall_seconds': round(time.time() - began, 1)})
         if first and layer == LAYERS[-1]:
-          row = {'variant': CHANCE, **about, PRECISION: chance(index, asked)}
+          row = {'variant': CHANCE, **about, **chance(index, asked)}
           rows.append(row | {'wall_seconds': 0.0})
           draw_sheets(net, index, net_flags.data_dir(values), output, words)
       summary.write(output, rows)
