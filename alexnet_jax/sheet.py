@@ -37,7 +37,7 @@ class Picture:
   Attributes:
     image: path, or uint8 [height, width, 3].
     title: first line, such as its class.
-    caption: second line, in grey.
+    caption: second line, in grey; if it is empty, a long title goes on there.
     bars: (class name, probability in 0..1), best first.
     true_bar: the class name whose bar is red.
   """
@@ -110,10 +110,15 @@ def _draw(sheet, picture, x, y, side):
   except images.ERRORS as error:  # The file is gone.
     log.warning('Not shown: %s', error)
     draw.rectangle((x, y, x + side - 1, y + side - 1), _MISSING)
+  title = folders.printable(picture.title)
+  shown, caption = _fit(title, side, 15), picture.caption
+  if not caption and shown != title:
+    shown = shown[:-1]
+    caption = title[len(shown) :]
   top = y + side + 2
-  draw.text((x, top), _fit(picture.title, side, 15), _INK, _font(15))
+  draw.text((x, top), shown, _INK, _font(15))
   top += _LINE - 2
-  draw.text((x, top), _fit(picture.caption, side, 12), _GREY, _font(12))
+  draw.text((x, top), _fit(caption, side, 12), _GREY, _font(12))
 
 
 def _pixels(image, side):

@@ -85,6 +85,18 @@ def test_a_long_name_is_shortened_to_its_room(size):
   assert sheet._fit('new\nline', 200, size) == r'new\nline'
 
 
+def test_a_long_title_without_a_caption_has_two_lines(monkeypatch):
+  texts = []
+  write = lambda draw, place, text, *_: texts.append(text)
+  monkeypatch.setattr(sheet.ImageDraw.ImageDraw, 'text', write)
+  name = 'abcdefghij' * 4
+  for title, caption in ((name, ''), (name, 'val'), (name[:9], '')):
+    sheet.of_predictions([sheet.Picture(solid(3), title, caption)])
+  first, second = texts[:2]
+  assert first + second == name and second
+  assert texts[2:] == [f'{first}…', 'val', name[:9], '']
+
+
 @pytest.mark.parametrize('suffix', ['.png', '.JPG'])
 def test_a_sheet_is_a_file_of_its_suffix(tmp_path, suffix, capsys):
   path = tmp_path / f'new/sheet{suffix}'
