@@ -70,16 +70,19 @@ def values(tmp_path_factory, data_dir):
   }
 
 
-def test_every_layer_has_a_row_and_both_parts_are_drawn(values, tmp_path):
-  rows = figure4.run([values], tmp_path, 20, quick=True, words={})
+def test_every_layer_has_a_row_and_both_parts_are_drawn(
+  values, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(figure4, 'QUICK', 64)  # Full batches: fewer are compiled.
+  rows = figure4.run([values], tmp_path, 32, quick=True, words={})
   assert [row['variant'] for row in rows] == [*figure4.LAYERS, 'chance']
-  assert {(row['queries'], row['images']) for row in rows} == {(20, 100)}
+  assert {(row['queries'], row['images']) for row in rows} == {(32, 64)}
   # What a search among the features that Python gives finds.
   net = net_lib.load(
     values['workdir'], checkpoint='latest', data_dir=values['data_dir']
   )
   features, labels = [], []
-  for part in ('train[:100]', 'test[:20]'):
+  for part in ('train[:64]', 'test[:32]'):
     items = [*figure4.image_files.Split(f'digits/{part}', values['data_dir'])]
     features.append(net.features([item.image for item in items], 'fc6'))
     labels.append(np.array([item.class_name for item in items]))
@@ -87,7 +90,7 @@ def test_every_layer_has_a_row_and_both_parts_are_drawn(values, tmp_path):
   order = np.argsort(distances, axis=1)[:, :6]
   precision = (labels[0][order] == labels[1][:, None]).mean()
   # Rounding to float16 may change the last of six.
-  assert rows[2][figure4.PRECISION] == pytest.approx(precision, abs=1 / 60)
+  assert rows[2][figure4.PRECISION] == pytest.approx(precision, abs=1 / 90)
   assert [row['variant'] for row in summary.read_runs(tmp_path)] == [
     row['variant'] for row in rows
   ]
