@@ -48,6 +48,7 @@ def write_with_flags(
   flag: str,
   path: str | os.PathLike,
   dtype: type,
+  net: net_lib.Net | None = None,
 ) -> int:
   """Writes the features of images to `path`; see `feature_file`.
 
@@ -58,6 +59,7 @@ def write_with_flags(
     flag: name of the flag that holds `path`.
     path: the .npy file.
     dtype: of the file.
+    net: the net that `values` name, if it is open already.
 
   Returns:
     The exit code: 1 if an image could not be read, otherwise 0.
@@ -68,7 +70,7 @@ def write_with_flags(
     FileNotFoundError: if there is no net, no data set, or no such image.
   """
   output = net_flags.check_output(path, flag, ('.npy',))
-  net = net_flags.open_net(values)
+  net = net or net_flags.open_net(values)
   if layer not in (PIXELS, *net.layer_names):
     raise ValueError(
       f'--layer={layer} is no layer of this net; it has'

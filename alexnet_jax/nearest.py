@@ -83,10 +83,11 @@ def _nearest(
 ) -> tuple[Array, Array]:
   """Keys and indices of the nearest rows; the key orders as the distance does."""
   rows = rows.astype(jnp.float32)
+  # Half the time of queries @ rows.T for one query on a CPU.
+  products = jnp.matmul(rows, queries.T, precision=lax.Precision.HIGHEST)
   # |q - r|^2 less |q|^2, which is the same for all rows.
-  products = jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST)
-  keys = jnp.sum(rows**2, axis=1)[None] - 2 * products
-  nearest, indices = lax.top_k(-keys, number)
+  keys = jnp.sum(rows**2, axis=1)[:, None] - 2 * products
+  nearest, indices = lax.top_k(-keys.T, number)
   return -nearest, indices
 
 
@@ -103,22 +104,24 @@ def precision(
     top: number of neighbours.
     queries: features of the queries. None for the index itself: every image
       asks for others than itself.
-    classes: class of each query; '' leaves it out.
+    classes: class of each query; a query is left out if its class is '' or the
+      index has no image of it.
 
   Returns:
     The share, and the number of queries.
 
   Raises:
-    ValueError: if no query has a known class.
+    ValueError: if no query has a class of the index.
   """
   itself = queries is None
   if itself:
     queries, classes = index.rows, index.about['classes']
-  known = np.flatnonzero([name != '' for name in classes])
+  found = {*index.about['classes']} - {''}
+  known = np.flatnonzero([name in found for name in classes])
   if not len(known):
     raise ValueError(
-      '--precision: no query has a known class; put the images into folders'
-      ' that have the names of the classes'
+      '--precision: no query has a class of the index; put the images into'
+      ' folders that have the names of its classes'
     )
   index_classes = np.array(index.about['classes'])
   shares = []

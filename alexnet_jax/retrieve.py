@@ -6,7 +6,7 @@ r"""Finds the images whose features are nearest, as in Figure 4 of the paper.
 The first command makes an index of a folder or a prepared data set, the second
 asks it. The distance is the Euclidean distance of the activations of a layer;
 every row of the index is compared. With --precision the share of neighbours of
-the query's class is printed.
+the query's class is printed, not the neighbours.
 """
 
 from collections.abc import Iterator
@@ -45,8 +45,7 @@ def ask(index, net, sources, top, sheet_path, words) -> int:
     The number of queries that could be read.
   """
   pictures, count = [], 0
-  for items, images in image_files.batches(sources, net.stored):
-    queries = _features(index, net, images)
+  for items, queries in _queries(index, net, sources):
     found = nearest.search(index.rows, queries, top)
     found = (array.tolist() for array in found)
     for item, *neighbours in zip(items, *found, strict=True):
@@ -90,8 +89,11 @@ def main(_) -> int:
         'name either --images=DIR, to make an index, or --query=IMAGE or'
         ' --precision, to ask one'
       )
-    if SHEET.value and not QUERY.value:
-      raise ValueError('--sheet shows the neighbours of a --query=IMAGE')
+    if SHEET.value and (PRECISION.value or not QUERY.value):
+      raise ValueError(
+        '--sheet shows the neighbours of a --query=IMAGE; omit --images and'
+        ' --precision'
+      )
     if SHEET.value and TOP.value > sheet.MAX_PICTURES:
       raise ValueError(
         f'--sheet shows at most {sheet.MAX_PICTURES} neighbours;'
@@ -132,26 +134,34 @@ def main(_) -> int:
       QUERY.value, net_flags.data_dir(values), net.class_names
     )
     if PRECISION.value:
-      queries = _queries(index, net, sources)
-      _print_precision(index, TOP.value, *queries)
-      found = len(queries[0])
+      found = _print_precision_of(index, net, sources, TOP.value)
     else:
       found = ask(index, net, sources, TOP.value, sheet_path, words)
     return int(found < sum(map(len, sources)))
 
 
-def _features(index, net, images):
-  """The features of stored images, flattened, as the index has them."""
-  found = features_lib.compute(net, images, index.about['layer'])
-  return found.reshape(len(found), -1)
-
-
-def _queries(index, net, sources):
-  found, classes = [], []
+def _queries(index, net, sources) -> Iterator:
+  """Yields items and their features, as many as one search compares at once."""
+  waiting, found = [], []
   for items, images in image_files.batches(sources, net.stored):
-    found.append(_features(index, net, images))
-    classes += [features_lib.class_of(item) for item in items]
-  return np.concatenate(found), classes
+    features = features_lib.compute(net, images, index.about['layer'])
+    waiting += items
+    found.append(features.reshape(len(items), -1))  # As the index has them.
+    if len(waiting) >= nearest.QUERIES:
+      yield waiting, np.concatenate(found)
+      waiting, found = [], []
+  if waiting:
+    yield waiting, np.concatenate(found)
+
+
+def _print_precision_of(index, net, sources, top):
+  """Prints the precision of queries; returns how many could be read."""
+  parts, classes = [], []
+  for items, queries in _queries(index, net, sources):
+    parts.append(queries)
+    classes += map(features_lib.class_of, items)
+  _print_precision(index, top, np.concatenate(parts), classes)
+  return len(classes)
 
 
 def _print_precision(index, top, *queries):

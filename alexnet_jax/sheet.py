@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MAX_PICTURES, MAX_QUERIES = 36, 24
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
-_COLUMNS = 6  # Of pictures with predictions.
+_COLUMNS = 6  # At most, of pictures with predictions.
 _MARGIN, _LINE = 12, 22  # Between pictures; height of a line of text.
 _SIDE, _SMALL_SIDE = 240, 160  # Of a picture with bars, of a neighbour.
 _INK, _GREY, _MISSING = '#202020', '#606060', '#e0e0e0'
@@ -37,7 +37,7 @@ class Picture:
   Attributes:
     image: path, or uint8 [height, width, 3].
     title: first line, such as its class.
-    caption: second line, in grey.
+    caption: second line, in grey; if it is empty, a long title goes on there.
     bars: (class name, probability in 0..1), best first.
     true_bar: the class name whose bar is red.
   """
@@ -52,8 +52,8 @@ class Picture:
 def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
   """Pictures side by side, in rows, each with its predictions below it."""
   num_bars = max(len(picture.bars) for picture in pictures)
-  columns = min(_COLUMNS, len(pictures))
-  rows = -(-len(pictures) // columns)
+  rows = -(-len(pictures) // _COLUMNS)
+  columns = -(-len(pictures) // rows)  # Eight are two rows of four.
   cell = _SIDE + _MARGIN, _SIDE + _LINE * (2 + num_bars) + _MARGIN + 4
   sheet = Image.new(
     'RGB', (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), 'white'
@@ -110,10 +110,15 @@ def _draw(sheet, picture, x, y, side):
   except images.ERRORS as error:  # The file is gone.
     log.warning('Not shown: %s', error)
     draw.rectangle((x, y, x + side - 1, y + side - 1), _MISSING)
+  title = folders.printable(picture.title)
+  shown, caption = _fit(title, side, 15), picture.caption
+  if not caption and shown != title:
+    shown = shown[:-1]
+    caption = title[len(shown) :]
   top = y + side + 2
-  draw.text((x, top), _fit(picture.title, side, 15), _INK, _font(15))
+  draw.text((x, top), shown, _INK, _font(15))
   top += _LINE - 2
-  draw.text((x, top), _fit(picture.caption, side, 12), _GREY, _font(12))
+  draw.text((x, top), _fit(caption, side, 12), _GREY, _font(12))
 
 
 def _pixels(image, side):
@@ -129,7 +134,7 @@ def _resized(image, side):
   scaled = Image.fromarray(image)
   factor = side / max(scaled.size)
   # Single pixels of small images are shown as they are.
-  way = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+  way = Image.Resampling.NEAREST if factor > 4 else Image.Resampling.LANCZOS
   size = [max(1, round(factor * length)) for length in scaled.size]
   square = Image.new('RGB', (side, side), 'white')
   square.paste(

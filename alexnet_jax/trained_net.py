@@ -198,11 +198,12 @@ class TrainedNet:
     batches = []
     self._evaluator(self.params, many=many, predictions=batches)
     log_probs, labels = map(np.concatenate, zip(*batches, strict=True))
+    if not path or not processes.is_first():  # Saved ones alone have names.
+      return predictions_lib.Predictions(log_probs, labels, made_from)
     stored = records.Records(self.run.dataset, split)
     names = [stored.name(row) for row in range(len(stored))]
     made = predictions_lib.Predictions(log_probs, labels, made_from, names)
-    if path and processes.is_first():
-      made.save(path)
+    made.save(path)
     return made
 
 

@@ -342,6 +342,18 @@ def finetuning_rows(rows):
     yield row
 
 
+def figure4_rows(rows):
+  for layer in ('pixels', 'conv5', 'fc6', 'fc7', 'chance'):
+    row = [layer]
+    for metric in ('precision_at_6', 'mean_average_precision'):
+      values = [100 * float(x[metric]) for x in rows if x['variant'] == layer]
+      row.append(f'{statistics.mean(values):.1f}')
+      if len(values) > 1:
+        error = statistics.stdev(values) / len(values) ** 0.5
+        row[-1] += f' ± {error:.1f}'
+    yield row
+
+
 TABLES = {
   'benchmarks/results/train_step.json': train_step_rows,
   'benchmarks/results/input_pipeline.json': input_pipeline_rows,
@@ -349,6 +361,7 @@ TABLES = {
   'experiments/results/init_plateau/runs.csv': init_plateau_rows,
   'experiments/results/finetuning/photographs/runs.csv': finetuning_rows,
   'experiments/results/finetuning/cifar10/runs.csv': finetuning_rows,
+  'experiments/results/figure4/photographs/runs.csv': figure4_rows,
 }
 
 

@@ -70,7 +70,12 @@ def test_precision_counts_neighbours_of_the_same_class():
     pytest.approx((2 / 3 + 1 / 3) / 2),
     2,
   )
-  with pytest.raises(ValueError, match='no query has a known class'):
+  # The index has no image of c, such as a folder that is no class.
+  assert nearest.precision(index, 3, queries, ['a', 'c']) == (
+    pytest.approx(2 / 3),
+    1,
+  )
+  with pytest.raises(ValueError, match='no query has a class of the index'):
     nearest.precision(index_of(rows, [''] * 5), 2)
 
 
@@ -167,6 +172,43 @@ def test_a_split_of_a_data_set_is_indexed_and_shown(
   assert sheet.exists()
 
 
+def test_a_search_compares_as_many_queries_as_it_can(
+  run_command, net, pictures, tmp_path, monkeypatch
+):
+  index = tmp_path / 'index.npy'
+  run_command('retrieve', f'--index={index}', f'--images={pictures}')
+  sizes, search = [], nearest.search
+
+  def counted(rows, queries, top):
+    sizes.append(len(queries))
+    return search(rows, queries, top)
+
+  monkeypatch.setattr(nearest, 'search', counted)
+  monkeypatch.setattr(nearest, 'QUERIES', 64)
+  queries = [f'--query={pictures}/bee'] * 70  # Read in batches of 32.
+  code, out, _ = run_command('retrieve', f'--index={index}', *queries)
+  assert code == 0 and out.splitlines().count(f'{pictures}/bee/c.png') == 70
+  assert sizes == [64, 6]
+
+
+def test_the_precision_of_queries_leaves_out_what_is_no_class_of_the_index(
+  run_command, net, pictures, tmp_path
+):
+  index = tmp_path / 'index.npy'
+  argv = [f'--index={index}', f'--images={pictures}/ant']
+  run_command('retrieve', *argv, f'--images={pictures}/bee')
+  code, out, err = run_command(
+    'retrieve',
+    f'--index={index}',
+    f'--query={pictures}',  # Also fox, and e.png in no class folder.
+    '--precision',
+    '--top=3',
+  )
+  # All three rows are found: two of ant, twice, and one of bee.
+  assert out == f'precision at 3: {(2 * 2 / 3 + 1 / 3) / 3:.2%} (3 queries)\n'
+  assert code == 1 and 'bad.png' in err
+
+
 def damage(index, kind):
   """Spoils an index in one way; returns a part of the message for it."""
   about = index.with_name(f'{index.name}.json')
@@ -248,6 +290,10 @@ def test_a_damaged_index_is_one_line(
     (['--query=x', '--layer=fc6'], 'no file'),
     (['--query=x', '--top=0'], '--top=0 must be positive'),
     (['--images=x', '--sheet=x.png'], '--sheet shows the neighbours'),
+    (
+      ['--query=x', '--precision', '--sheet=x.png'],
+      '--sheet shows the neighbours of a --query=IMAGE; omit --images and --prec',
+    ),
   ],
 )
 def test_a_mistake_in_the_flags_is_one_line(

@@ -32,19 +32,25 @@ def test_bars_are_as_long_as_probabilities_and_the_true_one_is_red():
   assert bar_length(drawn, (9, 9, 9)) == SIDE
 
 
-def test_pictures_stand_in_rows_of_six():
-  pictures = [sheet.Picture(solid((10 + i, 0, 0))) for i in range(8)]
+@pytest.mark.parametrize(('count', 'columns'), [(5, 5), (8, 4), (17, 6)])
+def test_pictures_stand_in_full_rows_of_at_most_six(count, columns):
+  pictures = [sheet.Picture(solid((10 + i, 0, 0))) for i in range(count)]
   drawn = np.asarray(sheet.of_predictions(pictures))
-  cell = SIDE + MARGIN
-  assert drawn.shape[1] == 6 * cell + MARGIN
-  middle = MARGIN + SIDE // 2
-  assert [drawn[middle, middle + i * cell, 0] for i in range(6)] == [
-    *range(10, 16)
-  ]
-  height = (drawn.shape[0] - MARGIN) // 2
-  assert [drawn[middle + height, middle + i * cell, 0] for i in range(3)] == [
-    *(16, 17, 255)
-  ]
+  rows, cell = -(-count // columns), SIDE + MARGIN
+  assert drawn.shape[1] == columns * cell + MARGIN
+  middle, height = MARGIN + SIDE // 2, (drawn.shape[0] - MARGIN) // rows
+  found = drawn[middle::height, middle::cell, 0][:rows, :columns].ravel()
+  empty = rows * columns - count
+  assert found.tolist() == [*range(10, 10 + count), *[255] * empty]
+
+
+@pytest.mark.parametrize(('size', 'smooth'), [(32, False), (76, True)])
+def test_only_small_images_are_shown_with_their_pixels(size, smooth):
+  halves = solid(0, size)
+  halves[:, size // 2 :] = 255
+  drawn = sheet.of_predictions([sheet.Picture(halves)])
+  row = np.asarray(drawn)[MARGIN + SIDE // 2, MARGIN : MARGIN + SIDE, 0]
+  assert ({*row.tolist()} > {0, 255}) == smooth
 
 
 def test_neighbours_stand_right_of_their_query_and_a_missing_file_is_grey(
@@ -77,6 +83,18 @@ def test_a_long_name_is_shortened_to_its_room(size):
   assert font.getlength(fitted) <= 200 < font.getlength(fitted) + 3 * size
   assert fitted.endswith('…') and fitted[:-1] == name[: len(fitted) - 1]
   assert sheet._fit('new\nline', 200, size) == r'new\nline'
+
+
+def test_a_long_title_without_a_caption_has_two_lines(monkeypatch):
+  texts = []
+  write = lambda draw, place, text, *_: texts.append(text)
+  monkeypatch.setattr(sheet.ImageDraw.ImageDraw, 'text', write)
+  name = 'abcdefghij' * 4
+  for title, caption in ((name, ''), (name, 'val'), (name[:9], '')):
+    sheet.of_predictions([sheet.Picture(solid(3), title, caption)])
+  first, second = texts[:2]
+  assert first + second == name and second
+  assert texts[2:] == [f'{first}…', 'val', name[:9], '']
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.JPG'])

@@ -51,6 +51,15 @@ def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
   assert (np.asarray(activations['fc7']) >= 0).all()  # After ReLU.
 
 
+def test_only_the_process_that_saves_reads_the_names(
+  net, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(trained_net.processes, 'is_first', lambda: False)
+  monkeypatch.setattr(trained_net.records.Records, 'name', None)
+  made = net.predict_split(False, tmp_path)
+  assert len(made.labels) == 300 and [*tmp_path.iterdir()] == []
+
+
 def test_the_confident_errors_of_a_split_come_first(net, workdir, data_dir):
   stored = net.predict_split(False)
   assert stored.names[0].endswith('.png') and len(stored.names) == 300

@@ -1,0 +1,120 @@
+"""Figure 4 with its precision: against scikit-learn, all orders, and a search."""
+
+import itertools
+import pathlib
+import shutil
+
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import metrics
+
+from alexnet_jax import feature_file
+from alexnet_jax import nearest
+from alexnet_jax import net as net_lib
+from experiments import figure4
+from experiments import summary
+from experiments import sweep
+
+FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
+
+
+def feature_rows(rows, classes):
+  return feature_file.FeatureFile(pathlib.Path(), rows, {'classes': classes})
+
+
+def test_the_mean_average_precision_is_that_of_scikit_learn(monkeypatch):
+  monkeypatch.setattr(nearest, 'BLOCK_VALUES', 4 * 7)
+  monkeypatch.setattr(figure4, 'RANKED', 3)
+  rng = np.random.default_rng(0)
+  index, queries = (
+    feature_rows(
+      rng.normal(size=(n, 4)).astype(np.float16), [*rng.choice(classes, n)]
+    )
+    for n, classes in ((50, ['a', 'b', 'c']), (11, ['a', 'b', 'c', 'd']))
+  )
+  scores = []
+  for row, name in zip(queries.rows, queries.about['classes'], strict=True):
+    if name != 'd':  # The index has none of it.
+      distances = np.linalg.norm((index.rows - row).astype(float), axis=1)
+      same = np.array(index.about['classes']) == name
+      scores.append(metrics.average_precision_score(same, -distances))
+  assert 0 < len(scores) < 11
+  found = figure4.mean_average_precision(index, queries)
+  assert found == pytest.approx(np.mean(scores), rel=1e-6)
+
+
+def test_chance_is_the_mean_over_all_orders():
+  classes = ['a', 'a', 'b', 'a', 'b']
+  scores = []
+  for order in itertools.permutations(range(5)):
+    rows = np.array(order, np.float16)[:, None] + 1
+    index = feature_rows(rows, classes)
+    queries = feature_rows(np.zeros((2, 1), np.float16), ['a', 'b'])
+    scores.append(figure4.mean_average_precision(index, queries))
+  found = figure4.chance(index, queries)
+  assert found[figure4.MEAN_AP] == pytest.approx(np.mean(scores))
+  assert found[figure4.PRECISION] == pytest.approx((3 / 5 + 2 / 5) / 2)
+
+
+@pytest.fixture(scope='module')
+def values(tmp_path_factory, data_dir):
+  """The values of the flags that name a net for the digits."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  return {
+    'workdir': str(shutil.copytree(FIXTURE, workdir)),
+    'weights': None,
+    'checkpoint': 'latest',
+    'data_dir': str(data_dir),
+    'compilation_cache_dir': '',
+  }
+
+
+def test_every_layer_has_a_row_and_both_parts_are_drawn(
+  values, tmp_path, monkeypatch
+):
+  # One layer and full batches, so that little is compiled.
+  monkeypatch.setattr(figure4, 'LAYERS', ('pixels', 'fc7'))
+  monkeypatch.setattr(figure4, 'QUICK', 64)
+  rows = figure4.run([values], tmp_path, 32, quick=True, words={})
+  assert [row['variant'] for row in rows] == [*figure4.LAYERS, 'chance']
+  assert {(row['queries'], row['images']) for row in rows} == {(32, 64)}
+  # What a search among the features that Python gives finds.
+  net = net_lib.load(
+    values['workdir'], checkpoint='latest', data_dir=values['data_dir']
+  )
+  features, labels = [], []
+  for part in ('train[:64]', 'test[:32]'):
+    items = [*figure4.image_files.Split(f'digits/{part}', values['data_dir'])]
+    features.append(net.features([item.image for item in items], 'fc7'))
+    labels.append(np.array([item.class_name for item in items]))
+  distances = np.linalg.norm(features[1][:, None] - features[0], axis=2)
+  order = np.argsort(distances, axis=1)[:, :6]
+  precision = (labels[0][order] == labels[1][:, None]).mean()
+  # Rounding to float16 may change the last of six.
+  assert rows[1][figure4.PRECISION] == pytest.approx(precision, abs=1 / 90)
+  assert [row['variant'] for row in summary.read_runs(tmp_path)] == [
+    row['variant'] for row in rows
+  ]
+  assert f'| pixels | {100 * rows[0][figure4.PRECISION]:.1f} |' in (
+    figure4.table(rows)
+  )
+  sizes = {}
+  for name in ('left.png', 'right.png'):
+    with Image.open(tmp_path / name) as image:
+      sizes[name] = image.size
+  assert sizes['left.png'][0] == 4 * 252 + 12  # Two rows of four.
+  assert sizes['right.png'] == (12 + 7 * 172 + 24, 5 * 216 + 12)
+  assert {file.name for file in tmp_path.iterdir()} == {
+    *('left.png', 'right.png', 'runs.csv', 'summary.csv')
+  }
+
+
+def test_nets_of_one_seed_are_refused_before_anything_is_written(
+  values, tmp_path
+):
+  with pytest.raises(
+    sweep.InputError, match=r'different seeds \(this one has 1'
+  ):
+    figure4.run([values, values], tmp_path, 20, quick=True, words={})
+  assert [*tmp_path.iterdir()] == []
