@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import logging
 import os
 import pathlib
@@ -62,6 +63,11 @@ FIRST = (
 
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.name not in FIRST)
+  # Tracing creates many objects, and walking through those of all libraries
+  # again and again took a tenth of the suite's time.
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(200_000)
 
 
 @pytest.fixture(scope='session')
