@@ -139,7 +139,7 @@ def run_command(tiny_net_file, capsys, caplog, monkeypatch):
       pytest.raises(SystemExit) as ended,
     ):
       patch.setattr(flags, 'FLAGS', values)
-      for kind in ('string', 'bool', 'integer', 'enum', 'multi_string'):
+      for kind in ('string', 'bool', 'integer', 'enum', 'list', 'multi_string'):
         define = getattr(flags, f'DEFINE_{kind}')
         patch.setattr(
           flags, f'DEFINE_{kind}', functools.partial(define, flag_values=values)
