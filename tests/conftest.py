@@ -1,12 +1,17 @@
-"""Four CPU devices, strict ranks and dtypes, a folder of prepared data."""
+"""Four CPU devices, strict ranks and dtypes, prepared data, nets and pictures."""
 
 import atexit
+import functools
+import gc
 import logging
 import os
+import pathlib
+import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 
 # Compiled programs are shared by all processes, also commands that tests start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
@@ -32,10 +37,18 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'])
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
+from absl import app
+from absl import flags
 import jax
+import numpy as np
+from PIL import Image
 import pytest
 
+from alexnet_jax import net as net_lib
+from alexnet_jax import trained_net
+from alexnet_jax import weights as weights_lib
 from alexnet_jax.prepare import prepare
+from tests import narrow_nets
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
@@ -50,6 +63,11 @@ FIRST = (
 
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.name not in FIRST)
+  # Tracing creates many objects. Collecting garbage each 700 of them walks through
+  # those of all libraries again and again.
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(200_000)
 
 
 @pytest.fixture(scope='session')
@@ -58,6 +76,88 @@ def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   prepare.prepare('digits', 'digits', folder, size=76)
   return folder
+
+
+@pytest.fixture(scope='session')
+def old_workdir(tmp_path_factory):
+  """Work directory of a net that has learnt to tell digits; step 188."""
+  fixture = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
+  return shutil.copytree(fixture, tmp_path_factory.mktemp('old') / 'run')
+
+
+@pytest.fixture(scope='session')
+def trained(old_workdir, data_dir):
+  """The net of `old_workdir`, opened."""
+  return trained_net.open_net(old_workdir, 'latest', data_dir=str(data_dir))
+
+
+@pytest.fixture(scope='session')
+def tiny_net_file(tmp_path_factory):
+  """A .safetensors file of `narrow_nets.tiny`."""
+  path = tmp_path_factory.mktemp('net') / 'tiny.safetensors'
+  weights_lib.save(path, narrow_nets.tiny())
+  return path
+
+
+@pytest.fixture(scope='session')
+def tiny_net(tiny_net_file):
+  return net_lib.load(tiny_net_file)
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+  """A folder of class folders with five pictures, and one that is damaged."""
+  folder = tmp_path_factory.mktemp('pictures')
+  rng = np.random.default_rng(1)
+  for name in (
+    'ant/a.png',
+    'ant/more/b.png',
+    'bee/c.png',
+    'fox/d.png',
+    'e.png',
+  ):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = narrow_nets.TINY_SIZE
+    pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+  (folder / 'ant/bad.png').write_text('no picture')
+  return folder
+
+
+@pytest.fixture
+def run_command(tiny_net_file, capsys, caplog, monkeypatch):
+  """Function that runs a command here with that net: (code, stdout, stderr)."""
+
+  def run(module, *argv, net=(f'--weights={tiny_net_file}',)):
+    words = [f'alexnet_jax.{module}', *net, *map(str, argv)]
+    # The flags of this process are those of other commands.
+    values = flags.FlagValues()
+    with (
+      monkeypatch.context() as patch,
+      warnings.catch_warnings(),
+      pytest.raises(SystemExit) as ended,
+    ):
+      patch.setattr(flags, 'FLAGS', values)
+      for kind in ('string', 'bool', 'integer', 'enum', 'list', 'multi_string'):
+        define = getattr(flags, f'DEFINE_{kind}')
+        patch.setattr(
+          flags, f'DEFINE_{kind}', functools.partial(define, flag_values=values)
+        )
+      patch.setattr(
+        app,
+        'run',
+        lambda main, flags_parser: sys.exit(main(flags_parser(words))),
+      )
+      warnings.simplefilter('ignore', RuntimeWarning)  # Imported before.
+      runpy.run_module(f'alexnet_jax.{module}', run_name='__main__')
+    code, output = ended.value.code, capsys.readouterr()
+    err = output.err + caplog.text  # absl logs to the terminal itself.
+    if isinstance(code, str):
+      return 1, output.out, err + code
+    return code or 0, output.out, err
+
+  return run
 
 
 @pytest.fixture(autouse=True)

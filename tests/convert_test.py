@@ -20,12 +20,12 @@ from alexnet_jax import main
 from alexnet_jax import net as net_lib
 from alexnet_jax import pretrained
 from alexnet_jax import run as run_lib
-from alexnet_jax import weights as weights_lib
 from alexnet_jax.convert import convert
+from alexnet_jax.convert import forms
 from alexnet_jax.prepare import prepare
 from configs import caffe
-from configs import paper
 from configs import torchvision
+from tests import narrow_nets
 
 torch = pytest.importorskip(
   'torch', reason='PyTorch is the oracle: pip install torch'
@@ -160,7 +160,6 @@ def test_a_state_dict_comes_back_bitwise(folder, tmp_path, name, suffix):
 
 def test_ours_comes_back_bitwise(tmp_path):
   weights = paper_weights()
-  weights.about.update(source='somewhere', license='MIT')
   convert.write(tmp_path / 'a.safetensors', weights)
   again = convert.read(tmp_path / 'a.safetensors')
   assert_same(flat(again.params), flat(weights.params))
@@ -171,27 +170,18 @@ def test_ours_comes_back_bitwise(tmp_path):
 
 def paper_weights():
   """A narrow net of the paper, with a mean image."""
-  config = paper.get_config()
-  config.model.conv_features, config.model.fc_features, classes = (
-    foreign_nets.NARROW[2]
-  )
-  config.model.num_classes = classes
+  config = narrow_nets.preset('paper')
   config.mesh.layout = 'data'
-  rng = np.random.default_rng(0)
-  params = {}
-  for name, shape in weights_lib.shapes(config).items():
-    layer, kind = name.split('/')
-    x = rng.normal(size=shape, scale=np.prod(shape[:-1]) ** -0.5)
-    params.setdefault(layer, {})[kind] = x.astype(np.float32)
-  mean = rng.uniform(0, 255, (256, 256, 3)).astype(np.float32)
-  return weights_lib.Weights(params, config, tuple(TEN), mean, {})
+  return narrow_nets.weights(config)
 
 
 def test_the_paper_s_net_gives_pytorch_the_same_logits(tmp_path):
   weights = paper_weights()
   convert.write(tmp_path / 'x.pt', weights)
+  model = weights.config.model
+  widths = model.conv_features, model.fc_features, model.num_classes
   net = foreign_nets.TwoGroups(
-    foreign_nets.NARROW[2], k=2.0, alpha=5e-4, across=False, overhang=3
+    widths, k=2.0, alpha=5e-4, across=False, overhang=3
   )
   net.load_state_dict(torch.load(tmp_path / 'x.pt', weights_only=True))
   images = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), np.uint8)
@@ -215,14 +205,34 @@ def test_the_paper_s_net_gives_pytorch_the_same_logits(tmp_path):
   assert again.config == weights.config
 
 
-def test_a_mean_image_takes_the_place_of_the_published_mean(folder, tmp_path):
-  mean = np.random.default_rng(0).uniform(0, 255, (3, 256, 256))
+@pytest.mark.parametrize('size', [240, 256])
+def test_a_mean_image_takes_the_place_of_the_published_mean(
+  folder, tmp_path, size
+):
+  mean = np.random.default_rng(0).uniform(0, 255, (3, size, size))
   path = tmp_path / 'mean.binaryproto'
   path.write_bytes(foreign_nets.blob(mean))
   weights = read(folder / 'layer.caffemodel', mean=path)
   assert weights.config.input.channel_means == ()
+  assert weights.config.input.image_size == size
   np.testing.assert_array_equal(
     weights.mean_image, mean.astype('float32')[::-1].transpose(1, 2, 0)
+  )
+
+
+def test_a_factor_of_dropout_is_in_the_kernels_of_the_layers_that_read_it():
+  config = narrow_nets.variant(
+    dropout_inputs=('fc6', 'fc8'), dropout_rate=0.25, inverted_dropout=False
+  )
+  params = narrow_nets.weights(config).params
+  found, factor = flat(forms.scaled(params, config, 1)), np.float32(0.75)
+  assert_same(
+    found,
+    flat(params)
+    | {
+      name: params[name.partition('/')[0]]['kernel'] * factor
+      for name in ('fc6/kernel', 'fc8/kernel')
+    },
   )
 
 
@@ -253,6 +263,11 @@ WHOLE = foreign_nets.caffemodel(BLOBS)
 chunk, number = foreign_nets.chunk, foreign_nets.number
 
 
+def doubled_inputs(layer):
+  kernel, bias = BLOBS[layer]
+  return np.concatenate([kernel, kernel], axis=1), bias
+
+
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
@@ -268,6 +283,10 @@ chunk, number = foreign_nets.chunk, foreign_nets.number
         BLOBS, norm=number(1, 5) + foreign_nets.single(2, 1)
       ),
       'norm1 has alpha=1, not 0.0001',
+    ),
+    (
+      foreign_nets.caffemodel(BLOBS, more=number(4, 9)),
+      'conv1 has kernel_size=[9, 11]',
     ),
     (
       foreign_nets.caffemodel(BLOBS, norm=number(1, 5)),
@@ -293,6 +312,16 @@ chunk, number = foreign_nets.chunk, foreign_nets.number
         BLOBS | {'fc7': (BLOBS['fc7'][0][:, 1:], BLOBS['fc7'][1])}
       ),
       'fc7/kernel is (23, 20) there, but (24, 20) in the net',
+    ),
+    (  # Shapes that only a net of one tower has.
+      foreign_nets.caffemodel(BLOBS | {'conv2': doubled_inputs('conv2')}),
+      'is not an AlexNet of 2 towers, as conv2 reads 8 of the 8 maps of conv1',
+    ),
+    (
+      foreign_nets.caffemodel(
+        BLOBS | {'conv1': (BLOBS['conv1'][0][:, :1], BLOBS['conv1'][1])}
+      ),
+      'conv1 does not read the 3 colours of an image: conv1 [8, 1, 11, 11]',
     ),
     (
       foreign_nets.caffemodel(BLOBS | {'fc7': BLOBS['fc7'][:1]}),
@@ -518,9 +547,14 @@ def test_an_output_is_checked_before_anything_is_read(
   assert message in str(error.value)
 
 
-def test_flags_for_foreign_files_do_not_fit_ours(folder, tmp_path):
+def test_ours_can_get_other_class_names_but_no_flag_for_foreign_files(
+  folder, tmp_path
+):
   path = tmp_path / 'x.safetensors'
   convert.write(path, read(folder / 'one.pt'))
+  tmp_path.joinpath('names.txt').write_text('\n'.join('abcdefghij'))
+  assert convert.read(path).class_names == tuple(TEN)
+  assert read(path).class_names == tuple('abcdefghij')
   with pytest.raises(ValueError, match='--mean is for files of others'):
     convert.read(path, mean='mean.binaryproto')
 

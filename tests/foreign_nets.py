@@ -326,16 +326,19 @@ NORM = number(1, 5) + single(2, 1e-4) + single(3, 0.75)
 POOL = number(1, 0) + number(2, 3) + number(3, 2)
 
 
-def caffemodel(blobs, encoding='layer', name='AlexNet', norm=NORM, swap=False):
+def caffemodel(
+  blobs, encoding='layer', name='AlexNet', norm=NORM, swap=False, more=b''
+):
   """The bytes of a .caffemodel file of bvlc_alexnet.
 
-  With `swap` pooling precedes the norm, as in CaffeNet.
+  With `swap` pooling precedes the norm, as in CaffeNet. Convolutions have the
+  settings `more` besides their own.
   """
   net = [chunk(1, name), layer(encoding, 'data', 'Data')]
   for conv, (groups, padding, stride) in GEOMETRY.items():
     size = blobs[conv][0].shape[2]
     param = number(3, padding) + number(4, size)
-    param += number(5, groups) + number(6, stride)
+    param += number(5, groups) + number(6, stride) + more
     net.append(layer(encoding, conv, 'Convolution', blobs[conv], param))
     net.append(layer(encoding, f'relu{conv[-1]}', 'ReLU'))
     after = []

@@ -97,17 +97,6 @@ def missing_data_set(tmp_path, name):
   )
 
 
-def test_for_a_misspelt_key_the_command_suggests_the_right_one(tmp_path):
-  done = run_command(
-    QUICKSTART, f'--workdir={tmp_path}/run', '--config.model.num_clases=3'
-  )
-  assert done.returncode == 1
-  assert 'Traceback' not in done.stderr
-  assert 'num_clases' in done.stderr
-  assert 'did you mean --config.model.num_classes?' in done.stderr
-  assert not (tmp_path / 'run').exists()
-
-
 def test_training_the_paper_net_says_how_to_prepare_imagenet(tmp_path):
   done = run_command(
     '--config=configs/paper.py',

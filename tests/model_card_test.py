@@ -1,5 +1,6 @@
 """Model cards: valid YAML, code that runs, and no file of others overwritten."""
 
+import ast
 import dataclasses
 import os
 import re
@@ -40,8 +41,9 @@ def test_the_code_of_a_card_runs(
 ):
   if crops and suffix == '.safetensors':
     return
-  write(weights, tmp_path / f'net{suffix}', crops)
-  card = model_card.write(tmp_path / f'net{suffix}', weights, crops)
+  file = tmp_path / f"""it's a "net"{suffix}"""
+  write(weights, file, crops)
+  card = model_card.write(file, weights, crops)
   assert card == tmp_path / 'README.md'
   (code,) = re.findall('```python\n(.*?)```', card.read_text(), re.DOTALL)
   monkeypatch.chdir(tmp_path)
@@ -78,19 +80,39 @@ def test_a_card_says_what_is_known(weights):
 
 
 @pytest.mark.parametrize(
-  ('about', 'expected'),
+  ('given', 'expected', 'name'),
   [
-    ({}, {'license': 'unknown'}),
-    (
-      {'license': 'unrestricted: "any" use'},
-      {'license': 'other', 'license_name': 'unrestricted: "any" use'},
-    ),
+    (None, 'unknown', None),
+    ('CC0-1.0', 'cc0-1.0', None),
+    ('unrestricted: "any" use', 'other', 'unrestricted: "any" use'),
+    ('No', 'other', 'No'),  # In YAML, without quotes: False.
+    ('2.0', 'other', '2.0'),
+    ('MIT-like', 'other', 'MIT-like'),
+    ('a\x7fb\udcff\U0001f600', 'other', 'a b \U0001f600'),
   ],
 )
-def test_a_license_is_an_identifier_or_other(weights, about, expected):
+def test_a_license_is_a_known_identifier_or_other(
+  weights, given, expected, name
+):
+  about = {} if given is None else {'license': given}
   weights = dataclasses.replace(weights, about=about)
   found = header(model_card.text('net.onnx', weights))
-  assert expected.items() <= found.items()
+  assert (found['license'], found.get('license_name')) == (expected, name)
+
+
+@pytest.mark.parametrize(
+  'name', ['"', "'", '\\', ': #', '\n---\n', '{a}', '\x7f', '\udcff', '猫']
+)
+def test_any_name_of_a_file_gives_a_whole_card(weights, tmp_path, name):
+  file = tmp_path / f'{name}.torch.safetensors'
+  card = model_card.write(file, weights)
+  assert header(card.read_text())['license'] == 'cc0-1.0'
+  (code,) = re.findall('```python\n(.*?)```', card.read_text(), re.DOTALL)
+  constants = {
+    x.value for x in ast.walk(ast.parse(code)) if isinstance(x, ast.Constant)
+  }
+  assert constants == {file.name}
+  assert model_card.write(file, weights) == card  # It is known again.
 
 
 def test_a_readme_of_others_stays(weights, tmp_path):

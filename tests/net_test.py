@@ -1,8 +1,6 @@
 """A net in use: what it says of images is what evaluation says of them."""
 
 import contextlib
-import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -15,25 +13,12 @@ import alexnet_jax
 from alexnet_jax import config as config_lib
 from alexnet_jax import input_pipeline
 from alexnet_jax import net as net_lib
-from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 
-FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
-
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  return shutil.copytree(FIXTURE, tmp_path_factory.mktemp('net') / 'run')
-
-
-@pytest.fixture(scope='module')
-def trained(workdir, data_dir):
-  return trained_net.open_net(workdir, 'latest', data_dir=str(data_dir))
-
-
-@pytest.fixture(scope='module')
-def net(workdir, data_dir):
-  return alexnet_jax.load(workdir, checkpoint='latest', data_dir=data_dir)
+def net(old_workdir, data_dir):
+  return alexnet_jax.load(old_workdir, checkpoint='latest', data_dir=data_dir)
 
 
 @pytest.fixture(scope='module')

@@ -1,126 +1,24 @@
 """The command that classifies pictures, with a tiny net of random weights.
 
-`run_command` runs a command in this process. What its outputs say is compared
-with the probabilities that the net gives for the same pixels.
+What its outputs say is compared with the probabilities that the net gives for
+the same pixels.
 """
 
 import csv
 import dataclasses
-import functools
 import io
 import json
-import runpy
 import sys
-import warnings
 
-from absl import app
-from absl import flags
-import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from alexnet_jax import image_files
-from alexnet_jax import model
-from alexnet_jax import net as net_lib
 from alexnet_jax import report
 from alexnet_jax import weights as weights_lib
 from alexnet_jax import words as words_lib
-from configs import cifar10
-
-CLASSES = ('ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu')
-SIZE = 16
-
-
-@pytest.fixture(scope='session')
-def net_file(tmp_path_factory):
-  """A .safetensors file of a net with random weights, for 16x16 pixels."""
-  config = cifar10.get_config()
-  config.model.num_classes = len(CLASSES)
-  config.model.conv_features = (4, 4, 4, 4, 4)
-  config.model.fc_features = (8, 8)
-  config.model.pool_size = 2
-  config.input.image_size, config.input.crop_size = SIZE, SIZE - 4
-  network = model.AlexNet(**config.model)
-  images = np.zeros((1, SIZE - 4, SIZE - 4, 3), np.float32)
-  shapes = jax.eval_shape(network.init, jax.random.key(0), images)['params']
-  rng = np.random.default_rng(0)
-  draw = lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32)
-  weights = weights_lib.Weights(
-    jax.tree.map(draw, shapes),
-    config.lock(),
-    CLASSES,
-    np.full((SIZE, SIZE, 3), 120, np.float32),
-    {},
-  )
-  path = tmp_path_factory.mktemp('net') / 'tiny.safetensors'
-  weights_lib.save(path, weights)
-  return path
-
-
-@pytest.fixture(scope='session')
-def net(net_file):
-  return net_lib.load(net_file)
-
-
-@pytest.fixture(scope='session')
-def pictures(tmp_path_factory):
-  """A folder of class folders with five pictures, and one that is damaged."""
-  folder = tmp_path_factory.mktemp('pictures')
-  rng = np.random.default_rng(1)
-  for name in (
-    'ant/a.png',
-    'ant/more/b.png',
-    'bee/c.png',
-    'fox/d.png',
-    'e.png',
-  ):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-  (folder / 'ant/bad.png').write_text('no picture')
-  return folder
-
-
-@pytest.fixture
-def run_command(net_file, capsys, caplog, monkeypatch):
-  """Function that runs a command with the tiny net: (code, stdout, stderr)."""
-
-  def run(module, *argv, net=(f'--weights={net_file}',)):
-    words = [f'alexnet_jax.{module}', *net, *map(str, argv)]
-    # The flags of this process are those of other commands.
-    values = flags.FlagValues()
-    with (
-      monkeypatch.context() as patch,
-      warnings.catch_warnings(),
-      pytest.raises(SystemExit) as ended,
-    ):
-      patch.setattr(flags, 'FLAGS', values)
-      for kind in ('string', 'bool', 'integer', 'enum', 'multi_string'):
-        define = getattr(flags, f'DEFINE_{kind}')
-        patch.setattr(
-          flags, f'DEFINE_{kind}', functools.partial(define, flag_values=values)
-        )
-      patch.setattr(
-        app,
-        'run',
-        lambda main, flags_parser: sys.exit(main(flags_parser(words))),
-      )
-      warnings.simplefilter('ignore', RuntimeWarning)  # Imported before.
-      runpy.run_module(f'alexnet_jax.{module}', run_name='__main__')
-    code, output = ended.value.code, capsys.readouterr()
-    err = output.err + caplog.text  # absl logs to the terminal itself.
-    if isinstance(code, str):
-      return 1, output.out, err + code
-    return code or 0, output.out, err
-
-  return run
-
-
-def image_size(path):
-  with Image.open(path) as image:
-    return image.size
+from tests import narrow_nets
 
 
 def expected(net, paths, views='one'):
@@ -128,14 +26,16 @@ def expected(net, paths, views='one'):
   images = [np.asarray(Image.open(path)) for path in paths]
   table = net.probabilities(images, views=views)
   return [
-    sorted(zip(CLASSES, row.tolist(), strict=True), key=lambda c: -c[1])[:5]
+    sorted(
+      zip(narrow_nets.ANIMALS, row.tolist(), strict=True), key=lambda c: -c[1]
+    )[:5]
     for row in table
   ]
 
 
 @pytest.mark.parametrize('views', ['one', 'many'])
 def test_json_has_a_line_for_each_picture_with_its_five_classes(
-  run_command, net, pictures, views
+  run_command, tiny_net, pictures, views
 ):
   code, out, err = run_command(
     'predict', pictures, '--json', f'--views={views}'
@@ -147,7 +47,7 @@ def test_json_has_a_line_for_each_picture_with_its_five_classes(
     [(p['class'], p['probability']) for p in line['predictions']]
     for line in lines
   ]
-  wanted = expected(net, [pictures / n for n in names], views)
+  wanted = expected(tiny_net, [pictures / n for n in names], views)
   assert [[c for c, _ in row] for row in found] == [
     [c for c, _ in row] for row in wanted
   ]
@@ -171,7 +71,7 @@ def test_json_has_a_line_for_each_picture_with_its_five_classes(
 
 def test_errors_count_the_images_of_known_class():
   errors = report.Errors()
-  classes = [(name, 0.1) for name in CLASSES[:5]]
+  classes = [(name, 0.1) for name in narrow_nets.ANIMALS[:5]]
   # Right; second; fifth; not among the five; not known.
   for true in ('ant', 'bee', 'eel', 'gnu', ''):
     errors.add(report.Prediction(image_files.Item('a', true, 'a'), classes))
@@ -181,7 +81,7 @@ def test_errors_count_the_images_of_known_class():
 
 
 def test_names_from_standard_input_and_csv(
-  run_command, net, pictures, tmp_path, monkeypatch
+  run_command, tiny_net, pictures, tmp_path, monkeypatch
 ):
   paths = [pictures / 'e.png', pictures / 'fox']
   monkeypatch.setattr(
@@ -196,13 +96,13 @@ def test_names_from_standard_input_and_csv(
     [f'{pictures}/e.png', ''],
     [f'{pictures}/fox/d.png', 'fox'],
   ]
-  wanted = expected(net, [row[0] for row in rows])
+  wanted = expected(tiny_net, [row[0] for row in rows])
   assert [row[2::2] for row in rows] == [[c for c, _ in w] for w in wanted]
   assert [file.name for file in output.parent.iterdir()] == ['out.csv']
 
 
 def test_text_has_words_for_wordnet_ids(
-  run_command, net, net_file, pictures, tmp_path
+  run_command, tiny_net, tiny_net_file, pictures, tmp_path
 ):
   # Any class name with words in the file is shown with them.
   words = tmp_path / 'words.txt'
@@ -217,17 +117,17 @@ def test_text_has_words_for_wordnet_ids(
   }
   path = pictures / 'e.png'
   code, out, _ = run_command('predict', path, f'--words={words}')
-  ((name, share), *_), *_ = expected(net, [path])
+  ((name, share), *_), *_ = expected(tiny_net, [path])
   assert code == 0
   assert out.splitlines()[:2] == [str(path), f'  {share:7.2%}  {name}']
-  weights = weights_lib.load(net_file)
-  ids = tuple(words_lib.ilsvrc())[: len(CLASSES)]
+  weights = weights_lib.load(tiny_net_file)
+  ids = tuple(words_lib.ilsvrc())[: len(weights.class_names)]
   renamed = tmp_path / 'ilsvrc.safetensors'
   weights_lib.save(renamed, dataclasses.replace(weights, class_names=ids))
   argv = [path, '--json']
   _, out, _ = run_command('predict', *argv, net=(f'--weights={renamed}',))
   first, *_ = json.loads(out)['predictions']
-  assert first['class'] == ids[CLASSES.index(name)]
+  assert first['class'] == ids[weights.class_names.index(name)]
   assert first['words'] == words_lib.ilsvrc()[first['class']]  # By default.
   words.write_bytes(words.read_bytes() + b'\nn02102040 caf\xe9')
   assert len(words_lib.read(words)) == 3  # Not UTF-8: shown as it can be.
@@ -239,9 +139,12 @@ def test_sheets_show_the_first_pictures_and_the_confident_errors(
   names = ('sheet', 'show_errors')
   files = [f'--{name}={tmp_path}/{name}.png' for name in names]
   run_command('predict', pictures, *files)
-  shapes = [image_size(tmp_path / f'{name}.png') for name in names]
+  heights, widths, _ = zip(
+    *(np.asarray(Image.open(tmp_path / f'{name}.png')).shape for name in names),
+    strict=True,
+  )
   # Five pictures, and the errors among four of known class, side by side.
-  assert shapes[0][0] > shapes[1][0] > 0 and shapes[0][1] == shapes[1][1]
+  assert widths[0] > widths[1] > 0 and heights[0] == heights[1]
 
 
 @pytest.mark.parametrize(

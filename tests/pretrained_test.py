@@ -24,6 +24,7 @@ from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.prepare import prepare
 from configs import quickstart
+from tests import narrow_nets
 
 
 def make_config(data_dir):
@@ -102,21 +103,9 @@ def test_all_layers_but_the_classifier_start_from_the_pretrained_ones(
 
 def save_weights(config, path):
   """Writes random parameters of the config's net as a file; returns them."""
-  run = run_lib.open_run(config)
-  rng = np.random.default_rng(7)
-  params = jax.tree.map(
-    lambda x: rng.normal(size=x.shape).astype(x.dtype),
-    train_state.state_template(run).params,
-  )
-  size = config.input.image_size
-  weights = weights_lib.Weights(
-    params,
-    run.config,
-    run.dataset.class_names,
-    np.full((size, size, 3), 127, np.float32),
-  )
+  weights = narrow_nets.weights(config)
   weights_lib.save(path, weights)
-  return params
+  return weights.params
 
 
 @pytest.mark.parametrize('layout', ['data', 'towers'])

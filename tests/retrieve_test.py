@@ -10,13 +10,6 @@ import pytest
 
 from alexnet_jax import feature_file
 from alexnet_jax import nearest
-from tests.predict_test import image_size
-from tests.predict_test import net
-from tests.predict_test import net_file
-from tests.predict_test import pictures
-from tests.predict_test import run_command
-
-__all__ = ['net', 'net_file', 'pictures', 'run_command']  # Fixtures.
 
 
 @pytest.mark.parametrize('block', [7, 40, 10**6])
@@ -89,7 +82,7 @@ def test_an_image_is_not_its_own_neighbour_even_with_many_equal_ones():
 
 @pytest.mark.parametrize('layer', ['fc7', 'conv1', 'pixels'])
 def test_features_are_those_of_the_net_with_names_beside_them(
-  run_command, net, pictures, tmp_path, layer
+  run_command, tiny_net, pictures, tmp_path, layer
 ):
   output = tmp_path / 'features.npy'
   code, out, err = run_command(
@@ -104,13 +97,13 @@ def test_features_are_those_of_the_net_with_names_beside_them(
   if layer == 'pixels':
     expected = np.stack(images).astype(np.float32)
   else:
-    expected = net.features(images, layer)
+    expected = tiny_net.features(images, layer)
   assert found.shape == expected.shape and found.dtype == np.float32
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_index_finds_the_picture_itself_first(
-  run_command, net, pictures, tmp_path
+  run_command, tiny_net, pictures, tmp_path
 ):
   index, sheet = tmp_path / 'index.npy', tmp_path / 'sheet.png'
   code, _, _ = run_command(
@@ -138,7 +131,7 @@ def test_an_index_finds_the_picture_itself_first(
   np.testing.assert_allclose(
     [float(line.split()[0]) for line in lines[1:]], distances[order], atol=5e-2
   )
-  assert image_size(sheet)[0] > 4 * 160
+  assert np.asarray(Image.open(sheet)).shape[1] > 4 * 160
   code, out, _ = run_command(
     'retrieve', f'--index={index}', '--precision', '--top=1', net=()
   )
@@ -173,7 +166,7 @@ def test_a_split_of_a_data_set_is_indexed_and_shown(
 
 
 def test_a_search_compares_as_many_queries_as_it_can(
-  run_command, net, pictures, tmp_path, monkeypatch
+  run_command, tiny_net, pictures, tmp_path, monkeypatch
 ):
   index = tmp_path / 'index.npy'
   run_command('retrieve', f'--index={index}', f'--images={pictures}')
@@ -192,7 +185,7 @@ def test_a_search_compares_as_many_queries_as_it_can(
 
 
 def test_the_precision_of_queries_leaves_out_what_is_no_class_of_the_index(
-  run_command, net, pictures, tmp_path
+  run_command, tiny_net, pictures, tmp_path
 ):
   index = tmp_path / 'index.npy'
   argv = [f'--index={index}', f'--images={pictures}/ant']
@@ -256,12 +249,12 @@ def damage(index, kind):
   ],
 )
 def test_a_damaged_index_is_one_line(
-  run_command, net, pictures, tmp_path, kind
+  run_command, tiny_net, pictures, tmp_path, kind
 ):
   index, query = tmp_path / 'index.npy', pictures / 'e.png'
   names = [str(pictures / name) for name in ('e.png', 'bee/c.png', 'fox/d.png')]
   about = {
-    'net': feature_file.digest(net.weights),
+    'net': feature_file.digest(tiny_net.weights),
     'net_path': '',
     'checkpoint': 'best',
     'layer': 'fc7',

@@ -1,8 +1,6 @@
 """A trained net, opened: its parameters, its label-free step, its predictions."""
 
 import contextlib
-import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -13,37 +11,29 @@ from alexnet_jax import predict
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 
-FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
 
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  return shutil.copytree(FIXTURE, tmp_path_factory.mktemp('trained') / 'run')
-
-
-@pytest.fixture(scope='module')
-def net(workdir, data_dir):
-  return trained_net.open_net(workdir, 'latest', data_dir=str(data_dir))
-
-
-def test_a_trained_net_knows_what_it_needs(net):
-  assert (net.step, net.which) == (188, 'latest')
-  assert net.class_names == tuple('0123456789')
-  assert net.config.model.conv_features == (8, 8, 8, 8, 8)
-  assert net.network.num_classes == 10
-  assert net.statistics.mean_image.shape == (76, 76, 3)
-  assert net.params['fc8']['kernel'].shape == (16, 10)
+def test_a_trained_net_knows_what_it_needs(trained):
+  assert (trained.step, trained.which) == (188, 'latest')
+  assert trained.class_names == tuple('0123456789')
+  assert trained.config.model.conv_features == (8, 8, 8, 8, 8)
+  assert trained.network.num_classes == 10
+  assert trained.statistics.mean_image.shape == (76, 76, 3)
+  assert trained.params['fc8']['kernel'].shape == (16, 10)
 
 
 @pytest.mark.parametrize('many', [False, True])
-def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
-  batches = input_pipeline.eval_batches(net.run.dataset, 'test', batch_size=60)
+def test_its_step_without_labels_gives_the_predictions_of_the_split(
+  trained, many
+):
+  batches = input_pipeline.eval_batches(
+    trained.run.dataset, 'test', batch_size=60
+  )
   with contextlib.closing(batches):
     images = next(batches)['image']
-  log_probs, activations = net.predict_batch(
+  log_probs, activations = trained.predict_batch(
     images, many=many, layers=('conv5', 'fc7')
   )
-  stored = net.predict_split(many).log_probs[:60]
+  stored = trained.predict_split(many).log_probs[:60]
   # The same float32 program, with batches of another size.
   np.testing.assert_allclose(jax.device_get(log_probs), stored, rtol=1e-4)
   assert activations['conv5'].shape == (5 if many else 1, 60, 1, 1, 8)
@@ -52,18 +42,20 @@ def test_its_step_without_labels_gives_the_predictions_of_the_split(net, many):
 
 
 def test_only_the_process_that_saves_reads_the_names(
-  net, tmp_path, monkeypatch
+  trained, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(trained_net.processes, 'is_first', lambda: False)
   monkeypatch.setattr(trained_net.records.Records, 'name', None)
-  made = net.predict_split(False, tmp_path)
+  made = trained.predict_split(False, tmp_path)
   assert len(made.labels) == 300 and [*tmp_path.iterdir()] == []
 
 
-def test_the_confident_errors_of_a_split_come_first(net, workdir, data_dir):
-  stored = net.predict_split(False)
+def test_the_confident_errors_of_a_split_come_first(
+  trained, old_workdir, data_dir
+):
+  stored = trained.predict_split(False)
   assert stored.names[0].endswith('.png') and len(stored.names) == 300
-  found = [*predict.worst_of_split(workdir, 'latest', 'one', str(data_dir))]
+  found = [*predict.worst_of_split(old_workdir, 'latest', 'one', str(data_dir))]
   probs = np.exp(stored.log_probs)
   wrong = {
     stored.names[i]: (str(probs[i].argmax()), str(label), probs[i].max())
@@ -83,9 +75,9 @@ def test_the_confident_errors_of_a_split_come_first(net, workdir, data_dir):
 
 
 def test_a_cache_that_training_asked_for_is_not_asked_for_again(
-  workdir, tmp_path
+  old_workdir, tmp_path
 ):
-  config = workdir_lib.read_config(workdir)
+  config = workdir_lib.read_config(old_workdir)
   config.input.cache = 'device'
   workdir_lib.write_config(tmp_path, config)
   assert trained_net.read_config(tmp_path).input.cache == 'auto'
@@ -94,24 +86,24 @@ def test_a_cache_that_training_asked_for_is_not_asked_for_again(
   assert (given.input.eval_split, config.input.eval_split) == ('train', 'test')
 
 
-def test_an_unknown_layer_is_named(net):
+def test_an_unknown_layer_is_named(trained):
   with pytest.raises(KeyError, match='fc9'):
-    net.predict_batch(np.zeros((8, 76, 76, 3), np.uint8), layers=['fc9'])
+    trained.predict_batch(np.zeros((8, 76, 76, 3), np.uint8), layers=['fc9'])
 
 
-def test_released_parameters_are_restored_on_the_next_use(net):
-  before = jax.device_get(net.params)
-  released = net.params['fc8']['kernel']
-  net.release()
-  net.release()  # Nothing is left to free.
-  assert net.params['fc8']['kernel'] is not released
+def test_released_parameters_are_restored_on_the_next_use(trained):
+  before = jax.device_get(trained.params)
+  released = trained.params['fc8']['kernel']
+  trained.release()
+  trained.release()  # Nothing is left to free.
+  assert trained.params['fc8']['kernel'] is not released
   jax.tree.map(
-    np.testing.assert_array_equal, jax.device_get(net.params), before
+    np.testing.assert_array_equal, jax.device_get(trained.params), before
   )
 
 
-def test_a_config_of_another_training_is_refused(workdir, data_dir):
-  config = workdir_lib.read_config(workdir).copy_and_resolve_references()
+def test_a_config_of_another_training_is_refused(old_workdir, data_dir):
+  config = workdir_lib.read_config(old_workdir).copy_and_resolve_references()
   with config.unlocked():
     config.input.data_dir = str(data_dir)
     config.input.eval_split = 'train'  # Evaluation may change it.
@@ -119,7 +111,7 @@ def test_a_config_of_another_training_is_refused(workdir, data_dir):
   with pytest.raises(
     ValueError, match='config.json (?s:.*)config.seed is 1 there but 5'
   ):
-    trained_net.open_net(workdir, config=config)
+    trained_net.open_net(old_workdir, config=config)
 
 
 def test_a_folder_that_is_no_training_is_named(tmp_path):

@@ -4,30 +4,18 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import model
 from alexnet_jax import weights as weights_lib
-from configs import quickstart
+from tests import narrow_nets
 
 
 @pytest.fixture(scope='module')
 def weights():
-  config = quickstart.get_config()
-  net = model.AlexNet(**config.model)
-  params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))
-  mean = np.random.default_rng(0).uniform(0, 255, (76, 76, 3))
-  return weights_lib.Weights(
-    jax.device_get(params['params']),
-    config,
-    tuple('0123456789'),
-    mean.astype(np.float32),
-    {'source': 'a test', 'license': 'CC0-1.0'},
-  )
+  return narrow_nets.weights(narrow_nets.variant())
 
 
 @pytest.fixture
@@ -91,7 +79,7 @@ def _change(path, key, value):
 
 def test_wrong_shapes_are_listed_on_both_sides(path):
   def change(tensors):
-    tensors['conv1/kernel'] = np.zeros((11, 11, 3, 12), np.float32)
+    tensors['conv1/kernel'] = np.zeros((11, 11, 3, 24), np.float32)
     del tensors['fc7/bias']
     tensors['conv9/bias'] = np.zeros(2, np.float32)
 
@@ -101,9 +89,9 @@ def test_wrong_shapes_are_listed_on_both_sides(path):
   lines = str(error.value).splitlines()
   assert len(lines) == 2
   assert lines[1] == (
-    'conv1/kernel is (11, 11, 3, 12) there, but (11, 11, 3, 24) in the net;'
+    'conv1/kernel is (11, 11, 3, 24) there, but (11, 11, 3, 12) in the net;'
     ' conv9/bias is (2,) there, but not used in the net;'
-    ' fc7/bias is missing there, but (256,) in the net'
+    ' fc7/bias is missing there, but (16,) in the net'
   )
 
 

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import re
 
 import alexnet_jax
 from alexnet_jax import weights as weights_lib
@@ -19,22 +18,35 @@ CARD = 'README.md'
 USES = {
   '.torch.safetensors': """\
 import safetensors.torch
-state_dict = safetensors.torch.load_file('{file}')""",
+state_dict = safetensors.torch.load_file({file!r})""",
   '.safetensors': """\
 import alexnet_jax
-net = alexnet_jax.load('{file}')
+net = alexnet_jax.load({file!r})
 print(net.predict(['photo.jpg']))""",
   '.onnx': """\
 import onnxruntime
-session = onnxruntime.InferenceSession('{file}')
+session = onnxruntime.InferenceSession({file!r})
 (outputs,) = session.run(None, {{'{input}': {input}}})""",
   '.stablehlo': """\
 import pathlib, jax.export
-net = jax.export.deserialize(bytearray(pathlib.Path('{file}').read_bytes()))
+net = jax.export.deserialize(bytearray(pathlib.Path({file!r}).read_bytes()))
 outputs = net.call({input})""",
   '': """\
 import torch
-state_dict = torch.load('{file}', weights_only=True)""",
+state_dict = torch.load({file!r}, weights_only=True)""",
+}
+# Licenses that cards name, by their identifiers on the Hugging Face Hub:
+# https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = {
+  *('afl-3.0', 'agpl-3.0', 'apache-2.0', 'artistic-2.0', 'bsd', 'bsl-1.0'),
+  *('bsd-2-clause', 'bsd-3-clause', 'bsd-3-clause-clear', 'cc', 'cc0-1.0'),
+  *('cc-by-2.0', 'cc-by-3.0', 'cc-by-4.0', 'cc-by-sa-3.0', 'cc-by-sa-4.0'),
+  *('cc-by-nc-2.0', 'cc-by-nc-3.0', 'cc-by-nc-4.0', 'cc-by-nd-4.0'),
+  *('cc-by-nc-sa-3.0', 'cc-by-nc-sa-4.0', 'cc-by-nc-nd-4.0', 'ecl-2.0'),
+  *('epl-1.0', 'epl-2.0', 'eupl-1.1', 'gfdl', 'gpl', 'gpl-2.0', 'gpl-3.0'),
+  *('isc', 'lgpl', 'lgpl-2.1', 'lgpl-3.0', 'mit', 'mpl-2.0', 'ms-pl', 'ncsa'),
+  *('odbl', 'odc-by', 'openrail', 'osl-3.0', 'pddl', 'postgresql', 'unknown'),
+  *('unlicense', 'wtfpl', 'zlib'),
 }
 STATE_DICTS = '.torch.safetensors', '.pt', '.pth'  # Endings.
 
@@ -74,10 +86,10 @@ def _is_card_of(card, name):
 
 def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
   """The model card of a file; for the arguments see `write`."""
-  about = {key: ' '.join(value.split()) for key, value in weights.about.items()}
+  about = {key: _plain(value) for key, value in weights.about.items()}
   source = about.pop('source', 'unknown')
   license_ = about.pop('license', 'unknown')
-  datasets = [f'datasets: [{json.dumps(weights.config.input.dataset)}]']
+  datasets = [f'datasets: [{_quoted(weights.config.input.dataset)}]']
   if source.startswith('converted from'):  # Nothing says what it learnt from.
     datasets = []
   num_classes = len(weights.class_names)
@@ -92,7 +104,7 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
     'library_name: alexnet_jax',
     'pipeline_tag: image-classification',
     '---',
-    f'# AlexNet: {name}',
+    f'# AlexNet: {_plain(name)}',
     '',
     f'- Source: {source}',
     f'- License: {license_}',
@@ -115,18 +127,28 @@ def text(name: str, weights: weights_lib.Weights, crops: bool = False) -> str:
     'In the order of the outputs:',
     '',
     *(
-      f'    {label} {" ".join(words.split())}'
+      f'    {label} {_plain(words)}'
       for label, words in enumerate(weights.class_names)
     ),
   ]
   return '\n'.join(lines) + '\n'
 
 
+def _plain(text):
+  """The text on one line, of characters that can be printed."""
+  return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
+
+
+def _quoted(text):
+  """The text as a string of YAML."""
+  return json.dumps(_plain(text), ensure_ascii=False)
+
+
 def _license(text):
   """Lines of YAML: an identifier, or 'other' with what is said of it."""
-  if re.fullmatch(r'[\w.+-]+', text):
+  if text.lower() in LICENSES:
     return [f'license: {text.lower()}']
-  return ['license: other', f'license_name: {json.dumps(text)}']
+  return ['license: other', f'license_name: {_quoted(text)}']
 
 
 def _interface(weights, crops, is_state_dict):

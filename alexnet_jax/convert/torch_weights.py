@@ -24,9 +24,8 @@ TORCHVISION = {
   'fc7': 'classifier.4',
   'fc8': 'classifier.6',
 }
-# What a training script wraps a state dict in, and what it puts before names.
+# What a training script wraps a state dict in.
 _WRAPPERS = ('state_dict', 'model_state_dict', 'model')
-_PREFIX = re.compile(r'(?:^|(?<=\.))module\.')
 MAX_TENSORS = 1000
 
 
@@ -112,7 +111,6 @@ def _import_torch(path):
 def _layers(tensors, path):
   """The layers of tensors by name, each with a weight and a bias."""
   weights_lib.check_names(tensors, str(path))
-  tensors = {_PREFIX.sub('', name): x for name, x in tensors.items()}
   by_name = {}
   for name, x in tensors.items():
     layer, _, kind = name.rpartition('.')
