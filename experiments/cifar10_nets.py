@@ -18,12 +18,14 @@ Layers, recipes and errors are those that cuda-convnet was released with; see
 
 from collections.abc import Mapping, Sequence
 import csv
+import json
 import pathlib
 
 from absl import flags
 
 from alexnet_jax import digits
 from alexnet_jax import metrics
+from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from configs import quickstart
 from experiments import cifar10_training
@@ -84,20 +86,23 @@ def variants(name: str, share: float = 1.0) -> dict[str, dict[str, object]]:
 
 
 def measure(workdir: pathlib.Path) -> dict[str, float]:
-  """The test error of a finished run, a fraction: on ten views if it crops."""
-  found = sweep.last_metrics(workdir)
+  """The epochs of a finished run, and its test error, a fraction.
+
+  The error is on ten views if the net was trained on crops and reflections.
+  """
+  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
   ten_views = f'{metrics.many_view_prefix(True)}/top1_error'
-  return {'error': found.get(ten_views, found['eval/top1_error'])}
+  error = result.get(ten_views, result['eval/top1_error'])
+  return {'error': error, 'epochs': result['epoch']}
 
 
-def net_rows(rows: Sequence[Mapping], share: float) -> list[summary.Row]:
+def net_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
   """The rows of nets.csv, from the rows of the sweeps' runs.csv."""
   result = []
   for net in dict.fromkeys(row['variant'] for row in rows):
     errors = summary.values_of(rows, net, 'error')
     found = summary.mean_and_standard_error(errors)
-    name = next(name for name, nets in SWEEPS.items() if net in nets)
-    epochs = sum(stage[0] * share for stage in STAGES[name])
+    epochs = max(summary.values_of(rows, net, 'epochs'), default=None)
     cells = (net, PUBLISHED[net], *found, len(errors), epochs)
     result.append(dict(zip(NETS_COLUMNS, cells, strict=True)))
   return result
@@ -132,7 +137,13 @@ def table(rows: Sequence[Mapping]) -> str:
     ours = percent(row['error'])
     if row['standard_error'] is not None:
       ours += f' ± {percent(row["standard_error"])}'
-    cells = (row['net'], shown, ours, str(row['n']), f'{row["epochs"]:g}')
+    cells = (
+      row['net'],
+      shown,
+      ours,
+      str(row['n']),
+      f'{row["epochs"] or 0:.4g}',
+    )
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
@@ -193,7 +204,7 @@ def run(names: Sequence[str], share: float, quick: bool) -> list[summary.Row]:
     for row in done:
       key = (row['variant'], row['seed'])
       workdirs[key] = path / name / 'runs' / key[0] / f'seed{key[1]}'
-  found = net_rows(rows, share)
+  found = net_rows(rows)
   summary.write_csv(path / NETS_FILE, NETS_COLUMNS, found)
   summary.write_csv(path / CURVES_FILE, CURVES_COLUMNS, curve_rows(workdirs))
   return found
