@@ -17,18 +17,18 @@ Layers, recipes and errors are those that cuda-convnet was released with; see
 """
 
 from collections.abc import Mapping, Sequence
-import csv
 import json
 import pathlib
 
 from absl import flags
+import ml_collections
 
-from alexnet_jax import digits
 from alexnet_jax import metrics
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
-from configs import quickstart
+from experiments import cifar10_config
 from experiments import cifar10_training
+from experiments import curves
 from experiments import summary
 from experiments import sweep
 
@@ -63,9 +63,8 @@ STAGES = {
 }
 # A share of --quick: one part of 10,000 images of each stage at most.
 QUICK_SHARE = 1e-6
-NETS_FILE, CURVES_FILE, CURVES_FIGURE = 'nets.csv', 'curves.csv', 'curves.png'
+NETS_FILE, CURVES_FIGURE = 'nets.csv', 'curves.png'
 NETS_COLUMNS = ('net', 'published', 'error', 'standard_error', 'n', 'epochs')
-CURVES_COLUMNS = ('net', 'seed', 'epoch', 'train_error', 'test_error')
 
 FLAGS = flags.FLAGS
 
@@ -108,22 +107,6 @@ def net_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
   return result
 
 
-def curve_rows(workdirs: Mapping[tuple[str, int], pathlib.Path]) -> list[dict]:
-  """The rows of curves.csv, from metrics.csv of runs by net and seed.
-
-  The training error is the mean since the row before; the test error, on one
-  view, is empty where the net was not evaluated.
-  """
-  result = []
-  for (net, seed), workdir in workdirs.items():
-    with open(workdir / metrics.CSV_FILE, newline='') as file:
-      for row in csv.DictReader(file):
-        errors = row['train/top1_error'], row['eval/top1_error']
-        cells = (net, seed, row['epoch'], *errors)
-        result.append(dict(zip(CURVES_COLUMNS, cells, strict=True)))
-  return result
-
-
 def table(rows: Sequence[Mapping]) -> str:
   """The rows of nets.csv as a Markdown table."""
   lines = [
@@ -148,51 +131,39 @@ def table(rows: Sequence[Mapping]) -> str:
   return '\n'.join(lines)
 
 
-def draw(path: pathlib.Path) -> pathlib.Path:
+def draw(path: pathlib.Path, nets: Sequence[str]) -> pathlib.Path:
   """Draws curves.csv: the errors of each net by epoch, a line for each seed."""
-  with open(path / CURVES_FILE, newline='') as file:
-    rows = list(csv.DictReader(file))
-  nets = list(dict.fromkeys(row['net'] for row in rows))
-  size = (1 + 3.2 * len(nets), 3.2)
-  figure = summary.new_figure(CURVES_FIGURE, size)
+  figure = summary.new_figure(CURVES_FIGURE, (1 + 3.2 * len(nets), 3.2))
   panels = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
   for axes, net in zip(panels, nets, strict=True):
-    for seed in dict.fromkeys(r['seed'] for r in rows if r['net'] == net):
-      own = [r for r in rows if (r['net'], r['seed']) == (net, seed)]
-      for column, color in (('train_error', 'C0'), ('test_error', 'C1')):
-        known = [r for r in own if r[column]]
-        label = column.replace('_', ' ') if seed == '0' else None
-        axes.plot(
-          [float(r['epoch']) for r in known],
-          [100 * float(r[column]) for r in known],
-          color=color,
-          linewidth=0.8,
-          label=label,
-        )
+    for column, color in (('train_error', 'C0'), ('test_error', 'C1')):
+      for i, (epochs, errors) in enumerate(curves.read(path, net, column)):
+        label = column.replace('_', ' ') if i == 0 else None
+        percent = [100 * error for error in errors]
+        axes.plot(epochs, percent, color=color, linewidth=0.8, label=label)
     if PUBLISHED[net] is not None:
-      axes.axhline(
-        100 * PUBLISHED[net], color='k', linestyle=':', label='published'
-      )
+      level = 100 * PUBLISHED[net]
+      axes.axhline(level, color='k', linestyle=':', label='published')
     axes.set(title=net, xlabel='epoch', ylim=(0, 80))
   panels[0].set_ylabel('error (%)')
-  panels[-1].legend()
+  panels[0].legend()
   figure.savefig(path / CURVES_FIGURE, dpi=110)
   return path / CURVES_FIGURE
 
 
-def run(names: Sequence[str], share: float, quick: bool) -> list[summary.Row]:
-  """Runs the sweeps, and writes the files that hold all; the rows of nets.csv."""
-  config = cifar10_training.get_config()
-  config.input.data_dir = FLAGS.data_dir
-  if quick:
-    on_digits = quickstart.get_config()
-    on_digits.input.data_dir = FLAGS.data_dir
-    digits.prepare_if_missing(on_digits)
-    for key in ('dataset', 'train_split', 'eval_split'):
-      config.input[key] = on_digits.input[key]
-  path, rows, workdirs = files.local_path(FLAGS.output, '--output'), [], {}
+def run(
+  config: ml_collections.ConfigDict, names: Sequence[str], share: float
+) -> list[summary.Row]:
+  """Runs the sweeps, and writes nets.csv and curves.csv; the rows of nets.csv.
+
+  Args:
+    config: a config as of `cifar10_config.get_config`, which names the data.
+    names: keys of `SWEEPS`.
+    share: share of every stage that is trained.
+  """
+  path, rows = files.local_path(FLAGS.output, '--output'), []
   for name in names:
-    done = sweep.run(
+    rows += sweep.run(
       config,
       variants(name, share),
       FLAGS.seeds,
@@ -200,13 +171,9 @@ def run(names: Sequence[str], share: float, quick: bool) -> list[summary.Row]:
       measure,
       program=cifar10_training.PROGRAM,
     )
-    rows += done
-    for row in done:
-      key = (row['variant'], row['seed'])
-      workdirs[key] = path / name / 'runs' / key[0] / f'seed{key[1]}'
   found = net_rows(rows)
   summary.write_csv(path / NETS_FILE, NETS_COLUMNS, found)
-  summary.write_csv(path / CURVES_FILE, CURVES_COLUMNS, curve_rows(workdirs))
+  curves.write(path, [path / name for name in names])
   return found
 
 
@@ -220,9 +187,12 @@ def main() -> None:
     raise sweep.InputError(
       f'--share={FLAGS.share} must be above 0 and at most 1'
     )
+  config = cifar10_config.get_config(FLAGS.data_dir, FLAGS.quick)
   share = QUICK_SHARE if FLAGS.quick else FLAGS.share
-  print(table(run(FLAGS.nets, share, FLAGS.quick)))
-  print(draw(files.local_path(FLAGS.output, '--output')))
+  rows = run(config, FLAGS.nets, share)
+  print(table(rows))
+  path = files.local_path(FLAGS.output, '--output')
+  print(draw(path, [row['net'] for row in rows]))
 
 
 def define_flags() -> None:

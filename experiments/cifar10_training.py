@@ -8,14 +8,11 @@ epochs with a rate each. `minibatches` has the order of the images.
 from collections.abc import Mapping
 import contextlib
 import functools
-import json
 import math
 import pathlib
 import time
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 import ml_collections
 import numpy as np
@@ -23,8 +20,6 @@ import optax
 
 from alexnet_jax import augment
 from alexnet_jax import checkpoint
-from alexnet_jax import config as config_lib
-from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import evaluator
 from alexnet_jax import metrics
 from alexnet_jax import optimizer
@@ -35,43 +30,13 @@ from alexnet_jax import train_state
 from alexnet_jax import train_step
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
+from experiments import cifar10_config
 from experiments import cuda_convnet
 from experiments import minibatches
 from experiments import program
 
 EVAL_MINIBATCH = 500  # Images; it does not change the results.
 MOMENTUM, BIAS_RATE_FACTOR = 0.9, 2.0
-ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh}
-
-
-def get_config() -> ml_collections.ConfigDict:
-  """The config of a training; this one is the 26% net and its recipe."""
-  return ml_collections.ConfigDict(
-    {
-      'seed': 0,
-      'model': {
-        'net': '26pct',  # A key of cuda_convnet.NETS.
-        'activation': 'relu',  # A key of ACTIVATIONS.
-        'has_decay': True,  # Whether weights decay.
-      },
-      'input': {
-        'data_dir': dataset_lib.DATA_DIR,
-        'dataset': 'cifar10',
-        'train_split': 'train',
-        'eval_split': 'validation',
-        'crop_size': 32,  # Pixels; random crops if the images are larger.
-      },
-      # Whether to reflect training images, and to test on ten views, not five.
-      'augment': {'flip': False},
-      # (epochs, rate of the weights, share of the training split) of each stage.
-      'optimizer': {'stages': ((8.0, 1e-3, 1.0), (2.0, 1e-4, 1.0))},
-      'train': {
-        'eval_every_epochs': 1,
-        # Ends when the error on 10,000 training images is as low; 0 for never.
-        'target_error': 0.0,
-      },
-    }
-  )
 
 
 def make_optimizer(
@@ -106,7 +71,7 @@ class Trainer:
   """The steps, images and statistics of one training."""
 
   def __init__(self, config: ml_collections.ConfigDict):
-    self.config, self.dataset = config, _open_dataset(config)
+    self.config, self.dataset = config, cifar10_config.open_dataset(config)
     inputs = config.input
     self._train = minibatches.read(self.dataset, inputs.train_split)
     self._eval = minibatches.read(self.dataset, inputs.eval_split)
@@ -114,7 +79,9 @@ class Trainer:
       config.optimizer.stages, len(self._train.labels)
     )
     layers = cuda_convnet.NETS[config.model.net]
-    net = cuda_convnet.CudaConvnet(layers, ACTIVATIONS[config.model.activation])
+    net = cuda_convnet.CudaConvnet(
+      layers, cifar10_config.ACTIVATIONS[config.model.activation]
+    )
     decay = {
       name: layer.decay * config.model.has_decay
       for name, layer in zip(cuda_convnet.names(layers), layers, strict=True)
@@ -153,7 +120,7 @@ class Trainer:
     """
     start = jax.random.key(self.config.seed)
     metadata = {
-      'config': _recorded(self.config),
+      'config': cifar10_config.recorded(self.config),
       'dataset': self.dataset.fingerprint,
     }
 
@@ -216,7 +183,7 @@ def train_and_evaluate(
   """Trains to the end of the stages, resuming from the newest checkpoint.
 
   Args:
-    config: a config with the keys of `get_config`.
+    config: a config with the keys of `cifar10_config.get_config`.
     workdir: folder for config.json, checkpoints/, metrics.csv and, at the end,
       result.json.
 
@@ -230,7 +197,9 @@ def train_and_evaluate(
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     stack.enter_context(files.locked(workdir))
-    files.write_json(workdir / workdir_lib.CONFIG_FILE, _recorded(config))
+    files.write_json(
+      workdir / workdir_lib.CONFIG_FILE, cifar10_config.recorded(config)
+    )
     checkpoints = checkpoint.Checkpoints(workdir)
     stack.callback(checkpoints.close)
     state, metadata = trainer.create_or_restore(checkpoints)
@@ -274,42 +243,9 @@ def _is_multiple(epoch, number):
   return math.isclose(epoch / number, round(epoch / number), abs_tol=1e-6)
 
 
-def _recorded(config):
-  """Config values by dotted key that determine a training."""
-  flat = config_lib.flatten(config)
-  return {k: v for k, v in flat.items() if k != 'input.data_dir'}
-
-
-def _open_dataset(config):
-  inputs = config.input
-  return dataset_lib.open_dataset(inputs.data_dir, inputs.dataset, 32)
-
-
-def _check(config):
-  """Raises ValueError for a net, an activation or stages that do not exist."""
-  known = {'net': cuda_convnet.NETS, 'activation': ACTIVATIONS}
-  for key, values in known.items():
-    if config.model[key] not in values:
-      raise ValueError(
-        f'config.model.{key}={config.model[key]} is unknown; use'
-        f' {" or ".join(values)}'
-      )
-
-
-def _check_recorded(config, file):
-  """Raises ValueError if the config differs from the one in `file`."""
-  recorded, now = json.loads(file.read_text()), _recorded(config)
-  differ = [key for key in now if recorded.get(key) != now[key]]
-  if differ:
-    raise ValueError(
-      f'{file} was made with another config ({", ".join(differ)} differ); use a'
-      ' fresh --output'
-    )
-
-
 PROGRAM = program.Program(
-  check=_check,
-  check_recorded=_check_recorded,
-  fingerprint=lambda config: _open_dataset(config).fingerprint,
+  check=cifar10_config.check,
+  check_recorded=cifar10_config.check_recorded,
+  fingerprint=lambda config: cifar10_config.open_dataset(config).fingerprint,
   train=train_and_evaluate,
 )
