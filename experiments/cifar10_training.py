@@ -59,11 +59,11 @@ def make_optimizer(
   return optax.chain(optax.stateless(add_decay), sgd)
 
 
-def _rates(rate):
+def rates_of(rate: float) -> dict[str, float]:
+  """The learning rates of all parameters, given that of the weights."""
   factors = {'kernel': 1.0, 'bias': BIAS_RATE_FACTOR}
   return {
-    key: np.float32(rate * factors[key.rpartition('/')[2]])
-    for key in optimizer.RATE_KEYS
+    key: rate * factors[key.rpartition('/')[2]] for key in optimizer.RATE_KEYS
   }
 
 
@@ -148,7 +148,9 @@ class Trainer:
     progress: metrics.Progress,
   ) -> tuple[train_state.TrainState, dict[str, float]]:
     """The state after a part, and its mean metrics by tag."""
-    values = placement.place((_rates(part.rate), np.float32(0)), None)
+    no_noise = 0.0
+    values = jax.tree.map(np.float32, (rates_of(part.rate), no_noise))
+    values = placement.place(values, None)
     state, row = train_lib.run_steps(
       self._train_step,
       state,

@@ -156,7 +156,7 @@ class Local(nn.Module):
     kernel = self.param('kernel', nn.initializers.normal(self.init_std), shape)
     zeros = nn.initializers.zeros
     bias = self.param('bias', zeros, (*shape[:2], self.features))
-    return jnp.einsum('bhwi,hwio->bhwo', patches, kernel) + bias
+    return jnp.einsum('bhwi,hwio->bhwo', patches, kernel) + bias[None]
 
 
 class CudaConvnet(nn.Module):
