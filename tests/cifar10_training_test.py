@@ -34,8 +34,8 @@ def test_an_update_is_that_of_cuda_convnet():
   updates, state = tx.update(grads, state, params)
   flat = jax.tree.map(lambda x: round(float(x[0]), 4), updates)
   assert flat == {
-    'conv1': {'kernel': -0.1 * (11 + 0.5 * 2), 'bias': -0.2 * 11},
-    'fc2': {'kernel': -0.1 * 11, 'bias': -0.2 * 11},
+    'conv1': {'kernel': -1.2, 'bias': -2.2},  # 0.1 * (11 + 0.5 * 2)
+    'fc2': {'kernel': -1.1, 'bias': -2.2},
   }
   updates, _ = tx.update(grads, state, params)
   assert float(updates['conv1']['kernel'][0]) == pytest.approx(-1.2 * 1.9)
@@ -106,15 +106,6 @@ def test_a_training_ends_at_its_target(small, tmp_path):
   cifar10_training.train_and_evaluate(small, tmp_path)  # Trains nothing.
   assert (tmp_path / 'result.json').read_text() == before
   assert len(rows_of(tmp_path)) == 1
-
-
-def test_the_order_of_the_images_is_the_same_in_every_epoch(small, tmp_path):
-  small.optimizer.stages = ((2.0, 1e-30, 1.0),)  # Learns nothing.
-  small.input.crop_size = 76  # Whole images: nothing is random.
-  cifar10_training.train_and_evaluate(small, tmp_path)
-  losses = [row['train/loss'] for row in rows_of(tmp_path)]
-  assert losses[:3] == losses[3:]
-  assert len({*losses}) == 3
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_every_activation_equals_numpy(net):
   np.testing.assert_array_equal(logits, captured[ORDER[net][-1][0]])
 
 
-@pytest.mark.parametrize('size', [5, 6, 8])
+@pytest.mark.parametrize('size', [5, 6])
 def test_gradients_of_poolings_equal_pytorch(size):
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
