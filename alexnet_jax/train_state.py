@@ -7,6 +7,7 @@ import logging
 
 from clu import parameter_overview
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
@@ -59,7 +60,7 @@ class CheckpointMetadata:
 
 
 def initial_state(
-  net: model.AlexNet,
+  net: nn.Module,
   make_optimizer: Callable,
   crop_size: int,
   key: Key[Array, ''],
@@ -67,7 +68,7 @@ def initial_state(
   """The state of a network before any step, for a single device.
 
   Args:
-    net: network with `tower_devices` and `fc_devices` 1.
+    net: network with the interface of `model.AlexNet`, for a single device.
     make_optimizer: function that makes the optimiser from the learning rates.
     crop_size: side of the crops in pixels.
     key: random key of the initial weights.

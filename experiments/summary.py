@@ -67,11 +67,14 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 def write(output: pathlib.Path, rows: Sequence[Row]) -> None:
   """Writes runs.csv and summary.csv into the folder of a sweep."""
   columns = (*FIRST_COLUMNS, *metric_names(rows), *LAST_COLUMNS)
-  _write_csv(output / RUNS_FILE, columns, rows)
-  _write_csv(output / SUMMARY_FILE, SUMMARY_COLUMNS, summarize(rows))
+  write_csv(output / RUNS_FILE, columns, rows)
+  write_csv(output / SUMMARY_FILE, SUMMARY_COLUMNS, summarize(rows))
 
 
-def _write_csv(path, columns, rows):
+def write_csv(
+  path: pathlib.Path, columns: Sequence[str], rows: Iterable[Row]
+) -> None:
+  """Writes rows with a header; None is an empty cell."""
   with open(path, 'w', newline='') as file:
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
@@ -94,6 +97,22 @@ def read_runs(output: str | os.PathLike) -> list[Row]:
   ]
 
 
+def new_figure(name: str, size: tuple[float, float]):
+  """An empty matplotlib figure of a width and height in inches.
+
+  Raises:
+    ModuleNotFoundError: if matplotlib is not installed; it names `name`.
+  """
+  try:
+    from matplotlib import figure as figure_lib
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f'{name} needs matplotlib: pip install matplotlib; the same command then'
+      ' draws it'
+    ) from error
+  return figure_lib.Figure(size, layout='constrained')
+
+
 def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
   """Draws runs.csv as figure.png: a panel per metric, a line per variant.
 
@@ -110,17 +129,10 @@ def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
   Raises:
     ModuleNotFoundError: if matplotlib is not installed.
   """
-  try:
-    from matplotlib import figure as figure_lib
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f'{FIGURE_FILE} needs matplotlib: pip install matplotlib; the same command'
-      ' then draws it'
-    ) from error
   rows = read_runs(output)
   variants = list(dict.fromkeys(row['variant'] for row in rows))
   size = (1.5 + 3.5 * len(labels), 1.5 + 0.4 * len(variants))
-  figure = figure_lib.Figure(size, layout='constrained')
+  figure = new_figure(FIGURE_FILE, size)
   panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
   for axes, (metric, label) in zip(panels, labels.items(), strict=True):
     for place, variant in enumerate(variants):

@@ -37,22 +37,17 @@ import tqdm
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import dataset as dataset_lib
-from alexnet_jax import digits
-from alexnet_jax import recorded_config
-from alexnet_jax import run as run_lib
-from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import huge_pages
 from alexnet_jax.runtime import jax_settings
+from experiments import program as program_lib
 from experiments import summary
 
 # The file that `run` adds to the work directory of a finished or failed run.
 ROW_FILE = 'row.json'
-# Config keys that may have other values when a sweep is continued.
-MAY_CHANGE = frozenset({'input.data_dir'})
 
 
 class InputError(ValueError):
@@ -82,6 +77,7 @@ def run(
   output: str | os.PathLike,
   measure: Callable[[pathlib.Path], Mapping[str, float | None]] = last_metrics,
   keep_checkpoints: bool = True,
+  program: program_lib.Program = program_lib.ALEXNET,
 ) -> list[summary.Row]:
   """Trains every variant with every seed, except runs that are finished.
 
@@ -97,6 +93,7 @@ def run(
       with None for a metric that the run does not have.
     keep_checkpoints: if False, the checkpoints of a run are removed after it
       has been measured.
+    program: what trains the configs.
 
   Returns:
     The rows of runs.csv, as from `summary.read_runs`.
@@ -106,9 +103,9 @@ def run(
       from that of an earlier run; or if another process works in `output`.
     FileNotFoundError: if a data set has not been prepared.
   """
-  trainings = plan(base, variants, seeds, output)
+  trainings = plan(base, variants, seeds, output, program)
   fingerprints = {
-    t.variant: _fingerprint(t.config) for t in trainings if t.seed == 0
+    t.variant: program.fingerprint(t.config) for t in trainings if t.seed == 0
   }
   path = files.local_path(output, '--output')
   path.mkdir(parents=True, exist_ok=True)
@@ -116,7 +113,8 @@ def run(
     rows = _recorded_rows(trainings, fingerprints)
     summary.write(path, list(rows.values()))
     for training in _unfinished(trainings, rows):
-      row = _train(training, fingerprints[training.variant], measure)
+      fingerprint = fingerprints[training.variant]
+      row = _train(training, program, fingerprint, measure)
       files.write_json(training.workdir / ROW_FILE, row)
       rows[training.workdir] = row
       summary.write(path, list(rows.values()))
@@ -130,6 +128,7 @@ def plan(
   variants: Mapping[str, Mapping[str, object]],
   seeds: int,
   output: str | os.PathLike,
+  program: program_lib.Program = program_lib.ALEXNET,
 ) -> list[Training]:
   """The runs of a sweep, in order; takes the arguments of `run`.
 
@@ -143,9 +142,9 @@ def plan(
   trainings = []
   for seed in range(seeds):
     for variant, overrides in variants.items():
-      config = _config(base, variant, overrides, seed)
+      config = _config(base, variant, overrides, seed, program.check)
       workdir = path / 'runs' / variant / f'seed{seed}'
-      _check_recorded_config(workdir, config)
+      _check_recorded_config(workdir, config, program.check_recorded)
       trainings.append(Training(variant, seed, config, workdir))
   return trainings
 
@@ -161,7 +160,7 @@ def _checked_output(seeds, output):
   return path
 
 
-def _config(base, variant, overrides, seed):
+def _config(base, variant, overrides, seed, check):
   """The checked config of one run."""
   if not re.fullmatch(r'\w[\w.+-]*', variant):
     raise InputError(f'variant {variant!r}: use only letters, digits and _.+-')
@@ -173,28 +172,22 @@ def _config(base, variant, overrides, seed):
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict({**overrides, 'seed': seed})
-    config.train.init_from = config.train.init_from.replace('{seed}', str(seed))
-    config_lib.check(config, jax.device_count())
+    if init_from := config.train.get('init_from'):
+      config.train.init_from = init_from.replace('{seed}', str(seed))
+    check(config)
   except (TypeError, ValueError) as error:
     raise InputError(f'variant {variant!r}: {error}') from error
   return config
 
 
-def _check_recorded_config(workdir, config):
+def _check_recorded_config(workdir, config, check_recorded):
   file = workdir / workdir_lib.CONFIG_FILE
   if not (workdir_lib.has_trained(workdir) or (workdir / ROW_FILE).exists()):
     return  # Nothing was saved, nor has the run failed.
-  recorded = config_lib.flatten(workdir_lib.read_config(workdir))
   try:
-    recorded_config.check_unchanged(config, recorded, str(file), MAY_CHANGE)
+    check_recorded(config, file)
   except ValueError as error:
     raise InputError(str(error).replace('--workdir', '--output')) from error
-
-
-def _fingerprint(config):
-  """The fingerprint of the config's data set, which is checked."""
-  digits.prepare_if_missing(config)
-  return run_lib.open_run(config).dataset.fingerprint
 
 
 def _recorded_rows(trainings, fingerprints):
@@ -234,11 +227,11 @@ def _unfinished(trainings, rows):
       bar.update()
 
 
-def _train(training, fingerprint, measure):
+def _train(training, program, fingerprint, measure):
   """Trains a run to its end; returns its row."""
   began, measured, failed = time.time(), {}, ''
   try:
-    train.train_and_evaluate(training.config, training.workdir)
+    program.train(training.config, training.workdir)
   except FloatingPointError as error:
     failed = str(error).partition('. ')[0]  # Without the advice.
     tqdm.tqdm.write(f'failed: {failed}')

@@ -377,6 +377,7 @@ def test_the_figure_is_drawn_from_the_csv(tmp_path, monkeypatch):
 
 
 def test_a_figure_without_matplotlib_is_one_line(tmp_path, monkeypatch):
+  summary.write(tmp_path, ROWS)
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
   with pytest.raises(ModuleNotFoundError, match='pip install matplotlib;'):
     summary.draw(tmp_path, {})

@@ -1,0 +1,207 @@
+r"""The author's own CIFAR-10 nets, trained to their published errors.
+
+    python -m alexnet_jax.prepare --source=folder:DIR --name=cifar10 --size=32
+    python -m experiments.cifar10_nets --output=DIR [--nets=26pct,18pct]
+
+| sweep | nets | training |
+|---|---|---|
+| 26pct | layers-80sec | 8 epochs, 2 at a tenth of the rate |
+| 18pct | layers-18pct | 120 epochs, 10 at a tenth, 10 at a hundredth |
+| norm | the 13% and 11% nets, and the latter without its norms | on crops of 24
+  pixels and reflections: 350 epochs on four fifths of the images, 150 on all,
+  10 at a tenth of the rate, 10 at a hundredth; tested on ten views |
+
+Layers, recipes and errors are those that cuda-convnet was released with; see
+`cuda_convnet`. --share=0.1 trains a tenth of every stage. Each sweep of
+--output is described in `sweep`; nets.csv, curves.csv and curves.png hold all.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+
+from absl import flags
+import ml_collections
+
+from alexnet_jax import metrics
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
+from experiments import cifar10_config
+from experiments import cifar10_training
+from experiments import curves
+from experiments import summary
+from experiments import sweep
+
+# The published test error of each net, a fraction; None if it is not one of the
+# author's.
+PUBLISHED: Mapping[str, float | None] = {
+  '26pct': 0.26,
+  '18pct': 0.18,
+  '13pct': 0.13,
+  '11pct': 0.11,
+  '11pct_without_norm': None,
+}
+SWEEPS = {
+  '26pct': ('26pct',),
+  '18pct': ('18pct',),
+  'norm': ('13pct', '11pct', '11pct_without_norm'),
+}
+_CROPPED = {
+  'input.crop_size': 24,
+  'augment.flip': True,
+  'train.eval_every_epochs': 5,
+}
+STAGES = {
+  '26pct': ((8.0, 1e-3, 1.0), (2.0, 1e-4, 1.0)),
+  '18pct': ((120.0, 1e-3, 1.0), (10.0, 1e-4, 1.0), (10.0, 1e-5, 1.0)),
+  'norm': (
+    (350.0, 1e-3, 0.8),
+    (150.0, 1e-3, 1.0),
+    (10.0, 1e-4, 1.0),
+    (10.0, 1e-5, 1.0),
+  ),
+}
+# A share of --quick: one part of 10,000 images of each stage at most.
+QUICK_SHARE = 1e-6
+NETS_FILE, CURVES_FIGURE = 'nets.csv', 'curves.png'
+NETS_COLUMNS = ('net', 'published', 'error', 'standard_error', 'n', 'epochs')
+
+FLAGS = flags.FLAGS
+
+
+def variants(name: str, share: float = 1.0) -> dict[str, dict[str, object]]:
+  """The overrides of the nets of a sweep, by name.
+
+  Args:
+    name: a key of `SWEEPS`.
+    share: share of every stage that is trained.
+  """
+  stages = tuple((epochs * share, *rest) for epochs, *rest in STAGES[name])
+  cropped = _CROPPED if name == 'norm' else {}
+  return {
+    net: {'model.net': net, 'optimizer.stages': stages, **cropped}
+    for net in SWEEPS[name]
+  }
+
+
+def measure(workdir: pathlib.Path) -> dict[str, float]:
+  """The epochs of a finished run, and its test error, a fraction.
+
+  The error is on ten views if the net was trained on crops and reflections.
+  """
+  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
+  ten_views = f'{metrics.many_view_prefix(True)}/top1_error'
+  error = result.get(ten_views, result['eval/top1_error'])
+  return {'error': error, 'epochs': result['epoch']}
+
+
+def net_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
+  """The rows of nets.csv, from the rows of the sweeps' runs.csv."""
+  result = []
+  for net in dict.fromkeys(row['variant'] for row in rows):
+    errors = summary.values_of(rows, net, 'error')
+    found = summary.mean_and_standard_error(errors)
+    epochs = max(summary.values_of(rows, net, 'epochs'), default=None)
+    cells = (net, PUBLISHED[net], *found, len(errors), epochs)
+    result.append(dict(zip(NETS_COLUMNS, cells, strict=True)))
+  return result
+
+
+def table(rows: Sequence[Mapping]) -> str:
+  """The rows of nets.csv as a Markdown table."""
+  lines = [
+    '| net | published | ours | seeds | epochs |',
+    '|---|---|---|---|---|',
+  ]
+  percent = lambda value: '-' if value is None else f'{100 * float(value):.1f}'
+  for row in rows:
+    published = row['published']
+    shown = '-' if published is None else f'{100 * published:.0f}'
+    ours = percent(row['error'])
+    if row['standard_error'] is not None:
+      ours += f' ± {percent(row["standard_error"])}'
+    cells = (
+      row['net'],
+      shown,
+      ours,
+      str(row['n']),
+      f'{row["epochs"] or 0:.4g}',
+    )
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def draw(path: pathlib.Path, nets: Sequence[str]) -> pathlib.Path:
+  """Draws curves.csv: the errors of each net by epoch, a line for each seed."""
+  figure = summary.new_figure(CURVES_FIGURE, (1 + 3.2 * len(nets), 3.2))
+  panels = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
+  for axes, net in zip(panels, nets, strict=True):
+    for column, color in (('train_error', 'C0'), ('test_error', 'C1')):
+      for i, (epochs, errors) in enumerate(curves.read(path, net, column)):
+        label = column.replace('_', ' ') if i == 0 else None
+        percent = [100 * error for error in errors]
+        axes.plot(epochs, percent, color=color, linewidth=0.8, label=label)
+    if PUBLISHED[net] is not None:
+      level = 100 * PUBLISHED[net]
+      axes.axhline(level, color='k', linestyle=':', label='published')
+    axes.set(title=net, xlabel='epoch', ylim=(0, 80))
+  panels[0].set_ylabel('error (%)')
+  panels[0].legend()
+  figure.savefig(path / CURVES_FIGURE, dpi=110)
+  return path / CURVES_FIGURE
+
+
+def run(
+  config: ml_collections.ConfigDict, names: Sequence[str], share: float
+) -> list[summary.Row]:
+  """Runs the sweeps, and writes nets.csv and curves.csv; the rows of nets.csv.
+
+  Args:
+    config: a config as of `cifar10_config.get_config`, which names the data.
+    names: keys of `SWEEPS`.
+    share: share of every stage that is trained.
+  """
+  path, rows = files.local_path(FLAGS.output, '--output'), []
+  for name in names:
+    rows += sweep.run(
+      config,
+      variants(name, share),
+      FLAGS.seeds,
+      path / name,
+      measure,
+      program=cifar10_training.PROGRAM,
+    )
+  found = net_rows(rows)
+  summary.write_csv(path / NETS_FILE, NETS_COLUMNS, found)
+  curves.write(path, [path / name for name in names])
+  return found
+
+
+def main() -> None:
+  unknown = set(FLAGS.nets) - SWEEPS.keys()
+  if unknown:
+    raise sweep.InputError(
+      f'--nets={",".join(FLAGS.nets)}: use some of {",".join(SWEEPS)}'
+    )
+  if not 0 < FLAGS.share <= 1:
+    raise sweep.InputError(
+      f'--share={FLAGS.share} must be above 0 and at most 1'
+    )
+  config = cifar10_config.get_config(FLAGS.data_dir, FLAGS.quick)
+  share = QUICK_SHARE if FLAGS.quick else FLAGS.share
+  rows = run(config, FLAGS.nets, share)
+  print(table(rows))
+  path = files.local_path(FLAGS.output, '--output')
+  print(draw(path, [row['net'] for row in rows]))
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  sweep.define_flags(seeds=3)
+  flags.DEFINE_list('nets', list(SWEEPS), 'The sweeps to run.')
+  flags.DEFINE_float('share', 1.0, 'Share of every stage that is trained.')
+
+
+if __name__ == '__main__':
+  define_flags()
+  sweep.run_command(main)
