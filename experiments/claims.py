@@ -38,53 +38,23 @@ from configs import paper
 FILE = 'claims.csv'
 TRAINING_IMAGES = 1_200_000  # Section 2: "roughly 1.2 million".
 DAYS = (6, 5)  # Section 5: "five to six days".
-COLUMNS = ('claim', 'section', 'what', 'paper', 'computed', 'tests')
-# By claim: section, what is counted, the paper, tests.
-CLAIMS = {
-  'parameters': ('abstract', 'parameters', '60 million', 'model_test'),
-  'layers': (
-    *('abstract', 'layers with weights'),
-    *('five convolutional and three fully-connected', 'claims_test'),
-  ),
-  'neurons': ('abstract', 'neurons', '650,000', 'claims_test'),
-  'conv1_neurons': (
-    *('Fig. 2', 'neurons of the first layer', '253,440', 'claims_test'),
-  ),
-  'towers': (
-    *('3.5', 'layers that read the maps of both GPUs'),
-    *('the third and the fully-connected layers', 'claims_test, model_test'),
-  ),
-  'traffic': (
-    *('3.2', 'layers at which the GPUs communicate, and how much'),
-    'only in certain layers; no number',
-    'claims_test, communication_test, speed_model_test',
-  ),
-  'one_gpu_parameters': (
-    *('3.2', 'parameters of the one-GPU net with half the kernels'),
-    *('about as many as the two-GPU net', 'model_test'),
-  ),
-  'pooling_windows': (
-    *('3.4', 'overlapping pooling', 'side 3, stride 2'),
-    'claims_test, model_test',
-  ),
-  'pooling_sizes': (
-    *('3.4', 'pooling that does not overlap gives maps of equal size'),
-    *('side 2, stride 2; equivalent dimensions', 'claims_test, model_test'),
-  ),
-  'softmax': ('3.5', 'softmax over the classes', '1000-way', 'claims_test'),
-  'views': (
-    *('4.1', 'different crops and reflections of an image', '2048'),
-    'claims_test',
-  ),
-  'multiply_adds': (
-    *('-', 'multiply-adds of an image, forward', 'no number'),
-    'train_step_benchmark_test, speed_model_test',
-  ),
-  'days': (
-    *('5', '90 cycles through 1.2 million images, as a rate'),
-    *('five to six days', 'claims_test'),
-  ),
-}
+# The paper's side, and the tests that hold each claim.
+CLAIMS = """
+claim | section | what | paper | tests
+parameters | abstract | parameters | 60 million | model_test
+layers | abstract | layers with weights | five convolutional, three fully-connected | claims_test
+neurons | abstract | neurons | 650,000 | claims_test
+conv1_neurons | Fig. 2 | neurons of the first layer | 253,440 | claims_test
+towers | 3.5 | layers that read the maps of both GPUs | the third and the fully-connected | claims_test, model_test
+traffic | 3.2 | where the GPUs communicate, and how much | only in certain layers; no number | communication_test, speed_model_test
+one_gpu_parameters | 3.2 | parameters of the one-GPU net | about as many | model_test
+pooling_windows | 3.4 | overlapping pooling | side 3, stride 2 | claims_test, model_test
+pooling_sizes | 3.4 | pooling that does not overlap | side 2, stride 2; maps of equal size | claims_test, model_test
+softmax | 3.5 | softmax over the classes | 1000-way | claims_test
+views | 4.1 | different crops and reflections of an image | 2048 | claims_test
+multiply_adds | - | multiply-adds of an image, forward | no number | train_step_benchmark_test
+days | 5 | the rate of 90 cycles through 1.2 million images | five to six days | claims_test
+"""
 
 
 def shapes(config: ml_collections.ConfigDict) -> tuple[dict, dict]:
@@ -214,18 +184,11 @@ def class_probabilities(
   return net.probabilities([image])[0]
 
 
-def tower_traffic(batch: int, **sizes: object) -> list[collectives.Collective]:
-  """What two devices exchange in a train step, from the compiled program.
-
-  Args:
-    batch: images of a step.
-    **sizes: of the net and the images, if they are not the paper's: settings of
-      `model.AlexNet`, image_size and crop_size.
-  """
-  pixels = {k: sizes.pop(k) for k in ('image_size', 'crop_size') if k in sizes}
+def tower_traffic(batch: int) -> list[collectives.Collective]:
+  """What two devices exchange in a train step, from the compiled program."""
   mesh = mesh_lib.create_mesh('towers', 2, jax.devices()[:2])
-  net = synthetic.network('towers', mesh, **sizes)
-  step = synthetic.compile_step(net, mesh, batch_size=batch, **pixels)
+  net = synthetic.network('towers', mesh)
+  step = synthetic.compile_step(net, mesh, batch_size=batch)
   found = collectives.read(step.as_text(), mesh)
   return [one for one in found if one.group_size > 1]
 
@@ -279,11 +242,9 @@ def _pooling(config):
 
 def rows(cells: dict[str, str]) -> list[dict[str, str]]:
   """The rows of claims.csv by column; `cells` as from `computed`."""
-  found = []
-  for name, (section, what, says, tests) in CLAIMS.items():
-    row = (name, section, what, says, cells[name], tests)
-    found.append(dict(zip(COLUMNS, row, strict=True)))
-  return found
+  head, *lines = (line.split(' | ') for line in CLAIMS.strip().splitlines())
+  found = [dict(zip(head, line, strict=True)) for line in lines]
+  return [row | {'computed': cells[row['claim']]} for row in found]
 
 
 def write(output: str, found: list[dict[str, str]]) -> pathlib.Path:
@@ -291,7 +252,7 @@ def write(output: str, found: list[dict[str, str]]) -> pathlib.Path:
   folder = files.local_path(output, '--output')
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / FILE, 'w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS)
+    writer = csv.DictWriter(file, [*found[0]])
     writer.writeheader()
     writer.writerows(found)
   return folder / FILE
@@ -300,11 +261,13 @@ def write(output: str, found: list[dict[str, str]]) -> pathlib.Path:
 def main(_) -> None:
   with command.one_line_errors('run the command again'):
     found = rows(computed())
-    print('| claim | paper | computed | tests |\n|---|---|---|---|')
-    for row in found:
-      print(
-        f'| {row["what"]} | {row["paper"]} | {row["computed"]} | {row["tests"]} |'
-      )
+    columns = ('what', 'paper', 'computed', 'tests')
+    for cells in (
+      columns,
+      ['---'] * 4,
+      *([row[c] for c in columns] for row in found),
+    ):
+      print(f'| {" | ".join(cells)} |')
     if flags.FLAGS.output:
       print(write(flags.FLAGS.output, found))
 

@@ -82,10 +82,13 @@ def test_the_record_has_the_count_by_hand(claim, expected):
   assert {row['claim']: row['computed'] for row in record()}[claim] == expected
 
 
+@pytest.mark.slow  # It compiles the full net for two devices.
+def test_the_command_computes_the_record():
+  assert claims.rows(claims.computed()) == record()
+
+
 def test_the_tests_that_claims_name_exist():
-  names = {
-    name for row in claims.CLAIMS.values() for name in row[-1].split(', ')
-  }
+  names = {name for row in record() for name in row['tests'].split(', ')}
   missing = [n for n in names if not (ROOT / 'tests' / f'{n}.py').exists()]
   assert missing == []
 
@@ -111,25 +114,13 @@ def test_neurons_of_a_layer_are_counted_before_it_is_pooled():
   }
 
 
-@pytest.mark.parametrize(
-  ('changes', 'expected'),
-  [
-    ({}, ['conv3', 'fc6', 'fc7', 'fc8']),
-    ({'tower_links': False}, ['fc8']),
-    # A norm over the boundary of the towers.
-    ({'lrn_across_towers': True}, ['conv2', 'conv3', 'fc6', 'fc7', 'fc8']),
-    ({'num_towers': 1}, [*NEURONS][1:]),
-  ],
-)
-def test_the_layers_that_read_both_towers_are_found(
-  monkeypatch, changes, expected
-):
+def test_a_norm_over_the_boundary_makes_conv2_read_both_towers():
   narrow = config(
-    conv_features=(8,) * 5, init_std=0.1, lrn_alpha=0.1, **changes
+    conv_features=(8,) * 5, init_std=0.1, lrn_alpha=0.1, lrn_across_towers=True
   )
   params = claims.initial_params(narrow)
   found = claims.layers_that_read_both_towers(narrow, params)
-  assert found == expected
+  assert found == ['conv2', 'conv3', 'fc6', 'fc7', 'fc8']
 
 
 def test_the_layers_are_not_read_from_the_table_of_the_model(monkeypatch):
@@ -164,22 +155,8 @@ def test_the_rate_of_a_training_of_five_days():
   assert claims.training_rates((5,)) == [250]
 
 
-def test_the_traffic_of_a_narrow_net():
-  # Two convolutions compile in half the time; conv5 ends in maps of one pixel.
-  found = claims.tower_traffic(
-    *(4,),
-    image_size=72,
-    crop_size=67,
-    **NARROW | {'conv_features': (4, 0, 0, 0, 4)},
-  )
-  received = sum(one.received_bytes for one in found)
-  assert {one.layer for one in found} == {'fc6', 'fc7', 'fc8', 'logits'}
-  # fc6 reads 2 units of the other device, fc7 and fc8 4 each, the loss 5 logits.
-  assert received == 4 * 4 * (2 * (2 + 4 + 4) + 5)
-
-
 def test_the_table_is_written_and_read_back(tmp_path):
-  cells = dict.fromkeys(claims.CLAIMS, '1,234 units')
-  path = claims.write(str(tmp_path / 'new'), claims.rows(cells))
+  found = claims.rows({row['claim']: '1,234 units' for row in record()})
+  path = claims.write(str(tmp_path / 'new'), found)
   with open(path, newline='') as file:
-    assert list(csv.DictReader(file)) == claims.rows(cells)
+    assert list(csv.DictReader(file)) == found
