@@ -26,6 +26,7 @@ from alexnet_jax import model
 from alexnet_jax import net as net_lib
 from alexnet_jax import pooling
 from alexnet_jax import weights as weights_lib
+from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
@@ -179,6 +180,7 @@ def class_probabilities(
   size = config.input.image_size
   names = tuple(map(str, range(config.model.num_classes)))
   mean = np.full((size, size, 3), 127, np.float32)
+  params = jax.tree.map(np.asarray, params)
   net = net_lib.Net(weights_lib.Weights(params, config, names, mean))
   image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
   return net.probabilities([image])[0]
@@ -260,6 +262,10 @@ def write(output: str, found: list[dict[str, str]]) -> pathlib.Path:
 
 def main(_) -> None:
   with command.one_line_errors('run the command again'):
+    if output := flags.FLAGS.output:  # Before seconds of work.
+      workdir_lib.check_writable(
+        files.local_path(output, '--output'), f'--output={output}'
+      )
     found = rows(computed())
     columns = ('what', 'paper', 'computed', 'tests')
     for cells in (
@@ -268,8 +274,8 @@ def main(_) -> None:
       *([row[c] for c in columns] for row in found),
     ):
       print(f'| {" | ".join(cells)} |')
-    if flags.FLAGS.output:
-      print(write(flags.FLAGS.output, found))
+    if output:
+      print(write(output, found))
 
 
 if __name__ == '__main__':
