@@ -1,0 +1,236 @@
+"""experiments/README.md: every claim has its row, command, record and verdict.
+
+`docs_test` compares the figures of the page with their records.
+"""
+
+import collections
+import csv
+import importlib
+import importlib.util
+import pathlib
+import re
+import shlex
+import sys
+from unittest import mock
+
+from absl import flags
+from ml_collections import config_flags
+import pytest
+
+from alexnet_jax import config as config_lib
+from tests import docs_test
+
+ROOT = pathlib.Path(__file__).parents[1]
+REPORT = 'experiments/README.md'
+# Every number and every statement about an effect in the paper, by its section.
+CLAIMS = {
+  'abstract': ['parameters', 'layers', 'neurons', 'competition'],
+  '3.1': ['figure1'],
+  '3.2': ['traffic', 'one_gpu_parameters', 'two_gpus', 'two_gpus_time'],
+  '3.3': ['lrn', 'lrn_cifar10'],
+  '3.4': ['pooling_windows', 'pooling'],
+  '3.5': ['softmax', 'towers'],
+  '4.1': ['views', 'augmentation', 'pca_colour'],
+  '4.2': ['dropout', 'dropout_iterations'],
+  '5': ['weight_decay', 'initial_biases', 'days'],
+  'Table 1': ['table1'],
+  'footnote 5': ['table1_one_view', 'ten_views'],
+  'Table 2': [
+    *('table2_one', 'table2_five', 'table2_pretrained', 'table2_seven'),
+    *('averaging', 'pretraining_photos', 'pretraining_cifar10'),
+  ],
+  '6': ['fall2009'],
+  '7': ['middle_layers'],
+  'Fig. 2': ['conv1_neurons'],
+  'Fig. 3': ['figure3'],
+  'Fig. 4': ['figure4_top5', 'figure4_nearest'],
+}
+# The nets of the source whose errors the paper does not give.
+SOURCE = ['cifar10_26', 'cifar10_18']
+NAMES = sorted(SOURCE + sum(CLAIMS.values(), []))
+VERDICTS = (
+  'reproduced',
+  'same sign, smaller',
+  'noise',
+  'contradicted',
+  'not run: needs ImageNet',
+  'not run yet',
+)
+# 97.5% quantiles of Student's t, by number of seeds.
+T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+
+
+def table(*columns):
+  """The cells of these columns by claim."""
+  rows = docs_test.document_table(REPORT, 'claim', *columns)
+  names = [name.strip('`') for name, *_ in rows]
+  assert len(names) == len({*names})
+  return dict(zip(names, (cells for _, *cells in rows), strict=True))
+
+
+def results():
+  return table('what', 'paper', 'ours ± se (n)', 'verdict')
+
+
+def commands():
+  found = table('data', 'command', 'figure', 'commit')
+  return {n: re.findall('`([^`]+)`', row[1]) for n, row in found.items()}
+
+
+def test_every_claim_of_the_paper_has_a_result_and_a_command():
+  assert sorted(results()) == NAMES
+  assert sorted(commands()) == NAMES
+  assert all(commands().values())
+
+
+@pytest.mark.parametrize('section', CLAIMS)
+def test_a_claim_names_its_section(section):
+  found = results()
+  wrong = [n for n in CLAIMS[section] if f'({section})' not in found[n][0]]
+  assert wrong == []
+
+
+def test_verdicts_are_of_the_list_and_follow_from_what_was_measured():
+  for name, (_, paper, ours, verdict) in results().items():
+    assert verdict in VERDICTS, name
+    measured = [verdict for verdict in VERDICTS if verdict[:3] != 'not']
+    if verdict in measured:
+      assert ours != '-', name
+      assert paper != '-', name
+  assert {f'| {v} |' for v in VERDICTS} == {
+    f'| {row[0]} |'
+    for row in docs_test.document_table(REPORT, 'verdict', 'meaning')
+  }
+
+
+def expected_verdict(paper, mean, error, number):
+  """The verdict on a difference, by the rules of the page."""
+  if number < 3:
+    return 'not run yet'
+  least, most = mean - T[number] * error, mean + T[number] * error
+  if least > 0:
+    return 'same sign, smaller' if most < paper else 'reproduced'
+  return 'contradicted' if most < 0 else 'noise'
+
+
+def test_the_verdict_on_a_difference_follows_from_its_interval():
+  checked = []
+  for name, (_, paper, ours, verdict) in results().items():
+    for _, target, title in docs_test.LINK.findall(ours):
+      if ' - ' in title:
+        with open(ROOT / 'experiments' / target, newline='') as file:
+          rows = list(csv.DictReader(file))
+        found = docs_test.mean_error_and_number(rows, title)
+        size = float(re.match(r'[\d.]+', paper)[0])
+        assert verdict == expected_verdict(size, *found), name
+        checked.append(name)
+  assert len(checked) >= 3
+
+
+@pytest.mark.parametrize(
+  ('paper', 'measured', 'verdict'),
+  [
+    # The interval of three seeds is ± 4.303 standard errors.
+    (1.5, (1.44, 0.15, 3), 'reproduced'),
+    (1.5, (0.8, 0.1, 3), 'same sign, smaller'),
+    (1.5, (4.0, 0.1, 3), 'reproduced'),
+    (1.5, (0.8, 0.3, 3), 'noise'),
+    (1.5, (-0.8, 0.3, 3), 'noise'),
+    (1.5, (-0.8, 0.1, 3), 'contradicted'),
+    (1.5, (1.5, 0.01, 2), 'not run yet'),
+  ],
+)
+def test_the_rules_of_verdicts(paper, measured, verdict):
+  assert expected_verdict(paper, *measured) == verdict
+
+
+def test_every_number_of_ours_is_a_link_to_a_record():
+  bare = {}
+  for name, (_, _, ours, _) in results().items():
+    rest = docs_test.LINK.sub(lambda link: '' if link[3] else link[0], ours)
+    if re.search(r'\d', rest):
+      bare[name] = rest
+  assert bare == {}
+
+
+def test_the_figures_of_the_first_page_are_those_of_the_table():
+  first, _ = docs_test.read(REPORT).split('\n## Claims\n')
+  found = re.findall(r'[\d.]+ ± [\d.]+', first)
+  ours = ' '.join(row[2] for row in results().values())
+  assert len(found) >= 3
+  assert [figure for figure in found if f'[{figure} (' not in ours] == []
+
+
+def test_the_first_page_counts_the_verdicts():
+  counts = collections.Counter(row[-1] for row in results().values())
+  (line,) = re.findall(r'^1\. (Of .*)$', docs_test.read(REPORT), re.MULTILINE)
+  parts = [f'{n} {"is" if n == 1 else "are"} {v}' for v, n in counts.items()]
+  found = re.findall(r'\d+ (?:is|are) [^;.]*', line)
+  assert sorted(found) == sorted(parts)
+  assert line.startswith(f'Of {len(NAMES)} rows ')
+
+
+def defined_flags(module):
+  """Names of the flags that a command defines, read from the source."""
+  path = pathlib.Path(importlib.util.find_spec(module).origin)
+  text = path.read_text()
+  for other in ('net_flags', 'evaluate', 'sweep'):
+    if f'{other}.define' in text or f'{other} as {other}_lib' in text:
+      folder = 'experiments' if other == 'sweep' else 'alexnet_jax'
+      text += (ROOT / folder / f'{other}.py').read_text()
+  names = re.findall(r"DEFINE_\w+\(\s*'(\w+)'", text)
+  return {*names, *(['sheet'] if 'define_sheet' in text else [])}
+
+
+def checked_config(words):
+  """Sets the keys as main does; raises what an unknown key or `check` raises."""
+  path, *keys = (word.removeprefix('--config=') for word in words)
+  assert pathlib.PurePath(path).parent.name == 'configs'
+  module = importlib.import_module(f'configs.{pathlib.PurePath(path).stem}')
+  values, words = flags.FlagValues(), ['main', *keys]
+  with mock.patch.object(sys, 'argv', words):  # It reads the keys from there.
+    config = config_flags.DEFINE_config_dict(
+      'config', module.get_config(), flag_values=values
+    )
+    values(words)
+  config_lib.check(config.value, 1)
+
+
+COMMANDS = sorted({c for found in commands().values() for c in found})
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_command_exists_and_takes_its_flags(command):
+  python, dash_m, module, *words = shlex.split(command)
+  assert (python, dash_m) == ('python', '-m')
+  if importlib.util.find_spec(module) is None:
+    assert module in docs_test.PENDING
+    return
+  keys = [word for word in words if word.startswith('--config')]
+  given = {w[2:].partition('=')[0] for w in words if w[:2] == '--'}
+  unknown = (
+    given - defined_flags(module) - {k[2:].partition('=')[0] for k in keys}
+  )
+  assert unknown == set()
+  if module == 'alexnet_jax.main' and '--mode=evaluate' not in words:
+    checked_config(keys)
+
+
+def test_a_wrong_key_or_value_is_found():
+  config = '--config=configs/paper.py'
+  with pytest.raises(AttributeError, match='dropout'):
+    checked_config([config, '--config.model.dropout=0.0'])
+  with pytest.raises(ValueError, match='dropout_rate'):
+    checked_config([config, '--config.model.dropout_rate=1.5'])
+  with pytest.raises(ModuleNotFoundError):
+    checked_config(['--config=configs/other.py'])
+
+
+def test_a_row_with_a_figure_or_a_record_has_a_commit():
+  rows = table('data', 'command', 'figure', 'commit')
+  found = results()
+  for name, (_, _, figure, commit) in rows.items():
+    assert (commit == '-') == (found[name][2] == '-'), name
+    assert re.fullmatch('-|[0-9a-f]{7}', commit), name
+    for _, target, _ in docs_test.LINK.findall(figure):
+      assert (ROOT / 'experiments' / target).exists(), name
