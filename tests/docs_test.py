@@ -36,8 +36,6 @@ QUOTING = [
   *('README.md', *PAGES),
   *('experiments/README.md', 'experiments/results/README.md'),
 ]
-# Experiments that the report names and that are still being written.
-PENDING = {'experiments.cifar10_nets', 'experiments.figure1_relu_vs_tanh'}
 DOCUMENTS = [
   *QUOTING,
   'CONTRIBUTING.md',
@@ -57,7 +55,7 @@ def test_commands_in_documents_name_modules_that_exist():
   }
   assert {'alexnet_jax.main', 'alexnet_jax.prepare'} <= modules
   missing = {m for m in modules if importlib.util.find_spec(m) is None}
-  assert sorted(missing - PENDING) == []
+  assert sorted(missing) == []
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
