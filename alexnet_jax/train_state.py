@@ -60,10 +60,7 @@ class CheckpointMetadata:
 
 
 def initial_state(
-  net: nn.Module,
-  make_optimizer: Callable,
-  crop_size: int,
-  key: Key[Array, ''],
+  net: nn.Module, make_optimizer: Callable, crop_size: int, key: Key[Array, '']
 ) -> TrainState:
   """The state of a network before any step, for a single device.
 

@@ -184,7 +184,7 @@ def test_a_path_that_is_no_net_is_one_clear_error(tmp_path):
 
 
 def test_missing_digits_are_one_line_with_the_command_that_makes_them(
-  workdir, tmp_path
+  old_workdir, tmp_path
 ):
   message = (
     r'no prepared data set .*=digits under .*; prepare it: python -m'
@@ -192,7 +192,7 @@ def test_missing_digits_are_one_line_with_the_command_that_makes_them(
     f' --data_dir={tmp_path}$'
   )
   with pytest.raises(FileNotFoundError, match=message):
-    net_lib.load(workdir, checkpoint='latest', data_dir=tmp_path)
+    net_lib.load(old_workdir, checkpoint='latest', data_dir=tmp_path)
   assert [*tmp_path.iterdir()] == []
 
 
