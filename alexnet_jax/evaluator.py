@@ -156,7 +156,7 @@ def _jit_step(local_step, net, mesh, out_specs):
     sharded = mesh_lib.shard_map(local_step, mesh, in_specs, out_specs)
     return sharded(params, batch, mean_image, offsets)
 
-  return jax.jit(step, compiler_options=compilation.network_options())
+  return jax.jit(step, compiler_options=compilation.inference_options())
 
 
 def evaluate(

@@ -93,7 +93,7 @@ def create_variant(
     settings = train_step.MODES[name] | {'bfloat16': dtype == 'bfloat16'}
     return torch_net.classifier(weights.params, crops, **settings)
   jit = functools.partial(
-    jax.jit, compiler_options=compilation.network_options()
+    jax.jit, compiler_options=compilation.inference_options()
   )
   if name == STABLEHLO:
     call = jit(stablehlo.build(weights, crops=True).call)

@@ -108,13 +108,14 @@ def test_options_that_xla_refuses_are_left_out_and_named_once(
 def test_options_that_xla_accepts_are_used(monkeypatch, caplog):
   jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda fn, compiler_options: jit(fn))
-  assert compilation.network_options()
+  assert compilation.network_options() and compilation.inference_options()
+  assert compilation.network_options() != compilation.inference_options()
   assert caplog.messages == []
 
 
 def test_compiler_options_are_empty_on_other_backends_than_cpu(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert compilation.network_options() == {}
+  assert compilation.network_options() == compilation.inference_options() == {}
 
 
 def test_options_that_compile_fast_give_the_same_results():

@@ -50,16 +50,31 @@ def _problem(path):
 
 
 def network_options() -> dict[str, str]:
-  """Compiler options of the network for the default backend.
+  """Compiler options of a train step for the default backend.
 
   On CPU, XLA runs convolutions with YNNPACK by default, which is 1.3 to 2 times
   slower than Eigen; matrix products stay on YNNPACK, which is faster for them.
   The option is experimental: if XLA does not know it, none is returned, and a
   line is logged once.
   """
+  return _ynnpack('LIBRARY_FUSION_TYPE_DOT')
+
+
+def inference_options() -> dict[str, str]:
+  """Compiler options of a network without gradients, for the default backend.
+
+  On CPU all runs on Eigen: with the options of a train step, two to eight
+  images take five to eight times as long, nearly all of it in fc7, and 128
+  images 1.2 times (experiments/LOG.md).
+  """
+  return _ynnpack('')
+
+
+def _ynnpack(fusions):
+  """The option that names what runs on YNNPACK; none except on CPU."""
   if jax.default_backend() != 'cpu':
     return {}
-  options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}
+  options = {'xla_cpu_experimental_ynn_fusion_type': fusions}
   return options if _accepted(tuple(options.items())) else {}
 
 
@@ -70,8 +85,8 @@ def _accepted(options):
     jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
   except (jax.errors.JaxRuntimeError, ValueError):
     log.warning(
-      'JAX %s does not accept the option %s: on a CPU, training may take 1.3 to'
-      ' 2 times as long as with the versions in requirements.txt.',
+      'JAX %s does not accept the option %s: on a CPU, this may take 1.3 to 2'
+      ' times as long as with the versions in requirements.txt.',
       jax.__version__,
       options[0][0],
     )
