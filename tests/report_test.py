@@ -96,7 +96,7 @@ def test_verdicts_are_of_the_list_and_follow_from_what_was_measured():
     measured = [verdict for verdict in VERDICTS if verdict[:3] != 'not']
     if verdict in measured:
       assert ours != '-', name
-      assert paper != '-', name
+      assert paper != '-' or name in SOURCE, name
   assert {f'| {v} |' for v in VERDICTS} == {
     f'| {row[0]} |'
     for row in docs_test.document_table(REPORT, 'verdict', 'meaning')
@@ -125,6 +125,22 @@ def test_the_verdict_on_a_difference_follows_from_its_interval():
         assert verdict == expected_verdict(size, *found), name
         checked.append(name)
   assert len(checked) >= 3
+
+
+def test_the_verdict_on_an_error_of_the_source_follows_from_its_mean():
+  found = table("source's log", 'ours ± se (n)', 'verdict')
+  checked = []
+  for name in SOURCE:
+    log, ours, verdict = found[name]
+    for _, target, title in docs_test.LINK.findall(ours):
+      with open(ROOT / 'experiments' / target, newline='') as file:
+        rows = list(csv.DictReader(file))
+      mean, _, number = docs_test.mean_error_and_number(rows, title)
+      is_near = abs(mean - float(log)) <= 1
+      assert verdict == ('reproduced' if is_near else 'contradicted'), name
+      assert number >= 3
+      checked.append(name)
+  assert checked
 
 
 @pytest.mark.parametrize(
