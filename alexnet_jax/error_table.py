@@ -63,7 +63,9 @@ def write(
     if net.workdir:  # The same for all.
       evaluation['checkpoint'] = net.which
   members = [
-    {'workdir': path, 'step': net.step} if net.workdir else {'weights': path}
+    {'workdir': path, 'step': net.step}
+    if net.workdir
+    else {'weights': str(net.path)}
     for net, path in zip(nets, table, strict=True)
   ]
   if len(nets) > 1:

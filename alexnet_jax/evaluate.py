@@ -120,14 +120,15 @@ def _open_nets(
   paths = {path.resolve() for path in named}
   if not paths or len(paths) < len(workdirs):
     raise ValueError(
-      f'--workdirs={",".join(map(str, workdirs))} must name one or more'
-      ' different folders, or --weights .safetensors files'
+      'name one or more different work directories (--workdirs) or .safetensors'
+      f' files (--weights), not {",".join(map(str, workdirs)) or "none"}'
     )
   missing = [path for path in named if not path.exists()]
   if missing and len(named) > 1:
+    flag = 'weights' if missing[0].suffix == weights_lib.SUFFIX else 'workdirs'
     raise FileNotFoundError(
-      f'--workdirs: no folder {missing[0]}; a folder whose name has a comma needs'
-      ' double quotes: --workdirs=\'"A,B",C\''
+      f'--{flag}: there is no {missing[0]}; a name with a comma needs double'
+      f' quotes: --{flag}=\'"A,B",C\''
     )
   nets = [
     _open_file(path, config, split, data_dir, dataset)
@@ -139,7 +140,7 @@ def _open_nets(
   for net in nets[1:]:
     if _examples(net) != _examples(first):
       raise ValueError(
-        f'--workdirs: {net.path} is evaluated on'
+        f'{net.path} is evaluated on'
         f' {net.config.input.dataset} ({net.config.input.eval_split}),'
         f' {first.path} on {first.config.input.dataset}'
         f' ({first.config.input.eval_split}); the members of an ensemble need'

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import pathlib
+import shlex
 
 import jax
 from jaxtyping import PyTree
@@ -133,10 +134,17 @@ def _check(path, weights, dataset, inputs):
   differ = [(label, *pair) for label, pair in pairs if pair[0] != pair[1]]
   if differ:
     label, ours, theirs = differ[0]
+    way_out = 'name a data set of its classes: --dataset=NAME'
+    if {*weights.class_names} & {*dataset.class_names}:
+      data_dir = ''
+      if inputs.data_dir != dataset_lib.DATA_DIR:
+        data_dir = f' --data_dir={shlex.quote(str(inputs.data_dir))}'
+      way_out = (
+        'if only the order differs, or one has further classes, this compares'
+        f' names: python -m alexnet_jax.predict --weights={shlex.quote(str(path))}'
+        f' {shlex.quote(f"{inputs.dataset}/{inputs.eval_split}")}{data_dir}'
+      )
     raise ValueError(
       f'{where}: {len(differ)} labels mean other classes, such as {label}:'
-      f' {ours!r} in the net, {theirs!r} in the data set\n'
-      'If only the order differs, or the net has further classes, this compares'
-      ' names: python -m alexnet_jax.predict'
-      f' --weights={path} {inputs.dataset}/{inputs.eval_split}'
+      f' {ours!r} in the net, {theirs!r} in the data set\n{way_out}'
     )

@@ -266,6 +266,8 @@ def open_weights(
 ) -> weights_lib.Weights:
   """The weights of a net; arguments and errors are those of `load`."""
   path = files.local_path(path, 'path')
+  if not path.exists():
+    raise FileNotFoundError(f'there is no work directory or file {path}')
   if not path.is_dir():
     return weights_lib.load(path)
   config = trained_net.read_config(path, data_dir=data_dir and str(data_dir))

@@ -61,11 +61,11 @@ class Errors:
 
 def picture(prediction: Prediction, words: Mapping[str, str]) -> sheet.Picture:
   """An image with its predictions, for a sheet."""
-  shown = lambda name: words.get(name, name)
-  true = prediction.item.class_name
-  title, caption = lines(prediction.item.name, true, words)
-  bars = [(shown(name), share) for name, share in prediction.classes]
-  return sheet.Picture(prediction.item.image, title, caption, bars, shown(true))
+  item = prediction.item
+  title, caption = lines(item.name, item.class_name, words)
+  bars = [(words.get(name, name), share) for name, share in prediction.classes]
+  # Classes of their own may have the same words.
+  return sheet.Picture(item.image, title, caption, bars, prediction.rank())
 
 
 def lines(

@@ -145,11 +145,11 @@ def _queries(index, net, sources) -> Iterator:
   waiting, found = [], []
   for items, images in image_files.batches(sources, net.stored):
     features = features_lib.compute(net, images, index.about['layer'])
-    waiting += items
-    found.append(features.reshape(len(items), -1))  # As the index has them.
-    if len(waiting) >= nearest.QUERIES:
+    if len(waiting) + len(items) > nearest.QUERIES:
       yield waiting, np.concatenate(found)
       waiting, found = [], []
+    waiting += items
+    found.append(features.reshape(len(items), -1))  # As the index has them.
   if waiting:
     yield waiting, np.concatenate(found)
 

@@ -39,14 +39,14 @@ class Picture:
     title: first line, such as its class.
     caption: second line, in grey; if it is empty, a long title goes on there.
     bars: (class name, probability in 0..1), best first.
-    true_bar: the class name whose bar is red.
+    true_bar: index of the bar that is red; none if there is no such bar.
   """
 
   image: str | UInt8[np.ndarray, 'height width 3']
   title: str = ''
   caption: str = ''
   bars: Sequence[tuple[str, float]] = ()
-  true_bar: str = ''
+  true_bar: int = -1
 
 
 def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
@@ -66,7 +66,7 @@ def of_predictions(pictures: Sequence[Picture]) -> Image.Image:
     _draw(sheet, picture, x, y, _SIDE)
     for n, (name, probability) in enumerate(picture.bars):
       top = y + _SIDE + _LINE * (2 + n)
-      color = _TRUE if name == picture.true_bar else _OTHER
+      color = _TRUE if n == picture.true_bar else _OTHER
       _bar(ImageDraw.Draw(sheet), x, top, name, probability, color)
   return sheet
 

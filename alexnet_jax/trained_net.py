@@ -248,7 +248,8 @@ def check_trained_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   checkpoint_path.check(path)
   if not (path / checkpoint.FOLDER).is_dir():
     raise FileNotFoundError(
-      f'no {path / checkpoint.FOLDER}; train first: --mode=train'
+      f'no {path / checkpoint.FOLDER}; train there first: python -m'
+      ' alexnet_jax.main --mode=train'
     )
   return path
 

@@ -21,13 +21,14 @@ one config, the errors are over nets; pixels and chance need no net.
 | summary.csv | mean, standard error and n over the nets |
 | figure.png | a figure of runs.csv |
 
-The images are the first of the split, whose order is random, and not chosen;
+The images are the first of each split, whose order is random, and not chosen;
 the sheets are of the first net. Features are kept in DIR while it runs, 2 bytes
-a value.
+a value; --images bounds them, and the time.
 """
 
 from collections.abc import Mapping, Sequence
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -48,6 +49,7 @@ from alexnet_jax import retrieve
 from alexnet_jax import words as words_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import command
+from experiments import ranking
 from experiments import summary
 from experiments import sweep
 
@@ -55,8 +57,8 @@ LAYERS = (features_lib.PIXELS, 'conv5', 'fc6', 'fc7')
 CHANCE = 'chance'
 TOP, LEFT, RIGHT = 6, 8, 5  # Neighbours, images of both parts: as in the paper.
 PRECISION, MEAN_AP = f'precision_at_{TOP}', 'mean_average_precision'
+MEASURED = (PRECISION, MEAN_AP, 'queries', 'images')
 LABELS = {PRECISION: f'precision at {TOP}', MEAN_AP: 'mean average precision'}
-RANKED = 64  # Queries for which the whole index is sorted at once.
 QUICK = 100  # Queries, and images of the index, with --quick.
 
 
@@ -66,67 +68,9 @@ def measure(
   """Precision at `TOP` and mean average precision, 0 to 1, and counts."""
   classes = queries.about['classes']
   precision, count = nearest.precision(index, TOP, queries.rows, classes)
-  return {
-    PRECISION: precision,
-    MEAN_AP: mean_average_precision(index, queries),
-    'queries': count,
-    'images': len(index.rows),
-  }
-
-
-def mean_average_precision(
-  index: feature_file.FeatureFile, queries: feature_file.FeatureFile
-) -> float:
-  """The mean of the average precisions of the queries, 0 to 1.
-
-  The average precision of a query is the mean, over the images of its class, of
-  the share of its class among the images that are at least as near. Queries
-  whose class the index does not have are left out.
-  """
-  index_classes, classes = (
-    np.array(x.about['classes']) for x in (index, queries)
-  )
-  places = np.arange(1, len(index_classes) + 1)
-  found = []
-  for start in range(0, len(classes), RANKED):
-    part = slice(start, start + RANKED)
-    order = _order(index.rows, queries.rows[part])
-    same = index_classes[order] == classes[part, None]
-    share = np.cumsum(same, axis=1) / places
-    found += [s[k].mean() for s, k in zip(share, same, strict=True) if k.any()]
-  return float(np.mean(found))
-
-
-def _order(rows, queries):
-  """For each query the indices of all rows, the nearest first."""
-  queries = queries.astype(np.float32)
-  block = max(1, nearest.BLOCK_VALUES // rows.shape[1])
-  keys = []
-  for start in range(0, len(rows), block):
-    part = rows[start : start + block].astype(np.float32)
-    # |q - r|^2 less |q|^2, which is the same for all rows.
-    keys.append(np.sum(part**2, axis=1) - 2 * queries @ part.T)
-  return np.argsort(np.concatenate(keys, axis=1), axis=1)
-
-
-def chance(
-  index: feature_file.FeatureFile, queries: feature_file.FeatureFile
-) -> dict[str, float]:
-  """The expectation of `measure` if the order were random."""
-  number = len(index.about['classes'])
-  names, counts = np.unique(index.about['classes'], return_counts=True)
-  own = dict(zip(names, counts, strict=True))
-  count = np.array([own[c] for c in queries.about['classes'] if c in own])
-  # An image of the class at place k has (count - 1) others spread over the
-  # number - 1 other places, k - 1 of which are before it.
-  first = np.mean(1 / np.arange(1, number + 1))
-  average = first + (1 - first) * (count - 1) / (number - 1)
-  return {
-    PRECISION: float(np.mean(count / number)),
-    MEAN_AP: float(np.mean(average)),
-    'queries': len(count),
-    'images': number,
-  }
+  average = ranking.mean_average_precision(index, queries)
+  values = (precision, average, count, len(index.rows))
+  return dict(zip(MEASURED, values, strict=True))
 
 
 def table(rows: Sequence[summary.Row]) -> str:
@@ -143,14 +87,12 @@ def table(rows: Sequence[summary.Row]) -> str:
   return '\n'.join(lines)
 
 
-def split_words(net: net_lib.Net, queries: int, quick: bool) -> tuple[str, str]:
+def split_words(net: net_lib.Net, images: int, queries: int) -> tuple[str, str]:
   """What `image_files.find` takes for the training images, and the queries."""
   inputs = net.config.input
-  limit = f'[:{QUICK}]' if quick else ''
-  count = min(queries, QUICK) if quick else queries
   return (
-    f'{inputs.dataset}/{inputs.train_split}{limit}',
-    f'{inputs.dataset}/{inputs.eval_split}[:{count}]',
+    f'{inputs.dataset}/{inputs.train_split}[:{images}]',
+    f'{inputs.dataset}/{inputs.eval_split}[:{queries}]',
   )
 
 
@@ -174,8 +116,8 @@ def draw_sheets(
 def run(
   nets: Sequence[net_flags.Values],
   output: pathlib.Path,
+  images: int,
   queries: int,
-  quick: bool,
   words: Mapping[str, str],
 ) -> list[summary.Row]:
   """Measures the nets and writes the files of `output`.
@@ -183,19 +125,21 @@ def run(
   Args:
     nets: for each net the values of the flags of `net_flags.define`.
     output: folder, which exists.
-    queries: number of evaluation images that ask; all if there are fewer.
-    quick: whether to take only `QUICK` images of each split.
+    images: number of training images to search; all if there are fewer.
+    queries: number of evaluation images that ask; likewise.
     words: of class names that are WordNet ids, see `words.read`.
 
   Returns:
     The rows of runs.csv.
 
   Raises:
-    InputError: if the nets have different data sets, or equal seeds.
+    InputError: if the nets have different data sets, or equal seeds, or the
+      disk has too little space.
     ValueError, FileNotFoundError: as from `net_flags.open_net`.
   """
   opened = [net_flags.open_net(values) for values in nets]
   dataset = _common_dataset(nets, opened)
+  _check_space(dataset, opened[0].config.input.train_split, images, output)
   rows = []
   for values, net in zip(nets, opened, strict=True):
     about = {
@@ -212,13 +156,15 @@ def run(
         index, asked = (
           _features(values, net, word, layer, f'{folder}/{name}.npy')
           for name, word in zip(
-            ('index', 'queries'), split_words(net, queries, quick), strict=True
+            ('index', 'queries'), split_words(net, images, queries), strict=True
           )
         )
         row = {'variant': layer, **about, **measure(index, asked)}
         rows.append(row | {'wall_seconds': round(time.time() - began, 1)})
         if first and layer == LAYERS[-1]:
-          row = {'variant': CHANCE, **about, **chance(index, asked)}
+          found = (*ranking.chance(index, asked), len(index.rows))
+          row = {'variant': CHANCE, **about}
+          row |= dict(zip(MEASURED, found, strict=True))
           rows.append(row | {'wall_seconds': 0.0})
           draw_sheets(net, index, net_flags.data_dir(values), output, words)
       summary.write(output, rows)
@@ -233,14 +179,31 @@ def _common_dataset(nets, opened) -> dataset_lib.Dataset:
       net_flags.data_dir(values), net.config.input.dataset
     )
     fingerprints[dataset.fingerprint] = dataset.path
-    if net.config.seed in seeds or len(fingerprints) > 1:
+    if len(fingerprints) > 1:
       raise sweep.InputError(
-        f'{net_flags.path(values)}: the nets must have different seeds (this one'
-        f' has {net.config.seed}) and one data set'
-        f' ({", ".join(map(str, fingerprints.values()))})'
+        f'{net_flags.path(values)}: the nets must have one data set, not'
+        f' {" and ".join(map(str, fingerprints.values()))}'
+      )
+    if net.config.seed in seeds:
+      raise sweep.InputError(
+        f'{net_flags.path(values)}: an earlier net has the same seed,'
+        f' {net.config.seed}; name nets that differ in their seeds alone'
       )
     seeds.add(net.config.seed)
   return dataset
+
+
+def _check_space(dataset, split, images, output):
+  """Raises InputError if the features of the images do not fit on the disk."""
+  number = min(images, dataset.num_examples[split])
+  needed = number * dataset.mean_image.size * np.float16().itemsize
+  free = shutil.disk_usage(output).free
+  if needed > free / 2:
+    raise sweep.InputError(
+      f'--images={images}: the pixels of {number:,} images need'
+      f' {needed / 1e9:.0f} GB in --output, which has {free / 1e9:.0f} GB free;'
+      ' lower it'
+    )
 
 
 def _features(values, net, word, layer, path):
@@ -262,7 +225,10 @@ def main(_) -> None:
     ).parent
     output.mkdir(parents=True, exist_ok=True)
     try:
-      rows = run(nets, output, QUERIES.value, QUICKLY.value, words)
+      counts = IMAGES.value, QUERIES.value
+      if QUICKLY.value:
+        counts = [min(count, QUICK) for count in counts]
+      rows = run(nets, output, *counts, words)
       print(table(rows))
       print(summary.draw(output, LABELS))
     except (sweep.InputError, ModuleNotFoundError) as error:
@@ -273,6 +239,9 @@ def main(_) -> None:
 if __name__ == '__main__':
   OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder to write.', required=True
+  )
+  IMAGES = flags.DEFINE_integer(
+    'images', 50_000, 'Number of training images to search, the first ones.', 1
   )
   QUERIES = flags.DEFINE_integer(
     'queries',

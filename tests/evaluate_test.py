@@ -305,7 +305,7 @@ def test_a_folder_without_a_training_run_is_named(runs, tmp_path):
   'workdirs', [[], [''], ['a', 'a'], ['a', 'a/'], ['a', ''], ['a', 'b/../a']]
 )
 def test_the_workdirs_must_differ(workdirs):
-  with pytest.raises(ValueError, match='must name one or more different'):
+  with pytest.raises(ValueError, match='name one or more different'):
     evaluate.evaluate(workdirs, 'latest', 'one')
 
 
@@ -426,7 +426,10 @@ def test_the_command_prints_the_table(runs, data_dir, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--workdirs=a,a'], 'ValueError: --workdirs=a,a must name one or more'),
+    (
+      ['--workdirs=a,a'],
+      'ValueError: name one or more different work directories',
+    ),
     (['--workdirs=a', 'b'], 'b is not a flag; folders are separated by commas'),
   ],
 )
@@ -528,7 +531,7 @@ def change(weights, **changes):
       {'class_names': tuple('1023456789')},
       {},
       r"2 labels mean other classes, such as 0: '1' in the net, '0' in .*\n"
-      r'.*alexnet_jax.predict --weights=.* digits/test$',
+      r'.*alexnet_jax.predict --weights=.* digits/test --data_dir=.*$',
     ),
     (
       {},

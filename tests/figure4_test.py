@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import shutil
+import types
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from alexnet_jax import feature_file
 from alexnet_jax import nearest
 from alexnet_jax import net as net_lib
 from experiments import figure4
+from experiments import ranking
 from experiments import summary
 from experiments import sweep
 
@@ -25,7 +27,7 @@ def feature_rows(rows, classes):
 
 def test_the_mean_average_precision_is_that_of_scikit_learn(monkeypatch):
   monkeypatch.setattr(nearest, 'BLOCK_VALUES', 4 * 7)
-  monkeypatch.setattr(figure4, 'RANKED', 3)
+  monkeypatch.setattr(ranking, 'RANKED', 3)
   rng = np.random.default_rng(0)
   index, queries = (
     feature_rows(
@@ -40,7 +42,7 @@ def test_the_mean_average_precision_is_that_of_scikit_learn(monkeypatch):
       same = np.array(index.about['classes']) == name
       scores.append(metrics.average_precision_score(same, -distances))
   assert 0 < len(scores) < 11
-  found = figure4.mean_average_precision(index, queries)
+  found = ranking.mean_average_precision(index, queries)
   assert found == pytest.approx(np.mean(scores), rel=1e-6)
 
 
@@ -51,10 +53,9 @@ def test_chance_is_the_mean_over_all_orders():
     rows = np.array(order, np.float16)[:, None] + 1
     index = feature_rows(rows, classes)
     queries = feature_rows(np.zeros((2, 1), np.float16), ['a', 'b'])
-    scores.append(figure4.mean_average_precision(index, queries))
-  found = figure4.chance(index, queries)
-  assert found[figure4.MEAN_AP] == pytest.approx(np.mean(scores))
-  assert found[figure4.PRECISION] == pytest.approx((3 / 5 + 2 / 5) / 2)
+    scores.append(ranking.mean_average_precision(index, queries))
+  expected = ((3 / 5 + 2 / 5) / 2, np.mean(scores), 2)
+  assert ranking.chance(index, queries) == pytest.approx(expected)
 
 
 @pytest.fixture(scope='module')
@@ -75,8 +76,7 @@ def test_every_layer_has_a_row_and_both_parts_are_drawn(
 ):
   # One layer and full batches, so that little is compiled.
   monkeypatch.setattr(figure4, 'LAYERS', ('pixels', 'fc7'))
-  monkeypatch.setattr(figure4, 'QUICK', 64)
-  rows = figure4.run([values], tmp_path, 32, quick=True, words={})
+  rows = figure4.run([values], tmp_path, 64, 32, words={})
   assert [row['variant'] for row in rows] == [*figure4.LAYERS, 'chance']
   assert {(row['queries'], row['images']) for row in rows} == {(32, 64)}
   # What a search among the features that Python gives finds.
@@ -114,7 +114,17 @@ def test_nets_of_one_seed_are_refused_before_anything_is_written(
   values, tmp_path
 ):
   with pytest.raises(
-    sweep.InputError, match=r'different seeds \(this one has 1'
+    sweep.InputError, match='an earlier net has the same seed'
   ):
-    figure4.run([values, values], tmp_path, 20, quick=True, words={})
+    figure4.run([values, values], tmp_path, 100, 20, words={})
+  assert [*tmp_path.iterdir()] == []
+
+
+def test_features_that_do_not_fit_on_the_disk_are_refused_first(
+  values, tmp_path, monkeypatch
+):
+  usage = types.SimpleNamespace(free=2 * 50 * 76 * 76 * 3 * 2 - 1)
+  monkeypatch.setattr(figure4.shutil, 'disk_usage', lambda path: usage)
+  with pytest.raises(sweep.InputError, match='--images=50: the pixels of 50 '):
+    figure4.run([values], tmp_path, 50, 20, words={})
   assert [*tmp_path.iterdir()] == []

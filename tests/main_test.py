@@ -194,7 +194,7 @@ def test_a_missing_workdir_is_named(fail):
 @pytest.mark.parametrize('flags', [[], ['--workdir='], ['--weights=']])
 def test_evaluation_needs_a_net(fail, flags):
   message = fail('--mode=evaluate', *flags)
-  assert 'must name one or more different folders, or --weights' in message
+  assert 'name one or more different work directories (--workdirs)' in message
 
 
 @pytest.mark.parametrize(
@@ -565,7 +565,9 @@ def test_evaluating_without_a_checkpoint_says_to_train(fail, tmp_path, which):
     f'--checkpoint={which}',
   )
   assert f'{tmp_path}/run' in message
-  assert message.endswith('; train first: --mode=train')
+  assert message.endswith(
+    '; train there first: python -m alexnet_jax.main --mode=train'
+  )
   assert list(tmp_path.iterdir()) == []
 
 

@@ -133,6 +133,16 @@ def test_text_has_words_for_wordnet_ids(
   assert len(words_lib.read(words)) == 3  # Not UTF-8: shown as it can be.
 
 
+def test_the_red_bar_is_that_of_the_true_class_though_words_are_alike():
+  bird, machine = 'n02012849', 'n03126707'
+  item = image_files.Item('crane.jpg', bird, 'crane.jpg')
+  made = report.Prediction(item, [(machine, 0.6), (bird, 0.3)])
+  shown = report.picture(made, {bird: 'crane', machine: 'crane'})
+  assert shown.bars == [('crane', 0.6), ('crane', 0.3)] and shown.true_bar == 1
+  other = report.Prediction(item, [(machine, 0.6)])
+  assert report.picture(other, {}).true_bar not in range(1)
+
+
 def test_sheets_show_the_first_pictures_and_the_confident_errors(
   run_command, pictures, tmp_path
 ):

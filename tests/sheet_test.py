@@ -23,7 +23,7 @@ def bar_length(drawn, color):
 
 def test_bars_are_as_long_as_probabilities_and_the_true_one_is_red():
   bars = [('cat', 0.75), ('dog', 0.25)]
-  picture = sheet.Picture(solid((9, 9, 9)), 'dog', 'a.png', bars, 'dog')
+  picture = sheet.Picture(solid((9, 9, 9)), 'dog', 'a.png', bars, 1)
   drawn = sheet.of_predictions([picture])
   assert drawn.size[0] == SIDE + 2 * MARGIN
   # The middle line of a bar has text; its first and last lines have none.

@@ -155,21 +155,22 @@ def _interface(weights, crops, is_state_dict):
   inputs = weights.config.input
   size, crop = inputs.image_size, inputs.crop_size
   classes = len(weights.class_names)
+  stds = ', '.join(f'{std:g}' for std in inputs.channel_stds)
   if crops or is_state_dict:
     shape = f'3, {crop}, {crop}' if is_state_dict else f'{crop}, {crop}, 3'
     mean = 'the mean image, which the .safetensors file has'
     if inputs.channel_means:
       mean = ', '.join(f'{mean:g}' for mean in inputs.channel_means)
-    stds = ', '.join(f'{std:g}' for std in inputs.channel_stds)
     divided = f', divided by {stds}' if stds else ''
     return [
       f'Takes crops: float32 [batch, {shape}], RGB values of 0 to 255 less'
       f' {mean}{divided}.',
       f'Returns logits: float32 [batch, {classes}].',
     ]
+  divided = f' and divides by {stds}' if stds else ''
   return [
     f'Takes images: uint8 [batch, {size}, {size}, 3], RGB, resized so that the'
     f' shorter side has {size} pixels, and cropped to their centre. The net'
-    f' itself takes the central {crop} pixels and subtracts the mean.',
+    f' itself takes the central {crop} pixels, subtracts the mean{divided}.',
     f'Returns probabilities: float32 [batch, {classes}].',
   ]
