@@ -22,7 +22,7 @@ from tests import docs_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPORT = 'experiments/README.md'
-# Every number and every statement about an effect in the paper, by its section.
+# What the paper says of its own nets, by section; not the numbers of other systems.
 CLAIMS = {
   'abstract': ['parameters', 'layers', 'neurons', 'competition'],
   '3.1': ['figure1'],
