@@ -38,6 +38,7 @@ RANGES = {
       'model.num_classes',
       'model.conv1_padding',
       'model.lrn_alpha',
+      'input.max_bad_records',
       'augment.color_std',
       'augment.color_end_epoch',
       'optimizer.weight_decay',

@@ -289,12 +289,10 @@ def _log_record(folder):
   for line in record['skipped']:
     log.warning('skipped %s', folders.printable(line))
   stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
-  texts = {
-    'damaged': 'used although the decoder reports damage',
-    'unused': 'other files or folders not used',
-  }
-  more = [f', {len(record[k])} {t}' for k, t in texts.items() if k in record]
+  damaged, unused = record.get('damaged'), record.get('unused')
+  more = f', {len(damaged)} damaged but used' if damaged else ''
+  more += f', {len(unused)} other files or folders not used' if unused else ''
   log.info(
     '%s: %s examples, %d unreadable images skipped%s.',
-    *(folder, stored, len(record['skipped']), ''.join(more)),
+    *(folder, stored, len(record['skipped']), more),
   )
