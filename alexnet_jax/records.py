@@ -1,5 +1,7 @@
 """The stored examples of one split, read one at a time, in any order."""
 
+from collections.abc import Sequence
+import contextlib
 import itertools
 import logging
 import threading
@@ -29,7 +31,7 @@ class Records:
     self._records = builder.as_data_source(split).data_source
     self._split = builder.info.splits[split]
     self._num_classes = len(dataset.class_names)
-    self._path, self._max_bad = dataset.path, max_bad_records
+    self._shape, self._max_bad = dataset.mean_image.shape, max_bad_records
     self._bad, self._lock = {}, threading.Lock()
 
   def __len__(self) -> int:
@@ -103,6 +105,21 @@ class Records:
       return features['file_name'].bytes_list.value[0].decode()
     except (IndexError, UnicodeDecodeError) as error:
       raise self._damaged(row, f'it has no file name ({error})') from error
+
+  def rows(self, count: int) -> Sequence[int]:
+    """The rows of the `count` examples that an evaluation has used.
+
+    These are all rows, or those whose records `decode_named` accepts.
+    """
+    if count == len(self):
+      return range(count)
+    out = np.empty(self._shape, np.uint8)
+    found = []
+    for row in range(len(self)):
+      with contextlib.suppress(ValueError):
+        self.decode_named(row, out)
+        found.append(row)
+    return found
 
   def _features(self, row):
     # One record at a time: reading several in one call starts threads.

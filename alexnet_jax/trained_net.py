@@ -201,7 +201,7 @@ class TrainedNet:
     if not path or not processes.is_first():  # Saved ones alone have names.
       return predictions_lib.Predictions(log_probs, labels, made_from)
     stored = records.Records(self.run.dataset, split)
-    names = [stored.name(row) for row in range(len(stored))]
+    names = [stored.name(row) for row in stored.rows(len(labels))]
     made = predictions_lib.Predictions(log_probs, labels, made_from, names)
     made.save(path)
     return made

@@ -155,7 +155,7 @@ def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
   with open_regular(path) as file:
     if (size := os.fstat(file.fileno()).st_size) > max_bytes:
       raise ValueError(f'{path} has {size} bytes, over the limit {max_bytes}')
-    return file.read(max_bytes)  # It may grow meanwhile.
+    return file.read(size)
 
 
 def _not_regular(path):
