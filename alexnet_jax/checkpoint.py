@@ -18,7 +18,6 @@ from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from alexnet_jax import checkpoint_path
-from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -112,8 +111,7 @@ class Checkpoints:
       ),
     )
     with _reading():
-      for file in self._folder.rglob('*'):
-        files.check_regular(file)  # Orbax would wait for the writer of a pipe.
+      checkpoint_path.check_files(self._folder)
       self._manager = ocp.CheckpointManager(
         name / FOLDER, options=options, item_names=(STATE, METADATA)
       )

@@ -80,14 +80,7 @@ def write(
   writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
   for example in shard.examples:
     try:
-      features = example.read()
-      with _warnings_logged(example.name):
-        encoded, pixels = images.encode(
-          features['image'], shard.size, shard.quality
-        )
-      damage = images.reported_damage(features['image'])
-      record = _serialize(features | {'image': encoded})
-      products = _channel_products(pixels)
+      record, pixels, products, damage = _read(example, shard)
       pixel_sum += pixels
     except Exception as error:  # Pillow may raise anything for a damaged file.
       if _is_transient(error):
@@ -115,6 +108,18 @@ def write(
   if len(skipped) <= max_skipped:
     _commit(shard, temporary, sums)
   return sums
+
+
+def _read(example, shard):
+  """The record, pixels, products of channels and damage of one example."""
+  features = example.read()
+  with _warnings_logged(example.name):
+    encoded, pixels = images.encode(
+      features['image'], shard.size, shard.quality
+    )
+  damage = images.reported_damage(features['image'])
+  record = _serialize(features | {'image': encoded})
+  return record, pixels, _channel_products(pixels), damage
 
 
 def read_sums(shard: Shard) -> dict[str, np.ndarray]:
