@@ -35,7 +35,7 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 2**30  # Larger image files are refused without reading them.
 # Each scan of a progressive JPEG passes over all pixels; encoders write about
 # ten. Without a limit a small file could keep a decoder busy for hours.
-MAX_SCANS = 500
+MAX_SCANS = 100
 _ORIENTATION = 0x0112  # The EXIF tag "Orientation" (CIPA DC-008, 4.6.4 A).
 # The transposition that each value of the tag asks for.
 _TRANSPOSITIONS = {
@@ -114,7 +114,7 @@ def read_pixels(image: AnyImage, size: int) -> np.ndarray:
       lambda encoded: _resized(_open(encoded)[0], size), encoded
     )
   except Exception as error:  # Pillow may raise anything for a damaged file.
-    raise ValueError(f'{path}: {error or type(error).__name__}') from error
+    raise ValueError(f'{path}: {str(error) or type(error).__name__}') from error
 
 
 def shorter_side(path: str | os.PathLike) -> int:

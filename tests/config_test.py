@@ -12,6 +12,7 @@ import re
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import ranges
 from configs import paper
 
 CONFIGS = pathlib.Path(paper.__file__).parent

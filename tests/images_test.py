@@ -468,12 +468,10 @@ def test_a_jpeg_of_very_many_scans_is_refused():
 
 def test_damage_that_pillow_does_not_mention_is_reported():
   encoded = _bytes(Image.fromarray(_smooth(200)), 'JPEG', quality=90)
-  end = encoded.rindex(b'\xff\xd9')
-  damaged = encoded[:end] + b'\0\1\2' + encoded[end:]
-  whole, found = (images.encode(x, 60, 95)[1] for x in (encoded, damaged))
-  np.testing.assert_array_equal(found, whole)
+  damaged = encoded[: len(encoded) * 2 // 3] + b'\xff\xd9'  # Ends too early.
+  images.encode(damaged, 60, 95)
   assert images.reported_damage(encoded) == ''
-  assert 'extraneous' in images.reported_damage(damaged)
+  assert 'premature end' in images.reported_damage(damaged)
   for mode in ('L', 'CMYK'):
     other = _bytes(Image.new(mode, (90, 90)), 'JPEG')
     assert images.reported_damage(other) == ''
