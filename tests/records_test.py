@@ -88,6 +88,8 @@ def test_a_record_that_cannot_be_used_is_one_line(dataset, damage, kind):
   if kind == 'noise':
     assert 'is damaged' in str(error.value)
   assert len(str(error.value).splitlines()) == 1
+  stored = records.Records(dataset, 'train', 1)
+  assert stored.decode(BAD, out) == records.MASKED and not out.any()
 
 
 def take(dataset, max_bad, cache=None):
