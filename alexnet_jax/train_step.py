@@ -63,7 +63,7 @@ def loss_fn(
   sums = metrics.batch_sums(log_probs, losses, batch['mask'])
   sums = sums if mesh is None else lax.psum(sums, 'data')
   # A batch may have no example: see config.input.max_bad_records.
-  return sums['loss'] / jnp.maximum(sums['count'], 1), sums
+  return sums['loss'] / jax.numpy.maximum(sums['count'], 1), sums
 
 
 def make_train_step(
