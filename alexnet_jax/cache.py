@@ -23,6 +23,7 @@ import numpy as np
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import mesh as mesh_lib
+from alexnet_jax import records
 from alexnet_jax.runtime import huge_pages
 from alexnet_jax.runtime import memory
 from alexnet_jax.runtime import processes
@@ -136,12 +137,13 @@ class _Gather:
     shape = images.shape[1:]
 
     def take(flat, labels, rows):
-      mask = rows != PADDING
+      labels = jnp.take(labels, rows, mode='clip')
+      mask = (rows != PADDING) & (labels != records.MASKED)
       pixels = jnp.take(flat, rows, axis=0, mode='clip')
       pixels = jnp.where(mask[:, None], pixels, 0)
       return {
         'image': pixels.reshape(-1, *shape),
-        'label': jnp.where(mask, jnp.take(labels, rows, mode='clip'), 0),
+        'label': jnp.where(mask, labels, 0),
         'mask': mask,
       }
 

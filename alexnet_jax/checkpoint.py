@@ -111,6 +111,7 @@ class Checkpoints:
       ),
     )
     with _reading():
+      checkpoint_path.check_files(self._folder)
       self._manager = ocp.CheckpointManager(
         name / FOLDER, options=options, item_names=(STATE, METADATA)
       )

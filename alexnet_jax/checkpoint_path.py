@@ -5,6 +5,7 @@ an earlier version saved through its path are completed.
 """
 
 import asyncio
+from collections.abc import Callable
 import logging
 import os
 import pathlib
@@ -12,6 +13,9 @@ import re
 import shutil
 
 import orbax.checkpoint as ocp
+
+from alexnet_jax.runtime import files
+from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,29 @@ def check(workdir: pathlib.Path) -> None:
       ' libraries that save checkpoints misread; rename that folder, or make a'
       ' link to it (ln -s) and name the link'
     )
+
+
+def read_again(read: Callable, steps: Callable, tries: int = 10) -> object:
+  """The result of `read()`, which may fail beside a run that saves.
+
+  A run deletes old checkpoints: after a ValueError `read()` is tried again, up to
+  `tries` times, if `steps()`, the list of the checkpoints, has changed. Not with
+  several processes, which read together.
+  """
+  for _ in range(tries if processes.is_single_process() else 0):
+    before = steps()
+    try:
+      return read()
+    except ValueError:
+      if steps() == before:
+        raise
+  return read()
+
+
+def check_files(folder: pathlib.Path) -> None:
+  """Raises ValueError for a pipe or device there, which Orbax would open."""
+  for path in folder.rglob('*'):
+    files.check_regular(path)
 
 
 def open_folder(workdir: pathlib.Path) -> tuple[pathlib.Path, int | None]:

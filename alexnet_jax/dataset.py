@@ -94,6 +94,7 @@ def open_dataset(
     )
   # tfds takes a file without permission for a missing one.
   for file in path.iterdir():
+    files.check_regular(file)
     if not os.access(file, os.R_OK):
       raise PermissionError(errno.EACCES, 'Permission denied', str(file))
   try:

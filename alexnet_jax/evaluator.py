@@ -5,6 +5,7 @@ their reflections are averaged. Every example counts exactly once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+import logging
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,8 @@ from alexnet_jax import metrics
 from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax.runtime import compilation
+
+log = logging.getLogger(__name__)
 
 
 def mean_log_probs(
@@ -169,6 +172,7 @@ def evaluate(
   num_examples: int,
   prefix: str,
   predictions: list | None = None,
+  max_missing: int = 0,
 ) -> dict[str, float]:
   """Mean loss (nats), top-1 and top-5 error (fractions), by tag.
 
@@ -182,6 +186,7 @@ def evaluate(
     prefix: prefix of the tags.
     predictions: list to which the log-probabilities [examples, classes] and
       labels of every batch are appended as a pair.
+    max_missing: number of examples that may be masked; a line counts them.
 
   Raises:
     RuntimeError: if the batches do not hold `num_examples` examples.
@@ -205,9 +210,15 @@ def evaluate(
       pending = (batch, *outputs)
     if pending is not None:
       finish(*pending)
-  if totals.count != num_examples:
+  missing = int(num_examples - totals.count)
+  if not 0 <= missing <= max_missing or not totals.count:
     raise RuntimeError(
       f'evaluated {totals.count} examples, but the split has {num_examples}'
+    )
+  if missing:
+    log.warning(
+      '%s: %d of %d examples are left out, whose records cannot be used',
+      *(prefix, missing, num_examples),
     )
   means = totals.means(metrics.EVAL_METRICS)
   return {f'{prefix}/{name}': value for name, value in means.items()}
@@ -251,4 +262,5 @@ class Evaluator:
       num_examples=run.dataset.num_examples[inputs.eval_split],
       prefix=metrics.many_view_prefix(flip) if many else 'eval',
       predictions=predictions,
+      max_missing=inputs.max_bad_records,
     )

@@ -22,6 +22,8 @@ from tensorboardX.proto import api_pb2
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto import plugin_hparams_pb2
 
+from alexnet_jax.runtime import files
+
 if sys.modules['torch'] is None:
   del sys.modules['torch']
 
@@ -98,7 +100,7 @@ def _rewind(workdir: pathlib.Path, step: int) -> None:
     if step == 0:
       path.unlink()
       continue
-    content, kept = path.read_bytes(), bytearray()
+    content, kept = files.read_bytes(path, 2**40), bytearray()
     try:
       for record, event in _records(content):
         tags = [value.tag for value in event.summary.value]

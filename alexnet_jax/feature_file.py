@@ -146,7 +146,7 @@ def read(path: str | os.PathLike, flag: str) -> FeatureFile:
       )
   again = 'make it again with --images'
   try:
-    about = json.loads(_about_path(full).read_text())
+    about = json.loads(files.read_bytes(_about_path(full)))
     lists = [about[key] for key in ('names', 'classes', 'rows')]
     if about['format'] != FORMAT or not KEYS <= about.keys():
       raise ValueError('another format')

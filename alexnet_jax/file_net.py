@@ -20,6 +20,7 @@ from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
 
@@ -40,7 +41,7 @@ class FileNet(trained_net.TrainedNet):
 
   def _identify(self):
     """No step; a digest of the file and of the data set."""
-    with open(self.path, 'rb') as file:
+    with files.open_regular(self.path) as file:
       found = hashlib.file_digest(file, 'sha256')
     found.update(self.run.dataset.fingerprint.encode())
     processes.check_same({str(self.path): found.hexdigest()})

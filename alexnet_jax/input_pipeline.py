@@ -46,6 +46,7 @@ def train_batches(
   start_step: int,
   batch_indices: Int[np.ndarray, 'local'] | None = None,
   cache: cache_lib.Cache | None = None,
+  max_bad_records: int = 0,
 ) -> Generator[Batch]:
   """Global batches start_step, start_step + 1, ..., without end.
 
@@ -60,12 +61,15 @@ def train_batches(
     batch_indices: indices into the global batch of the examples to read,
       ascending; None for the whole batch.
     cache: holds what has been decoded before; None to decode every time.
+    max_bad_records: number of records that may be masked since they cannot be
+      used, see `records.Records.decode`.
   """
   indices = functools.partial(
     _train_indices, dataset.num_examples[split], seed, batch_size
   )
   batches = grain.MapDataset.range(start_step, ENDLESS).map(indices)
-  loader = _BatchLoader(dataset, split, batch_size, batch_indices, cache)
+  stored = records.Records(dataset, split, max_bad_records)
+  loader = _BatchLoader(stored, dataset, batch_size, batch_indices, cache)
   return _iterate(batches, loader)
 
 
@@ -93,13 +97,15 @@ def eval_batches(
   batch_size: int,
   batch_indices: Int[np.ndarray, 'local'] | None = None,
   cache: cache_lib.Cache | None = None,
+  max_bad_records: int = 0,
 ) -> Generator[Batch]:
   """Every example of the split once, in stored order; padding is masked.
 
   Takes the arguments of `train_batches`.
   """
   examples = grain.MapDataset.range(dataset.num_examples[split])
-  loader = _BatchLoader(dataset, split, batch_size, batch_indices, cache)
+  stored = records.Records(dataset, split, max_bad_records)
+  loader = _BatchLoader(stored, dataset, batch_size, batch_indices, cache)
   return _iterate(examples.batch(batch_size), loader)
 
 
@@ -135,11 +141,11 @@ def _iterate(batches, load):
 class _BatchLoader:
   """Reads and decodes the examples of one global batch, or a part of them."""
 
-  def __init__(self, dataset, split, batch_size, batch_indices, cache):
+  def __init__(self, stored, dataset, batch_size, batch_indices, cache):
     if batch_indices is None:
       batch_indices = np.arange(batch_size)
     self._batch_indices = batch_indices
-    self._decode = records.Records(dataset, split).decode
+    self._decode = stored.decode
     self._buffers = buffer_pool.BufferPool(
       (len(batch_indices), *dataset.mean_image.shape)
     )
@@ -171,7 +177,8 @@ class _BatchLoader:
 
     if not (self._cache and self._cache.take(rows, pixels[:n], labels[:n])):
       list(self._threads.map(load, range(num_tasks)))
-    return {'image': pixels, 'label': labels, 'mask': mask}
+    mask &= labels != records.MASKED
+    return {'image': pixels, 'label': labels * mask, 'mask': mask}
 
   def close(self) -> None:
     self._threads.shutdown()

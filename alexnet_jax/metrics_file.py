@@ -11,6 +11,8 @@ import logging
 import os
 import pathlib
 
+from alexnet_jax.runtime import files
+
 log = logging.getLogger(__name__)
 
 DELIMITERS = ',;\t'
@@ -33,7 +35,7 @@ def rows_until(
     return []
   rows, change = [], ''
   try:
-    content = path.read_bytes()
+    content = files.read_bytes(path)
     text, change = _decode(content)
     rows, found = _parse(text, columns, step)
     change = change or found

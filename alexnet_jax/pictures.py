@@ -35,6 +35,7 @@ def first_inputs(run: run_lib.Run, number: int) -> np.ndarray:
     seed=run.config.seed,
     start_step=0,
     batch_indices=indices,
+    max_bad_records=inputs.max_bad_records,
   )
   with contextlib.closing(batches):
     images = next(batches)['image']

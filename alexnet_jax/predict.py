@@ -94,12 +94,13 @@ def worst_of_split(
   confidence = found.log_probs[wrong, order[wrong, 0]]
   dataset, split = net.run.dataset, net.config.input.eval_split
   stored = records.Records(dataset, split)
-  for row in wrong[np.argsort(-confidence, kind='stable')].tolist():
-    image = np.empty(dataset.mean_image.shape, np.uint8)
+  rows = stored.rows(len(found.labels))
+  for i in wrong[np.argsort(-confidence, kind='stable')].tolist():
+    row, image = rows[i], np.empty(dataset.mean_image.shape, np.uint8)
     label, name = stored.decode_named(row, image)
     item = image_files.Item(name, net.class_names[label], image, row)
-    probabilities = np.exp(found.log_probs[row, order[row]]).tolist()
-    names = [net.class_names[i] for i in order[row]]
+    probabilities = np.exp(found.log_probs[i, order[i]]).tolist()
+    names = [net.class_names[label] for label in order[i]]
     yield report.Prediction(item, [*zip(names, probabilities, strict=True)])
 
 

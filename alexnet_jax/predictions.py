@@ -84,7 +84,7 @@ def load(
     something else.
   """
   try:
-    with open(path, 'rb') as file, np.load(file) as arrays:
+    with files.open_regular(path) as file, np.load(file) as arrays:
       found = {
         name.removeprefix('made_from/'): str(arrays[name])
         for name in arrays.files

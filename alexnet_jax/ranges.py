@@ -38,6 +38,7 @@ RANGES = {
       'model.num_classes',
       'model.conv1_padding',
       'model.lrn_alpha',
+      'input.max_bad_records',
       'augment.color_std',
       'augment.color_end_epoch',
       'optimizer.weight_decay',
@@ -48,6 +49,10 @@ RANGES = {
   'must be at least 0 and below 1': (
     lambda value: 0 <= value < 1,
     ('model.dropout_rate', 'optimizer.momentum'),
+  ),
+  'must be from 1e-6 to 1e9': (
+    lambda value: 1e-6 <= value <= 1e9,
+    ('train.epochs', 'train.eval_every_epochs'),
   ),
   'must be above 1': (lambda value: value > 1, ('optimizer.drop_factor',)),
   f'is not one of {", ".join(cache.MODES)}': (
@@ -75,6 +80,11 @@ RANGES = {
 }
 
 
+# Larger whole numbers overflow in JAX or have no memory: those of a net and a
+# batch, and all others (the seed has a rule of its own).
+MAX_SIZE, MAX_NUMBER = 2**20, 2**31 - 1
+
+
 def out_of_range(flat: Mapping[str, object]) -> dict[str, tuple[object, str]]:
   """Values that break a rule of `RANGES` or are not finite, with it, by key.
 
@@ -90,6 +100,13 @@ def out_of_range(flat: Mapping[str, object]) -> dict[str, tuple[object, str]]:
     for key in keys:
       if key not in found and not holds(flat[key]):
         found[key] = (flat[key], rule)
+  for key, value in flat.items():
+    is_size = key.startswith(('model.', 'input.', 'eval.'))
+    limit = MAX_SIZE if is_size else MAX_NUMBER
+    numbers = value if isinstance(value, list | tuple) else [value]
+    large = [x for x in numbers if type(x) is int and x > limit]
+    if large and key != 'seed' and key not in found:
+      found[key] = (value, f'must not exceed {limit:,}')
   return found
 
 

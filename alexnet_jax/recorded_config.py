@@ -16,12 +16,13 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.runtime import files
 
 # A run may be resumed with other values of these keys: where the data are, how
-# long to train, how often to log and save, how to use memory and devices. Each
-# step computes the same, up to rounding.
+# long to train, how often to log and save, how to use memory and devices, how
+# many damaged records to leave out. Each step computes the same, up to rounding.
 MAY_CHANGE = frozenset(
   {
     'input.data_dir',
     'input.cache',
+    'input.max_bad_records',
     'train.epochs',
     'train.log_every_steps',
     'train.checkpoint_every_steps',
@@ -57,6 +58,7 @@ ADDED: Mapping[str, object] = {
   'model.dropout_inputs': ['fc7', 'fc8'],
   'input.channel_means': [],
   'input.channel_stds': [],
+  'input.max_bad_records': 0,
   'optimizer.frozen_layers': [],
   'optimizer.fc8_rate_factor': 1.0,
 }

@@ -111,6 +111,7 @@ class Run:
       batch_size=batch_size,
       batch_indices=placement.local_batch_indices(batch_size, self.mesh),
       cache=cache,
+      max_bad_records=self.config.input.max_bad_records,
     )
     return input_pipeline.prefetch_to_device(batches, put)
 

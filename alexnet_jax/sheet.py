@@ -125,8 +125,7 @@ def _pixels(image, side):
   """The central square: in its own size, or in `side` if it is larger."""
   if isinstance(image, np.ndarray):
     return image
-  with Image.open(image) as opened:
-    side = min(*opened.size, side)
+  side = min(images.shorter_side(image), side)
   return images.read_pixels(image, side)
 
 

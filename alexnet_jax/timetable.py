@@ -37,7 +37,7 @@ class Timetable:
   def total_steps(self) -> int:
     """Number of steps of the whole run."""
     steps = self.epochs * self.num_examples / self.batch_size
-    return math.ceil(steps - ROUNDING)
+    return max(1, math.ceil(steps - ROUNDING))
 
   def epoch(self, step: int) -> float:
     """Passes through the training set in `step` steps."""

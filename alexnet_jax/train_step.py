@@ -62,7 +62,8 @@ def loss_fn(
   losses = metrics.cross_entropy(log_probs, batch['label'])
   sums = metrics.batch_sums(log_probs, losses, batch['mask'])
   sums = sums if mesh is None else lax.psum(sums, 'data')
-  return sums['loss'] / sums['count'], sums
+  # A batch may have no example: see config.input.max_bad_records.
+  return sums['loss'] / jax.numpy.maximum(sums['count'], 1), sums
 
 
 def make_train_step(

@@ -60,6 +60,12 @@ class TrainedNet:
 
   def _identify(self):
     """The step, and a digest of what the predictions depend on."""
+    return checkpoint_path.read_again(self._read_metadata, self._steps)
+
+  def _steps(self):
+    return checkpoint.saved_steps(self.workdir)
+
+  def _read_metadata(self):
     with self._checkpoints() as checkpoints:
       step = checkpoints.step_of(self.which)
       processes.check_same({f'the {self.which} checkpoint': str(step)})
@@ -99,9 +105,14 @@ class TrainedNet:
   @functools.cached_property
   def params(self) -> PyTree:
     """The parameters of the network, on the devices."""
+    return checkpoint_path.read_again(self._restore, self._steps).params
+
+  def _restore(self):
+    if processes.is_single_process() and self.step not in self._steps():
+      self.step, self._digest = self._identify()  # A run has saved others.
     with self._checkpoints() as checkpoints:
       template = train_state.state_template(self.run)
-      return checkpoints.restore(template, self.step).params
+      return checkpoints.restore(template, self.step)
 
   def release(self) -> None:
     """Frees the parameters; the next use restores them."""
@@ -176,35 +187,38 @@ class TrainedNet:
         not saved.
     """
     split = self.config.input.eval_split
-    many_views = 'ten' if self.config.augment.flip else 'five'
-    made_from = {
-      'training': self._digest,
-      'step': str(self.step),
-      'split': split,
-      'views': many_views if many else 'one',
-    }
-    name = f'{split}.{made_from["views"]}_view.npz'
-    path = None
-    if folder is not None:
-      path = folder / f'{self._digest[:12]}.{name}'
-    elif self.workdir is not None:
-      path = self.workdir / predictions_lib.FOLDER / name
+    path, made_from = self._saved_predictions(many, folder)
     # Several processes must all compute, or none: they do not load.
     if path and processes.is_single_process():
       found = predictions_lib.load(path, made_from)
       if found is not None:
         log.info('Predictions of this net are in %s.', path)
         return found
-    batches = []
-    self._evaluator(self.params, many=many, predictions=batches)
+    batches, params = [], self.params  # Perhaps those of a newer step.
+    path, made_from = self._saved_predictions(many, folder)
+    self._evaluator(params, many=many, predictions=batches)
     log_probs, labels = map(np.concatenate, zip(*batches, strict=True))
     if not path or not processes.is_first():  # Saved ones alone have names.
       return predictions_lib.Predictions(log_probs, labels, made_from)
     stored = records.Records(self.run.dataset, split)
-    names = [stored.name(row) for row in range(len(stored))]
+    names = [stored.name(row) for row in stored.rows(len(labels))]
     made = predictions_lib.Predictions(log_probs, labels, made_from, names)
     made.save(path)
     return made
+
+  def _saved_predictions(self, many, folder):
+    """The path of saved predictions, if any, and what they are made from."""
+    split, flips = self.config.input.eval_split, self.config.augment.flip
+    views = ('ten' if flips else 'five') if many else 'one'
+    step = str(self.step)
+    made_from = {'training': self._digest, 'step': step, 'split': split}
+    name = f'{split}.{views}_view.npz'
+    path = None
+    if folder is not None:
+      path = folder / f'{self._digest[:12]}.{name}'
+    elif self.workdir is not None:
+      path = self.workdir / predictions_lib.FOLDER / name
+    return path, made_from | {'views': views}
 
 
 def open_net(

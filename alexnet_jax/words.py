@@ -39,7 +39,7 @@ def read(path: str | os.PathLike | None) -> dict[str, str]:
   file = files.local_path(path, '--words')
   if not file.is_file():
     raise FileNotFoundError(f'--words={path}: there is no such file')
-  found = dict(_LINE.findall(file.read_text(errors='replace')))
+  found = dict(_LINE.findall(files.read_bytes(file).decode(errors='replace')))
   if not found:
     raise ValueError(
       f'--words={path} has no line such as: n01440764 tench, Tinca tinca'

@@ -49,7 +49,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 def _read_flat(file: pathlib.Path) -> dict[str, object]:
   try:
-    flat = json.loads(file.read_text())
+    flat = json.loads(files.read_bytes(file))
     if not isinstance(flat, dict):
       raise ValueError('it holds no JSON object')
   except ValueError as error:

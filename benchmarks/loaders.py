@@ -142,12 +142,14 @@ def read_all(folder: str) -> list[bytes]:
 
 
 def with_pillow(encoded: bytes) -> np.ndarray:
-  return np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'))
+  image = Image.open(io.BytesIO(encoded), formats=('JPEG', 'PNG'))
+  return np.asarray(image.convert('RGB'))
 
 
 def scaled_with_pillow(encoded: bytes) -> np.ndarray:
   """The central 256x256 pixels of a photograph whose shorter side is 256."""
-  image = Image.open(io.BytesIO(encoded)).convert('RGB')
+  image = Image.open(io.BytesIO(encoded), formats=('JPEG', 'PNG'))
+  image = image.convert('RGB')
   scale = 256 / min(image.size)
   image = image.resize([max(256, round(scale * side)) for side in image.size])
   left, top = ((side - 256) // 2 for side in image.size)

@@ -120,7 +120,9 @@ def draw(path: pathlib.Path) -> str:
   picture, buffer = path.with_suffix('.png'), io.BytesIO()
   figure.savefig(buffer, dpi=DPI)
   # A palette: a third of the bytes.
-  Image.open(buffer).convert('RGB').quantize(64).save(picture, optimize=True)
+  Image.open(buffer, formats=('PNG',)).convert('RGB').quantize(64).save(
+    picture, optimize=True
+  )
   return str(picture)
 
 

@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
   input.channel_stds = ()  # section 2: not divided. Deviation S8
   input.batch_size = 128  # section 5, over all devices
   input.cache = 'auto'  # ours: decoded images; or 'none', 'host', 'device'
+  input.max_bad_records = 0  # ours: damaged ones to leave out of each split
 
   config.augment = augment = ml_collections.ConfigDict()
   augment.flip = True  # section 4.1: reflections, in training and in testing

@@ -57,7 +57,7 @@ def differences(path: pathlib.Path, size: int) -> dict[str, np.ndarray]:
   """
   encoded = path.read_bytes()
   _, ours = images.encode(encoded, size, quality=95)
-  with Image.open(io.BytesIO(encoded)) as opened:
+  with Image.open(io.BytesIO(encoded), formats=images.FORMATS) as opened:
     image = opened.convert('RGB')
   square = central_square(image)
   others = {

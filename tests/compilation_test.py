@@ -75,6 +75,32 @@ def test_without_a_folder_to_write_there_is_one_line_and_no_cache(
   assert [problem in line for line in caplog.messages] == [True] * bool(problem)
 
 
+@pytest.mark.parametrize('mode', [0o700, 0o755, 0o770, 0o777, 0o1777])
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path, caplog, mode):
+  folder = tmp_path / 'cache'
+  folder.mkdir()
+  folder.chmod(mode)
+  problem = compilation._problem(str(folder))
+  assert ('other users may write' in problem) == bool(mode & 0o022)
+  assert f'chmod go-w {folder}' in problem or not mode & 0o022
+
+
+def test_the_cache_of_another_user_is_not_used(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'geteuid', lambda: 12345)
+  assert 'belongs to another user' in compilation._problem(str(tmp_path))
+
+
+def test_the_default_cache_is_this_users_alone(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  folder = tmp_path / '.cache/alexnet_jax/xla'
+  for _ in range(2):
+    assert (
+      compilation._problem(os.path.expanduser(compilation.DEFAULT_DIR)) == ''
+    )
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # Of an earlier version, with another umask.
+
+
 @pytest.fixture
 def untried(monkeypatch):
   """Forgets before and after a test which options XLA accepts."""

@@ -12,6 +12,7 @@ import re
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import ranges
 from configs import paper
 
 CONFIGS = pathlib.Path(paper.__file__).parent
@@ -880,3 +881,24 @@ def test_flattened_values_survive_json_unchanged():
   assert flat['optimizer.drop_epochs'] == []
   assert flat['augment.flip'] is True
   assert not any(isinstance(value, dict | tuple) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'rule'),
+  [
+    ('model.conv_features', (10**30, 8, 8, 8, 8), 'must not exceed 1,048,576'),
+    ('input.image_size', 10**30, 'must not exceed 1,048,576'),
+    ('input.max_bad_records', -1, 'must not be negative'),
+    ('eval.batch_size', 2**20 + 1, 'must not exceed 1,048,576'),
+    ('train.log_every_steps', 10**30, 'must not exceed 2,147,483,647'),
+    ('train.epochs', 1e-300, 'must be from 1e-6 to 1e9'),
+    ('train.epochs', 1e300, 'must be from 1e-6 to 1e9'),
+    ('train.eval_every_epochs', 1e-320, 'must be from 1e-6 to 1e9'),
+  ],
+)
+def test_values_far_outside_of_any_use_are_one_line(key, value, rule):
+  config = paper.get_config().unlock()
+  section, name = key.split('.')
+  config[section][name] = value
+  found = ranges.out_of_range(config_lib.flatten(config))
+  assert [*found] == [key] and found[key][1] == rule

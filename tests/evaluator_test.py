@@ -71,6 +71,7 @@ def run(
   mesh=None,
   num_examples=None,
   predictions=None,
+  max_missing=0,
 ):
   put = lambda batch: placement.place(batch, mesh, mesh_lib.batch_spec())
   offsets = augment.view_offsets(IMAGE, CROP, many=many, flip=flip)
@@ -83,6 +84,7 @@ def run(
     num_examples=len(labels) if num_examples is None else num_examples,
     prefix='p',
     predictions=predictions,
+    max_missing=max_missing,
   )
 
 
@@ -187,6 +189,25 @@ def test_a_wrong_number_of_examples_is_an_error(table, num_examples):
   images = plain_images(np.arange(21))
   with pytest.raises(RuntimeError, match=f'21 examples.* has {num_examples}'):
     run(table, images, labels, many=False, num_examples=num_examples)
+
+
+def test_a_masked_example_is_left_out_and_counted(table, monkeypatch, caplog):
+  labels = np.arange(21, dtype=np.int32) % CLASSES
+  images = plain_images(np.arange(21))
+  expected = run(table, images[1:], labels[1:], many=False)
+  padded = padded_batches
+
+  def masked(*args):
+    for i, batch in enumerate(padded(*args)):
+      batch['mask'][0] &= i > 0
+      yield batch
+
+  monkeypatch.setitem(globals(), 'padded_batches', masked)
+  with pytest.raises(RuntimeError, match='evaluated 20'):
+    run(table, images, labels, many=False)
+  found = run(table, images, labels, many=False, max_missing=1)
+  assert found == pytest.approx(expected, rel=1e-6)
+  assert ['1 of 21 examples are left out' in m for m in caplog.messages] == [1]
 
 
 def test_an_implicit_transfer_is_an_error(table):

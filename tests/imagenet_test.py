@@ -406,3 +406,12 @@ def test_indexing_does_not_keep_an_object_for_each_member(archives):
   with tarfile.open(archives / imagenet.VALIDATION_TAR) as archive:
     for _ in imagenet._regular_files(archive):
       assert len(archive.members) <= 1
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path):
+  write_archives(tmp_path, per_class=1)
+  path = tmp_path / imagenet.VALIDATION_TAR
+  with tarfile.open(path, 'a') as archive:
+    add(archive, VALIDATION[0], jpeg(1))
+  with pytest.raises(ValueError, match=f'{VALIDATION[0]} twice.*download it'):
+    imagenet.open_imagenet(tmp_path)

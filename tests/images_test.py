@@ -5,6 +5,7 @@ The oracles are images of known colours, and Pillow's resize, crop and decoder.
 
 import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -395,3 +396,93 @@ def test_running_out_of_memory_is_not_taken_for_damage(monkeypatch):
   monkeypatch.setattr(Image.Image, 'getexif', no_memory)
   with pytest.raises(MemoryError):
     images.encode(encoded, 9, 95)
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 120 120
+%%EndComments
+showpage
+"""
+
+
+@pytest.mark.parametrize('kind', ['EPS', 'PDF', 'TGA', 'ICNS', 'PSD', 'WMF'])
+def test_other_formats_are_never_opened(tmp_path, monkeypatch, kind):
+  """Pillow starts Ghostscript for EPS; the formats here are not tried at all."""
+  content = EPS
+  if kind != 'EPS':
+    content = {
+      'PDF': b'%PDF-1.4\n',
+      'PSD': b'8BPS\0\1' + bytes(99),
+      'WMF': b'\xd7\xcd\xc6\x9a' + bytes(99),
+    }.get(kind) or _bytes(Image.new('RGB', (128, 128)), kind)
+
+  def start(*_, **__):
+    raise AssertionError('a program was started')
+
+  monkeypatch.setattr(subprocess, 'Popen', start)
+  monkeypatch.setattr(subprocess, 'check_call', start)
+  with pytest.raises(ValueError, match='not an image that Pillow can read'):
+    images.encode(content, 60, 95)
+  (tmp_path / 'x.jpg').write_bytes(content)
+  with pytest.raises(ValueError, match='x.jpg: not an image'):
+    images.read_pixels(tmp_path / 'x.jpg', 60)
+  with pytest.raises(images.ERRORS):
+    images.shorter_side(tmp_path / 'x.jpg')
+  with pytest.raises(images.ERRORS):
+    images.decode(content, np.empty((60, 60, 3), np.uint8))
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'BMP', 'TIFF', 'PPM', 'WEBP'])
+def test_stored_images_are_jpeg_or_png_alone(kind):
+  content = _bytes(Image.fromarray(_random(60, 60, 3)), kind)
+  assert images.encode(content, 60, 95)[1].shape == (60, 60, 3)
+  with pytest.raises(images.ERRORS):
+    images.decode(content, np.empty((60, 60, 3), np.uint8))
+
+
+def test_a_stored_image_of_another_size_is_refused_before_it_is_decoded():
+  out = np.empty((60, 60, 3), np.uint8)
+  header = b'IHDR' + struct.pack('>II', 60_000, 60_000) + b'\x08\2\0\0\0'
+  chunk = struct.pack('>I', 13) + header + struct.pack('>I', zlib.crc32(header))
+  with pytest.raises(images.ERRORS):
+    images.decode(b'\x89PNG\r\n\x1a\n' + chunk, out)
+  # Its pixels are missing: with a decoder it would be another error.
+  header = b'IHDR' + struct.pack('>II', 61, 60) + b'\x08\2\0\0\0'
+  chunk = struct.pack('>I', 13) + header + struct.pack('>I', zlib.crc32(header))
+  data = struct.pack('>I', 9) + b'IDAT' + bytes(13)
+  with pytest.raises(ValueError, match=r'\(61, 60\) pixels, not \(60, 60\)'):
+    images.decode(b'\x89PNG\r\n\x1a\n' + chunk + data, out)
+  large = _bytes(Image.fromarray(_random(90, 90, 3)), 'JPEG')
+  with pytest.raises(ValueError):
+    images.decode(large, out)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+  encoded = _bytes(Image.fromarray(_smooth(64)), 'JPEG', progressive=True)
+  scan = encoded.rindex(b'\xff\xda')
+  again = encoded[scan:-2]
+  assert images.encode(encoded, 60, 95)[1].any()
+  with pytest.raises(ValueError, match='scans of a JPEG are too many'):
+    images.encode(encoded[:-2] + 500 * again + encoded[-2:], 60, 95)
+
+
+def test_damage_that_pillow_does_not_mention_is_reported():
+  encoded = _bytes(Image.fromarray(_smooth(200)), 'JPEG', quality=90)
+  damaged = encoded[: len(encoded) * 2 // 3] + b'\xff\xd9'  # Ends too early.
+  images.encode(damaged, 60, 95)
+  assert images.reported_damage(encoded) == ''
+  assert 'premature end' in images.reported_damage(damaged)
+  for mode in ('L', 'CMYK'):
+    other = _bytes(Image.new(mode, (90, 90)), 'JPEG')
+    assert images.reported_damage(other) == ''
+
+
+@pytest.mark.parametrize('error', [RecursionError, struct.error, MemoryError])
+def test_whatever_an_image_raises_names_its_file(tmp_path, monkeypatch, error):
+  def fail(*_, **__):
+    raise error
+
+  (tmp_path / 'x.png').write_bytes(_bytes(Image.new('RGB', (9, 9))))
+  monkeypatch.setattr(Image, 'open', fail)
+  with pytest.raises(ValueError, match=f'x.png: {error.__name__}'):
+    images.read_pixels(tmp_path / 'x.png', 8)

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from alexnet_jax import buffer_pool
 from alexnet_jax import images
 from alexnet_jax import input_pipeline
+from alexnet_jax import records
 from alexnet_jax.runtime import processes
 from tests.buffer_pool_test import wait_until
 from tests.dataset_test import NUM_TRAIN
@@ -245,7 +246,8 @@ def test_many_threads_read_a_batch_in_few_tasks(
 ):
   (expected,) = _take(dataset, 1, batch_size=batch_size)
   monkeypatch.setattr(processes, 'available_cores', lambda: cores)
-  loader = input_pipeline._BatchLoader(dataset, 'train', batch_size, None, None)
+  stored = records.Records(dataset, 'train')
+  loader = input_pipeline._BatchLoader(stored, dataset, batch_size, None, None)
   submit = unittest.mock.Mock(side_effect=loader._threads.submit)
   monkeypatch.setattr(loader._threads, 'submit', submit)
   indices = input_pipeline._train_indices(NUM_TRAIN, 0, batch_size, 0)

@@ -131,7 +131,7 @@ USERS_OF_LIBRARIES = {
   'clu': ['train_state'],
   'configs': [],
   'experiments': [],
-  'google': ['convert.caffemodel', 'prepare.tfds_sets'],
+  'google': ['convert.caffemodel', 'prepare.tfds_sets', 'records'],
   'grain': ['input_pipeline'],
   'ml_collections': [
     'chance_loss',

@@ -946,6 +946,21 @@ def test_any_error_of_a_decoder_skips_one_image(tmp_path, source, monkeypatch):
   ]
 
 
+def test_images_with_damage_that_a_decoder_reports_are_counted_and_listed(
+  tmp_path, source, caplog
+):
+  whole = _saved(Image.effect_noise((40, 40), 50), 'JPEG')
+  path = tmp_path / 'images/val/class1/odd.jpg'
+  path.write_bytes(whole[: len(whole) * 2 // 3] + b'\xff\xd9')
+  with caplog.at_level(logging.INFO, 'alexnet_jax'):
+    folder = _prepare(source, tmp_path, max_bad=0)
+  record = json.loads((folder / 'preparation.json').read_text())
+  (line,) = record['damaged']
+  assert line.startswith('val/class1/odd.jpg: ') and 'premature end' in line
+  assert record['stored']['validation'] == 4 and record['skipped'] == []
+  assert caplog.messages[-1].endswith('skipped, 1 damaged but used.')
+
+
 def test_file_names_are_kept_in_any_script(tmp_path, source):
   old = tmp_path / 'images/train/class0/00.png'
   old.rename(old.with_name('été 漢字.png'))
@@ -1127,7 +1142,7 @@ def test_running_out_of_memory_does_not_skip_an_image(
 
   with monkeypatch.context() as patch:
     patch.setattr(images, 'encode', no_memory)
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match=r'train/.*png: not enough memory'):
       _prepare(source, tmp_path, max_bad=99)
   _prepare(source, tmp_path, max_bad=0)
 
@@ -1152,7 +1167,7 @@ def test_running_out_of_file_descriptors_does_not_skip_an_image(
     raise OSError(errno.EMFILE, 'Too many open files')
 
   monkeypatch.setattr(images, 'encode', too_many)
-  with pytest.raises(OSError, match='Too many open files'):
+  with pytest.raises(OSError, match="Too many open files: '.*png'"):
     _prepare(source, tmp_path, max_bad=99)
 
 

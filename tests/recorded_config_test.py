@@ -18,6 +18,7 @@ PAPER_KEYS = sorted(config_lib.flatten(paper.get_config()))
 MAY_CHANGE = [
   'input.data_dir',
   'input.cache',
+  'input.max_bad_records',
   'train.epochs',
   'train.checkpoint_every_steps',
   'train.log_every_steps',

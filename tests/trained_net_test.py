@@ -1,6 +1,7 @@
 """A trained net, opened: its parameters, its label-free step, its predictions."""
 
 import contextlib
+import shutil
 
 import jax
 import numpy as np
@@ -119,3 +120,36 @@ def test_a_folder_that_is_no_training_is_named(tmp_path):
     FileNotFoundError, match=f'no {tmp_path}/checkpoints; tra'
   ):
     trained_net.open_net(tmp_path)
+
+
+def test_the_latest_checkpoint_may_be_replaced_while_it_is_read(
+  old_workdir, data_dir, tmp_path, monkeypatch
+):
+  workdir = shutil.copytree(old_workdir, tmp_path / 'run')
+  (folder,) = (workdir / 'checkpoints').glob('188')
+
+  def save(step):
+    folders = (workdir / 'checkpoints').glob('[0-9]*')
+    older = max(folders, key=lambda path: int(path.name))
+    older.rename(older.with_name(str(step)))  # The older one is gone.
+
+  with monkeypatch.context() as patch:
+    read, steps = trained_net.checkpoint.Checkpoints.read_metadata, [189, 190]
+
+    def read_late(self, step):
+      if steps:
+        save(steps.pop(0))
+      return read(self, step)
+
+    patch.setattr(
+      trained_net.checkpoint.Checkpoints, 'read_metadata', read_late
+    )
+    net = trained_net.open_net(workdir, 'latest', data_dir=str(data_dir))
+  assert net.step == 190 and not folder.exists()
+  save(191)  # Before the parameters are read.
+  assert net.predict_split(False, tmp_path / 'saved').made_from['step'] == '191'
+  for path in (workdir / 'checkpoints/191/state').glob('manifest*'):
+    path.unlink()
+  again = trained_net.open_net(workdir, 'latest', data_dir=str(data_dir))
+  with pytest.raises(ValueError, match='cannot be read'):
+    _ = again.params

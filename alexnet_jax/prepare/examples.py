@@ -19,6 +19,7 @@ from jaxtyping import Int
 import numpy as np
 
 from alexnet_jax import images
+from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,8 @@ def _read_file(path, name, label):
   if kind != stat.S_IFREG:
     raise ValueError(_KINDS.get(kind, 'not a regular file'))
   _check_size(status.st_size)
-  return {'image': path.read_bytes(), 'label': label, 'file_name': name}
+  image = files.read_bytes(path, images.MAX_BYTES)
+  return {'image': image, 'label': label, 'file_name': name}
 
 
 def _read_range(path, offset, size, name, label):
@@ -171,7 +173,8 @@ def _check_size(num_bytes):
 
 @functools.cache
 def _file_descriptor(path):
-  return os.open(path, os.O_RDONLY)  # Stays open until the process ends.
+  with files.open_regular(path) as file:
+    return os.dup(file.fileno())  # Stays open until the process ends.
 
 
 def utf8(name: str) -> str:

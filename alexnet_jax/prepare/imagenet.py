@@ -172,7 +172,14 @@ def _read_members(path, members: Callable) -> np.ndarray:
     ) from error
   if not len(found):
     raise ValueError(f'{path} contains no images; download it again')
-  return found[np.argsort(found['file_name'], kind='stable')]
+  found = found[np.argsort(found['file_name'], kind='stable')]
+  names = found['file_name']
+  if len(twice := names[1:][names[1:] == names[:-1]]):
+    raise ValueError(
+      f'{path} contains {twice[0].decode()} twice, as {len(twice)} in all; this'
+      ' is not the archive from image-net.org: download it again'
+    )
+  return found
 
 
 def _train_members(archive):

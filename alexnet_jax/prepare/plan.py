@@ -71,7 +71,7 @@ def check_same(
   """
   try:
     # Earlier versions recorded no fraction.
-    stored = {'val_fraction': 0.0, **json.loads(file.read_text())}
+    stored = {'val_fraction': 0.0, **json.loads(files.read_bytes(file))}
   except (FileNotFoundError, TypeError, ValueError) as error:
     raise ValueError(
       f'{file.parent} was not made by this command, or is damaged ({error});'
@@ -92,7 +92,10 @@ def check_same(
 def read_index(incomplete: pathlib.Path) -> dict[str, np.ndarray] | None:
   """The `Source.index` stored by an interrupted preparation, if any."""
   try:
-    with open(incomplete / INDEX_FILE, 'rb') as file, np.load(file) as index:
+    with (
+      files.open_regular(incomplete / INDEX_FILE) as file,
+      np.load(file) as index,
+    ):
       return dict(index)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
     return None  # It does not exist, or was truncated by a kill.

@@ -242,11 +242,12 @@ def _describe(folder, name, source, plan, complete_shards):
   splits = {
     split: metadata.SplitTotals(plan['size']) for split in source.splits
   }
-  skipped = []
+  skipped, damaged = [], []
   for shard in complete_shards:
     sums = shards.read_sums(shard)
     splits[shard.split].add(sums)
     skipped += sums['skipped'].tolist()
+    damaged += sums['damaged'].tolist()
   if not splits['train'].num_examples:
     raise ValueError(
       f'--source={plan["source"]} has no readable training image'
@@ -268,6 +269,8 @@ def _describe(folder, name, source, plan, complete_shards):
   record = {**plan, 'stored': stored, 'skipped': skipped}
   if source.unused:
     record['unused'] = [*source.unused]
+  if damaged:
+    record['damaged'] = damaged
   files.write_json(folder / plan_lib.RECORD_FILE, record)
 
 
@@ -282,15 +285,14 @@ def _complete(incomplete, folder):
 
 
 def _log_record(folder):
-  record = json.loads((folder / plan_lib.RECORD_FILE).read_text())
+  record = json.loads(files.read_bytes(folder / plan_lib.RECORD_FILE))
   for line in record['skipped']:
     log.warning('skipped %s', folders.printable(line))
   stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
-  unused = record.get('unused', ())
+  damaged, unused = record.get('damaged'), record.get('unused')
+  more = f', {len(damaged)} damaged but used' if damaged else ''
+  more += f', {len(unused)} other files or folders not used' if unused else ''
   log.info(
     '%s: %s examples, %d unreadable images skipped%s.',
-    folder,
-    stored,
-    len(record['skipped']),
-    f', {len(unused)} other files or folders not used' if unused else '',
+    *(folder, stored, len(record['skipped']), more),
   )

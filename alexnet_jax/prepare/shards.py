@@ -65,39 +65,36 @@ def write(
     'count' of the stored examples, their 'num_bytes', 'pixel_sum' (sum over the
     examples, [size, size, 3]) and 'product_sum' (sums over all pixels of the
     products of R, G, B with R, G, B, [3, 3]), all exact integers; 'skipped', a
-    line for each skipped image with its name and the reason.
+    line for each skipped image with its name and the reason; 'damaged', the same
+    of those that were stored although `images.reported_damage` has a word.
   """
   if shard.path.exists():
     return read_sums(shard)
   # Sums of up to 2**24 images fit in uint32.
   pixel_sum = np.zeros((shard.size, shard.size, 3), np.uint32)
   product_sum = np.zeros((3, 3), np.int64)
-  num_bytes, count, skipped = 0, 0, []
+  num_bytes, count, skipped, damaged = 0, 0, [], []
   # A worker whose parent was killed may still be writing the same shard.
   temporary = shard.path.with_name(f'{shard.path.name}.{os.getpid()}.tmp')
   # The images are compressed already; a group of one is read by itself.
   writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
   for example in shard.examples:
     try:
-      features = example.read()
-      with _warnings_logged(example.name):
-        encoded, pixels = images.encode(
-          features['image'], shard.size, shard.quality
-        )
+      record, pixels, products, damage = _read(example, shard)
+      pixel_sum += pixels
     except Exception as error:  # Pillow may raise anything for a damaged file.
       if _is_transient(error):
-        raise
+        raise _named(error, example.name) from error
       skipped.append(f'{example.name}: {type(error).__name__}: {error}')
       progress()
       if len(skipped) > max_skipped:
         break
       continue
-    record = _serialize(features | {'image': encoded})
     writer.write(record)
     count += 1
     num_bytes += len(record)
-    pixel_sum += pixels
-    product_sum += _channel_products(pixels)
+    product_sum += products
+    damaged += [f'{example.name}: {damage}'] if damage else []
     progress()
   writer.close()
   sums = {
@@ -106,15 +103,29 @@ def write(
     'pixel_sum': pixel_sum,
     'product_sum': product_sum,
     'skipped': np.array(skipped, dtype=np.str_),
+    'damaged': np.array(damaged, dtype=np.str_),
   }
   if len(skipped) <= max_skipped:
     _commit(shard, temporary, sums)
   return sums
 
 
+def _read(example, shard):
+  """The record, pixels, products of channels and damage of one example."""
+  features = example.read()
+  with _warnings_logged(example.name):
+    encoded, pixels = images.encode(
+      features['image'], shard.size, shard.quality
+    )
+  damage = images.reported_damage(features['image'])
+  record = _serialize(features | {'image': encoded})
+  return record, pixels, _channel_products(pixels), damage
+
+
 def read_sums(shard: Shard) -> dict[str, np.ndarray]:
   """What `write` returned for a complete shard."""
-  return dict(np.load(shard.sums_path))
+  with files.open_regular(shard.sums_path) as file, np.load(file) as sums:
+    return {'damaged': np.array([], np.str_), **sums}  # New in this version.
 
 
 def _commit(shard, temporary, sums):
@@ -143,6 +154,15 @@ def _is_transient(error):
   return isinstance(error, MemoryError) or (
     isinstance(error, OSError) and error.errno in transient
   )
+
+
+def _named(error, name):
+  """The same error, with the name of the image."""
+  if isinstance(error, MemoryError):
+    return MemoryError(
+      f'{folders.printable(name)}: not enough memory to read it'
+    )
+  return OSError(error.errno, error.strerror, folders.printable(name))
 
 
 def _channel_products(pixels):

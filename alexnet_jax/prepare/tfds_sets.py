@@ -55,6 +55,8 @@ def open_tfds(name: str) -> examples_lib.Source:
         f'--source=tfds:{name} lacks the file {missing[0]}; remove the data set'
         ' and prepare it again'
       )
+    for path in paths:
+      files.check_regular(path)
     facts.append([split, [(p.name, p.stat().st_size) for p in paths]])
     records = _Records(split, paths, split_info.shard_lengths, num_classes)
     if len(records) and records.first_label() >= 0:

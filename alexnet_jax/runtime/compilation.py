@@ -4,14 +4,17 @@ import functools
 import logging
 import os
 import re
+import shlex
+import stat
 
 import jax
 
 log = logging.getLogger(__name__)
 
+DEFAULT_DIR = '~/.cache/alexnet_jax/xla'
 # Default and help of the flag --compilation_cache_dir.
 CACHE_DIR = (
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', '~/.cache/alexnet_jax/xla'),
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', DEFAULT_DIR),
   'Folder in which compiled programs are cached; empty to disable the cache.',
 )
 
@@ -19,7 +22,9 @@ CACHE_DIR = (
 def enable_compilation_cache(folder: str) -> None:
   """Lets JAX cache compiled programs in `folder`; an empty one disables it.
 
-  Logs a line, and disables it, if the folder cannot be written.
+  JAX runs the programs that it finds there. So the folder is made, and that of
+  `DEFAULT_DIR` set, to be this user's alone. Logs a line, and disables the
+  cache, if the folder cannot be written or others may write to it.
   """
   path = os.path.expanduser(folder)
   if path and (problem := _problem(path)):
@@ -43,7 +48,17 @@ def _problem(path):
   if path.startswith('~'):  # `expanduser` leaves it there.
     return f'there is no home folder for {path}'
   try:
-    os.makedirs(path, exist_ok=True)
+    os.makedirs(path, 0o700, exist_ok=True)
+    status = os.stat(path)
+    if status.st_uid != os.geteuid():
+      return f'{path} belongs to another user, whose programs would be run'
+    if path == os.path.expanduser(DEFAULT_DIR):
+      os.chmod(path, 0o700)
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+      return (
+        f'other users may write to {path}, and their programs would be run; chmod'
+        f' go-w {shlex.quote(path)}'
+      )
   except OSError as error:
     return str(error)
   return '' if os.access(path, os.W_OK | os.X_OK) else f'{path} is read-only'

@@ -9,9 +9,14 @@ import logging
 import os
 import pathlib
 import re
+import stat
+from typing import BinaryIO
 import urllib.parse
 
 log = logging.getLogger(__name__)
+
+# No text or JSON file of a run comes near it; `read_bytes` refuses larger ones.
+MAX_BYTES = 2**30
 
 # What the kernel or the file system says if it has no locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -110,6 +115,56 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     temporary.write_bytes(content)
 
 
+def check_regular(path: str | os.PathLike) -> None:
+  """Raises ValueError for a pipe, a device or a socket, without opening it.
+
+  For files that a library opens; `open_regular` is for others. A folder and a
+  missing file are accepted.
+
+  Raises:
+    OSError: if the path cannot be looked up.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+      raise _not_regular(path)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+  """Opens a regular file to read its bytes; never waits for a writer.
+
+  Raises:
+    ValueError: if it is a pipe, a device, a socket or a folder.
+    OSError: if it cannot be opened.
+  """
+  check_regular(path)  # Opening a device may have an effect.
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    os.close(descriptor)
+    raise _not_regular(path)
+  return open(descriptor, 'rb')
+
+
+def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
+  """The content of a regular file, as from `open_regular`.
+
+  Raises:
+    ValueError: if it is none, or has more than `max_bytes` bytes.
+    OSError: if it cannot be read.
+  """
+  with open_regular(path) as file:
+    if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+      raise ValueError(f'{path} has {size} bytes, over the limit {max_bytes}')
+    return file.read(size)
+
+
+def _not_regular(path):
+  return ValueError(
+    f'{path} is not a regular file (but a pipe, device, socket or folder), so it'
+    ' is not read; remove it or name another'
+  )
+
+
 def sync(path: pathlib.Path) -> None:
   """Returns when the content of a file is on disk; call it before a rename."""
   with open(path, 'rb') as file:
@@ -139,8 +194,9 @@ def locked(folder: pathlib.Path) -> Iterator[bool]:
   Yields whether it is locked: some file systems have no locks.
 
   Raises:
-    ValueError: if another process has locked it.
+    ValueError: if another process has locked it, or its lock is a pipe.
   """
+  check_regular(folder / 'lock')
   with open(folder / 'lock', 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
