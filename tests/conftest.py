@@ -48,6 +48,7 @@ from alexnet_jax import net as net_lib
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import signals
 from tests import narrow_nets
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -139,6 +140,7 @@ def run_command(tiny_net_file, capsys, caplog, monkeypatch):
       pytest.raises(SystemExit) as ended,
     ):
       patch.setattr(flags, 'FLAGS', values)
+      patch.setattr(signals, 'install', lambda: None)
       for kind in ('string', 'bool', 'integer', 'enum', 'list', 'multi_string'):
         define = getattr(flags, f'DEFINE_{kind}')
         patch.setattr(

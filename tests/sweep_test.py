@@ -135,7 +135,7 @@ def finished_at_once(monkeypatch):
   """
   names = []
 
-  def end(config, workdir):
+  def end(config, workdir, stop):
     names.append('/'.join(workdir.parts[-2:]))
     workdir_lib.write_config(workdir, config)
     (workdir / 'checkpoints').mkdir()

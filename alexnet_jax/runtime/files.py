@@ -124,12 +124,14 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  signals.temporary_files.add(temporary)
   try:
     yield temporary
     sync(temporary)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+    signals.temporary_files.discard(temporary)
 
 
 @contextlib.contextmanager
