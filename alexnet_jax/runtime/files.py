@@ -11,6 +11,8 @@ import pathlib
 import re
 import urllib.parse
 
+from alexnet_jax.runtime import signals
+
 log = logging.getLogger(__name__)
 
 # What the kernel or the file system says if it has no locks.
