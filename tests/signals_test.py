@@ -29,6 +29,7 @@ def start(program, *arguments):
   process = subprocess.Popen(
     [sys.executable, '-c', program, *arguments],
     cwd=ROOT,
+    env=os.environ | {'PYTHONUNBUFFERED': ''},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
