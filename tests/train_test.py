@@ -602,6 +602,7 @@ def test_a_run_that_is_stopped_again_and_again_equals_the_uninterrupted_one(
   assert_same_run(tmp_path, uninterrupted, config)
   for tag in returned.keys() - TIMINGS:
     assert returned[tag] == uninterrupted.returned[tag]
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   # The replaced checkpoints have their validation errors.
   best = lambda workdir: contextlib.closing(
     checkpoint.Checkpoints(workdir, read_only=True)
