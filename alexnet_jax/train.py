@@ -44,7 +44,7 @@ def train_and_evaluate(
     config: a config with the keys of configs/paper.py, checked here.
     workdir: folder for config.json, checkpoints/, metrics.csv, TensorBoard's
       event files and, at the end, result.json.
-    stop: asked before every step; if not 0, a checkpoint ends the run.
+    stop: asked before a step; if not 0 in any process, all save and end.
 
   Returns:
     The last metrics, by tag.

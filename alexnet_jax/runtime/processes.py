@@ -109,7 +109,7 @@ def initialize(
 
 
 def _connect(coordinator_address, num_processes, process_id):
-  # It would catch SIGTERM, see `agreement`.
+  # It would replace our handler of SIGTERM, see `agreement`.
   jax.config.update('jax_enable_preemption_service', False)
   if process_id == 0:
     _check_port_is_free(coordinator_address)
