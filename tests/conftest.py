@@ -53,6 +53,9 @@ from tests import narrow_nets
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
+signals.install = lambda: (
+  None
+)  # Commands that run here leave pytest's handlers.
 
 
 # One worker runs all tests of a file: the files that take longest start first.
@@ -140,7 +143,6 @@ def run_command(tiny_net_file, capsys, caplog, monkeypatch):
       pytest.raises(SystemExit) as ended,
     ):
       patch.setattr(flags, 'FLAGS', values)
-      patch.setattr(signals, 'install', lambda: None)
       for kind in ('string', 'bool', 'integer', 'enum', 'list', 'multi_string'):
         define = getattr(flags, f'DEFINE_{kind}')
         patch.setattr(
