@@ -28,3 +28,5 @@ if sys.argv[:1] == ['-m']:  # Python imports this package to find the module.
   _module = next((w for w in _words if w.startswith('alexnet_jax')), '')
   if '.' in _module:
     importlib.import_module('alexnet_jax.__main__').check_module(_module)
+    # Before anything else, so that Ctrl-C in an import is one line.
+    importlib.import_module('alexnet_jax.runtime.signals').install()

@@ -4,6 +4,8 @@ import difflib
 import runpy
 import sys
 
+from alexnet_jax.runtime import signals
+
 # The module of each command, and what the command does.
 COMMANDS = {
   'train': ('main', 'train a net, or evaluate one with --mode=evaluate'),
@@ -19,6 +21,7 @@ MODULES = {'main': 'main'} | {name: row[0] for name, row in COMMANDS.items()}
 
 def main() -> None:
   """Runs the command that the first argument names, or lists all."""
+  signals.install()
   name, *arguments = sys.argv[1:] or ['--help']
   if name in ('-h', '--help', 'help'):
     print(

@@ -154,14 +154,13 @@ class Checkpoints:
       error: validation error of exactly this state, a fraction; None if it has
         not been evaluated.
     """
+    if step in self.steps():  # The run was stopped before the evaluation.
+      self._manager.delete(step)
+    items = {STATE: ocp.args.StandardSave(state)}
+    items[METADATA] = ocp.args.JsonSave(metadata)
     self._manager.save(
       step,
-      args=ocp.args.Composite(
-        **{
-          STATE: ocp.args.StandardSave(state),
-          METADATA: ocp.args.JsonSave(metadata),
-        }
-      ),
+      args=ocp.args.Composite(**items),
       metrics=None if error is None else {METRIC: error},
       force=True,
     )

@@ -20,6 +20,7 @@ from alexnet_jax import metrics
 from alexnet_jax import placement
 from alexnet_jax import run as run_lib
 from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import signals
 
 log = logging.getLogger(__name__)
 
@@ -227,8 +228,9 @@ def evaluate(
 class Evaluator:
   """Evaluates parameters on the evaluation split of a run."""
 
-  def __init__(self, run: run_lib.Run):
-    self._run = run
+  def __init__(self, run: run_lib.Run, stop: Callable[[], int] = lambda: 0):
+    """Evaluates until `stop` returns another number than 0."""
+    self._run, self._stop = run, stop
     self._eval_step = make_eval_step(
       run.network,
       run.mesh,
@@ -247,6 +249,9 @@ class Evaluator:
       many: whether to average ten views (five if the config does not flip), not
         one.
       predictions: see `evaluate`.
+
+    Raises:
+      signals.Stopped: if `stop` ended the evaluation.
     """
     run, flip = self._run, self._run.config.augment.flip
     inputs = run.config.input
@@ -256,7 +261,7 @@ class Evaluator:
     return evaluate(
       self._eval_step,
       params,
-      run.eval_batches(),
+      signals.until(self._stop, run.eval_batches()),
       run.statistics.mean_image,
       placement.place(offsets, run.mesh),
       num_examples=run.dataset.num_examples[inputs.eval_split],

@@ -33,6 +33,7 @@ from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import config_file
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import signals
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -115,7 +116,7 @@ def main(_) -> None:
       workdir_lib.check_workdir(WORKDIR.value, CONFIG.value)
       compilation.enable_compilation_cache(CACHE_DIR.value)
       digits.prepare_if_missing(CONFIG.value)
-      train.train_and_evaluate(CONFIG.value, WORKDIR.value)
+      train.train_and_evaluate(CONFIG.value, WORKDIR.value, signals.received)
     else:
       compilation.enable_compilation_cache(CACHE_DIR.value)
       workdirs = [] if WORKDIR.value is None else [WORKDIR.value]

@@ -81,10 +81,15 @@ def batch_sums(
 
 
 class Totals:
-  """Sums over many batches."""
+  """Sums over many batches.
 
-  def __init__(self):
-    self.sums = {}
+  Attributes:
+    sums: what was added, by name; JSON can hold it.
+  """
+
+  def __init__(self, sums: Mapping[str, float] | None = None):
+    """Continues from `sums` of other totals."""
+    self.sums = dict(sums or {})
 
   def add(self, sums: Mapping[str, Float[np.ndarray, '']]) -> None:
     """Adds the sums of one batch, fetched to the host.
@@ -95,8 +100,23 @@ class Totals:
     """
     listed = [tag.partition('/')[2] for tag in TRAIN_TAGS]
     check_tags(sums, ('count',), (*listed, *EVAL_METRICS))
-    for name, value in sums.items():
+    self._add({**sums, 'batches': 1})
+
+  def add_seconds(self, seconds: float, waited: float) -> None:
+    """Adds the duration of some batches, and its part waiting for them."""
+    self._add({'seconds': seconds, 'waited': waited})
+
+  def rate(self, name: str) -> float:
+    """A sum divided by the seconds."""
+    return self.sums[name] / self.sums['seconds'] if self.count else 0.0
+
+  def _add(self, values):
+    for name, value in values.items():
       self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+  @property
+  def batches(self) -> int:
+    return int(self.sums.get('batches', 0))
 
   @property
   def count(self) -> int:
@@ -239,7 +259,10 @@ class Progress:
     self, step: int, epoch: float, values: Mapping[str, float]
   ) -> None:
     """Shows the newest metrics."""
-    pace = (time.time() - self._first_done) / max(step - self._start - 1, 1)
+    # No step was left if a run continues with an evaluation.
+    pace = (time.time() - (self._first_done or self._began)) / max(
+      step - self._start - 1, 1
+    )
     remaining = tqdm.tqdm.format_interval(pace * (self._total - step))
     evaluated = any(tag.startswith('eval') for tag in values)
     if self._bar.disable or evaluated:

@@ -26,13 +26,17 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import agreement
 from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import signals
 
 log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir: str | os.PathLike
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike,
+  stop: Callable[[], int] = lambda: 0,
 ) -> dict[str, float]:
   """Trains to the end of the config, resuming from the newest checkpoint.
 
@@ -40,6 +44,7 @@ def train_and_evaluate(
     config: a config with the keys of configs/paper.py, checked here.
     workdir: folder for config.json, checkpoints/, metrics.csv, TensorBoard's
       event files and, at the end, result.json.
+    stop: asked before a step; if not 0 in any process, all save and end.
 
   Returns:
     The last metrics, by tag.
@@ -48,18 +53,21 @@ def train_and_evaluate(
     ValueError: if config, data set and work directory do not match.
     FileNotFoundError: if the data set has not been prepared.
     FloatingPointError: if the loss is not finite; the checkpoints are kept.
+    signals.Stopped: if `stop` has ended the run.
   """
   began, commit = time.time(), workdir_lib.current_commit()
   workdir, config, run = _open(workdir, config)
   table = train_step_lib.make_timetable(run)
   arguments = train_step_lib.StepArguments(run, table)
-  evaluator = evaluator_lib.Evaluator(run)
+  stop = agreement.Agreement(stop)
+  evaluator = evaluator_lib.Evaluator(run, stop)
   with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
     checkpoints = checkpoint.Checkpoints(workdir)
     saving.callback(checkpoints.close)
     state, metadata = _create_or_restore(run, checkpoints)
-    step = int(placement.fetch(state.step))
+    step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
+    seconds = lambda: earlier + time.time() - began
     batches = run.train_batches(step)
     stack.callback(batches.close)
     writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
@@ -68,46 +76,41 @@ def train_and_evaluate(
     progress = metrics.Progress(step, table.total_steps, began)
     stack.callback(progress.close)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
-    if not _has_ended(step, metadata.plateau, table, config):
-      workdir_lib.remove_result(workdir)  # Left by a shorter run.
-      train_step = train_step_lib.compile_train_step(
-        run, state, arguments(step)
-      )
+    if not _is_done(step, metadata, table, config):
+      train_step = _compile(workdir, run, state, arguments(step))
 
-    while not _has_ended(step, metadata.plateau, table, config):
-      stop, plateau = table.next_log(step), metadata.plateau
-      inputs = arguments.for_steps(step, stop, plateau.drops)
-      state, row = run_steps(train_step, state, batches, inputs, step, progress)
-      row['train/learning_rate'] = arguments.rate(stop - 1, plateau.drops)
-      warning.observe(row['train/loss'], stop - step)
-      step = stop
-      if table.evaluates(step):
-        row |= evaluator(state.params, many=False)
-        _check_finite(row['eval/loss'], 'eval/loss', step)
-        plateau = _update_plateau(plateau, row, config.optimizer)
-        if _has_ended(step, plateau, table, config):
-          row |= evaluator(state.params, many=True)
-        writer.image(step, 'conv1/kernels', pictures.conv1(state.params))
+    stack.enter_context(signals.deferred())  # `stop` is asked from here on.
+    while not _is_done(step, metadata, table, config):
+      totals, plateau = metrics.Totals(metadata.unfinished), metadata.plateau
+      first = step - totals.batches
+      end = table.next_log(step - bool(totals.sums))
+      inputs = arguments.for_steps(step, end, plateau.drops, stop)
+      state, row = run_steps(
+        train_step, state, batches, inputs, step, progress, totals
+      )
+      step = first + totals.batches
+      found = _evaluate(evaluator, state, step, end, plateau, table, config)
+      if found is None:
+        _save_unfinished(checkpoints, step, state, metadata, totals, seconds())
+        raise signals.Stopped(stop(), f': step {step} is saved')
+      row['train/learning_rate'] = arguments.rate(step - 1, plateau.drops)
+      warning.observe(row['train/loss'], totals.batches)
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
-      writer.scalars(step, table.epoch(step), row)
-      progress.report(step, table.epoch(step), row)
+      _write_row(writer, progress, state, step, table.epoch(step), row, found)
       metadata = dataclasses.replace(
         metadata,
-        metrics=row,
-        plateau=plateau,
+        metrics=row | found,
+        plateau=_update_plateau(plateau, found, config),
         stuck_steps=warning.stuck_steps,
-        wall_seconds=metadata.wall_seconds + time.time() - began,
+        wall_seconds=seconds(),
+        unfinished={},
       )
-      began = time.time()
       if table.saves(step):
-        _check_finite(_norm(state), 'the norm of the state', step)
-        error = row.get('eval/top1_error')  # None without evaluation.
-        checkpoints.save(step, state, dataclasses.asdict(metadata), error)
+        _save(checkpoints, step, state, metadata)
     saving.close()  # Waits for the last save: if it fails, so does the run.
-    seconds = metadata.wall_seconds + time.time() - began
     workdir_lib.write_result(
-      workdir, step, table.epoch(step), seconds, commit, metadata.metrics
+      workdir, step, table.epoch(step), seconds(), commit, metadata.metrics
     )
   return metadata.metrics
 
@@ -157,11 +160,67 @@ def _norm(state):
   return placement.fetch(_state_norm(state))
 
 
-def _update_plateau(plateau, row, optim):
-  """The state of the plateau schedule after an evaluation."""
-  if optim.schedule != 'plateau':
+def _compile(workdir, run, state, arguments):
+  """The compiled train step; removes the result of a shorter run."""
+  workdir_lib.remove_result(workdir)
+  return train_step_lib.compile_train_step(run, state, arguments)
+
+
+def _write_row(writer, progress, state, step, epoch, row, found):
+  """Writes and shows a row of metrics, with what an evaluation found."""
+  if found:
+    writer.image(step, 'conv1/kernels', pictures.conv1(state.params))
+  writer.scalars(step, epoch, row | found)
+  progress.report(step, epoch, row | found)
+
+
+def _save(checkpoints, step, state, metadata):
+  _check_finite(_norm(state), 'the norm of the state', step)
+  error = metadata.metrics.get('eval/top1_error')  # None without evaluation.
+  if metadata.unfinished:  # The metrics are those of an earlier step.
+    error = None
+  checkpoints.save(step, state, dataclasses.asdict(metadata), error)
+
+
+def _save_unfinished(checkpoints, step, state, metadata, totals, seconds):
+  """Saves a state between two rows, or with its evaluation still to come."""
+  if step not in checkpoints.steps():
+    metadata = dataclasses.replace(
+      metadata, unfinished=totals.sums, wall_seconds=seconds
+    )
+    _save(checkpoints, step, state, metadata)
+
+
+def _evaluate(evaluator, state, step, end, plateau, table, config):
+  """The evaluations due after a row of metrics; None if it was stopped."""
+  if step < end:
+    return None
+  if not table.evaluates(step):
+    return {}
+  try:
+    row = evaluator(state.params, many=False)
+    _check_finite(row['eval/loss'], 'eval/loss', step)
+    plateau = _update_plateau(plateau, row, config)
+    if _has_ended(step, plateau, table, config):
+      row |= evaluator(state.params, many=True)
+  except signals.Stopped:
+    return None
+  return row
+
+
+def _update_plateau(plateau, row, config):
+  """The state of the plateau schedule after a row of metrics."""
+  optim = config.optimizer
+  if optim.schedule != 'plateau' or 'eval/top1_error' not in row:
     return plateau
   return plateau.observe(row['eval/top1_error'], optim.plateau_patience)
+
+
+def _is_done(step, metadata, table, config):
+  """Whether the run has ended, and its last row of metrics is written."""
+  return not metadata.unfinished and _has_ended(
+    step, metadata.plateau, table, config
+  )
 
 
 def _has_ended(step, plateau, table, config):
@@ -177,6 +236,7 @@ def run_steps(
   inputs: Iterable[tuple],
   step: int,
   progress: metrics.Progress,
+  totals: metrics.Totals | None = None,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
   """Runs one train step per element of `inputs`.
 
@@ -190,14 +250,16 @@ def run_steps(
     inputs: the other arguments of `train_step`, one tuple per step.
     step: number of completed steps.
     progress: notified of every finished step.
+    totals: sums of earlier steps of the same row, to which these are added.
 
   Returns:
-    The train state, and the mean metrics of these steps by tag.
+    The train state, and the mean metrics of all these steps by tag.
 
   Raises:
     FloatingPointError: if a loss is not finite.
   """
-  totals, waited, began, pending = metrics.Totals(), 0.0, time.time(), None
+  totals = totals or metrics.Totals()
+  waited, began, pending = 0.0, time.time(), None
 
   def finish(step, sums):
     sums = placement.fetch(sums)
@@ -214,13 +276,14 @@ def run_steps(
       if pending is not None:  # Fetched while this step runs.
         finish(step, pending)
       pending, step = sums, step + 1
-    finish(step, pending)
-  seconds = time.time() - began
+    if pending is not None:
+      finish(step, pending)
+      totals.add_seconds(time.time() - began, waited)
   names = [tag.partition('/')[2] for tag in metrics.TRAIN_TAGS]
   means = totals.means([name for name in names if name in totals.sums])
   return state, {f'train/{name}': mean for name, mean in means.items()} | {
-    'train/images_per_second': totals.count / seconds,
-    'train/input_wait_fraction': waited / seconds,
+    'train/images_per_second': totals.rate('count'),
+    'train/input_wait_fraction': totals.rate('waited'),
   }
 
 

@@ -49,6 +49,8 @@ class CheckpointMetadata:
     plateau: state of the schedule 'plateau'.
     stuck_steps: number of steps at chance level, see `chance_loss`.
     wall_seconds: duration of the run so far, less work lost to interruptions.
+    unfinished: sums of the row of metrics that a stop has interrupted, see
+      `metrics.Totals`; empty if the row of this step was written.
   """
 
   config: dict[str, object]
@@ -57,6 +59,7 @@ class CheckpointMetadata:
   plateau: optimizer.Plateau = optimizer.Plateau()
   stuck_steps: int = 0
   wall_seconds: float = 0.0
+  unfinished: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def initial_state(

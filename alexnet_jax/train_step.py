@@ -170,10 +170,12 @@ class StepArguments:
     return self._schedule.rates(epoch, plateau_drops)['kernel']
 
   def for_steps(
-    self, step: int, stop: int, plateau_drops: int
+    self, step: int, end: int, plateau_drops: int, stop: Callable[[], int]
   ) -> Iterator[tuple]:
-    """Yields the arguments of steps `step` + 1 to `stop`."""
-    for completed in range(step, stop):
+    """Yields the arguments of steps `step` + 1 to `end`, until `stop()`."""
+    for completed in range(step, end):
+      if stop():
+        return
       yield self(completed, plateau_drops)
 
   def _color_std(self, epoch):

@@ -13,6 +13,7 @@ from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import signals
 
 # Config keys that may have other values when a sweep is continued.
 MAY_CHANGE = frozenset({'input.data_dir'})
@@ -54,5 +55,7 @@ ALEXNET = Program(
   check=lambda config: config_lib.check(config, jax.device_count()),
   check_recorded=_check_recorded,
   fingerprint=_fingerprint,
-  train=lambda config, workdir: train.train_and_evaluate(config, workdir),
+  train=lambda config, workdir: train.train_and_evaluate(
+    config, workdir, signals.received
+  ),
 )

@@ -12,7 +12,7 @@ needs more than the metrics of result.json, it also measures finished runs:
 | summary.csv | mean, standard error and n of each metric of each variant |
 | figure.png | a figure of runs.csv |
 
-After a kill the same command continues the sweep: finished runs are not trained
+After a signal or a kill the same command continues the sweep: finished runs are not trained
 again, and the interrupted one resumes from its checkpoint. Seeds and variants
 can be added. A run whose loss is not finite has failed, as its row says; remove
 its folder to try it again.
@@ -43,6 +43,7 @@ from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import huge_pages
 from alexnet_jax.runtime import jax_settings
+from alexnet_jax.runtime import signals
 from experiments import program as program_lib
 from experiments import summary
 
@@ -113,6 +114,7 @@ def run(
     rows = _recorded_rows(trainings, fingerprints)
     summary.write(path, list(rows.values()))
     for training in _unfinished(trainings, rows):
+      signals.check()
       fingerprint = fingerprints[training.variant]
       row = _train(training, program, fingerprint, measure)
       files.write_json(training.workdir / ROW_FILE, row)

@@ -89,6 +89,7 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     plateau=optimizer.Plateau(best_error=0.25, stalled=2, drops=1),
     stuck_steps=40,
     wall_seconds=1.5,
+    unfinished={'loss': 0.1 + 0.7, 'batches': 2.0},
   )
   with opened(tmp_path) as checkpoints:
     checkpoints.save(7, state, dataclasses.asdict(metadata), 0.5)
@@ -106,6 +107,7 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     'plateau': {'best_error': 0.25, 'stalled': 2, 'drops': 1},
     'stuck_steps': 40,
     'wall_seconds': 1.5,
+    'unfinished': {'loss': 0.1 + 0.7, 'batches': 2.0},
   }
 
 

@@ -48,10 +48,14 @@ from alexnet_jax import net as net_lib
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import signals
 from tests import narrow_nets
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'standard')
+signals.install = lambda: (
+  None
+)  # Commands that run here leave pytest's handlers.
 
 
 # One worker runs all tests of a file: the files that take longest start first.

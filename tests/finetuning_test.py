@@ -75,7 +75,7 @@ def test_every_net_starts_from_the_first_half_of_its_own_seed(
 ):
   trained, errors = {}, iter([0.5, 0.4, 0.2, 0.3, 0.1, 0.2, 0.1] * 2)
 
-  def end(config, workdir):
+  def end(config, workdir, stop):
     config = run_lib.open_run(config).config
     workdir_lib.write_config(workdir, config)
     (workdir / 'checkpoints').mkdir()

@@ -39,7 +39,7 @@ def command(tmp_path, data_dir, monkeypatch):
   def run(losses, **changes):
     trained = []
 
-    def end(config, workdir):
+    def end(config, workdir, stop):
       trained.append((config.model.conv345_init_std, config.seed))
       workdir_lib.write_config(workdir, config)
       workdir_lib.write_result(workdir, 20, 1.0, 5.0, 'abc', {})

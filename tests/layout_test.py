@@ -100,6 +100,7 @@ ORDER = [
   'placement',
   'mesh',
   'optimizer',
+  'runtime.agreement',
   'runtime.command',
   'runtime.config_file',
   'runtime.files',
@@ -109,6 +110,7 @@ ORDER = [
   'runtime.utf8',
   'runtime.processes',
   'runtime.jax_settings',
+  'runtime.signals',
 ]
 
 # The modules that import a library; no other may.
@@ -183,7 +185,7 @@ USERS_OF_LIBRARIES = {
 USERS_OF_PARTS = {
   'jax.distributed': ['runtime.processes'],
   'multihost_utils': ['placement', 'runtime.processes'],
-  'os._exit': ['prepare.workers', 'runtime.processes'],
+  'os._exit': ['prepare.workers', 'runtime.processes', 'runtime.signals'],
   'sys.exit': [
     '__main__',
     'main',
@@ -214,10 +216,10 @@ MODULE_LINES, FUNCTION_LINES = 300, 60
 LONG_MODULES = {}
 LONG_FUNCTIONS = {
   # The loop is the documentation of the project: it reads from top to bottom.
-  ('train', 'train_and_evaluate'): 79
+  ('train', 'train_and_evaluate'): 80
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2325
+CORE_LINES = 2385
 
 
 def path_of(module):

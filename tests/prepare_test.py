@@ -381,6 +381,8 @@ import sys
 from absl import app
 # Shells start background processes, perhaps these tests, with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from alexnet_jax.runtime import signals
+signals.install()
 from alexnet_jax.prepare import __main__ as command
 from alexnet_jax.prepare import prepare
 prepare.ALONE, prepare.SHARD_EXAMPLES = 0, 10
@@ -407,7 +409,7 @@ def _start_and_wait_for_a_shard(root):
   return process, children
 
 
-def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
+def test_a_signal_and_a_kill_end_all_processes_and_the_command_continues(
   tmp_path, in_processes, monkeypatch
 ):
   photograph = tmp_path / 'photograph.jpg'  # Encoding it takes 10 ms.
@@ -417,20 +419,20 @@ def test_ctrl_c_and_a_kill_end_all_processes_and_the_command_continues(
     folder.mkdir(parents=True)
     for i in range(count):
       (folder / f'{i:03d}.jpg').symlink_to(photograph)
-  for number in (signal.SIGINT, signal.SIGKILL):
+  for number in (signal.SIGTERM, signal.SIGKILL):
     process, children = _start_and_wait_for_a_shard(tmp_path)
-    if number == signal.SIGINT:  # A terminal sends it to all processes.
+    if number == signal.SIGTERM:  # A scheduler sends it to all processes.
       os.killpg(process.pid, number)
     else:
       process.kill()
-    # After Ctrl-C the workers finish their current image; after the kill of
+    # After a signal the workers finish their current image; after the kill of
     # their parent they end at once.
     assert not psutil.wait_procs(children, timeout=10)[1]
     lines = process.communicate(timeout=10)[1].split('\n')
-    assert process.returncode in (1, -number)
-    if number == signal.SIGINT:  # The workers print no tracebacks.
+    assert process.returncode in (128 + number, -number)
+    if number == signal.SIGTERM:  # The workers print no tracebacks.
       assert [x for x in lines if x] == [
-        'interrupted; the same command continues'
+        'interrupted by SIGTERM; the same command continues'
       ]
   assert not (tmp_path / 'set/1.0.0').exists()
   monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', 10)

@@ -46,6 +46,7 @@ from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import signals
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 # The net has few layers, since every process compiles it. The last checkpoint
@@ -322,11 +323,10 @@ def test_a_slurm_task_uses_the_gpus_that_belong_to_it(
   assert asked == [expected, None]
 
 
-# Two processes train, one dies, both continue, the other dies, both continue
+# Two processes train, one dies, both continue, one is told to stop, both go on
 
 
-# The signal for each process. SIGTERM must end it, although JAX could catch it.
-KILLS = [signal.SIGTERM, signal.SIGKILL]
+STOPPED_AT = 17  # A signal in step 15 is agreed on two steps later.
 
 
 @pytest.fixture(scope='module')
@@ -336,33 +336,40 @@ def two(config_file, tmp_path_factory):
   flags = (f'--config={config_file}', f'--workdir={workdir}')
   how = {'heartbeat_seconds': HEARTBEAT}
   # The save of step 6 is done before that of step 12 begins.
-  second = run_all(
-    cluster_with_timeouts(2, die_at={'1': 14}, by=KILLS[1], **how), *flags
-  )
-  first = run_all(
-    cluster_with_timeouts(2, die_at={'0': 16}, by=KILLS[0], **how), *flags
+  dead = run_all(cluster_with_timeouts(2, die_at={'0': 14}, **how), *flags)
+  stopped = run_all(
+    cluster_with_timeouts(2, die_at={'1': 15}, by=signal.SIGTERM, **how), *flags
   )
   last = run_all(cluster(2), *flags)
   return types.SimpleNamespace(
-    workdir=workdir, dead=[first, second], last=succeed(last)
+    workdir=workdir, dead=dead, stopped=stopped, last=succeed(last)
   )
 
 
-@pytest.mark.parametrize('dead', [0, 1])
-def test_if_one_process_dies_the_other_ends_with_an_error(two, dead):
-  done, survivor = two.dead[dead], two.dead[dead][1 - dead]
-  assert done[dead].code == -KILLS[dead], done[dead].err
+def test_if_one_process_dies_the_other_ends_with_an_error(two):
+  dead, survivor = two.dead
+  assert dead.code == -signal.SIGKILL, dead.err
   assert survivor.code not in (0, -signal.SIGKILL)
-  assert survivor.ended - done[dead].ended < HEARTBEAT + MARGIN
+  assert survivor.ended - dead.ended < HEARTBEAT + MARGIN
   assert re.search('another (process has|task) died', survivor.err)
 
 
-def test_two_processes_killed_twice_train_like_a_single_one(
+def test_a_signal_to_one_process_stops_both_at_the_same_step(two):
+  for done in two.stopped:
+    assert done.code == 128 + signal.SIGTERM, done.err
+    assert done.err.splitlines()[-1] == (
+      f'interrupted by SIGTERM: step {STOPPED_AT} is saved; the same command'
+      ' continues from its checkpoint'
+    )
+    assert 'Traceback' not in done.err and 'error above' not in done.err
+  assert f'Restored the checkpoint of step {STOPPED_AT}.' in two.last[0].err
+
+
+def test_two_processes_killed_and_stopped_train_like_a_single_one(
   two, one, config_file
 ):
   # The first process died after the save of step 6.
-  for done in (two.dead[0][0], two.last[0]):
-    assert 'Restored the checkpoint of step' in done.err
+  assert 'Restored the checkpoint of step' in two.stopped[0].err
   assert_same_rows(two.workdir, one)
   assert_same_state(two.workdir, one, load(config_file))
 
@@ -372,7 +379,7 @@ def test_only_the_first_process_writes_and_logs(two):
   assert 'step 18/18' in first.out
   assert '2 processes with 2 devices' in first.err
   assert 'Devices: 2 x cpu.' in first.err
-  for text in (second.out, second.err, two.dead[0][1].out):
+  for text in (second.out, second.err, two.dead[1].out):
     assert not re.search('step|epoch|processes with|Devices|Restored', text)
   # One for each of the three runs, all of which process 0 started.
   assert len(list(two.workdir.glob('events.out.tfevents.*'))) == 3
@@ -551,9 +558,12 @@ def test_evaluation_by_two_processes_equals_that_of_one(
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(pair):
-  assert reported(pair, 'restored') == [12, 12]
+  assert reported(pair, 'restored') == [STOPPED_AT] * 2
   folder = pair.folder / 'damaged/checkpoints'
-  assert {path.name for path in folder.iterdir()} >= {'12', 'damaged.18'}
+  assert {path.name for path in folder.iterdir()} >= {
+    str(STOPPED_AT),
+    'damaged.18',
+  }
 
 
 def test_if_a_process_hangs_the_heartbeat_ends_the_other(pair):
@@ -699,6 +709,7 @@ def _main_with_timeouts(
     update(self)
 
   metrics.Progress.update = update_or_die
+  signals.install()
   app.run(main.main, argv=argv, flags_parser=main.parse_flags)
 
 

@@ -6,6 +6,7 @@ for training finishes a run at once. Statistics are worked out by hand.
 
 import json
 import shutil
+import signal
 import sys
 import types
 
@@ -20,6 +21,7 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import signals
 from configs import quickstart
 from experiments import summary
 from experiments import sweep
@@ -135,7 +137,8 @@ def finished_at_once(monkeypatch):
   """
   names = []
 
-  def end(config, workdir):
+  def end(config, workdir, stop):
+    assert stop is signals.received
     names.append('/'.join(workdir.parts[-2:]))
     workdir_lib.write_config(workdir, config)
     (workdir / 'checkpoints').mkdir()
@@ -162,6 +165,19 @@ def test_seeds_and_variants_can_be_added(
   lines = [s for s in capsys.readouterr().out.splitlines() if s[:3] == 'run']
   assert lines[:2] == ['run 1/1: a, seed 0', 'run 2/4: b, seed 0']
   assert lines[2].startswith('run 3/4: a, seed 1; remaining 00:0')
+
+
+def test_a_signal_between_two_runs_ends_the_sweep(
+  base, finished_at_once, tmp_path, monkeypatch
+):
+  def measure(workdir):
+    monkeypatch.setattr(signals, '_received', signal.SIGTERM)
+    return sweep.last_metrics(workdir)
+
+  with pytest.raises(signals.Stopped):
+    sweep.run(base, {'a': {}, 'b': SLOW}, 1, tmp_path, measure)
+  assert finished_at_once == ['a/seed0']
+  assert [row['variant'] for row in summary.read_runs(tmp_path)] == ['a']
 
 
 def test_a_run_that_could_not_be_measured_keeps_its_result(

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import runpy
 import shutil
 import signal
@@ -49,6 +50,7 @@ from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import signals
 from tests import jax_settings_test
 
 # 1,497 digits in batches of 16 are 93.6 steps an epoch; the run has 24 steps.
@@ -573,6 +575,97 @@ def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
   assert result.keys() == expected.keys()
   for key in result.keys() - volatile:
     assert result[key] == expected[key]
+
+
+# The number of calls of `stop` after which each part of a run is stopped, and
+# the step that it saves: the row of step 5 is written; the row that begins
+# after step 6 is not; before the first evaluation; in the last one, which
+# follows three batches of the first, nine steps, an evaluation with three
+# batches, five steps and three batches of one view.
+STOPS = [(6, 5), (3, 7), (4, 10), (3 + 9 + 3 + 5 + 3 + 2, 24)]
+
+
+def test_a_run_that_is_stopped_again_and_again_equals_the_uninterrupted_one(
+  uninterrupted, config, tmp_path
+):
+  for calls, saved in STOPS:
+    asked = iter([0] * (calls - 1) + [signal.SIGTERM])
+    with pytest.raises(signals.Stopped) as stopped:
+      train.train_and_evaluate(config, tmp_path, asked.__next__)
+    assert stopped.value.args == (signal.SIGTERM, f': step {saved} is saved')
+    assert checkpoint.saved_steps(tmp_path)[-1] == saved
+    rows = [step for step in ROWS if step <= saved]
+    rows = rows[:-1] if saved in (10, 24) else rows  # Not evaluated.
+    assert [int(r['step']) for r in read_rows(tmp_path)] == rows
+    assert not (tmp_path / 'result.json').exists()
+  returned = train.train_and_evaluate(config, tmp_path)
+  assert_same_run(tmp_path, uninterrupted, config)
+  for tag in returned.keys() - TIMINGS:
+    assert returned[tag] == uninterrupted.returned[tag]
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  # The replaced checkpoints have their validation errors.
+  best = lambda workdir: contextlib.closing(
+    checkpoint.Checkpoints(workdir, read_only=True)
+  )
+  with best(tmp_path) as found, best(uninterrupted.workdir) as expected:
+    assert found.step_of('best') == expected.step_of('best')
+    read = lambda checkpoints: checkpoints.read_metadata(24)
+    for key in ('plateau', 'stuck_steps', 'unfinished'):
+      assert read(found)[key] == read(expected)[key]
+
+
+def test_without_unfinished_a_checkpoint_of_an_earlier_version_is_read():
+  record = {'config': {}, 'dataset': '', 'metrics': {}}
+  assert train_state.CheckpointMetadata(**record).unfinished == {}
+
+
+def test_a_command_that_gets_sigterm_saves_its_step(config_file, tmp_path):
+  command = [
+    *(sys.executable, '-m', 'alexnet_jax.main', f'--config={config_file}'),
+    *(f'--workdir={tmp_path}', '--config.train.epochs=1000'),
+    *('--config.train.eval_every_epochs=1000.0',),
+    '--config.train.checkpoint_every_steps=1000000',
+  ]
+  with subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    for line in process.stdout:
+      if line.startswith('step 10/'):
+        break
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # As `timeout` does.
+    last = process.communicate(timeout=60)[1].splitlines()[-1]
+  assert process.returncode == 128 + signal.SIGTERM
+  (step,) = checkpoint.saved_steps(tmp_path)
+  assert step >= 10
+  assert last == (
+    f'interrupted by SIGTERM: step {step} is saved; the same command continues'
+    ' from its checkpoint'
+  )
+
+
+def catches_signals(process):
+  """Whether a process has replaced the handler of SIGTERM."""
+  status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
+  caught = int(re.search(r'SigCgt:\s*(\w+)', status)[1], 16)
+  return caught >> (signal.SIGTERM - 1) & 1
+
+
+@pytest.mark.parametrize('seconds', [0.0, 0.1, 2.0])
+def test_a_signal_in_start_up_is_one_line(config_file, tmp_path, seconds):
+  command = (sys.executable, '-m', 'alexnet_jax.main')
+  flags = (f'--config={config_file}', f'--workdir={tmp_path}')
+  process = subprocess.Popen(
+    [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
+  while not catches_signals(process):  # Python itself starts.
+    time.sleep(0.001)
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  lines = process.communicate(timeout=60)[1].splitlines()
+  assert process.returncode == 128 + signal.SIGINT
+  (line,) = [line for line in lines if 'interrupted by SIGINT' in line]
+  assert line == lines[-1] and 'Traceback' not in '\n'.join(lines)
 
 
 def test_starting_a_finished_run_again_does_nothing(uninterrupted, config):

@@ -11,6 +11,7 @@ import logging
 import sys
 
 from alexnet_jax.runtime import command
+from alexnet_jax.runtime import signals
 
 if __name__ == '__main__':
   command.import_jax()  # A library of preparation imports it.
@@ -53,6 +54,7 @@ WORKERS = flags.DEFINE_integer(
 
 def main(_) -> None:
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
+  signals.resume_hint = 'the same command continues'
   try:
     prepare.prepare(
       SOURCE.value,
@@ -67,8 +69,8 @@ def main(_) -> None:
     )
   except (ValueError, OSError, RuntimeError, MemoryError) as error:
     sys.exit(f'{type(error).__name__}: {error}{command.refusal(error)}')
-  except KeyboardInterrupt:
-    sys.exit('interrupted; the same command continues')
+  except KeyboardInterrupt as stopped:
+    raise signals.ended(stopped) from stopped
 
 
 if __name__ == '__main__':

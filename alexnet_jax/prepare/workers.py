@@ -4,19 +4,19 @@ They are spawned, so each imports the main module: a script that prepares a data
 set needs the usual `if __name__ == '__main__'`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
-import contextlib
 import dataclasses
 import multiprocessing
 import os
 import pathlib
-import signal
 import threading
 
 from alexnet_jax.prepare import shards
+from alexnet_jax.runtime import signals
 
 
+@signals.deferred()
 def write_all(
   todo: Sequence[shards.Shard],
   max_skipped: int,
@@ -36,6 +36,7 @@ def write_all(
 
   Raises:
     RuntimeError: if a worker process was killed.
+    signals.Stopped: if a signal asks to stop.
   """
   context = multiprocessing.get_context('spawn')
   num_processed = context.Value('q', 0)
@@ -50,13 +51,14 @@ def write_all(
         shard = waiting.pop(0)
         # A list: the rest of the split is not pickled with them.
         shard = dataclasses.replace(shard, examples=list(shard.examples))
-        with _sigint_blocked():  # `submit` starts processes.
+        with signals.blocked():  # `submit` starts processes.
           running[pool.submit(_write, shard, max_skipped)] = shard.path
       done, _ = concurrent.futures.wait(
         running, 0.5, concurrent.futures.FIRST_COMPLETED
       )
       for future in done:
         skipped[running.pop(future)] = future.result()
+      signals.check()
       # Read without the lock, which a killed process may hold forever.
       report(num_processed.get_obj().value, skipped)
   except concurrent.futures.process.BrokenProcessPool as error:
@@ -69,19 +71,6 @@ def write_all(
     # After an error or Ctrl-C the workers abandon their unfinished shards.
     stop.value = True
     pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-  """Processes started in this context inherit a blocked SIGINT.
-
-  Ctrl-C reaches every process of a terminal; only the parent handles it.
-  """
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _initialize_worker(num_processed, stop):

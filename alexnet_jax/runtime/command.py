@@ -14,6 +14,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from alexnet_jax.runtime import config_file
+from alexnet_jax.runtime import signals
 from alexnet_jax.runtime import utf8
 
 # What to do if the system refuses a file or folder.
@@ -47,6 +48,7 @@ def import_jax() -> None:
 
 def run(main: Callable, hint: str = '', takes_words: bool = False) -> None:
   """Parses the flags with `parse_flags` and runs the main function."""
+  signals.install()
   utf8.use_utf8()
   app.run(main, flags_parser=lambda argv: parse_flags(argv, hint, takes_words))
 
@@ -137,14 +139,15 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def one_line_errors(resume_hint: str) -> Iterator[None]:
-  """Exits with one line for errors that this package raises, and for Ctrl-C.
+  """Exits with one line for errors that this package raises, and for signals.
 
   It does the same where the system refuses to open or to write a file or folder,
   whoever raises the error. Other errors of libraries keep their traceback.
 
   Args:
-    resume_hint: follows "interrupted; " after Ctrl-C.
+    resume_hint: follows "interrupted by ...; " after a signal.
   """
+  signals.resume_hint = resume_hint
   quiet_libraries()
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   try:
@@ -153,8 +156,8 @@ def one_line_errors(resume_hint: str) -> Iterator[None]:
     if not (_raised_here(error) or refusal(error)):
       raise
     sys.exit(f'{type(error).__name__}: {error}{refusal(error)}')
-  except KeyboardInterrupt:
-    sys.exit(f'interrupted; {resume_hint}')
+  except KeyboardInterrupt as stopped:
+    raise signals.ended(stopped) from stopped
 
 
 def refusal(error: Exception) -> str:

@@ -13,6 +13,8 @@ import stat
 from typing import BinaryIO
 import urllib.parse
 
+from alexnet_jax.runtime import signals
+
 log = logging.getLogger(__name__)
 
 # No text or JSON file of a run comes near it; `read_bytes` refuses larger ones.
@@ -179,12 +181,14 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  signals.temporary_files.add(temporary)
   try:
     yield temporary
     sync(temporary)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+    signals.temporary_files.discard(temporary)
 
 
 @contextlib.contextmanager

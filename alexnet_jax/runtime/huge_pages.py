@@ -5,6 +5,8 @@ import mmap
 import os
 import sys
 
+from alexnet_jax.runtime import signals
+
 
 def reexec_with_huge_pages() -> None:
   """Restarts this program with transparent huge pages for malloc, on Linux.
@@ -18,7 +20,7 @@ def reexec_with_huge_pages() -> None:
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     with contextlib.suppress(OSError):  # It only serves speed.
-      os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+      signals.restart(sys.orig_argv[1:])
 
 
 def allocate(num_bytes: int) -> mmap.mmap:

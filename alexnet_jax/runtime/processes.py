@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from alexnet_jax.runtime import jax_settings
+from alexnet_jax.runtime import signals
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def initialize(
 
 
 def _connect(coordinator_address, num_processes, process_id):
-  # JAX's preemption service would catch SIGTERM, and then do nothing.
+  # It would replace our handler of SIGTERM, see `agreement`.
   jax.config.update('jax_enable_preemption_service', False)
   if process_id == 0:
     _check_port_is_free(coordinator_address)
@@ -210,12 +211,13 @@ def abort_all_on_error() -> Iterator[None]:
   """Ends this process at once on any error, which ends the others as well.
 
   Otherwise it would wait for the others when it exits, while they wait for it
-  in the middle of a step.
+  in the middle of a step. If it was stopped, they have agreed to stop as well.
   """
   try:
     yield
   except BaseException as error:
-    if not _is_connected or is_single_process():
+    stopped = isinstance(error.__cause__, signals.Stopped)
+    if stopped or not _is_connected or is_single_process():
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()

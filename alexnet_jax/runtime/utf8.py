@@ -4,6 +4,8 @@ import locale
 import os
 import sys
 
+from alexnet_jax.runtime import signals
+
 
 def use_utf8() -> None:
   """Restarts this program in Python's UTF-8 mode if the locale is another.
@@ -16,6 +18,6 @@ def use_utf8() -> None:
   encoding = locale.getpreferredencoding(False)
   if not sys.flags.utf8_mode and encoding.lower() != 'utf-8':
     os.environ['PYTHONUTF8'] = '1'  # For the processes that this one starts.
-    os.execv(sys.executable, [sys.executable, '-Xutf8', *sys.orig_argv[1:]])
+    signals.restart(['-Xutf8', *sys.orig_argv[1:]])
   if sys.stdout is not None:  # It was not closed before the start.
     sys.stdout.reconfigure(errors='backslashreplace')
