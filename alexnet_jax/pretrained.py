@@ -100,7 +100,9 @@ def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
     try:
       checkpoints = checkpoint.Checkpoints(path, read_only=True)
       stack.callback(checkpoints.close)
-      checkpoints.read_metadata(checkpoints.step_of('latest'))
+      train_state.parse_record(
+        checkpoints.read_metadata(checkpoints.step_of('latest'))
+      )
     except FileNotFoundError as error:
       raise FileNotFoundError(f'{where}: {error}') from error
     except checkpoint.DamagedError as error:

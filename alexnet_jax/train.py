@@ -56,8 +56,7 @@ def train_and_evaluate(
   evaluator = evaluator_lib.Evaluator(run)
   with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
-    checkpoints = checkpoint.Checkpoints(workdir)
-    saving.callback(checkpoints.close)
+    checkpoints = saving.enter_context(checkpoint.opened(workdir))
     state, metadata = _create_or_restore(run, checkpoints)
     step = int(placement.fetch(state.step))
     batches = run.train_batches(step)

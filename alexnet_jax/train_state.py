@@ -139,12 +139,40 @@ def create_or_restore(
     config = config_lib.flatten(run.config)
     fingerprint = run.dataset.fingerprint
     return state, CheckpointMetadata(config, fingerprint, metrics={})
-  state, metadata = restored
+  state, record = restored
   log.info(
     'Restored the checkpoint of step %d.', int(placement.fetch(state.step))
   )
-  plateau = optimizer.Plateau(**metadata['plateau'])
-  return state, CheckpointMetadata(**metadata | {'plateau': plateau})
+  return state, parse_record(record)
+
+
+def parse_record(record: object) -> CheckpointMetadata:
+  """The metadata that a checkpoint has stored as JSON.
+
+  Raises:
+    DamagedError: if a field is missing or unknown, or has another type.
+  """
+  number = lambda value: type(value) in (int, float)
+  try:
+    plateau = optimizer.Plateau(**record['plateau'])
+    metadata = CheckpointMetadata(**{**record, 'plateau': plateau})
+    valid = {
+      'config': isinstance(metadata.config, dict),
+      'dataset': isinstance(metadata.dataset, str),
+      'metrics': all(map(number, metadata.metrics.values())),
+      'plateau': number(plateau.best_error)
+      and type(plateau.stalled) is type(plateau.drops) is int,
+      'stuck_steps': type(metadata.stuck_steps) is int,
+      'wall_seconds': number(metadata.wall_seconds),
+    }
+  except (TypeError, KeyError, AttributeError) as error:
+    raise checkpoint.DamagedError(f'its record is damaged: {error}') from error
+  for field in valid:
+    if not valid[field]:
+      raise checkpoint.DamagedError(
+        f'its record is damaged: {field}={getattr(metadata, field)!r}'
+      )
+  return metadata
 
 
 def check_metadata(
@@ -152,13 +180,18 @@ def check_metadata(
   metadata: dict,
   may_change: frozenset[str] = recorded_config.MAY_CHANGE,
 ) -> None:
-  """Raises ValueError if a checkpoint has another config or data set.
+  """Checks that a checkpoint has this config and data set.
 
   Args:
     run: the opened run.
     metadata: metadata of the checkpoint, see `CheckpointMetadata`.
     may_change: config keys that may differ.
+
+  Raises:
+    ValueError: if it has others.
+    DamagedError: as from `parse_record`.
   """
+  parse_record(metadata)
   recorded_config.check_unchanged(
     run.config,
     recorded_config.upgrade(metadata['config']),

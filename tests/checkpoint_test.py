@@ -17,6 +17,7 @@ import optax
 import pytest
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
 from alexnet_jax import placement
@@ -156,7 +157,7 @@ def test_without_locks_orbax_writes_without_them(monkeypatch):
     default = get_context.__globals__[name]
     # monkeypatch removes the entry after the test.
     monkeypatch.setitem(default, 'file_io_locking', {'mode': 'os'})
-  checkpoint.save_without_locks()
+  checkpoint_files.save_without_locks()
   for use_ocdbt in (True, False):
     context = get_context(use_ocdbt=use_ocdbt).spec.to_json()
     assert context['file_io_locking'] == {'mode': 'none'}

@@ -260,7 +260,7 @@ def test_checkpoints_use_locks_only_where_there_are_any(
 ):
   called = []
   monkeypatch.setattr(
-    checkpoint, 'save_without_locks', lambda: called.append(1)
+    checkpoint_files, 'save_without_locks', lambda: called.append(1)
   )
   monkeypatch.setattr(
     files, 'locked', lambda _: contextlib.nullcontext(has_locks)
