@@ -6,12 +6,14 @@ types; here they become errors that say what has happened to the checkpoint.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
 import os
 import pathlib
 import shutil
+import typing
 
 import jax
 
@@ -75,6 +77,36 @@ def check_digests(step: pathlib.Path, item: str) -> bool:
       more = f', and {len(problems) - 1} more' if problems[1:] else ''
       raise DamagedError(f'{problems[0]}{more}')
   return True
+
+
+def parse[T](kind: type[T], values: object) -> T:
+  """The dataclass whose fields a checkpoint has stored as JSON.
+
+  Args:
+    kind: the dataclass; its fields may be dataclasses and dicts.
+    values: what JSON gave.
+
+  Raises:
+    DamagedError: if a field is missing, unknown or of another type.
+  """
+  try:
+    return _parse(kind, values, kind.__name__)
+  except (TypeError, KeyError, AttributeError) as error:
+    raise DamagedError(f'its record is damaged: {error}') from error
+
+
+def _parse(kind, value, name):
+  if dataclasses.is_dataclass(kind):
+    types = typing.get_type_hints(kind)
+    return kind(**{k: _parse(types[k], v, k) for k, v in value.items()})
+  if typing.get_origin(kind) is dict:
+    element = typing.get_args(kind)[1]
+    return {k: _parse(element, v, k) for k, v in value.items()}
+  if isinstance(kind, type):
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (kind is int and value < 0):
+      raise TypeError(f'{name} is {value!r}')
+  return value
 
 
 def recorded_config(checkpoints: pathlib.Path) -> dict[str, object] | None:

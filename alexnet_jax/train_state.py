@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
@@ -143,36 +144,7 @@ def create_or_restore(
   log.info(
     'Restored the checkpoint of step %d.', int(placement.fetch(state.step))
   )
-  return state, parse_record(record)
-
-
-def parse_record(record: object) -> CheckpointMetadata:
-  """The metadata that a checkpoint has stored as JSON.
-
-  Raises:
-    DamagedError: if a field is missing or unknown, or has another type.
-  """
-  number = lambda value: type(value) in (int, float)
-  try:
-    plateau = optimizer.Plateau(**record['plateau'])
-    metadata = CheckpointMetadata(**{**record, 'plateau': plateau})
-    valid = {
-      'config': isinstance(metadata.config, dict),
-      'dataset': isinstance(metadata.dataset, str),
-      'metrics': all(map(number, metadata.metrics.values())),
-      'plateau': number(plateau.best_error)
-      and type(plateau.stalled) is type(plateau.drops) is int,
-      'stuck_steps': type(metadata.stuck_steps) is int,
-      'wall_seconds': number(metadata.wall_seconds),
-    }
-  except (TypeError, KeyError, AttributeError) as error:
-    raise checkpoint.DamagedError(f'its record is damaged: {error}') from error
-  for field in valid:
-    if not valid[field]:
-      raise checkpoint.DamagedError(
-        f'its record is damaged: {field}={getattr(metadata, field)!r}'
-      )
-  return metadata
+  return state, checkpoint_files.parse(CheckpointMetadata, record)
 
 
 def check_metadata(
@@ -189,9 +161,9 @@ def check_metadata(
 
   Raises:
     ValueError: if it has others.
-    DamagedError: as from `parse_record`.
+    DamagedError: if its metadata are not those of a checkpoint.
   """
-  parse_record(metadata)
+  checkpoint_files.parse(CheckpointMetadata, metadata)
   recorded_config.check_unchanged(
     run.config,
     recorded_config.upgrade(metadata['config']),

@@ -14,7 +14,7 @@ import subprocess
 import jax
 import pytest
 
-from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import config as config_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files

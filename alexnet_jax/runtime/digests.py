@@ -22,9 +22,7 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def write(
-  folder: pathlib.Path, known: Mapping[str, str] | None = None
-) -> None:
+def write(folder: pathlib.Path, known: Mapping[str, str] | None = None) -> None:
   """Records size and digest of every file below `folder`, in `FILE` there.
 
   Args:
