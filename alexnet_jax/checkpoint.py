@@ -193,11 +193,11 @@ class Checkpoints:
         'an earlier version misread its path and did not complete it;'
         ' --mode=train does, nothing is lost'
       )
-    if not checkpoint_files.check_digests(saved.parent, item):
+    has_digests = checkpoint_files.check_digests(saved.parent, item)
+    if item == STATE and not has_digests:
       log.warning(
-        'The %s of checkpoint %d has no digests, as an earlier version saved it'
-        ' without: a changed value would not be noticed.',
-        item,
+        'Checkpoint %d has no digests: an earlier version saved it. A changed'
+        ' value in it would not be noticed.',
         step,
       )
     # Each process reads on its own: with the manager, the processes that can

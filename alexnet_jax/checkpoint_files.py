@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Names of the items on disk.
 STATE, RECORD, METRICS = 'state', 'record', 'metrics'
 METRIC = 'eval/top1_error'  # The key in the latter.
+T = typing.TypeVar('T')
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The machine is at fault, not the file.
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
@@ -79,7 +80,7 @@ def check_digests(step: pathlib.Path, item: str) -> bool:
   return True
 
 
-def parse[T](kind: type[T], values: object) -> T:
+def parse(kind: type[T], values: object) -> T:
   """The dataclass whose fields a checkpoint has stored as JSON.
 
   Args:
