@@ -74,8 +74,8 @@ class Checkpoints:
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)  # A kill interrupted this save.
-      for file in (workdir / FOLDER).glob(f'*/{METRICS}/metrics'):
-        checkpoint_files.drop_unreadable_error(file)
+      for step in saved_steps(workdir):
+        checkpoint_files.remove_unreadable(workdir / FOLDER / str(step))
       for state in (name / FOLDER).glob(f'*/{STATE}'):
         if checkpoint_path.is_incomplete(state, workdir):
           checkpoint_path.complete(state, workdir)

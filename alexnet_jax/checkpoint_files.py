@@ -29,6 +29,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The machine is at fault, not the file.
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 _NOT_DAMAGE += (errno.ENOMEM, errno.ESTALE)
+# What a file that should hold an object of JSON raises.
+_NOT_JSON = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class DamagedError(ValueError):
@@ -159,19 +161,34 @@ def _is_disk_full(error):
   return False
 
 
-def drop_unreadable_error(file: pathlib.Path) -> None:
-  """Removes a damaged validation error, which decides what the best one is."""
-  step = file.parents[1].name
-  try:
-    check_digests(file.parents[1], METRICS)
-    float(json.loads(file.read_text())[METRIC])
-  except (ValueError, KeyError, TypeError):
-    log.error(
-      'the validation error of checkpoint %s cannot be read; it is now taken'
-      ' as not evaluated',
-      step,
-    )
-    shutil.rmtree(file.parent)
+def remove_unreadable(step: pathlib.Path) -> None:
+  """Removes what a checkpoint can do without, where it is damaged.
+
+  Orbax reads the validation error and its own metadata of every checkpoint when
+  it opens the folder, and fails if one of them cannot be read.
+
+  Args:
+    step: folder of the checkpoint.
+  """
+  error = step / METRICS
+  if error.exists():
+    try:
+      check_digests(step, METRICS)
+      float(json.loads((error / METRICS).read_text())[METRIC])
+    except (*_NOT_JSON, OSError):
+      log.error(
+        'the validation error of checkpoint %s cannot be read; it is now taken'
+        ' as not evaluated',
+        step.name,
+      )
+      shutil.rmtree(error)
+  metadata = step / '_CHECKPOINT_METADATA'
+  if metadata.is_file():
+    try:
+      json.loads(metadata.read_text()).keys()
+    except _NOT_JSON:
+      log.error('%s cannot be read and is not needed; removed', metadata)
+      metadata.unlink()
 
 
 def save_without_locks() -> None:
