@@ -62,7 +62,6 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
       raise ValueError(
         f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
       ) from error
-    log.warning('%s is damaged; the checkpoints have the config.', file)
   missing = _ESSENTIAL - flat.keys()
   if missing:
     raise ValueError(
@@ -150,7 +149,9 @@ def write_config(
         _parse(file)
       except ValueError:
         kept = files.set_aside(file)
-        log.warning('%s is damaged; kept as %s.', file, kept.name)
+        log.warning(
+          '%s was damaged; kept as %s, and written again.', file, kept.name
+        )
     files.write_json(file, config_lib.flatten(config))
 
 
