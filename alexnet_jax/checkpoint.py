@@ -7,7 +7,6 @@ the lowest validation error are kept.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import json
 import logging
 import os
 import pathlib
@@ -17,58 +16,38 @@ import jax
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
+from alexnet_jax import checkpoint_files
 from alexnet_jax import checkpoint_path
+from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
-METRIC = 'eval/top1_error'
-# Names of the items on disk.
-STATE, METADATA = 'state', 'record'
+STATE, METADATA = checkpoint_files.STATE, checkpoint_files.RECORD
+METRICS, METRIC = checkpoint_files.METRICS, checkpoint_files.METRIC
 POLICIES = ocp.checkpoint_managers
-
-
-class DamagedError(ValueError):
-  """Files of a checkpoint are truncated, corrupted or missing."""
-
-
-def save_without_locks() -> None:
-  """Lets this process save to a file system that has no locks.
-
-  TensorStore locks every file that it writes, although each has one writer and
-  gets its name by a rename. Orbax has no option for it.
-  """
-  try:
-    from orbax.checkpoint._src.serialization import tensorstore_utils
-
-    contexts = (
-      tensorstore_utils._BASE_TS_CONTEXT,
-      tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
-    )
-  except (ImportError, AttributeError):  # Another version of Orbax.
-    log.warning('Orbax may fail to save here: the file system has no locks.')
-    return
-  for context in contexts:
-    context['file_io_locking'] = {'mode': 'none'}
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-  try:
-    yield
-  except Exception as error:
-    # Orbax raises these, and `Exception` itself if it cannot read an array.
-    known = isinstance(error, ValueError | KeyError | FileNotFoundError)
-    if not known and type(error) is not Exception:
-      raise
-    raise DamagedError(str(error.__cause__ or error)) from error
+DamagedError = checkpoint_files.DamagedError
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
   """Steps of the checkpoints of a work directory, without opening them."""
   names = [path.name for path in (workdir / FOLDER).glob('*')]
   return sorted(int(name) for name in names if name.isdecimal())
+
+
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path) -> Iterator['Checkpoints']:
+  """The checkpoints of a run, until its last save; see `Checkpoints`.
+
+  Raises:
+    OSError: that says which checkpoint is whole, if the disk is full.
+  """
+  with checkpoint_files.full_disk_named(
+    workdir / FOLDER, lambda: saved_steps(workdir)
+  ):
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+      yield checkpoints
 
 
 class Checkpoints:
@@ -95,8 +74,8 @@ class Checkpoints:
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)  # A kill interrupted this save.
-      for file in (workdir / FOLDER).glob('*/metrics/metrics'):
-        _drop_unreadable_error(file)
+      for step in saved_steps(workdir):
+        checkpoint_files.remove_unreadable(workdir / FOLDER / str(step))
       for state in (name / FOLDER).glob(f'*/{STATE}'):
         if checkpoint_path.is_incomplete(state, workdir):
           checkpoint_path.complete(state, workdir)
@@ -109,8 +88,11 @@ class Checkpoints:
       preservation_policy=POLICIES.AnyPreservationPolicy(
         [POLICIES.LatestN(2), best]
       ),
+      async_options=ocp.options.AsyncOptions(
+        post_finalization_callback=self._write_digests
+      ),
     )
-    with _reading():
+    with checkpoint_files.reading():
       checkpoint_path.check_files(self._folder)
       self._manager = ocp.CheckpointManager(
         name / FOLDER, options=options, item_names=(STATE, METADATA)
@@ -127,10 +109,13 @@ class Checkpoints:
       FileNotFoundError: if there is no such checkpoint yet.
       DamagedError: if the folder cannot be read.
     """
-    with _reading():
+    with checkpoint_files.reading():
       if which == 'latest':
         step = self._manager.latest_step()
       else:
+        for folder in (self._folder / str(saved) for saved in self.steps()):
+          if (folder / METRICS).exists():
+            checkpoint_files.check_digests(folder, METRICS)
         step = self._manager.best_step()
     if step is None:
       raise FileNotFoundError(
@@ -164,6 +149,14 @@ class Checkpoints:
       metrics=None if error is None else {METRIC: error},
       force=True,
     )
+
+  def _write_digests(self):
+    """Called by Orbax in its thread, before the checkpoint gets its name.
+
+    Only process 0 is called, when all have written their files.
+    """
+    (unnamed,) = self._folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
+    digests.write(unnamed)
 
   def read_metadata(self, step: int) -> dict:
     """The metadata of one checkpoint, without its state.
@@ -200,6 +193,13 @@ class Checkpoints:
         'an earlier version misread its path and did not complete it;'
         ' --mode=train does, nothing is lost'
       )
+    has_digests = checkpoint_files.check_digests(saved.parent, item)
+    if item == STATE and not has_digests:
+      log.warning(
+        'Checkpoint %d has no digests: an earlier version saved it. A changed'
+        ' value in it would not be noticed.',
+        step,
+      )
     # Each process reads on its own: with the manager, the processes that can
     # read would wait for one that cannot.
     process = jax.process_index()
@@ -209,7 +209,7 @@ class Checkpoints:
       barrier_sync_key_prefix=f'process_{process}',
     )
     with (
-      _reading(),
+      checkpoint_files.reading(),
       contextlib.closing(
         ocp.Checkpointer(
           handler(multiprocessing_options=options),
@@ -226,19 +226,22 @@ class Checkpoints:
     """State and metadata of the newest readable checkpoint, if there are any.
 
     A damaged checkpoint is logged and skipped. Once an older one has been read
-    it is renamed, so that the run can save that step again.
+    it is renamed, so that the run can save that step again. One that
+    `check_metadata` refuses is damaged if it accepts an older one.
 
     Args:
       template: as for `restore`.
-      check_metadata: called with the metadata before the state is read.
+      check_metadata: called with the metadata before the state is read; raises
+        DamagedError if they are damaged, ValueError if they do not match.
 
     Returns:
       The pair, or None if there are no checkpoints.
 
     Raises:
-      ValueError: if there are checkpoints, but none can be read.
+      ValueError: if there are checkpoints, but none can be read; the error of
+        `check_metadata` if it has refused one, and accepted none.
     """
-    damaged, steps = {}, self.steps()
+    errors, steps = {}, self.steps()
     processes.check_same({'the list of checkpoints': str(steps)})
     for step in reversed(steps):
       error = None
@@ -246,22 +249,27 @@ class Checkpoints:
         metadata = self.read_metadata(step)
         check_metadata(metadata)
         state = self.restore(template, step)
-      except DamagedError as found:
+      except ValueError as found:  # A DamagedError is one.
         error = found
       if not processes.any_process(error is not None):
-        self._rename_damaged(damaged)
+        self._rename_damaged(errors)
         return state, metadata
-      damaged[step] = error or DamagedError('another process cannot read it')
-    if damaged:
+      errors[step] = error or DamagedError('another process cannot read it')
+    for error in errors.values():
+      if not isinstance(error, DamagedError):
+        raise error
+    if errors:
       raise ValueError(
-        f'none of the checkpoints {sorted(damaged)} in {self._folder} can be'
-        f' read; the newest: {damaged[max(damaged)]}. Start again with a fresh'
+        f'none of the checkpoints {sorted(errors)} in {self._folder} can be'
+        f' read; the newest: {errors[max(errors)]}. Start again with a fresh'
         ' --workdir'
       )
     return None
 
-  def _rename_damaged(self, damaged: dict[int, Exception]) -> None:
-    for step, error in damaged.items() if processes.is_first() else ():
+  def _rename_damaged(self, errors: dict[int, Exception]) -> None:
+    for step, error in errors.items() if processes.is_first() else ():
+      if not isinstance(error, DamagedError):
+        error = 'it has another config or data set than those before it'
       folder = self._folder / str(step)
       renamed = folder.with_name(f'damaged.{step}')
       log.error(
@@ -269,7 +277,7 @@ class Checkpoints:
       )
       shutil.rmtree(renamed, ignore_errors=True)
       folder.rename(renamed)
-    if damaged:
+    if errors:
       processes.barrier('damaged checkpoints')
       self._manager.reload()
 
@@ -278,20 +286,6 @@ class Checkpoints:
     self._manager.close()
     if self._descriptor is not None:
       os.close(self._descriptor)
-
-
-def _drop_unreadable_error(file: pathlib.Path) -> None:
-  """Removes a damaged validation error, which would make Orbax fail."""
-  try:
-    float(json.loads(file.read_text())[METRIC])
-  except (ValueError, KeyError, TypeError):
-    step = file.parents[1].name
-    log.error(
-      'the validation error of checkpoint %s cannot be read; it is now taken'
-      ' as not evaluated',
-      step,
-    )
-    shutil.rmtree(file.parent)
 
 
 def _error(metrics: dict) -> float:

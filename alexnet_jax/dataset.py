@@ -17,6 +17,7 @@ from jaxtyping import Float
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def open_dataset(
     files.check_regular(file)
     if not os.access(file, os.R_OK):
       raise PermissionError(errno.EACCES, 'Permission denied', str(file))
+  _check_digests(path)
   try:
     info = tfds.builder_from_directory(path).info
     image_shape = info.features['image'].shape
@@ -111,6 +113,24 @@ def open_dataset(
     image_size=image_shape[0],
     **_statistics(path / STATISTICS_FILE, image_shape),
   )
+
+
+def _check_digests(path):
+  """Compares the sizes of all files, and the content of all but the shards."""
+  try:
+    recorded = digests.read(path) or {}  # Earlier versions wrote none.
+    problems = digests.problems(
+      path, recorded, is_read=lambda name: '.array_record-' not in name
+    )
+  except ValueError as error:
+    problems = [str(error)]
+  if problems:
+    raise ValueError(
+      f'{path} is not as it was prepared: {problems[0]}'
+      f'{f", and {len(problems) - 1} more" if problems[1:] else ""}; restore it'
+      ' from a copy, or remove it and prepare it again (without'
+      f' {digests.FILE} it opens as it is)'
+    )
 
 
 def _prepared_there(data_dir):

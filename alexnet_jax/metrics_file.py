@@ -8,7 +8,6 @@ import codecs
 from collections.abc import Sequence
 import csv
 import logging
-import os
 import pathlib
 
 from alexnet_jax.runtime import files
@@ -42,7 +41,7 @@ def rows_until(
   except (OSError, ValueError, csv.Error) as error:
     rows, change = [], f'it cannot be read: {" ".join(str(error).split())}'
   if change:
-    kept = _set_aside(path)
+    kept = files.set_aside(path)
     begins = 'its rows are continued' if rows else 'a new one begins'
     log.warning(
       '%s is not as training wrote it (%s); kept as %s, %s after step %d.',
@@ -116,14 +115,3 @@ def _number(cell, delimiter):
   if text:
     float(text)  # Raises ValueError.
   return text
-
-
-def _set_aside(path):
-  """Renames the file; returns its new path."""
-  for number in range(1, 10**6):
-    end = 'damaged' if number == 1 else f'damaged.{number}'
-    kept = path.with_name(f'{path.name}.{end}')
-    if not os.path.lexists(kept):
-      break
-  path.rename(kept)
-  return kept

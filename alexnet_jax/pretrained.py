@@ -8,6 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import checkpoint_path
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
@@ -100,7 +101,8 @@ def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
     try:
       checkpoints = checkpoint.Checkpoints(path, read_only=True)
       stack.callback(checkpoints.close)
-      checkpoints.read_metadata(checkpoints.step_of('latest'))
+      metadata = checkpoints.read_metadata(checkpoints.step_of('latest'))
+      checkpoint_files.parse(train_state.CheckpointMetadata, metadata)
     except FileNotFoundError as error:
       raise FileNotFoundError(f'{where}: {error}') from error
     except checkpoint.DamagedError as error:

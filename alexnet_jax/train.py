@@ -63,8 +63,7 @@ def train_and_evaluate(
   evaluator = evaluator_lib.Evaluator(run, stop)
   with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
-    checkpoints = checkpoint.Checkpoints(workdir)
-    saving.callback(checkpoints.close)
+    checkpoints = saving.enter_context(checkpoint.opened(workdir))
     state, metadata = _create_or_restore(run, checkpoints)
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began

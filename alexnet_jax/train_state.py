@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import config as config_lib
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
@@ -142,12 +143,11 @@ def create_or_restore(
     config = config_lib.flatten(run.config)
     fingerprint = run.dataset.fingerprint
     return state, CheckpointMetadata(config, fingerprint, metrics={})
-  state, metadata = restored
+  state, record = restored
   log.info(
     'Restored the checkpoint of step %d.', int(placement.fetch(state.step))
   )
-  plateau = optimizer.Plateau(**metadata['plateau'])
-  return state, CheckpointMetadata(**metadata | {'plateau': plateau})
+  return state, checkpoint_files.parse(CheckpointMetadata, record)
 
 
 def check_metadata(
@@ -155,13 +155,18 @@ def check_metadata(
   metadata: dict,
   may_change: frozenset[str] = recorded_config.MAY_CHANGE,
 ) -> None:
-  """Raises ValueError if a checkpoint has another config or data set.
+  """Checks that a checkpoint has this config and data set.
 
   Args:
     run: the opened run.
     metadata: metadata of the checkpoint, see `CheckpointMetadata`.
     may_change: config keys that may differ.
+
+  Raises:
+    ValueError: if it has others.
+    DamagedError: if its metadata are not those of a checkpoint.
   """
+  checkpoint_files.parse(CheckpointMetadata, metadata)
   recorded_config.check_unchanged(
     run.config,
     recorded_config.upgrade(metadata['config']),

@@ -10,6 +10,7 @@ import configparser
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import re
@@ -17,13 +18,17 @@ import subprocess
 
 import jax
 import ml_collections
+import numpy as np
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import checkpoint_path
 from alexnet_jax import config as config_lib
 from alexnet_jax import recorded_config
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = 'config.json'
 RESULT_FILE = 'result.json'
@@ -48,14 +53,15 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 def _read_flat(file: pathlib.Path) -> dict[str, object]:
+  """The config in `file`; if that is damaged, the one in a checkpoint beside it."""
   try:
-    flat = json.loads(files.read_bytes(file))
-    if not isinstance(flat, dict):
-      raise ValueError('it holds no JSON object')
+    flat = _parse(file)
   except ValueError as error:
-    raise ValueError(
-      f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
-    ) from error
+    flat = checkpoint_files.recorded_config(file.parent / checkpoint.FOLDER)
+    if flat is None:
+      raise ValueError(
+        f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
+      ) from error
   missing = _ESSENTIAL - flat.keys()
   if missing:
     raise ValueError(
@@ -63,6 +69,13 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
       ' another --workdir'
     )
   return recorded_config.upgrade(flat)
+
+
+def _parse(file):
+  flat = json.loads(files.read_bytes(file))
+  if not isinstance(flat, dict):
+    raise ValueError('it holds no JSON object')
+  return flat
 
 
 def check_workdir(
@@ -128,9 +141,18 @@ def write_config(
     ValueError: if it cannot be written, or belongs to another config.
   """
   check_workdir(workdir, config)
+  file = workdir / CONFIG_FILE
   with _errors_named(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / CONFIG_FILE, config_lib.flatten(config))
+    if file.exists():
+      try:
+        _parse(file)
+      except ValueError:
+        kept = files.set_aside(file)
+        log.warning(
+          '%s was damaged; kept as %s, and written again.', file, kept.name
+        )
+    files.write_json(file, config_lib.flatten(config))
 
 
 @contextlib.contextmanager
@@ -161,16 +183,32 @@ def owned_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
         has_locks = stack.enter_context(files.locked(workdir))
       write_config(workdir, config)
-    processes.barrier('work directory')
-    unseen = not (workdir / CONFIG_FILE).exists()
-    if processes.any_process(unseen):
+    if not _is_shared(workdir):
       raise ValueError(
         f'--workdir={workdir} must be on a file system that all hosts share:'
         ' process 0 has written to it, and another does not see it'
       )
     if processes.any_process(not has_locks):
-      checkpoint.save_without_locks()
+      checkpoint_files.save_without_locks()
     yield
+
+
+def _is_shared(workdir):
+  """Whether all processes see a file that process 0 makes there now.
+
+  An older file says nothing: every host may have one of its own.
+  """
+  seed = np.frombuffer(os.urandom(4), np.uint32)
+  # A name that no host has asked for before: network file systems remember.
+  file = workdir / f'shared.{processes.gather(seed)[0, 0]:08x}.tmp'
+  try:
+    if processes.is_first():
+      file.touch()
+    processes.barrier('work directory')
+    return not processes.any_process(not file.exists())
+  finally:
+    if processes.is_first():
+      file.unlink(missing_ok=True)
 
 
 def remove_result(workdir: pathlib.Path) -> None:

@@ -5,8 +5,10 @@ The tests compare with the values that were saved, and damage files by hand.
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import logging
+import os
 import shutil
 
 import jax
@@ -17,10 +19,12 @@ import optax
 import pytest
 
 from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
 from alexnet_jax import placement
 from alexnet_jax import train_state
+from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import processes
 
 # When a checkpoint is damaged, Orbax abandons the tasks that read the rest.
@@ -36,10 +40,13 @@ def collect_abandoned_tasks():
 
 
 def make_state(step, mesh=None):
-  """A train state whose every number depends on the step."""
+  """A train state whose every number depends on the step.
+
+  TensorStore stores values of up to 1 kB with a checksum, longer ones without.
+  """
   rng = np.random.default_rng(step)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  params = {'conv1': {'kernel': array(3, 3, 3, 8), 'bias': array(8)}}
+  params = {'conv1': {'kernel': array(5, 5, 3, 8), 'bias': array(8)}}
   opt_state = optax.TraceState(jax.tree.map(lambda x: x * 2, params))
   state = train_state.TrainState(jnp.int32(step), params, opt_state)
   return placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
@@ -158,7 +165,7 @@ def test_without_locks_orbax_writes_without_them(monkeypatch):
     default = get_context.__globals__[name]
     # monkeypatch removes the entry after the test.
     monkeypatch.setitem(default, 'file_io_locking', {'mode': 'os'})
-  checkpoint.save_without_locks()
+  checkpoint_files.save_without_locks()
   for use_ocdbt in (True, False):
     context = get_context(use_ocdbt=use_ocdbt).spec.to_json()
     assert context['file_io_locking'] == {'mode': 'none'}
@@ -225,12 +232,63 @@ def remove_state(step):
   shutil.rmtree(step / 'state')
 
 
+def list_in_metadata_of_orbax(step):
+  (step / '_CHECKPOINT_METADATA').write_text('[]')
+
+
+def nest_in_metadata_of_orbax(step):
+  (step / '_CHECKPOINT_METADATA').write_text('[' * 100_000)
+
+
+def remove_error(step):
+  (step / 'metrics' / 'metrics').unlink()
+
+
+def nest_error_without_digests(step):
+  (step / digests.FILE).unlink()
+  (step / 'metrics' / 'metrics').write_text('[' * 100_000)
+
+
 def truncate_error(step):
   file = step / 'metrics' / 'metrics'
   file.write_bytes(file.read_bytes()[:10])
 
 
+def flip_one_bit(step):
+  """Of the largest file of the state: TensorStore reads it all the same."""
+  file = max(step.glob('state/**/d/*'), key=lambda f: f.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+def flip_digests(step):
+  file = step / digests.FILE
+  file.write_text(file.read_text().replace('1', '2', 1))
+
+
+def null_without_digests(step):
+  (step / digests.FILE).unlink()
+  (step / 'state/_METADATA').write_text('null')
+
+
+def list_without_digests(step):
+  (step / digests.FILE).unlink()
+  (step / 'state/_METADATA').write_text('{"tree_metadata": []}')
+
+
+def make_state_a_pipe(step):
+  file = max(step.glob('state/**/d/*'), key=lambda f: f.stat().st_size)
+  file.unlink()
+  os.mkfifo(file)
+
+
 DAMAGES = [
+  flip_one_bit,
+  flip_digests,
+  null_without_digests,
+  list_without_digests,
+  make_state_a_pipe,
   truncate,
   flip_bytes,
   remove_manifests,
@@ -262,12 +320,152 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   assert_states_equal(state, make_state(9))
 
 
-def test_a_damaged_error_file_does_not_lose_the_state(tmp_path):
+def test_no_flipped_bit_is_restored_in_silence(tmp_path):
   save(tmp_path, {4: 0.5, 8: 0.4})
-  truncate_error(tmp_path / 'checkpoints' / '8')
+  folder, rng = tmp_path / 'checkpoints/8', np.random.default_rng(0)
+  read = {
+    'state': lambda c: c.restore(abstract(make_state(0)), 8),
+    'record': lambda c: c.read_metadata(8),
+    'metrics': lambda c: c.step_of('best'),
+  }
+  with opened(tmp_path, read_only=True) as checkpoints:
+    for item, number in (('state', 40), ('record', 20), ('metrics', 10)):
+      files = [path for path in (folder / item).rglob('*') if path.is_file()]
+      for _ in range(number):
+        file = files[rng.integers(len(files))]
+        before = file.read_bytes()
+        content = bytearray(before)
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        name = file.relative_to(folder)
+        with pytest.raises(checkpoint.DamagedError, match=f'{name} has other'):
+          read[item](checkpoints)
+        file.write_bytes(before)
+    assert_states_equal(read['state'](checkpoints), make_state(8))
+    assert read['record'](checkpoints) == make_metadata(8)
+    assert read['metrics'](checkpoints) == 8
+
+
+def test_a_changed_error_is_taken_as_not_evaluated(tmp_path, caplog):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  file = tmp_path / 'checkpoints/4/metrics/metrics'
+  file.write_text(file.read_text().replace('0.5', '0.1'))
+  for _ in range(2):
+    with opened(tmp_path) as checkpoints:
+      assert checkpoints.step_of('best') == 8
+      checkpoints.restore(abstract(make_state(0)), 4)
+  assert caplog.text.count('error of checkpoint 4 cannot be read') == 1
+
+
+def test_digests_are_there_as_soon_as_the_checkpoint_is(tmp_path):
+  save(tmp_path, {4: 0.5})
+  recorded = digests.read(tmp_path / 'checkpoints/4')
+  items = {name.partition('/')[0] for name in recorded}
+  assert items >= {'state', 'record', 'metrics'}
+
+
+def test_a_checkpoint_without_digests_is_read_with_a_word(tmp_path, caplog):
+  save(tmp_path, {4: 0.5})
+  (tmp_path / 'checkpoints/4' / digests.FILE).unlink()
   with opened(tmp_path) as checkpoints:
     state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
-    assert int(state.step) in (4, 8)
+    assert checkpoints.step_of('best') == 4
+  assert_states_equal(state, make_state(4))
+  (message,) = caplog.messages
+  assert message.startswith('Checkpoint 4 has no digests')
+
+
+@pytest.mark.parametrize('matching', [[4], []])
+def test_another_config_is_damage_only_if_an_older_checkpoint_has_this_one(
+  tmp_path, caplog, matching
+):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+
+  def check(metadata):
+    if metadata['config']['seed'] not in matching:
+      raise ValueError(f'seed {metadata["config"]["seed"]}')
+
+  with opened(tmp_path) as checkpoints:
+    if matching:
+      state, _ = checkpoints.restore_latest(abstract(make_state(0)), check)
+      assert_states_equal(state, make_state(4))
+      assert 'checkpoint 8 cannot be read (it has another' in caplog.text
+    else:  # The error is that of the newest; nothing is renamed.
+      with pytest.raises(ValueError, match='^seed 8$'):
+        checkpoints.restore_latest(abstract(make_state(0)), check)
+    assert checkpoints.steps() == (matching or [4, 8])
+
+
+RECORD = dataclasses.asdict(train_state.CheckpointMetadata({'a': 1}, '0f', {}))
+
+
+@pytest.mark.parametrize(
+  ('record', 'problem'),
+  [
+    (None, 'NoneType'),
+    ([], 'list'),
+    ({}, 'config'),
+    (RECORD | {'config': [1]}, 'list'),
+    (RECORD | {'dataset': 1}, 'dataset is 1'),
+    (RECORD | {'metrics': {'train/loss': None}}, 'train.loss is None'),
+    (RECORD | {'plateau': {'drops': -1}}, 'drops is -1'),
+    (RECORD | {'plateau': {'dropz': 1}}, 'dropz'),
+    (RECORD | {'stuck_steps': '1'}, "stuck_steps is '1'"),
+    (RECORD | {'wall_secondz': 1.0}, 'wall_secondz'),
+  ],
+)
+def test_a_record_that_is_none_of_ours_is_damage(record, problem):
+  parse = checkpoint_files.parse
+  with pytest.raises(checkpoint.DamagedError, match=problem):
+    parse(train_state.CheckpointMetadata, record)
+  assert dataclasses.asdict(parse(train_state.CheckpointMetadata, RECORD)) == (
+    RECORD
+  )
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.ENOSPC, 'x'),
+    ValueError('RESOURCE_EXHAUSTED: [OS error 28: No space left on device]'),
+  ],
+)
+def test_a_full_disk_names_the_checkpoint_that_is_whole(
+  tmp_path, monkeypatch, error
+):
+  save(tmp_path, {4: 0.5})
+
+  def fail(_):
+    raise error
+
+  monkeypatch.setattr(digests, 'write', fail)
+  words = f'disk full at {tmp_path}/checkpoints; checkpoint 4 is whole'
+  with pytest.raises(OSError, match=words) as found:
+    with checkpoint.opened(tmp_path) as checkpoints:
+      checkpoints.save(8, make_state(8), make_metadata(8), 0.4)
+  assert found.value.errno == errno.ENOSPC
+  assert checkpoint.saved_steps(tmp_path) == [4]
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    truncate_error,
+    remove_error,
+    nest_error_without_digests,
+    list_in_metadata_of_orbax,
+    nest_in_metadata_of_orbax,
+  ],
+  ids=lambda d: d.__name__,
+)
+def test_a_damaged_file_that_is_not_needed_does_not_lose_the_state(
+  tmp_path, damage
+):
+  save(tmp_path, {4: 0.5, 8: 0.4})
+  damage(tmp_path / 'checkpoints' / '8')
+  with opened(tmp_path) as checkpoints:
+    state, _ = checkpoints.restore_latest(abstract(make_state(0)), accept)
+    assert int(state.step) == 8
     assert checkpoints.step_of('best') in (4, 8)
     checkpoints.save(12, make_state(12), make_metadata(12), 0.3)
 

@@ -210,3 +210,13 @@ def test_another_error_of_a_library_keeps_its_traceback():
 
 def _raise(error):
   raise error
+
+
+def test_a_failed_save_is_one_line_although_orbax_logs_its_traceback(caplog):
+  command.quiet_libraries()
+  try:
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  except OSError:
+    absl_logging.error('Failed to save', exc_info=True)
+  absl_logging.error('Another error')
+  assert caplog.messages == ['Another error']

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import shlex
 import shutil
 
@@ -11,6 +12,8 @@ import pytest
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import verify
+from alexnet_jax.runtime import digests
 
 NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
 
@@ -113,12 +116,101 @@ def test_statistics_that_do_not_fit_the_images_are_named(
 ):
   path = tmp_path / dataset.path.parent.name / dataset.path.name
   shutil.copytree(dataset.path, path)
+  (path / digests.FILE).unlink()  # Earlier versions wrote none.
   file = path / dataset_lib.STATISTICS_FILE
   facts = {k: v for k, v in (FACTS | change).items() if v is not None}
   np.savez(file, **facts)
   with pytest.raises(ValueError, match=f'{file} .*{message}') as error:
     dataset_lib.open_dataset(tmp_path, path.parent.name)
   assert 'prepare it again' in str(error.value)
+
+
+def flip(file):
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+@pytest.fixture
+def copy(dataset, tmp_path):
+  """The folder of a copy of the data set 'painted', prepared in `tmp_path`."""
+  return shutil.copytree(dataset.path, tmp_path / 'painted/1.0.0')
+
+
+SHARD = 'painted-train.array_record-00000-of-00001'
+RECORD = 'preparation.json'
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'problem'),
+  [
+    ('statistics.npz', flip, 'has other content than was written'),
+    ('label.labels.txt', flip, 'has other content than was written'),
+    ('dataset_info.json', flip, 'has other content than was written'),
+    ('digests.json', flip, 'is damaged'),
+    (SHARD, pathlib.Path.unlink, 'is missing'),
+    (SHARD, lambda file: file.write_bytes(b''), 'has 0 bytes in place of '),
+    (SHARD, lambda file: (file.unlink(), os.mkfifo(file)), 'is not a file'),
+  ],
+)
+def test_what_is_not_as_it_was_prepared_is_refused_when_opened(
+  copy, tmp_path, name, change, problem
+):
+  change(copy / name)
+  with pytest.raises(ValueError, match=f'{name} {problem}.*copy, or') as error:
+    dataset_lib.open_dataset(tmp_path, 'painted')
+  assert '\n' not in str(error.value)
+
+
+def test_opening_reads_no_shard_and_verifying_names_every_file(
+  copy, tmp_path, capsys
+):
+  assert verify.verify('painted', tmp_path) == []
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'{copy}: 7 files, 0.3 MB, read in ')
+  assert line.endswith(' s; no problems')
+  flip(copy / SHARD)
+  dataset_lib.open_dataset(tmp_path, 'painted')
+  (copy / RECORD).unlink()
+  (copy / 'note').touch()
+  problems = verify.verify('painted', tmp_path)
+  assert problems == [
+    f'{SHARD} has other content than was written',
+    f'{RECORD} is missing',
+    'note is extra',
+  ]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:3] == [f'{copy}: {problem}' for problem in problems]
+  assert lines[3].endswith('; 3 problems')
+
+
+def test_a_data_set_of_an_earlier_version_opens_but_cannot_be_verified(
+  copy, tmp_path
+):
+  (copy / digests.FILE).unlink()
+  flip(copy / RECORD)
+  dataset_lib.open_dataset(tmp_path, 'painted')
+  with pytest.raises(ValueError, match='nothing|no digests.json .*prepare it'):
+    verify.verify('painted', tmp_path)
+  with pytest.raises(FileNotFoundError, match='no prepared data set --name=x'):
+    verify.verify('x', tmp_path)
+
+
+def test_every_flipped_bit_of_a_data_set_is_found(copy, tmp_path):
+  rng = np.random.default_rng(0)
+  names = [path for path in copy.iterdir() if path.stat().st_size]
+  for i in range(48):
+    file = names[i % len(names)]
+    before = file.read_bytes()
+    content = bytearray(before)
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(content)
+    try:
+      found = verify.verify('painted', tmp_path)
+    except ValueError as error:
+      found = [str(error)]
+    assert any(file.name in line for line in found)
+    file.write_bytes(before)
 
 
 def test_check_dataset_accepts_what_fits(dataset):

@@ -214,15 +214,12 @@ def test_a_relative_path_is_relative_to_the_current_folder(
   )
 
 
-@pytest.mark.parametrize('file', ['record', 'state', 'config.json'])
+@pytest.mark.parametrize('file', ['record', 'state'])
 def test_what_is_damaged_is_found_before_anything_is_written(
   config, tmp_path, file
 ):
   save_pretrained(config, tmp_path / 'pretrained')
-  if file == 'config.json':
-    (tmp_path / 'pretrained/config.json').write_text('{')
-  else:
-    shutil.rmtree(tmp_path / 'pretrained/checkpoints/7' / file)
+  shutil.rmtree(tmp_path / 'pretrained/checkpoints/7' / file)
   config.train.init_from = str(tmp_path / 'pretrained')
   with pytest.raises(ValueError) as error:
     train.train_and_evaluate(config, tmp_path / 'tuned')
@@ -232,6 +229,15 @@ def test_what_is_damaged_is_found_before_anything_is_written(
   else:
     other = make_config('elsewhere')
     workdir_lib.check_workdir(tmp_path / 'tuned', other)
+
+
+def test_a_damaged_config_is_replaced_by_that_of_the_checkpoint(
+  config, tmp_path
+):
+  save_pretrained(config, tmp_path / 'pretrained')
+  (tmp_path / 'pretrained/config.json').write_text('{')
+  config.train.init_from = str(tmp_path / 'pretrained')
+  pretrained_lib.check(run_lib.open_run(config))
 
 
 def fail(error):

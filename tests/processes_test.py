@@ -614,6 +614,8 @@ def _run_pair(address, index, config_file, folder):
     report['workdir'] = error_of(
       train.train_and_evaluate, config, folder / f'none{index}'
     )
+    # Each has an old config of its own there.
+    workdir_lib.write_config(folder / f'private{index}', config)
     report['unseen'] = error_of(
       workdir_lib.owned_workdir, folder / f'private{index}', config
     )

@@ -708,7 +708,7 @@ def test_a_run_whose_last_checkpoint_or_result_is_not_written_has_failed(
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   monkeypatch.setattr(owner, name, fail)
-  with pytest.raises(OSError, match='No space left'):
+  with pytest.raises(OSError, match='No space left|disk full at'):
     train.train_and_evaluate(config, workdir)
   assert status_of(workdir) == 'STATUS_FAILURE'
   # Without its last checkpoint the run has no result.

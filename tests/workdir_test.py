@@ -14,10 +14,11 @@ import subprocess
 import jax
 import pytest
 
-from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint_files
 from alexnet_jax import config as config_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import processes
 from configs import paper
 
 NAMES = sorted(
@@ -124,6 +125,39 @@ def test_a_config_recorded_before_the_lock_was_taken_is_kept(
     with workdir_lib.owned_workdir(tmp_path / 'run', changed(seed=2)):
       pass
   assert json.loads((tmp_path / 'run/config.json').read_text())['seed'] == 1
+
+
+@pytest.mark.parametrize('content', ['', '{"seed"', '[]', 'null', '\xff'])
+def test_a_damaged_config_is_set_aside_if_a_checkpoint_has_it(
+  tmp_path, content
+):
+  record(tmp_path, changed(seed=1))
+  file = tmp_path / 'config.json'
+  saved = tmp_path / 'checkpoints/7/record/metadata'
+  saved.parent.mkdir(parents=True)
+  file.replace(saved)
+  file.write_text(content, 'latin-1')
+  (tmp_path / 'checkpoints/8/record').mkdir(parents=True)  # Damaged as well.
+  with pytest.raises(ValueError, match=f'^{file} is damaged .*fresh --workdir'):
+    record(tmp_path, changed(seed=1))
+  saved.write_text(json.dumps({'config': json.loads(saved.read_text())}))
+  assert workdir_lib.read_config(tmp_path).seed == 1
+  assert file.read_text('latin-1') == content  # Reading changes nothing.
+  with pytest.raises(ValueError, match='config.seed is 1 there but 2 here'):
+    record(tmp_path, changed(seed=2))
+  record(tmp_path, changed(seed=1))
+  assert json.loads(file.read_text())['seed'] == 1
+  assert file.with_name('config.json.damaged').read_text('latin-1') == content
+
+
+def test_a_folder_that_is_not_shared_is_refused_whatever_is_in_it(
+  tmp_path, monkeypatch
+):
+  record(tmp_path, paper.get_config())  # Of an earlier run on this host.
+  monkeypatch.setattr(processes, 'is_first', lambda: False)
+  with pytest.raises(ValueError, match='must be on a file system that all'):
+    with workdir_lib.owned_workdir(tmp_path, paper.get_config()):
+      pass
 
 
 def test_a_result_is_written_once(tmp_path):
@@ -260,7 +294,7 @@ def test_checkpoints_use_locks_only_where_there_are_any(
 ):
   called = []
   monkeypatch.setattr(
-    checkpoint, 'save_without_locks', lambda: called.append(1)
+    checkpoint_files, 'save_without_locks', lambda: called.append(1)
   )
   monkeypatch.setattr(
     files, 'locked', lambda _: contextlib.nullcontext(has_locks)

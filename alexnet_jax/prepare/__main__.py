@@ -5,6 +5,10 @@ r"""Prepares a data set for training, once (section 2 of the paper).
 creates DATA_DIR/NAME/1.0.0, an ordinary tfds data set of ArrayRecord shards.
 The module prepare.py in this folder describes the data set, the memory that
 preparation needs, and how it continues after an interruption.
+
+    python -m alexnet_jax.prepare --verify --name=NAME
+
+compares every file of a prepared data set with the digest of its preparation.
 """
 
 import logging
@@ -21,9 +25,10 @@ from absl import flags
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import sources
+from alexnet_jax.prepare import verify
 
 SOURCE = flags.DEFINE_string(
-  'source', None, f'Where the images are: {sources.FORMS}.', required=True
+  'source', None, f'Where the images are: {sources.FORMS}.'
 )
 NAME = flags.DEFINE_string('name', None, 'Name of the data set.', required=True)
 DATA_DIR = flags.DEFINE_string(
@@ -50,12 +55,22 @@ VAL_FRACTION = flags.DEFINE_float(
 WORKERS = flags.DEFINE_integer(
   'workers', 0, 'Number of worker processes; 0: one per CPU core.'
 )
+VERIFY = flags.DEFINE_bool(
+  'verify',
+  False,
+  'Read the prepared data set --name and compare it with its digests; exit code'
+  ' 1 if a file is damaged, missing or extra.',
+)
 
 
 def main(_) -> None:
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   signals.resume_hint = 'the same command continues'
   try:
+    if VERIFY.value:
+      sys.exit(1 if verify.verify(NAME.value, DATA_DIR.value) else 0)
+    if SOURCE.value is None:
+      raise ValueError(f'--source is missing; it is {sources.FORMS}')
     prepare.prepare(
       SOURCE.value,
       NAME.value,

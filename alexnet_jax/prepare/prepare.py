@@ -38,6 +38,7 @@ from alexnet_jax.prepare import plan as plan_lib
 from alexnet_jax.prepare import shards
 from alexnet_jax.prepare import sources
 from alexnet_jax.prepare import workers as workers_lib
+from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
@@ -275,12 +276,14 @@ def _describe(folder, name, source, plan, complete_shards):
 
 
 def _complete(incomplete, folder):
-  """Removes temporary files and gives the data set its name."""
+  """Removes temporary files, records digests, and names the data set."""
+  known = shards.read_digests(incomplete)
   # Killed processes may have left *.tmp files.
-  temporary = ('*.sums.npz', '*.tmp', plan_lib.INDEX_FILE, plan_lib.PLAN_FILE)
+  temporary = (shards.SUMS, '*.tmp', plan_lib.INDEX_FILE, plan_lib.PLAN_FILE)
   for pattern in temporary:
     for path in incomplete.glob(pattern):
       path.unlink()
+  digests.write(incomplete, known)
   os.replace(incomplete, folder)
 
 

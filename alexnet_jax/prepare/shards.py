@@ -21,9 +21,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax import images
 from alexnet_jax.prepare import examples as examples_lib
 from alexnet_jax.prepare import folders
+from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
+
+SUMS = '*.sums.npz'  # The files of the sums, beside the shards.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Shard:
   @property
   def sums_path(self) -> pathlib.Path:
     """File of the counts and sums that `write` returns."""
-    return self.path.with_name(f'{self.path.name}.sums.npz')
+    return self.path.with_name(f'{self.path.name}{SUMS[1:]}')
 
 
 def write(
@@ -128,9 +131,22 @@ def read_sums(shard: Shard) -> dict[str, np.ndarray]:
     return {'damaged': np.array([], np.str_), **sums}  # New in this version.
 
 
+def read_digests(folder: pathlib.Path) -> dict[str, str]:
+  """The SHA-256 of each complete shard in `folder`, by name.
+
+  Those that an earlier version has written are left out.
+  """
+  found = {}
+  for path in folder.glob(SUMS):
+    with np.load(path) as sums:
+      if 'sha256' in sums:
+        found[path.name.removesuffix(SUMS[1:])] = str(sums['sha256'])
+  return found
+
+
 def _commit(shard, temporary, sums):
   """Gives the shard its name, once both of its files are on the disk."""
-  np.savez(shard.sums_path, **sums)
+  np.savez(shard.sums_path, **sums, sha256=digests.sha256(temporary))
   files.sync(shard.sums_path)
   files.sync(temporary)
   os.replace(temporary, shard.path)

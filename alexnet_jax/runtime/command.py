@@ -134,7 +134,13 @@ def _way_out(argv, words):
 def quiet_libraries() -> None:
   """Lets libraries log errors only, and JAX warnings, as of an unused GPU."""
   absl_logging.set_verbosity(absl_logging.ERROR)
+  # Orbax logs the traceback of a failed save, and raises the error as well.
+  logging.getLogger('absl').addFilter(_has_no_traceback)
   logging.getLogger('jax').setLevel(logging.WARNING)
+
+
+def _has_no_traceback(record):
+  return not record.exc_info
 
 
 @contextlib.contextmanager

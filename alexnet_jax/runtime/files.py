@@ -173,6 +173,17 @@ def sync(path: pathlib.Path) -> None:
     os.fsync(file.fileno())
 
 
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Renames a damaged file to NAME.damaged, or NAME.damaged.2 and so on."""
+  for number in range(1, 10**6):
+    end = 'damaged' if number == 1 else f'damaged.{number}'
+    kept = path.with_name(f'{path.name}.{end}')
+    if not os.path.lexists(kept):
+      break
+  path.rename(kept)
+  return kept
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a file beside `path`, which becomes `path` when the block ends.

@@ -1,0 +1,211 @@
+"""The files of a checkpoint: digests, damage, full disks, and their locks.
+
+Orbax notices a truncated file, not a changed one, and raises errors of many
+types; here they become errors that say what has happened to the checkpoint.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import os
+import pathlib
+import shutil
+import typing
+
+import jax
+
+from alexnet_jax.runtime import digests
+
+log = logging.getLogger(__name__)
+
+# Names of the items on disk.
+STATE, RECORD, METRICS = 'state', 'record', 'metrics'
+METRIC = 'eval/top1_error'  # The key in the latter.
+T = typing.TypeVar('T')
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# The machine is at fault, not the file.
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+_NOT_DAMAGE += (errno.ENOMEM, errno.ESTALE)
+# What a file that should hold an object of JSON raises.
+_NOT_JSON = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+
+
+class DamagedError(ValueError):
+  """Files of a checkpoint are truncated, corrupted or missing."""
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+  """Raises DamagedError for whatever Orbax raises when it reads a bad file.
+
+  The type depends on the damage: `null` for an object of JSON is a TypeError or
+  an AttributeError. An error of the system or of a device keeps its type.
+  """
+  try:
+    yield
+  except DamagedError:
+    raise
+  except Exception as error:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _NOT_DAMAGE or isinstance(
+      error, MemoryError | jax.errors.JaxRuntimeError
+    ):
+      raise
+    reason = error.__cause__ or error
+    raise DamagedError(str(reason) or type(reason).__name__) from error
+
+
+def check_digests(step: pathlib.Path, item: str) -> bool:
+  """Compares the files of one item of a checkpoint with their digests.
+
+  Args:
+    step: folder of the checkpoint.
+    item: name of the item.
+
+  Returns:
+    Whether the checkpoint has digests; those of earlier versions have none.
+
+  Raises:
+    DamagedError: if a file is missing or has other content than was saved.
+  """
+  with reading():
+    recorded = digests.read(step)
+    if recorded is None:
+      return False
+    mine = {k: v for k, v in recorded.items() if k.startswith(f'{item}/')}
+    if problems := digests.problems(step, mine):
+      more = f', and {len(problems) - 1} more' if problems[1:] else ''
+      raise DamagedError(f'{problems[0]}{more}')
+  return True
+
+
+def parse(kind: type[T], values: object) -> T:
+  """The dataclass whose fields a checkpoint has stored as JSON.
+
+  Args:
+    kind: the dataclass; its fields may be dataclasses and dicts.
+    values: what JSON gave.
+
+  Raises:
+    DamagedError: if a field is missing, unknown or of another type.
+  """
+  try:
+    return _parse(kind, values, kind.__name__)
+  except (TypeError, KeyError, AttributeError) as error:
+    raise DamagedError(f'its record is damaged: {error}') from error
+
+
+def _parse(kind, value, name):
+  if dataclasses.is_dataclass(kind):
+    types = typing.get_type_hints(kind)
+    return kind(**{k: _parse(types[k], v, k) for k, v in value.items()})
+  if typing.get_origin(kind) is dict:
+    element = typing.get_args(kind)[1]
+    return {k: _parse(element, v, k) for k, v in value.items()}
+  if isinstance(kind, type):
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (kind is int and value < 0):
+      raise TypeError(f'{name} is {value!r}')
+  return value
+
+
+def recorded_config(checkpoints: pathlib.Path) -> dict[str, object] | None:
+  """The config in the newest checkpoint whose record can be read.
+
+  Args:
+    checkpoints: folder of the checkpoints, which need not exist.
+
+  Returns:
+    Values by dotted key, as recorded; None if there are none.
+  """
+  steps = [path for path in checkpoints.glob('*') if path.name.isdecimal()]
+  for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
+    with contextlib.suppress(DamagedError), reading():
+      check_digests(step, RECORD)
+      config = json.loads((step / RECORD / 'metadata').read_text())['config']
+      return dict(config)
+  return None
+
+
+@contextlib.contextmanager
+def full_disk_named(
+  folder: pathlib.Path, whole_steps: Callable[[], list[int]]
+) -> Iterator[None]:
+  """Turns the errors of a full disk into one that says what is kept.
+
+  Args:
+    folder: folder of the checkpoints.
+    whole_steps: function that returns the steps of the complete checkpoints.
+  """
+  try:
+    yield
+  except Exception as error:
+    if not _is_disk_full(error):
+      raise
+    steps = whole_steps()
+    kept = f'checkpoint {steps[-1]} is whole' if steps else 'no checkpoint yet'
+    raise OSError(errno.ENOSPC, f'disk full at {folder}; {kept}') from error
+
+
+def _is_disk_full(error):
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+      return True
+    # TensorStore raises a ValueError with the words of the system.
+    if any(os.strerror(number) in str(error) for number in _DISK_FULL):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def remove_unreadable(step: pathlib.Path) -> None:
+  """Removes what a checkpoint can do without, where it is damaged.
+
+  Orbax reads the validation error and its own metadata of every checkpoint when
+  it opens the folder, and fails if one of them cannot be read.
+
+  Args:
+    step: folder of the checkpoint.
+  """
+  error = step / METRICS
+  if error.exists():
+    try:
+      check_digests(step, METRICS)
+      float(json.loads((error / METRICS).read_text())[METRIC])
+    except (*_NOT_JSON, OSError):
+      log.error(
+        'the validation error of checkpoint %s cannot be read; it is now taken'
+        ' as not evaluated',
+        step.name,
+      )
+      shutil.rmtree(error)
+  metadata = step / '_CHECKPOINT_METADATA'
+  if metadata.is_file():
+    try:
+      json.loads(metadata.read_text()).keys()
+    except _NOT_JSON:
+      log.error('%s cannot be read and is not needed; removed', metadata)
+      metadata.unlink()
+
+
+def save_without_locks() -> None:
+  """Lets this process save to a file system that has no locks.
+
+  TensorStore locks every file that it writes, although each has one writer and
+  gets its name by a rename. Orbax has no option for it.
+  """
+  try:
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    contexts = (
+      tensorstore_utils._BASE_TS_CONTEXT,
+      tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
+    )
+  except (ImportError, AttributeError):  # Another version of Orbax.
+    log.warning('Orbax may fail to save here: the file system has no locks.')
+    return
+  for context in contexts:
+    context['file_io_locking'] = {'mode': 'none'}
