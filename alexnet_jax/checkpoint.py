@@ -93,7 +93,8 @@ class Checkpoints:
       ),
     )
     with checkpoint_files.reading():
-      checkpoint_path.check_files(self._folder)
+      for step in saved_steps(workdir):  # The manager reads all of these.
+        checkpoint_path.check_files(workdir / FOLDER / str(step) / METRICS)
       self._manager = ocp.CheckpointManager(
         name / FOLDER, options=options, item_names=(STATE, METADATA)
       )
@@ -193,6 +194,8 @@ class Checkpoints:
         'an earlier version misread its path and did not complete it;'
         ' --mode=train does, nothing is lost'
       )
+    with checkpoint_files.reading():
+      checkpoint_path.check_files(saved)
     has_digests = checkpoint_files.check_digests(saved.parent, item)
     if item == STATE and not has_digests:
       log.warning(

@@ -18,6 +18,7 @@ import typing
 import jax
 
 from alexnet_jax.runtime import digests
+from alexnet_jax.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def remove_unreadable(step: pathlib.Path) -> None:
   if error.exists():
     try:
       check_digests(step, METRICS)
-      float(json.loads((error / METRICS).read_text())[METRIC])
+      float(json.loads(files.read_bytes(error / METRICS))[METRIC])
     except (*_NOT_JSON, OSError):
       log.error(
         'the validation error of checkpoint %s cannot be read; it is now taken'
@@ -183,9 +184,9 @@ def remove_unreadable(step: pathlib.Path) -> None:
       )
       shutil.rmtree(error)
   metadata = step / '_CHECKPOINT_METADATA'
-  if metadata.is_file():
+  if metadata.exists():
     try:
-      json.loads(metadata.read_text()).keys()
+      json.loads(files.read_bytes(metadata)).keys()
     except _NOT_JSON:
       log.error('%s cannot be read and is not needed; removed', metadata)
       metadata.unlink()

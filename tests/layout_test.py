@@ -222,7 +222,7 @@ LONG_FUNCTIONS = {
   ('train', 'train_and_evaluate'): 80
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2385
+CORE_LINES = 2410
 
 
 def path_of(module):

@@ -7,6 +7,7 @@ set.
 
 from collections.abc import Mapping
 import json
+import logging
 import pathlib
 import zipfile
 
@@ -14,7 +15,10 @@ import numpy as np
 
 from alexnet_jax import images
 from alexnet_jax.prepare import examples as examples_lib
+from alexnet_jax.prepare import folders
 from alexnet_jax.runtime import files
+
+log = logging.getLogger(__name__)
 
 RECORD_FILE = 'preparation.json'  # The plan and the result, once complete.
 # These two exist only while the preparation is incomplete.
@@ -99,3 +103,18 @@ def read_index(incomplete: pathlib.Path) -> dict[str, np.ndarray] | None:
       return dict(index)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
     return None  # It does not exist, or was truncated by a kill.
+
+
+def log_record(folder: pathlib.Path) -> None:
+  """Logs what the record of a complete data set counts."""
+  record = json.loads(files.read_bytes(folder / RECORD_FILE))
+  for line in record['skipped']:
+    log.warning('skipped %s', folders.printable(line))
+  stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
+  damaged, unused = record.get('damaged'), record.get('unused')
+  more = f', {len(damaged)} damaged but used' if damaged else ''
+  more += f', {len(unused)} other files or folders not used' if unused else ''
+  log.info(
+    '%s: %s examples, %d unreadable images skipped%s.',
+    *(folder, stored, len(record['skipped']), more),
+  )

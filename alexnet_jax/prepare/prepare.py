@@ -21,7 +21,6 @@ complete. Its bytes do not depend on interruptions or on the number of cores.
 
 from collections.abc import Iterator
 import contextlib
-import json
 import logging
 import os
 import pathlib
@@ -108,7 +107,7 @@ def prepare(
     if not (incomplete / plan_lib.RECORD_FILE).exists():
       _write(incomplete, name, source, plan, max_bad, workers)
     _complete(incomplete, folder)
-  _log_record(folder)
+  plan_lib.log_record(folder)
   return folder
 
 
@@ -285,17 +284,3 @@ def _complete(incomplete, folder):
       path.unlink()
   digests.write(incomplete, known)
   os.replace(incomplete, folder)
-
-
-def _log_record(folder):
-  record = json.loads(files.read_bytes(folder / plan_lib.RECORD_FILE))
-  for line in record['skipped']:
-    log.warning('skipped %s', folders.printable(line))
-  stored = ' + '.join(f'{n} {split}' for split, n in record['stored'].items())
-  damaged, unused = record.get('damaged'), record.get('unused')
-  more = f', {len(damaged)} damaged but used' if damaged else ''
-  more += f', {len(unused)} other files or folders not used' if unused else ''
-  log.info(
-    '%s: %s examples, %d unreadable images skipped%s.',
-    *(folder, stored, len(record['skipped']), more),
-  )
