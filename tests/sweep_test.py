@@ -286,7 +286,8 @@ def test_wrong_input_is_one_line_before_anything_is_read_or_written(
 def test_a_command_ends_with_one_line(
   monkeypatch, tmp_path, flag_values, message
 ):
-  values = {'seeds': 1, 'output': tmp_path, 'compilation_cache_dir': ''}
+  values = {'seeds': 1, 'output': tmp_path, 'quick': False}
+  values['compilation_cache_dir'] = ''
   given = types.SimpleNamespace(**values | flag_values)
   monkeypatch.setattr(sweep, 'FLAGS', given)
   monkeypatch.setattr(sweep.compilation, 'enable_compilation_cache', print)
