@@ -173,8 +173,8 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping]) -> pathlib.Path:
       level = 100 * PUBLISHED[net]
       axes.axhline(level, color='k', linestyle=':', label='published')
     axes.set(title=net, xlabel='epoch', ylim=(0, 80))
+    axes.legend()
   panels[0].set_ylabel('error (%)')
-  panels[-1].legend()
   figure.savefig(path / CURVES_FIGURE, dpi=110)
   return path / CURVES_FIGURE
 
