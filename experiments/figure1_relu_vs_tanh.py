@@ -189,7 +189,7 @@ def draw(path: pathlib.Path, found: Mapping, target: float) -> pathlib.Path:
       label = variant.replace('_', ', rate ') if i == 0 else None
       axes.plot(epochs, errors, line, color='k', linewidth=0.9, label=label)
   axes.axhline(target, color='C0', linestyle=':', linewidth=0.8)
-  axes.set(xlabel='epochs', ylabel='training error rate', ylim=(0, 0.8))
+  axes.set(xlabel='epochs', ylabel='training error rate', ylim=(0, 1))
   axes.set_xlim(left=0)
   axes.legend()
   figure.savefig(path / FIGURE, dpi=110)
@@ -280,7 +280,8 @@ def main() -> None:
   target, rates = QUICK if FLAGS.quick else (TARGET, RATES)
   found = run(config, path, FLAGS.seeds, target, rates, FLAGS.epochs)
   print(json.dumps(found, indent=1))
-  print(*remarks(found, FLAGS.epochs), sep='\n')
+  for line in remarks(found, FLAGS.epochs):
+    print(line)
   print(summary.draw(path, {METRIC: f'epochs to {target:.0%} training error'}))
   print(draw(path, found, target))
 

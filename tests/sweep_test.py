@@ -164,6 +164,21 @@ def test_seeds_and_variants_can_be_added(
   assert lines[2].startswith('run 3/4: a, seed 1; remaining 00:0')
 
 
+def test_runs_of_earlier_commands_stay_in_the_tables(
+  base, finished_at_once, tmp_path, capsys
+):
+  sweep.run(base, {'a': {}}, 2, tmp_path)
+  capsys.readouterr()
+  rows = sweep.run(base, {'b': SLOW}, 1, tmp_path)
+  assert [(r['variant'], r['seed']) for r in rows] == [
+    ('a', 0),
+    ('a', 1),
+    ('b', 0),
+  ]
+  assert 'run 1/1: b, seed 0' in capsys.readouterr().out
+  assert len(sweep.run(base, {'a': {}}, 1, tmp_path)) == 3
+
+
 def test_a_run_that_could_not_be_measured_keeps_its_result(
   base, finished_at_once, tmp_path
 ):
