@@ -1,5 +1,6 @@
 """The configs of trainings of cuda-convnet's nets, for `cifar10_training`."""
 
+from collections.abc import Mapping
 import json
 import pathlib
 
@@ -14,6 +15,11 @@ from configs import quickstart
 from experiments import cuda_convnet
 
 ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh}
+# Keys that do not determine a training, and the values of keys that the first
+# recorded configs did not have yet.
+NOT_RECORDED = frozenset({'input.data_dir', 'train.max_epochs'})
+ADDED = {'optimizer.drop_bias_rate': True, 'input.max_examples': 0}
+QUICK_EXAMPLES = 128
 
 
 def get_config(
@@ -40,15 +46,22 @@ def get_config(
         'train_split': 'train',
         'eval_split': 'validation',
         'crop_size': 32,  # Pixels; random crops if the images are larger.
+        'max_examples': 0,  # The first ones of each split; 0 for all.
       },
       # Whether to reflect training images, and to test on ten views, not five.
       'augment': {'flip': False},
-      # (epochs, rate of the weights, share of the training split) of each stage.
-      'optimizer': {'stages': ((8.0, 1e-3, 1.0), (2.0, 1e-4, 1.0))},
+      'optimizer': {
+        # (epochs, rate of the weights, share of the training split) by stage.
+        'stages': ((8.0, 1e-3, 1.0), (2.0, 1e-4, 1.0)),
+        # Whether the rate of biases falls with that of weights; otherwise it
+        # stays that of the first stage.
+        'drop_bias_rate': True,
+      },
       'train': {
         'eval_every_epochs': 1,
         # Ends when the error on 10,000 training images is as low; 0 for never.
         'target_error': 0.0,
+        'max_epochs': 0.0,  # Ends there; a higher value continues; 0 for none.
       },
     }
   )
@@ -58,13 +71,22 @@ def get_config(
     digits.prepare_if_missing(on_digits)
     for key in ('dataset', 'train_split', 'eval_split'):
       config.input[key] = on_digits.input[key]
+    config.input.max_examples = QUICK_EXAMPLES
   return config
 
 
 def recorded(config: ml_collections.ConfigDict) -> dict[str, object]:
   """Config values by dotted key that determine a training."""
   flat = config_lib.flatten(config)
-  return {k: v for k, v in flat.items() if k != 'input.data_dir'}
+  return {k: v for k, v in flat.items() if k not in NOT_RECORDED}
+
+
+def differences(
+  found: Mapping[str, object], now: Mapping[str, object]
+) -> list[str]:
+  """Keys whose values differ in two results of `recorded`, `found` the older."""
+  found = {**ADDED, **found}
+  return [key for key in now if found.get(key) != now[key]]
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> dataset_lib.Dataset:
@@ -104,8 +126,7 @@ def check_recorded(
   config: ml_collections.ConfigDict, file: pathlib.Path
 ) -> None:
   """Raises ValueError if the config differs from the one in `file`."""
-  found, now = json.loads(file.read_text()), recorded(config)
-  differ = [key for key in now if found.get(key) != now[key]]
+  differ = differences(json.loads(file.read_text()), recorded(config))
   if differ:
     raise ValueError(
       f'{file} was made with another config ({", ".join(differ)} differ); use a'

@@ -2,10 +2,12 @@
 
 Pixels are raw, less the mean image. Weight decay differs by layer, and biases
 have none. The rates were lowered by hand: a training has stages of a number of
-epochs with a rate each. `minibatches` has the order of the images.
+epochs with a rate each. The rate of biases is twice that of weights, but in the
+released parameters of the nets with local layers it is not lowered with it
+(`optimizer.drop_bias_rate`). `minibatches` has the order of the images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import functools
 import math
@@ -59,12 +61,27 @@ def make_optimizer(
   return optax.chain(optax.stateless(add_decay), sgd)
 
 
-def rates_of(rate: float) -> dict[str, float]:
-  """The learning rates of all parameters, given that of the weights."""
-  factors = {'kernel': 1.0, 'bias': BIAS_RATE_FACTOR}
-  return {
-    key: rate * factors[key.rpartition('/')[2]] for key in optimizer.RATE_KEYS
-  }
+def rates_of(
+  rate: float, settings: ml_collections.ConfigDict
+) -> dict[str, float]:
+  """The learning rates of all parameters, given that of the weights.
+
+  Args:
+    rate: learning rate of the weights in this stage.
+    settings: config.optimizer.
+  """
+  of_first_stage = settings.stages[0][1]
+  followed = rate if settings.drop_bias_rate else of_first_stage
+  rates = {'kernel': rate, 'bias': BIAS_RATE_FACTOR * followed}
+  return {key: rates[key.rpartition('/')[2]] for key in optimizer.RATE_KEYS}
+
+
+def parts_until(
+  parts: Sequence[minibatches.Part], max_epochs: float
+) -> Sequence[minibatches.Part]:
+  """The parts that end by `max_epochs`, at least one; all if it is 0."""
+  limit = max_epochs or math.inf
+  return [part for part in parts if part.epoch <= limit + 1e-6] or parts[:1]
 
 
 class Trainer:
@@ -73,11 +90,12 @@ class Trainer:
   def __init__(self, config: ml_collections.ConfigDict):
     self.config, self.dataset = config, cifar10_config.open_dataset(config)
     inputs = config.input
-    self._train = minibatches.read(self.dataset, inputs.train_split)
-    self._eval = minibatches.read(self.dataset, inputs.eval_split)
-    self.parts = minibatches.parts(
-      config.optimizer.stages, len(self._train.labels)
+    self._train, self._eval = (
+      minibatches.read(self.dataset, split).first(inputs.max_examples)
+      for split in (inputs.train_split, inputs.eval_split)
     )
+    parts = minibatches.parts(config.optimizer.stages, len(self._train.labels))
+    self.parts = parts_until(parts, config.train.max_epochs)
     layers = cuda_convnet.NETS[config.model.net]
     net = cuda_convnet.CudaConvnet(
       layers, cifar10_config.ACTIVATIONS[config.model.activation]
@@ -125,11 +143,16 @@ class Trainer:
     }
 
     def check(found):
-      for key, value in metadata.items():
-        if found[key] != value:
-          raise ValueError(
-            f'the checkpoint was made with another {key}; use a fresh --output'
-          )
+      differ = {
+        'config': cifar10_config.differences(
+          found['config'], metadata['config']
+        ),
+        'dataset': found['dataset'] != metadata['dataset'],
+      }
+      for key in filter(differ.get, differ):
+        raise ValueError(
+          f'the checkpoint was made with another {key}; use a fresh --output'
+        )
 
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = jax.tree.map(
@@ -148,8 +171,8 @@ class Trainer:
     progress: metrics.Progress,
   ) -> tuple[train_state.TrainState, dict[str, float]]:
     """The state after a part, and its mean metrics by tag."""
-    no_noise = 0.0
-    values = jax.tree.map(np.float32, (rates_of(part.rate), no_noise))
+    rates, no_noise = rates_of(part.rate, self.config.optimizer), 0.0
+    values = jax.tree.map(np.float32, (rates, no_noise))
     values = placement.place(values, None)
     state, row = train_lib.run_steps(
       self._train_step,
@@ -183,6 +206,8 @@ def train_and_evaluate(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> None:
   """Trains to the end of the stages, resuming from the newest checkpoint.
+
+  It ends before at `train.target_error` or `train.max_epochs`.
 
   Args:
     config: a config with the keys of `cifar10_config.get_config`.
@@ -238,7 +263,8 @@ def train_and_evaluate(
 
 def _is_reached(config, row):
   """Whether the training error is as low as the config's target."""
-  return row.get('train/top1_error', 1.0) <= config.train.target_error
+  target = config.train.target_error
+  return target > 0 and row.get('train/top1_error', 1.0) <= target
 
 
 def _is_multiple(epoch, number):

@@ -15,11 +15,14 @@ def write(output: pathlib.Path, sweeps: Iterable[pathlib.Path]) -> None:
   """Writes curves.csv into `output`, from metrics.csv of the runs of sweeps.
 
   The training error is the mean since the row before; the test error, on one
-  view, is empty where the net was not evaluated. Errors are fractions.
+  view, is empty where the net was not evaluated. Errors are fractions. Runs that
+  failed are left out.
   """
   rows = []
   for sweep in sweeps:
     for run in summary.read_runs(sweep):
+      if run['failed']:
+        continue
       workdir = sweep / 'runs' / run['variant'] / f'seed{run["seed"]}'
       with open(workdir / metrics.CSV_FILE, newline='') as file:
         for row in csv.DictReader(file):

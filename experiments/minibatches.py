@@ -74,6 +74,11 @@ class Images:
   images: UInt8[np.ndarray, 'examples size size 3']
   labels: Int[np.ndarray, ' examples']
 
+  def first(self, number: int) -> 'Images':
+    """The first `number` examples; all if it is 0."""
+    stop = number or None
+    return Images(self.images[:stop], self.labels[:stop])
+
   def minibatches(self, size: int, start: int, stop: int) -> Iterator[PyTree]:
     """Examples `start` to `stop` - 1, `size` at a time, on the device.
 

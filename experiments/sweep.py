@@ -14,7 +14,7 @@ needs more than the metrics of result.json, it also measures finished runs:
 
 After a signal or a kill the same command continues the sweep: finished runs are not trained
 again, and the interrupted one resumes from its checkpoint. Seeds and variants
-can be added. A run whose loss is not finite has failed, as its row says; remove
+can be added; the tables keep every run of the folder that ended. A run whose loss is not finite has failed, as its row says; remove
 its folder to try it again.
 """
 
@@ -112,6 +112,8 @@ def run(
   path.mkdir(parents=True, exist_ok=True)
   with files.locked(path):
     rows = _recorded_rows(trainings, fingerprints)
+    for file in sorted(path.glob(f'runs/*/seed*/{ROW_FILE}')):
+      rows.setdefault(file.parent, json.loads(file.read_text()))
     summary.write(path, list(rows.values()))
     for training in _unfinished(trainings, rows):
       signals.check()
@@ -213,8 +215,9 @@ def _recorded_rows(trainings, fingerprints):
 
 def _unfinished(trainings, rows):
   """Yields the runs that have no row, and shows the progress of the sweep."""
-  began, done, total = time.time(), len(rows), len(trainings)
+  began, total = time.time(), len(trainings)
   left = [t for t in trainings if t.workdir not in rows]
+  done = total - len(left)
   # `disable=None` shows the bar only on a terminal.
   with tqdm.tqdm(initial=done, total=total, unit='run', disable=None) as bar:
     for here, training in enumerate(left):
@@ -267,7 +270,7 @@ def define_flags(seeds: int) -> None:
   flags.DEFINE_string(
     'data_dir', dataset_lib.DATA_DIR, 'Folder of the prepared data sets.'
   )
-  flags.DEFINE_integer('seeds', seeds, 'Seeds 0, 1, ... of each variant.')
+  flags.DEFINE_integer('seeds', seeds, 'Seeds 0, 1, ...; one with --quick.')
   flags.DEFINE_bool(
     'quick', False, 'Small, to try the command; the figures mean nothing.'
   )
@@ -285,6 +288,8 @@ def run_command(main: Callable[[], None]) -> None:
       compilation.enable_compilation_cache(FLAGS.compilation_cache_dir)
       jax_settings.start()
       try:
+        if FLAGS.quick and FLAGS['seeds'].using_default_value:
+          FLAGS.seeds = 1
         _checked_output(FLAGS.seeds, FLAGS.output)  # Before `main` reads data.
         main()
       except (InputError, ModuleNotFoundError) as error:

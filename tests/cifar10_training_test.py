@@ -28,7 +28,8 @@ def test_an_update_is_that_of_cuda_convnet():
     'fc2': {'kernel': jnp.array([5.0]), 'bias': jnp.array([7.0])},
   }
   grads = jax.tree.map(lambda x: x * 0 + 11, params)
-  rates = cifar10_training.rates_of(0.1)
+  settings = cifar10_config.get_config().optimizer
+  rates = cifar10_training.rates_of(0.1, settings)
   tx = cifar10_training.make_optimizer(rates, {'conv1': 0.5, 'fc2': 0.0})
   state = tx.init(params)
   updates, state = tx.update(grads, state, params)
@@ -49,6 +50,7 @@ def small(monkeypatch, data_dir):
   config = cifar10_config.get_config(str(data_dir), quick=True)
   config.model.net = 'tiny'
   config.input.crop_size = 12
+  config.input.max_examples = 0
   config.optimizer.stages = ((1.0, 1e-3, 1.0), (0.4, 1e-4, 1.0))
   return config
 
@@ -109,6 +111,36 @@ def test_a_training_ends_at_its_target(small, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('target', 'error', 'reached'),
+  [(0.0, 0.0, False), (0.25, 0.25, True), (0.25, 0.3, False)],
+)
+def test_a_target_of_zero_ends_no_training(target, error, reached):
+  config = cifar10_config.get_config()
+  config.train.target_error = target
+  row = {'train/top1_error': error}
+  assert cifar10_training._is_reached(config, row) is reached
+  assert not cifar10_training._is_reached(config, {})
+
+
+@pytest.mark.parametrize(
+  ('limit', 'last'), [(0.0, 10.0), (2.0, 2.0), (1.5, 1.4), (0.1, 0.2)]
+)
+def test_a_training_ends_at_its_cap(limit, last):
+  parts = cifar10_training.minibatches.parts(
+    cifar10_config.get_config().optimizer.stages, 50_000
+  )
+  found = cifar10_training.parts_until(parts, limit)
+  assert found[-1].epoch == pytest.approx(last)
+
+
+def test_a_quick_training_has_few_images(small):
+  small.input.max_examples = 200
+  trainer = cifar10_training.Trainer(small)
+  assert [len(x.labels) for x in (trainer._train, trainer._eval)] == [200] * 2
+  assert trainer.parts[0].stop == 200
+
+
+@pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'model.net': '12pct'}, 'config.model.net=12pct is unknown; use 26pct or'),
@@ -138,8 +170,15 @@ def test_another_config_is_refused_in_a_folder_that_has_trained(
   (training.workdir / 'config.json').write_text(json.dumps(recorded))
   (training.workdir / 'result.json').write_text('{}')
   plan({})
+  plan({'train.max_epochs': 7.0})  # A higher cap continues a training.
   with pytest.raises(sweep.InputError, match='optimizer.stages differ'):
     plan({'optimizer.stages': ((2.0, 1e-3, 1.0),)})
+  # The first records have no key for the rate of biases: it was lowered.
+  del recorded['optimizer.drop_bias_rate']
+  (training.workdir / 'config.json').write_text(json.dumps(recorded))
+  plan({})
+  with pytest.raises(sweep.InputError, match='optimizer.drop_bias_rate differ'):
+    plan({'optimizer.drop_bias_rate': False})
 
 
 @pytest.mark.parametrize(
@@ -160,6 +199,9 @@ def test_other_images_are_refused(monkeypatch, attributes, message):
 
 
 def test_biases_learn_twice_as_fast():
-  rates = cifar10_training.rates_of(0.001)
-  assert rates['conv1/kernel'] == rates['kernel'] == 0.001
-  assert rates['conv1/bias'] == rates['bias'] == 0.002
+  settings = cifar10_config.get_config().optimizer  # 0.001, then 0.0001.
+  for drop, bias in ((True, 0.0002), (False, 0.002)):
+    settings.drop_bias_rate = drop
+    rates = cifar10_training.rates_of(0.0001, settings)
+    assert rates['conv1/kernel'] == rates['kernel'] == 0.0001
+    assert rates['conv1/bias'] == rates['bias'] == pytest.approx(bias)

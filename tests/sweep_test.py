@@ -180,6 +180,21 @@ def test_a_signal_between_two_runs_ends_the_sweep(
   assert [row['variant'] for row in summary.read_runs(tmp_path)] == ['a']
 
 
+def test_runs_of_earlier_commands_stay_in_the_tables(
+  base, finished_at_once, tmp_path, capsys
+):
+  sweep.run(base, {'a': {}}, 2, tmp_path)
+  capsys.readouterr()
+  rows = sweep.run(base, {'b': SLOW}, 1, tmp_path)
+  assert [(r['variant'], r['seed']) for r in rows] == [
+    ('a', 0),
+    ('a', 1),
+    ('b', 0),
+  ]
+  assert 'run 1/1: b, seed 0' in capsys.readouterr().out
+  assert len(sweep.run(base, {'a': {}}, 1, tmp_path)) == 3
+
+
 def test_a_run_that_could_not_be_measured_keeps_its_result(
   base, finished_at_once, tmp_path
 ):
@@ -302,7 +317,8 @@ def test_wrong_input_is_one_line_before_anything_is_read_or_written(
 def test_a_command_ends_with_one_line(
   monkeypatch, tmp_path, flag_values, message
 ):
-  values = {'seeds': 1, 'output': tmp_path, 'compilation_cache_dir': ''}
+  values = {'seeds': 1, 'output': tmp_path, 'quick': False}
+  values['compilation_cache_dir'] = ''
   given = types.SimpleNamespace(**values | flag_values)
   monkeypatch.setattr(sweep, 'FLAGS', given)
   monkeypatch.setattr(sweep.compilation, 'enable_compilation_cache', print)
