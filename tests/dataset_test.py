@@ -150,7 +150,6 @@ RECORD = 'preparation.json'
     ('digests.json', flip, 'is damaged'),
     (SHARD, pathlib.Path.unlink, 'is missing'),
     (SHARD, lambda file: file.write_bytes(b''), 'has 0 bytes in place of '),
-    (SHARD, lambda file: (file.unlink(), os.mkfifo(file)), 'is not a file'),
   ],
 )
 def test_what_is_not_as_it_was_prepared_is_refused_when_opened(

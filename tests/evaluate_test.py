@@ -316,6 +316,7 @@ def test_nets_of_different_images_cannot_form_an_ensemble(data_dir, tmp_path):
   with np.load(file) as arrays:
     changed = dict(arrays) | {'fingerprint': np.array('0123')}
   np.savez(file, **changed)
+  (file.parent / 'digests.json').unlink()
   for name, folder in (('a', data_dir), ('b', other)):
     make_run(tmp_path / name, tiny_config(folder, 8))
   workdirs = [str(tmp_path / name) for name in 'ab']
@@ -466,6 +467,7 @@ def file(runs, data_dir):
     changed = dict(arrays) | {'fingerprint': np.array('0123')}
   changed['mean_image'] = np.zeros((76, 76, 3), np.float32)
   np.savez(statistics, **changed)
+  (statistics.parent / 'digests.json').unlink()
   return path
 
 

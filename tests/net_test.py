@@ -135,7 +135,7 @@ def test_an_image_that_is_none_is_named(net, tmp_path, write):
   'images, error, message',
   [
     (['/nowhere/x.png'], FileNotFoundError, 'x.png'),
-    (['/dev/zero'], ValueError, 'is not a file'),
+    (['/dev/zero'], ValueError, 'is not a regular file'),
     ('x.png', TypeError, 'pass a list'),
     (np.zeros((8, 8, 3), np.uint8), TypeError, 'pass a list of arrays'),
     ([np.zeros((8, 8, 3))], TypeError, 'float64'),

@@ -255,6 +255,7 @@ def test_other_images_are_refused(base, finished_at_once, tmp_path, data_dir):
   with np.load(file) as stored:
     changed = {**stored, 'fingerprint': 'other'}
   np.savez(file, **changed)
+  (file.parent / 'digests.json').unlink()
   with pytest.raises(ValueError, match='other images than .*fresh --output'):
     sweep.run(base, {'a': {}, 'b': {}}, 1, tmp_path / 'out')
   assert finished_at_once == ['a/seed0']
