@@ -9,7 +9,10 @@ from alexnet_jax import model
 from tests import plain_net
 
 
-@pytest.mark.parametrize('crop_size', [67, 70])  # Conv1 hangs over 70 pixels.
+# Conv1 hangs over 70 pixels.
+@pytest.mark.parametrize(
+  'crop_size', [pytest.param(67, marks=pytest.mark.slow), 70]
+)
 def test_logits_and_gradients_are_those_of_the_model(crop_size):
   net = model.AlexNet(
     num_classes=6, conv_features=(8, 8, 12, 12, 8), fc_features=(16, 16)

@@ -432,9 +432,10 @@ def test_a_signal_and_a_kill_end_all_processes_and_the_command_continues(
     lines = process.communicate(timeout=10)[1].split('\n')
     assert process.returncode in (128 + number, -number)
     if number == signal.SIGTERM:  # The workers print no tracebacks.
-      assert [x for x in lines if x] == [
-        'interrupted by SIGTERM; the same command continues'
-      ]
+      *notice, last = [x for x in lines if x]
+      assert last == 'interrupted by SIGTERM; the same command continues'
+      # It is there if the current image took over a second.
+      assert notice in ([], ['SIGTERM: stopping; once more ends at once'])
   assert not (tmp_path / 'set/1.0.0').exists()
   monkeypatch.setattr(prepare, 'SHARD_EXAMPLES', 10)
   source = f'folder:{tmp_path}/photos'
