@@ -74,6 +74,7 @@ class Checkpoints:
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)  # A kill interrupted this save.
+      checkpoint_files.put_back(workdir / FOLDER)
       for step in saved_steps(workdir):
         checkpoint_files.remove_unreadable(workdir / FOLDER / str(step))
       for state in (name / FOLDER).glob(f'*/{STATE}'):
@@ -141,7 +142,10 @@ class Checkpoints:
         not been evaluated.
     """
     if step in self.steps():  # The run was stopped before the evaluation.
-      self._manager.delete(step)
+      if processes.is_first():
+        checkpoint_files.set_aside(self._folder / str(step))
+      processes.barrier('replaced checkpoint')
+      self._manager.reload()
     items = {STATE: ocp.args.StandardSave(state)}
     items[METADATA] = ocp.args.JsonSave(metadata)
     self._manager.save(
@@ -287,6 +291,8 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for pending saves."""
     self._manager.close()
+    if processes.is_first():
+      checkpoint_files.put_back(self._folder)
     if self._descriptor is not None:
       os.close(self._descriptor)
 

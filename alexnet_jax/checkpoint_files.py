@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # Names of the items on disk.
 STATE, RECORD, METRICS = 'state', 'record', 'metrics'
 METRIC = 'eval/top1_error'  # The key in the latter.
+REPLACED = 'replaced.'  # Before the name of a step.
 T = typing.TypeVar('T')
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The machine is at fault, not the file.
@@ -126,7 +127,8 @@ def recorded_config(checkpoints: pathlib.Path) -> dict[str, object] | None:
   for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
     with contextlib.suppress(DamagedError), reading():
       check_digests(step, RECORD)
-      config = json.loads((step / RECORD / 'metadata').read_text())['config']
+      file = step / RECORD / 'metadata'
+      config = json.loads(files.read_bytes(file))['config']
       return dict(config)
   return None
 
@@ -162,6 +164,27 @@ def _is_disk_full(error):
   return False
 
 
+def set_aside(step: pathlib.Path) -> None:
+  """Gives a checkpoint another name until one of the same step is saved."""
+  step.rename(step.with_name(f'{REPLACED}{step.name}'))
+
+
+def put_back(folder: pathlib.Path) -> None:
+  """Ends what `set_aside` began: removes a checkpoint if its step was saved.
+
+  Otherwise, after a kill or on a full disk, the checkpoint gets its name back.
+
+  Args:
+    folder: folder of the checkpoints.
+  """
+  for replaced in folder.glob(f'{REPLACED}*'):
+    step = replaced.with_name(replaced.name.removeprefix(REPLACED))
+    if step.exists():
+      shutil.rmtree(replaced)
+    else:
+      replaced.rename(step)
+
+
 def remove_unreadable(step: pathlib.Path) -> None:
   """Removes what a checkpoint can do without, where it is damaged.
 
@@ -174,9 +197,10 @@ def remove_unreadable(step: pathlib.Path) -> None:
   error = step / METRICS
   if error.exists():
     try:
-      check_digests(step, METRICS)
-      float(json.loads(files.read_bytes(error / METRICS))[METRIC])
-    except (*_NOT_JSON, OSError):
+      with reading():  # Other errors than damage keep their type.
+        check_digests(step, METRICS)
+        float(json.loads(files.read_bytes(error / METRICS))[METRIC])
+    except DamagedError:
       log.error(
         'the validation error of checkpoint %s cannot be read; it is now taken'
         ' as not evaluated',

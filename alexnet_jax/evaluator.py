@@ -267,5 +267,6 @@ class Evaluator:
       num_examples=run.dataset.num_examples[inputs.eval_split],
       prefix=metrics.many_view_prefix(flip) if many else 'eval',
       predictions=predictions,
-      max_missing=inputs.max_bad_records,
+      # Each process counts the records that it reads.
+      max_missing=inputs.max_bad_records * jax.process_count(),
     )

@@ -1,9 +1,12 @@
 """Images without their metadata: damage there must not cost the pixels."""
 
 import math
+import re
 import zlib
 
 JPEG_SIGNATURE = b'\xff\xd8'
+# In a scan, 0xff stands before 0, a restart marker, or the marker of a segment.
+_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 
@@ -17,6 +20,25 @@ def remove(encoded: bytes) -> bytes | None:
   if encoded.startswith(JPEG_SIGNATURE):
     return _jpeg_without_metadata(encoded)
   return None
+
+
+def num_scans(jpeg: bytes) -> int:
+  """The number of scans of a JPEG, up to the end of the image.
+
+  Phones append films to photographs, which may hold any bytes. The structure is
+  that of the JPEG standard, B.1.1.
+  """
+  scans, start = 0, len(JPEG_SIGNATURE)
+  while jpeg[start : start + 1] == b'\xff':
+    kind = jpeg[start + 1 : start + 2]
+    if kind == b'\xd9':  # The end of the image.
+      break
+    start += 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+    if kind == b'\xda':
+      scans += 1
+      marker = _MARKER.search(jpeg, start)
+      start = marker.start() if marker else len(jpeg)
+  return scans
 
 
 def _png_without_metadata(encoded: bytes) -> bytes:

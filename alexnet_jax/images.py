@@ -170,7 +170,7 @@ def _without_damaged_metadata(read, encoded):
 def _open(encoded):
   """The upright RGB image, and its format, mode, size and transposition."""
   if encoded.startswith(image_metadata.JPEG_SIGNATURE):
-    if (scans := encoded.count(b'\xff\xda')) > MAX_SCANS:
+    if (scans := image_metadata.num_scans(encoded)) > MAX_SCANS:
       raise ValueError(f'{scans} scans of a JPEG are too many')
   try:
     with warnings.catch_warnings():

@@ -129,7 +129,8 @@ class Totals:
       KeyError: if a name has no sum.
     """
     check_tags(self.sums, names, list(self.sums))
-    return {name: self.sums[name] / self.count for name in names}
+    # All examples of a row may be masked.
+    return {name: self.sums[name] / max(self.count, 1) for name in names}
 
 
 def check_tags(

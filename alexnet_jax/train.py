@@ -69,7 +69,9 @@ def train_and_evaluate(
     seconds = lambda: earlier + time.time() - began
     batches = run.train_batches(step)
     stack.callback(batches.close)
-    writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
+    # A row that a stop has interrupted may have been written after it.
+    written = max(step - 1, 1) if metadata.unfinished else step
+    writer = metrics.MetricsWriter(workdir, config.augment.flip, written)
     stack.enter_context(writer)
     _write_start(writer, run, state, step)
     progress = metrics.Progress(step, table.total_steps, began)

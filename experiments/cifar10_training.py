@@ -222,13 +222,12 @@ def train_and_evaluate(
   began, commit = time.time(), workdir_lib.current_commit()
   trainer = Trainer(config)
   workdir.mkdir(parents=True, exist_ok=True)
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(files.locked(workdir))
     files.write_json(
       workdir / workdir_lib.CONFIG_FILE, cifar10_config.recorded(config)
     )
-    checkpoints = checkpoint.Checkpoints(workdir)
-    stack.callback(checkpoints.close)
+    checkpoints = saving.enter_context(checkpoint.opened(workdir))
     state, metadata = trainer.create_or_restore(checkpoints)
     step = int(placement.fetch(state.step))
     writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
@@ -256,6 +255,7 @@ def train_and_evaluate(
       if ends or _is_multiple(part.epoch, 1):
         error = row.get('eval/top1_error')
         checkpoints.save(step, state, metadata, error)
+    saving.close()  # Waits for the last save: if it fails, so does the run.
     workdir_lib.write_result(
       workdir, step, metadata['epoch'], metadata['wall_seconds'], commit, row
     )

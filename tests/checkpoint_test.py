@@ -590,3 +590,17 @@ def test_saved_steps_are_those_of_complete_checkpoints(tmp_path, names, steps):
   for name in names:
     (tmp_path / 'checkpoints' / name).mkdir()
   assert checkpoint.saved_steps(tmp_path) == steps
+
+
+def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  for kept in (False, True):  # A kill before, and after the save.
+    (folder / 'replaced.8').mkdir(parents=True)
+    if kept:
+      (folder / '8').mkdir()
+      (folder / '8/new').touch()
+    checkpoint_files.put_back(folder)
+    assert [path.name for path in folder.iterdir()] == ['8']
+    assert (folder / '8/new').exists() == kept
+    if not kept:
+      (folder / '8').rmdir()

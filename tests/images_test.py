@@ -486,3 +486,17 @@ def test_whatever_an_image_raises_names_its_file(tmp_path, monkeypatch, error):
   monkeypatch.setattr(Image, 'open', fail)
   with pytest.raises(ValueError, match=f'x.png: {error.__name__}'):
     images.read_pixels(tmp_path / 'x.png', 8)
+
+
+def test_scans_are_counted_up_to_the_end_of_the_image():
+  encoded = io.BytesIO()
+  noise = Image.effect_noise((64, 64), 80).convert('RGB')
+  noise.save(encoded, 'JPEG', progressive=True, comment=b'\xff\xd9\xff\xda')
+  jpeg = encoded.getvalue()
+  scans = image_metadata.num_scans(jpeg)
+  assert 5 < scans < 15  # libjpeg writes ten for colours.
+  film = b'\xff\xda' * 1000  # As phones append one to a photograph.
+  assert image_metadata.num_scans(jpeg + film) == scans
+  assert image_metadata.num_scans(jpeg[:-2]) == scans  # Truncated.
+  pixels = images.read_pixels(jpeg + film, 16)
+  np.testing.assert_array_equal(pixels, images.read_pixels(jpeg, 16))

@@ -655,9 +655,12 @@ def catches_signals(process):
 def test_a_signal_in_start_up_is_one_line(config_file, tmp_path, seconds):
   command = (sys.executable, '-m', 'alexnet_jax.main')
   flags = (f'--config={config_file}', f'--workdir={tmp_path}')
+  # A test in the background may ignore it, and so would the command.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
+  signal.signal(signal.SIGINT, before)
   while not catches_signals(process):  # Python itself starts.
     time.sleep(0.001)
   time.sleep(seconds)

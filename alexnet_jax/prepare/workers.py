@@ -62,6 +62,9 @@ def write_all(
       # Read without the lock, which a killed process may hold forever.
       report(num_processed.get_obj().value, skipped)
   except concurrent.futures.process.BrokenProcessPool as error:
+    # The pool ends the others by SIGTERM, which they block.
+    for process in multiprocessing.active_children():
+      process.kill()
     raise RuntimeError(
       'a worker process was killed, perhaps because memory ran out; the same'
       ' command continues, and needs less memory with'

@@ -40,7 +40,7 @@ def enable_compilation_cache(folder: str) -> None:
 
 
 def _problem(path):
-  """Why the cache cannot be written; '' if it can, or for an address, of which only JAX knows."""
+  """Why the folder is not used; '' if it is, or if it is an address."""
   if '://' in path:
     return ''
   if re.match(r'[a-z][a-z0-9+.-]*:/', path):

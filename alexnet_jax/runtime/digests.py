@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 import concurrent.futures
 import hashlib
 import json
+import os
 import pathlib
 
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import processes
 
 FILE = 'digests.json'
+_DAMAGE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -51,16 +53,16 @@ def read(folder: pathlib.Path) -> dict[str, dict] | None:
     ValueError: if the record itself is damaged.
   """
   path = folder / FILE
+  if not os.path.lexists(path):
+    return None
   try:
-    if not path.is_file() and not path.is_symlink():
-      return None
-    stored = json.loads(path.read_bytes())
+    stored = json.loads(files.read_bytes(path))
     recorded = stored['files']
     if stored['sha256'] != _digest_of_record(recorded):
       raise ValueError('its own digest differs')
-  except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-    if isinstance(error, PermissionError):
-      raise
+    for entry in recorded.values():
+      int(entry['bytes']), str(entry['sha256'])
+  except _DAMAGE as error:
     raise ValueError(f'{path} is damaged ({error})') from error
   return recorded
 
