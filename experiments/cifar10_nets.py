@@ -172,7 +172,7 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping]) -> pathlib.Path:
     if PUBLISHED[net] is not None:
       level = 100 * PUBLISHED[net]
       axes.axhline(level, color='k', linestyle=':', label='published')
-    axes.set(title=net, xlabel='epoch', ylim=(0, 80))
+    axes.set(title=net, xlabel='epoch', ylim=(0, 100))
     axes.legend()
   panels[0].set_ylabel('error (%)')
   figure.savefig(path / CURVES_FIGURE, dpi=110)
