@@ -142,9 +142,7 @@ class Checkpoints:
         not been evaluated.
     """
     if step in self.steps():  # The run was stopped before the evaluation.
-      if processes.is_first():
-        checkpoint_files.set_aside(self._folder / str(step))
-      processes.barrier('replaced checkpoint')
+      checkpoint_files.set_aside(self._folder / str(step))
       self._manager.reload()
     items = {STATE: ocp.args.StandardSave(state)}
     items[METADATA] = ocp.args.JsonSave(metadata)
@@ -291,8 +289,7 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for pending saves."""
     self._manager.close()
-    if processes.is_first():
-      checkpoint_files.put_back(self._folder)
+    checkpoint_files.put_back(self._folder)
     if self._descriptor is not None:
       os.close(self._descriptor)
 

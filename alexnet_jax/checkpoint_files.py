@@ -19,6 +19,7 @@ import jax
 
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,9 @@ def _is_disk_full(error):
 
 def set_aside(step: pathlib.Path) -> None:
   """Gives a checkpoint another name until one of the same step is saved."""
-  step.rename(step.with_name(f'{REPLACED}{step.name}'))
+  if processes.is_first():
+    step.rename(step.with_name(f'{REPLACED}{step.name}'))
+  processes.barrier('replaced checkpoint')
 
 
 def put_back(folder: pathlib.Path) -> None:
@@ -177,7 +180,7 @@ def put_back(folder: pathlib.Path) -> None:
   Args:
     folder: folder of the checkpoints.
   """
-  for replaced in folder.glob(f'{REPLACED}*'):
+  for replaced in folder.glob(f'{REPLACED}*') if processes.is_first() else ():
     step = replaced.with_name(replaced.name.removeprefix(REPLACED))
     if step.exists():
       shutil.rmtree(replaced)

@@ -69,8 +69,7 @@ def train_and_evaluate(
     seconds = lambda: earlier + time.time() - began
     batches = run.train_batches(step)
     stack.callback(batches.close)
-    # A row that a stop has interrupted may have been written after it.
-    written = max(step - 1, 1) if metadata.unfinished else step
+    written = metadata.rows_until(step)
     writer = metrics.MetricsWriter(workdir, config.augment.flip, written)
     stack.enter_context(writer)
     _write_start(writer, run, state, step)

@@ -62,6 +62,13 @@ class CheckpointMetadata:
   wall_seconds: float = 0.0
   unfinished: dict[str, float] = dataclasses.field(default_factory=dict)
 
+  def rows_until(self, step: int) -> int:
+    """The last of `step` steps that has a row of metrics, once resumed.
+
+    The unfinished row is written when it ends, also if it was written before.
+    """
+    return max(step - 1, 1) if self.unfinished else step
+
 
 def initial_state(
   net: nn.Module, make_optimizer: Callable, crop_size: int, key: Key[Array, '']

@@ -614,6 +614,14 @@ def test_a_run_that_is_stopped_again_and_again_equals_the_uninterrupted_one(
       assert read(found)[key] == read(expected)[key]
 
 
+def test_an_unfinished_row_is_written_once_though_it_was_written_before():
+  record = {'config': {}, 'dataset': '', 'metrics': {}}
+  whole = train_state.CheckpointMetadata(**record)
+  stopped = train_state.CheckpointMetadata(**record, unfinished={'loss': 1.0})
+  assert (whole.rows_until(8), stopped.rows_until(8)) == (8, 7)
+  assert stopped.rows_until(1) == 1  # 0 would begin new files.
+
+
 def test_without_unfinished_a_checkpoint_of_an_earlier_version_is_read():
   record = {'config': {}, 'dataset': '', 'metrics': {}}
   assert train_state.CheckpointMetadata(**record).unfinished == {}
