@@ -326,7 +326,8 @@ def test_a_slurm_task_uses_the_gpus_that_belong_to_it(
 # Two processes train, one dies, both continue, one is told to stop, both go on
 
 
-STOPPED_AT = 17  # A signal in step 15 is agreed on two steps later.
+# A signal in step 15 is agreed on after the next step, or the one after that.
+STOPPED_AT = (16, 17)
 
 
 @pytest.fixture(scope='module')
@@ -355,14 +356,19 @@ def test_if_one_process_dies_the_other_ends_with_an_error(two):
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(two):
+  steps = set()
   for done in two.stopped:
     assert done.code == 128 + signal.SIGTERM, done.err
-    assert done.err.splitlines()[-1] == (
-      f'interrupted by SIGTERM: step {STOPPED_AT} is saved; the same command'
-      ' continues from its checkpoint'
+    last = re.fullmatch(
+      r'interrupted by SIGTERM: step (\d+) is saved; the same command continues'
+      ' from its checkpoint',
+      done.err.splitlines()[-1],
     )
+    steps.add(int(last[1]))
     assert 'Traceback' not in done.err and 'error above' not in done.err
-  assert f'Restored the checkpoint of step {STOPPED_AT}.' in two.last[0].err
+  (step,) = steps
+  assert step in STOPPED_AT
+  assert f'Restored the checkpoint of step {step}.' in two.last[0].err
 
 
 def test_two_processes_killed_and_stopped_train_like_a_single_one(
@@ -558,12 +564,10 @@ def test_evaluation_by_two_processes_equals_that_of_one(
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(pair):
-  assert reported(pair, 'restored') == [STOPPED_AT] * 2
+  step, other = reported(pair, 'restored')
+  assert step == other and step in STOPPED_AT
   folder = pair.folder / 'damaged/checkpoints'
-  assert {path.name for path in folder.iterdir()} >= {
-    str(STOPPED_AT),
-    'damaged.18',
-  }
+  assert {path.name for path in folder.iterdir()} >= {str(step), 'damaged.18'}
 
 
 def test_if_a_process_hangs_the_heartbeat_ends_the_other(pair):
