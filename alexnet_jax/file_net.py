@@ -30,8 +30,8 @@ class FileNet(trained_net.TrainedNet):
   `workdir` and `step` are None.
   """
 
-  def __init__(self, run: run_lib.Run, path: pathlib.Path):
-    self._file = path
+  def __init__(self, run: run_lib.Run, path: pathlib.Path, params: PyTree):
+    self._file, self._params = path, params
     super().__init__(run, None, 'file')
 
   @property
@@ -50,8 +50,8 @@ class FileNet(trained_net.TrainedNet):
   @functools.cached_property
   def params(self) -> PyTree:
     """The parameters of the network, on the devices."""
-    params = weights_lib.load(self.path).params
-    return placement.place(params, self.run.mesh, self.run.param_specs(params))
+    specs = self.run.param_specs(self._params)
+    return placement.place(self._params, self.run.mesh, specs)
 
 
 def config_for(
@@ -112,7 +112,8 @@ def open_net(
   run = run_lib.open_run(config, trains=False)
   mean_image = placement.place(weights.subtracted, run.mesh)
   statistics = run.statistics.replace(mean_image=mean_image)
-  return FileNet(dataclasses.replace(run, statistics=statistics), path)
+  run = dataclasses.replace(run, statistics=statistics)
+  return FileNet(run, path, weights.params)
 
 
 def _check(path, weights, dataset, inputs):

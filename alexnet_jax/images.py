@@ -162,9 +162,9 @@ def _without_damaged_metadata(read, encoded):
       return read(essential)
     except MemoryError:
       raise
-    except Exception:  # The pixels are damaged, too.
+    except Exception:  # The pixels are damaged, too: the first error is raised.
       pass
-    raise  # The first error, since the pixels are damaged, too.
+    raise
 
 
 def _open(encoded):
@@ -290,7 +290,7 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
     pixels = simplejpeg.decode_jpeg(encoded, colorspace='RGB', buffer=out)
   else:
     with Image.open(io.BytesIO(encoded), formats=('PNG',)) as image:
-      if image.size != out.shape[1::-1]:  # Of any size, it would be decoded.
+      if image.size != out.shape[1::-1]:  # Larger ones are not decoded.
         raise ValueError(f'it has {image.size} pixels, not {out.shape[1::-1]}')
       pixels = np.asarray(image)
   if pixels.shape != out.shape:

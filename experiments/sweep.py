@@ -12,10 +12,10 @@ needs more than the metrics of result.json, it also measures finished runs:
 | summary.csv | mean, standard error and n of each metric of each variant |
 | figure.png | a figure of runs.csv |
 
-After a signal or a kill the same command continues the sweep: finished runs are not trained
-again, and the interrupted one resumes from its checkpoint. Seeds and variants
-can be added; the tables keep every run of the folder that ended. A run whose loss is not finite has failed, as its row says; remove
-its folder to try it again.
+After a signal or a kill the same command continues the sweep: finished runs are
+not trained again, and the interrupted one resumes from its checkpoint. Seeds
+and variants can be added; the tables keep every run of the folder that ended.
+A run whose loss is not finite has failed; remove its folder to try it again.
 """
 
 from collections.abc import Callable, Mapping

@@ -255,7 +255,7 @@ def truncate_error(step):
 
 
 def flip_one_bit(step):
-  """Of the largest file of the state: TensorStore reads it all the same."""
+  """Flips a bit of the state's largest file, which TensorStore still reads."""
   file = max(step.glob('state/**/d/*'), key=lambda f: f.stat().st_size)
   content = bytearray(file.read_bytes())
   content[len(content) // 2] ^= 1

@@ -74,7 +74,7 @@ FUNCTIONS = {
   'norm_within': norm_within,
   'norm_across': norm_across,
 }
-# As in the author's files, which differ from each other in this.
+# The order of the functions, in which the author's files differ.
 ORDER = {
   '26pct': [
     ('conv1', 'max', 'activation'),

@@ -223,7 +223,10 @@ def csv_numbers(path, title):
 
 
 def mean_error_and_number(rows, title):
-  """Of rows of runs.csv, seed by seed; errors are in %."""
+  """Mean, standard error and n of what a title names in rows of runs.csv.
+
+  Differences are taken seed by seed, and errors are in %.
+  """
   terms = []
   for term in title.split(' - '):
     metric, variant = term.split(' of ')
