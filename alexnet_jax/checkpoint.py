@@ -1,8 +1,7 @@
 """Checkpoints, with Orbax: asynchronous, atomic, exact, sharding-aware.
 
 A checkpoint holds the train state (step, parameters, v) and JSON metadata, see
-`train_state.CheckpointMetadata`. The latest two checkpoints and the one with
-the lowest validation error are kept.
+`train_state.CheckpointMetadata`; `checkpoint_retention` says which are kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax import checkpoint_files
 from alexnet_jax import checkpoint_path
+from alexnet_jax import checkpoint_retention
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import processes
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 FOLDER = 'checkpoints'
 STATE, METADATA = checkpoint_files.STATE, checkpoint_files.RECORD
 METRICS, METRIC = checkpoint_files.METRICS, checkpoint_files.METRIC
-POLICIES = ocp.checkpoint_managers
 DamagedError = checkpoint_files.DamagedError
 
 
@@ -51,7 +50,11 @@ def opened(workdir: pathlib.Path) -> Iterator['Checkpoints']:
 
 
 class Checkpoints:
-  """The checkpoints of one work directory."""
+  """The checkpoints of one work directory.
+
+  Attributes:
+    folder: folder of the checkpoints.
+  """
 
   def __init__(self, workdir: pathlib.Path, read_only: bool = False):
     """Opens the checkpoints, and removes what an interrupted save has left.
@@ -63,14 +66,8 @@ class Checkpoints:
     Raises:
       DamagedError: if the folder cannot be read.
     """
-    self._folder = workdir / FOLDER
+    self.folder = workdir / FOLDER
     name, self._descriptor = checkpoint_path.open_folder(workdir)
-    best = POLICIES.BestN(
-      get_metric_fn=_error,
-      reverse=True,
-      n=1,
-      keep_checkpoints_without_metrics=False,
-    )
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(broken)  # A kill interrupted this save.
@@ -84,11 +81,9 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       create=not read_only,
       read_only=read_only,
-      best_fn=_error,
+      best_fn=checkpoint_retention.error_of,
       best_mode='min',
-      preservation_policy=POLICIES.AnyPreservationPolicy(
-        [POLICIES.LatestN(2), best]
-      ),
+      preservation_policy=checkpoint_retention.policy(self.folder),
       async_options=ocp.options.AsyncOptions(
         post_finalization_callback=self._write_digests
       ),
@@ -99,6 +94,10 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
         name / FOLDER, options=options, item_names=(STATE, METADATA)
       )
+
+  def wait(self) -> None:
+    """Waits until the pending save, if any, is complete."""
+    self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
@@ -115,13 +114,13 @@ class Checkpoints:
       if which == 'latest':
         step = self._manager.latest_step()
       else:
-        for folder in (self._folder / str(saved) for saved in self.steps()):
+        for folder in (self.folder / str(saved) for saved in self.steps()):
           if (folder / METRICS).exists():
             checkpoint_files.check_digests(folder, METRICS)
         step = self._manager.best_step()
     if step is None:
       raise FileNotFoundError(
-        f'no {which} checkpoint in {self._folder} yet; continue the training:'
+        f'no {which} checkpoint in {self.folder} yet; continue the training:'
         ' --mode=train'
       )
     return step
@@ -142,7 +141,7 @@ class Checkpoints:
         not been evaluated.
     """
     if step in self.steps():  # The run was stopped before the evaluation.
-      checkpoint_files.set_aside(self._folder / str(step))
+      checkpoint_files.set_aside(self.folder / str(step))
       self._manager.reload()
     items = {STATE: ocp.args.StandardSave(state)}
     items[METADATA] = ocp.args.JsonSave(metadata)
@@ -158,7 +157,7 @@ class Checkpoints:
 
     Only process 0 is called, when all have written their files.
     """
-    (unnamed,) = self._folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
+    (unnamed,) = self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
     digests.write(unnamed)
 
   def read_metadata(self, step: int) -> dict:
@@ -189,9 +188,9 @@ class Checkpoints:
     )
 
   def _read(self, step, item, handler, args):
-    self._manager.wait_until_finished()
-    saved = self._folder / str(step) / item
-    if checkpoint_path.is_incomplete(saved, self._folder.parent):
+    self.wait()
+    saved = self.folder / str(step) / item
+    if checkpoint_path.is_incomplete(saved, self.folder.parent):
       raise DamagedError(
         'an earlier version misread its path and did not complete it;'
         ' --mode=train does, nothing is lost'
@@ -265,34 +264,31 @@ class Checkpoints:
         raise error
     if errors:
       raise ValueError(
-        f'none of the checkpoints {sorted(errors)} in {self._folder} can be'
+        f'none of the checkpoints {sorted(errors)} in {self.folder} can be'
         f' read; the newest: {errors[max(errors)]}. Start again with a fresh'
         ' --workdir'
       )
     return None
 
   def _rename_damaged(self, errors: dict[int, Exception]) -> None:
-    for step, error in errors.items() if processes.is_first() else ():
+    for step, error in errors.items():
       if not isinstance(error, DamagedError):
         error = 'it has another config or data set than those before it'
-      folder = self._folder / str(step)
-      renamed = folder.with_name(f'damaged.{step}')
-      log.error(
-        'checkpoint %d cannot be read (%s); renamed to %s', step, error, renamed
-      )
-      shutil.rmtree(renamed, ignore_errors=True)
-      folder.rename(renamed)
-    if errors:
-      processes.barrier('damaged checkpoints')
-      self._manager.reload()
+      if processes.is_first():
+        log.error('checkpoint %d cannot be read (%s)', step, error)
+      self.rename(step, 'damaged')
+
+  def rename(self, step: int, word: str) -> None:
+    """Takes a checkpoint out of use, as WORD.STEP; all processes call it."""
+    self.wait()
+    if processes.is_first():
+      checkpoint_files.rename(self.folder / str(step), word)
+    processes.barrier('renamed checkpoint')
+    self._manager.reload()
 
   def close(self) -> None:
     """Waits for pending saves."""
     self._manager.close()
-    checkpoint_files.put_back(self._folder)
+    checkpoint_files.put_back(self.folder)
     if self._descriptor is not None:
       os.close(self._descriptor)
-
-
-def _error(metrics: dict) -> float:
-  return metrics[METRIC]

@@ -32,8 +32,6 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The machine is at fault, not the file.
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 _NOT_DAMAGE += (errno.ENOMEM, errno.ESTALE)
-# What a file that should hold an object of JSON raises.
-_NOT_JSON = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class DamagedError(ValueError):
@@ -126,11 +124,22 @@ def recorded_config(checkpoints: pathlib.Path) -> dict[str, object] | None:
   """
   steps = [path for path in checkpoints.glob('*') if path.name.isdecimal()]
   for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
-    with contextlib.suppress(DamagedError), reading():
-      check_digests(step, RECORD)
-      file = step / RECORD / 'metadata'
-      config = json.loads(files.read_bytes(file))['config']
-      return dict(config)
+    if record := read_record(step):
+      return dict(record['config'])
+  return None
+
+
+def read_record(step: pathlib.Path) -> dict | None:
+  """The metadata of a checkpoint, with a config and metrics; None if damaged.
+
+  Args:
+    step: folder of the checkpoint.
+  """
+  with contextlib.suppress(DamagedError), reading():
+    check_digests(step, RECORD)
+    record = json.loads(files.read_bytes(step / RECORD / 'metadata'))
+    dict(record['config']), dict(record['metrics'])
+    return record
   return None
 
 
@@ -165,6 +174,14 @@ def _is_disk_full(error):
   return False
 
 
+def rename(step: pathlib.Path, word: str) -> None:
+  """Renames the checkpoint in folder `step` to WORD.STEP, which it replaces."""
+  renamed = step.with_name(f'{word}.{step.name}')
+  log.error('checkpoint %s is now %s', step.name, renamed)
+  shutil.rmtree(renamed, ignore_errors=True)
+  step.rename(renamed)
+
+
 def set_aside(step: pathlib.Path) -> None:
   """Gives a checkpoint another name until one of the same step is saved."""
   if processes.is_first():
@@ -192,31 +209,49 @@ def remove_unreadable(step: pathlib.Path) -> None:
   """Removes what a checkpoint can do without, where it is damaged.
 
   Orbax reads the validation error and its own metadata of every checkpoint when
-  it opens the folder, and fails if one of them cannot be read.
+  it opens the folder, and fails if one of them cannot be read. The error is
+  written again if the record of the checkpoint has it.
 
   Args:
     step: folder of the checkpoint.
   """
-  error = step / METRICS
-  if error.exists():
-    try:
-      with reading():  # Other errors than damage keep their type.
-        check_digests(step, METRICS)
-        float(json.loads(files.read_bytes(error / METRICS))[METRIC])
-    except DamagedError:
-      log.error(
-        'the validation error of checkpoint %s cannot be read; it is now taken'
-        ' as not evaluated',
-        step.name,
-      )
-      shutil.rmtree(error)
-  metadata = step / '_CHECKPOINT_METADATA'
-  if metadata.exists():
-    try:
-      json.loads(files.read_bytes(metadata)).keys()
-    except _NOT_JSON:
-      log.error('%s cannot be read and is not needed; removed', metadata)
-      metadata.unlink()
+  error, metadata = step / METRICS, step / '_CHECKPOINT_METADATA'
+  if error.exists() and not _is_readable(lambda: _read_error(step)):
+    log.error('the validation error of checkpoint %s cannot be read', step.name)
+    shutil.rmtree(error)
+    if not _is_readable(lambda: _restore_error(step)):
+      shutil.rmtree(error, ignore_errors=True)
+      log.error('it is now taken as not evaluated')
+  if metadata.exists() and not _is_readable(
+    lambda: json.loads(files.read_bytes(metadata)).keys()
+  ):
+    log.error('%s cannot be read and is not needed; removed', metadata)
+    metadata.unlink()
+
+
+def _is_readable(read):
+  """Whether `read()` finds no damage; other errors keep their type."""
+  with contextlib.suppress(DamagedError), reading():
+    read()
+    return True
+  return False
+
+
+def _read_error(step):
+  check_digests(step, METRICS)
+  float(json.loads(files.read_bytes(step / METRICS / METRICS))[METRIC])
+
+
+def _restore_error(step):
+  """Writes the validation error from the record; its digest must be the same."""
+  check_digests(step, RECORD)
+  record = json.loads(files.read_bytes(step / RECORD / 'metadata'))
+  if record.get('unfinished'):  # Its metrics are those of an earlier state.
+    raise DamagedError('the state was not evaluated')
+  content = json.dumps({METRIC: record['metrics'][METRIC]})
+  files.write_bytes(step / METRICS / METRICS, content.encode())
+  _read_error(step)
+  log.error('it was restored from the record of the checkpoint')
 
 
 def save_without_locks() -> None:

@@ -7,6 +7,7 @@ images.
 from collections.abc import Mapping
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import pathlib
@@ -117,20 +118,29 @@ def open_dataset(
 
 def _check_digests(path):
   """Compares the sizes of all files, and the content of all but the shards."""
-  try:
-    recorded = digests.read(path) or {}  # Earlier versions wrote none.
-    problems = digests.problems(
-      path, recorded, is_read=lambda name: '.array_record-' not in name
-    )
-  except ValueError as error:
-    problems = [str(error)]
-  if problems:
+  found = ((file.name, file.stat()) for file in path.iterdir())
+  # A write changes the last of these, whatever time it sets.
+  stamp = [(name, s.st_ino, s.st_size, s.st_ctime_ns) for name, s in found]
+  if problems := _problems(path, frozenset(stamp)):
     raise ValueError(
       f'{path} is not as it was prepared: {problems[0]}'
       f'{f", and {len(problems) - 1} more" if problems[1:] else ""}; restore it'
       ' from a copy, or remove it and prepare it again (without'
       f' {digests.FILE} it opens as it is)'
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _problems(path, stamp):
+  """The problems of a folder whose files have this `stamp`: compared once."""
+  del stamp
+  try:
+    recorded = digests.read(path) or {}  # Earlier versions wrote none.
+    return digests.problems(
+      path, recorded, is_read=lambda name: '.array_record-' not in name
+    )
+  except ValueError as error:
+    return [str(error)]
 
 
 def _prepared_there(data_dir):

@@ -214,7 +214,9 @@ def evaluate(
   missing = int(num_examples - totals.count)
   if not 0 <= missing <= max_missing or not totals.count:
     raise RuntimeError(
-      f'evaluated {totals.count} examples, but the split has {num_examples}'
+      f'evaluated {totals.count} examples, but the split has {num_examples}:'
+      ' too many records cannot be used; prepare the data set again, or leave'
+      ' them out: --config.input.max_bad_records'
     )
   if missing:
     log.warning(

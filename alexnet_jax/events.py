@@ -97,6 +97,12 @@ class EventWriter:
 def _rewind(workdir: pathlib.Path, step: int) -> None:
   """Removes events after `step`, hyperparameters, and incomplete records."""
   for path in workdir.glob('events.out.tfevents.*'):
+    # TensorBoard does not read a file of this name.
+    damaged = path.with_name(path.name.replace('tfevents', 'damaged'))
+    if not path.is_file():  # A pipe would wait for a writer.
+      path.rename(damaged)
+      log.warning('%s is not a file; it is now %s', path, damaged.name)
+      continue
     if step == 0:
       path.unlink()
       continue
@@ -107,9 +113,7 @@ def _rewind(workdir: pathlib.Path, step: int) -> None:
         if event.step <= step and not any(t.startswith(HPARAMS) for t in tags):
           kept += record
     except ValueError as error:
-      # TensorBoard does not read a file of this name.
-      damaged = path.with_name(path.name.replace('tfevents', 'damaged'))
-      damaged.write_bytes(content)
+      files.write_bytes(damaged, content)
       log.warning(
         '%s is damaged (%s); it is kept as %s, and TensorBoard has the events'
         ' before the damage',
@@ -119,6 +123,7 @@ def _rewind(workdir: pathlib.Path, step: int) -> None:
       )
     if kept != content:
       temporary = workdir / 'rewound.tmp'  # TensorBoard ignores this name.
+      temporary.unlink(missing_ok=True)  # It may be a pipe.
       temporary.write_bytes(kept)
       os.replace(temporary, path)
 

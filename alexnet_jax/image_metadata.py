@@ -22,6 +22,24 @@ def remove(encoded: bytes) -> bytes | None:
   return None
 
 
+def webp_size(encoded: bytes) -> tuple[int, int] | None:
+  """Width and height of a WebP by its first bytes; None for other formats.
+
+  Pillow's decoder allocates the canvas as soon as it opens the file. The
+  structure is that of RFC 9649, sections 2.5 to 2.7.
+  """
+  if encoded[:4] != b'RIFF' or encoded[8:12] != b'WEBP':
+    return None
+  number = lambda start, end: int.from_bytes(encoded[start:end], 'little')
+  match encoded[12:16]:
+    case b'VP8X':
+      return number(24, 27) + 1, number(27, 30) + 1
+    case b'VP8L':
+      bits = number(21, 25)
+      return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+  return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF  # VP8.
+
+
 def num_scans(jpeg: bytes) -> int:
   """The number of scans of a JPEG, up to the end of the image.
 

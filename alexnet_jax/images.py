@@ -6,6 +6,7 @@ pipeline decodes them in every epoch, so decoding has to be fast.
 
 import functools
 import io
+import math
 import os
 import pathlib
 import warnings
@@ -124,11 +125,11 @@ def shorter_side(path: str | os.PathLike) -> int:
     OSError, ValueError, SyntaxError, Image.DecompressionBombError: if it is not
       an image in one of `FORMATS`.
   """
-  with (
-    files.open_regular(path) as file,
-    Image.open(file, formats=FORMATS) as im,
-  ):
-    return min(im.size)
+  with files.open_regular(path) as file:
+    _check_canvas(file.read(30))
+    file.seek(0)
+    with Image.open(file, formats=FORMATS) as im:
+      return min(im.size)
 
 
 def reported_damage(encoded: bytes) -> str:
@@ -150,21 +151,30 @@ def reported_damage(encoded: bytes) -> str:
 
 def _without_damaged_metadata(read, encoded):
   """`read(encoded)`; if that fails, of the image without its metadata."""
+  result, error = _attempt(read, encoded)
+  essential = image_metadata.remove(encoded) if error else None
+  if essential is not None:
+    result, also = _attempt(read, essential)
+    error = error if also else None  # If the pixels are damaged, the first one.
+  if error:
+    raise error
+  return result
+
+
+def _attempt(read, encoded):
+  """`read(encoded)`, and what it raised or None; a MemoryError is raised."""
   try:
-    return read(encoded)
+    return read(encoded), None
   except MemoryError:
     raise
-  except Exception:  # Pillow may raise anything for damaged metadata.
-    essential = image_metadata.remove(encoded)
-    if essential is None:
-      raise
-    try:
-      return read(essential)
-    except MemoryError:
-      raise
-    except Exception:  # The pixels are damaged, too: the first error is raised.
-      pass
-    raise
+  except Exception as error:  # Pillow may raise anything for damaged metadata.
+    return None, error
+
+
+def _check_canvas(encoded):
+  size = image_metadata.webp_size(encoded)
+  if size and math.prod(size) > MAX_PIXELS:
+    raise ValueError('{} x {} pixels are too many'.format(*size))
 
 
 def _open(encoded):
@@ -172,6 +182,7 @@ def _open(encoded):
   if encoded.startswith(image_metadata.JPEG_SIGNATURE):
     if (scans := image_metadata.num_scans(encoded)) > MAX_SCANS:
       raise ValueError(f'{scans} scans of a JPEG are too many')
+  _check_canvas(encoded)
   try:
     with warnings.catch_warnings():
       # Images above the limit of this warning are refused below.

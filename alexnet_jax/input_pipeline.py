@@ -65,7 +65,7 @@ def train_batches(
       used, see `records.Records.decode`.
   """
   indices = functools.partial(
-    _train_indices, dataset.num_examples[split], seed, batch_size
+    train_indices, dataset.num_examples[split], seed, batch_size
   )
   batches = grain.MapDataset.range(start_step, ENDLESS).map(indices)
   stored = records.Records(dataset, split, max_bad_records)
@@ -73,8 +73,10 @@ def train_batches(
   return _iterate(batches, loader)
 
 
-def _train_indices(num_examples, seed, batch_size, step):
-  """Indices into the split of the examples of one batch."""
+def train_indices(
+  num_examples: int, seed: int, batch_size: int, step: int
+) -> Int[np.ndarray, 'batch']:
+  """Indices into the split of the examples of global batch `step`, from 0."""
   positions = np.arange(step * batch_size, (step + 1) * batch_size)
   epochs, positions = np.divmod(positions, num_examples)
   parts = [

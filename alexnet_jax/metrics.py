@@ -9,6 +9,7 @@ compute it: as a sum in `batch_sums`, or as a value in `train.run_steps`.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import csv
 import os
 import pathlib
@@ -180,6 +181,7 @@ class MetricsWriter:
     columns = ('step', 'epoch', *TRAIN_TAGS, *self._eval_tags)
     rows = metrics_file.rows_until(workdir / CSV_FILE, columns, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
+    temporary.unlink(missing_ok=True)  # A pipe would wait for a reader.
     self._csv_file = open(temporary, 'w', newline='')
     self._csv = csv.DictWriter(self._csv_file, columns)
     self._csv.writeheader()
@@ -219,9 +221,11 @@ class MetricsWriter:
 
     A run that is interrupted, as by Ctrl-C, has neither succeeded nor failed.
     """
-    if self._enabled and (not error_type or issubclass(error_type, Exception)):
-      self._events.end(succeeded=not error_type)
-    self.close()
+    # On a full disk the error of the block says more than one of these files.
+    with contextlib.suppress(*[OSError] if error_type else []):
+      if self._enabled and issubclass(error_type or Exception, Exception):
+        self._events.end(succeeded=not error_type)
+      self.close()
 
   def close(self) -> None:
     if self._enabled:

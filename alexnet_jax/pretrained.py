@@ -40,8 +40,10 @@ def check(run: run_lib.Run) -> None:
 def create_train_state(run: run_lib.Run) -> train_state.TrainState:
   """A new state with the parameters that config.train.init_from names.
 
-  They are those of a .safetensors file, or the latest of a work directory. The
-  classifier, fc8, is new, because its classes may differ (section 6).
+  They are those of a .safetensors file, the latest of a work directory, or those
+  of one of its checkpoints: WORKDIR/checkpoints/STEP. The classifier, fc8, is
+  new, because its classes may differ (section 6); only that of a checkpoint
+  which is named, and was trained on the same data set, is kept.
 
   Raises:
     ValueError: if they cannot be read, or are those of another network.
@@ -50,12 +52,16 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
   state = train_state.create_train_state(run)
   path, where = _source(run)
   if _is_file(path):
-    params = _load_weights(run, path, where)
+    params, keeps_fc8 = _load_weights(run, path, where), False
     log.info('All layers but fc8 start from %s.', where)
   else:
-    step, params = _restore(run, path, where)
-    log.info('All layers but fc8 start from step %d of %s.', step, where)
-  params |= {'fc8': state.params['fc8']}
+    step, params, keeps_fc8 = _restore(run, path, where)
+    log.info(
+      'All layers%s start from step %d of %s.',
+      *('' if keeps_fc8 else ' but fc8', step, where),
+    )
+  if not keeps_fc8:
+    params |= {'fc8': state.params['fc8']}
   placed = placement.place(params, run.mesh, run.param_specs(params))
   return state.replace(params=placed)
 
@@ -64,6 +70,13 @@ def _source(run):
   """The path of config.train.init_from, and how messages name it."""
   path = run.config.train.init_from
   return pathlib.Path(path), f'config.train.init_from={path}'
+
+
+def _split(path):
+  """The work directory, and the step if `path` is one of its checkpoints."""
+  if path.parent.name == checkpoint.FOLDER and path.name.isdecimal():
+    return path.parents[1], int(path.name)
+  return path, None
 
 
 def _is_file(path):
@@ -86,7 +99,8 @@ def _load_weights(run, path, where) -> PyTree:
 
 
 def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
-  """The checkpoints of a work directory, whose latest one can be read."""
+  """The checkpoints of a work directory; that which is named can be read."""
+  path, step = _split(path)
   checkpoint_path.check(path)
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (path / name).exists():
@@ -101,28 +115,31 @@ def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
     try:
       checkpoints = checkpoint.Checkpoints(path, read_only=True)
       stack.callback(checkpoints.close)
-      metadata = checkpoints.read_metadata(checkpoints.step_of('latest'))
+      step = step or checkpoints.step_of('latest')
+      metadata = checkpoints.read_metadata(step)
       checkpoint_files.parse(train_state.CheckpointMetadata, metadata)
     except FileNotFoundError as error:
       raise FileNotFoundError(f'{where}: {error}') from error
     except checkpoint.DamagedError as error:
-      raise _damaged(where, error) from error
+      raise _damaged(path, where, error) from error
     stack.pop_all()  # All is well: they stay open.
   return checkpoints
 
 
-def _damaged(where, error):
+def _damaged(path, where, error):
+  which = 'it' if _split(path)[1] else 'its latest checkpoint'
   return ValueError(
-    f'{where}: its latest checkpoint cannot be read ({error}); name another'
+    f'{where}: {which} cannot be read ({error}); name another'
     ' run, or continue that one (--mode=train), which sets damaged checkpoints'
     ' aside'
   )
 
 
-def _restore(run, path, where) -> tuple[int, PyTree]:
-  """The latest step of a work directory, and its parameters."""
+def _restore(run, path, where) -> tuple[int, PyTree, bool]:
+  """The step, its parameters, and whether to keep those of fc8."""
   with contextlib.closing(_open_checkpoints(run, path, where)) as checkpoints:
-    step = checkpoints.step_of('latest')
+    named = _split(path)[1]
+    step = named or checkpoints.step_of('latest')
     try:
       metadata = checkpoints.read_metadata(step)
       # Replicated, as the devices may not divide the other number of classes.
@@ -133,6 +150,8 @@ def _restore(run, path, where) -> tuple[int, PyTree]:
           run, recorded_config.upgrade(metadata['config'])['model.num_classes']
         ),
       )
-      return step, checkpoints.restore(template, step).params
+      is_same = metadata['dataset'] == run.dataset.fingerprint
+      params = checkpoints.restore(template, step).params
+      return step, params, named is not None and is_same
     except checkpoint.DamagedError as error:
-      raise _damaged(where, error) from error
+      raise _damaged(path, where, error) from error

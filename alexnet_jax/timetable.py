@@ -51,12 +51,13 @@ class Timetable:
     """Whether to evaluate after this step.
 
     It is the first at or after a multiple of `eval_every_epochs`, or the last.
+    A run whose `epochs` were lowered may stand behind its last step.
     """
     evaluations = lambda s: math.floor(
       self.epoch(s) / self.eval_every_epochs + ROUNDING
     )
     is_due = evaluations(step) > evaluations(step - 1)
-    return is_due or step == self.total_steps
+    return is_due or step >= self.total_steps
 
   def saves(self, step: int) -> bool:
     """Whether to save a checkpoint after this step."""

@@ -4,24 +4,24 @@ from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import time
 
 import jax
 from jaxtyping import PyTree
 import ml_collections
-import optax
 
 from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import dataset as dataset_lib
+from alexnet_jax import divergence
 from alexnet_jax import evaluator as evaluator_lib
 from alexnet_jax import metrics
 from alexnet_jax import pictures
 from alexnet_jax import placement
 from alexnet_jax import pretrained
+from alexnet_jax import rising_loss
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
@@ -64,11 +64,11 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
     checkpoints = saving.enter_context(checkpoint.opened(workdir))
+    saving.enter_context(divergence.explained(run, checkpoints, arguments))
     state, metadata = _create_or_restore(run, checkpoints)
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began
-    batches = run.train_batches(step)
-    stack.callback(batches.close)
+    batches = stack.enter_context(contextlib.closing(run.train_batches(step)))
     written = metadata.rows_until(step)
     writer = metrics.MetricsWriter(workdir, config.augment.flip, written)
     stack.enter_context(writer)
@@ -76,6 +76,7 @@ def train_and_evaluate(
     progress = metrics.Progress(step, table.total_steps, began)
     stack.callback(progress.close)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
+    rising = rising_loss.RisingLossWarning(config, metadata.lowest_loss)
     if not _is_done(step, metadata, table, config):
       train_step = _compile(workdir, run, state, arguments(step))
 
@@ -95,6 +96,7 @@ def train_and_evaluate(
         raise signals.Stopped(stop(), f': step {step} is saved')
       row['train/learning_rate'] = arguments.rate(step - 1, plateau.drops)
       warning.observe(row['train/loss'], totals.batches)
+      rising.observe(row['train/loss'])
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
       _write_row(writer, progress, state, step, table.epoch(step), row, found)
@@ -103,6 +105,7 @@ def train_and_evaluate(
         metrics=row | found,
         plateau=_update_plateau(plateau, found, config),
         stuck_steps=warning.stuck_steps,
+        lowest_loss=rising.lowest_loss,
         wall_seconds=seconds(),
         unfinished={},
       )
@@ -151,15 +154,6 @@ def _write_start(writer, run, state, step):
     writer.image(0, 'conv1/kernels', kernels)
 
 
-@jax.jit
-def _state_norm(state):
-  return optax.tree.norm((state.params, state.opt_state))
-
-
-def _norm(state):
-  return placement.fetch(_state_norm(state))
-
-
 def _compile(workdir, run, state, arguments):
   """The compiled train step; removes the result of a shorter run."""
   workdir_lib.remove_result(workdir)
@@ -175,7 +169,7 @@ def _write_row(writer, progress, state, step, epoch, row, found):
 
 
 def _save(checkpoints, step, state, metadata):
-  _check_finite(_norm(state), 'the norm of the state', step)
+  divergence.check_state(state, step)
   error = metadata.metrics.get('eval/top1_error')  # None without evaluation.
   if metadata.unfinished:  # The metrics are those of an earlier step.
     error = None
@@ -199,7 +193,7 @@ def _evaluate(evaluator, state, step, end, plateau, table, config):
     return {}
   try:
     row = evaluator(state.params, many=False)
-    _check_finite(row['eval/loss'], 'eval/loss', step)
+    divergence.check(row['eval/loss'], 'eval/loss', step, state, step)
     plateau = _update_plateau(plateau, row, config)
     if _has_ended(step, plateau, table, config):
       row |= evaluator(state.params, many=True)
@@ -263,7 +257,8 @@ def run_steps(
 
   def finish(step, sums):
     sums = placement.fetch(sums)
-    _check_finite(sums['loss'], 'train/loss', step)
+    # Not even the step that runs now has changed this state.
+    divergence.check(sums['loss'], 'train/loss', step, state, step - 1)
     totals.add(sums)
     progress.update()
 
@@ -285,12 +280,3 @@ def run_steps(
     'train/images_per_second': totals.rate('count'),
     'train/input_wait_fraction': totals.rate('waited'),
   }
-
-
-def _check_finite(value, tag, step):
-  if not math.isfinite(value):
-    raise FloatingPointError(
-      f'{tag} is {value} at step {step}. Checkpoints of earlier steps, if any,'
-      ' are kept; train in a fresh --workdir with a lower'
-      ' config.optimizer.learning_rate, or look at the data'
-    )

@@ -49,6 +49,7 @@ class CheckpointMetadata:
     metrics: the newest row of metrics, by tag.
     plateau: state of the schedule 'plateau'.
     stuck_steps: number of steps at chance level, see `chance_loss`.
+    lowest_loss: lowest loss of a row so far, see `rising_loss`.
     wall_seconds: duration of the run so far, less work lost to interruptions.
     unfinished: sums of the row of metrics that a stop has interrupted, see
       `metrics.Totals`; empty if the row of this step was written.
@@ -59,6 +60,7 @@ class CheckpointMetadata:
   metrics: dict[str, float]
   plateau: optimizer.Plateau = optimizer.Plateau()
   stuck_steps: int = 0
+  lowest_loss: float = float('inf')
   wall_seconds: float = 0.0
   unfinished: dict[str, float] = dataclasses.field(default_factory=dict)
 

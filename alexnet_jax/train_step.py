@@ -7,6 +7,7 @@ import functools
 import flax.linen as nn
 import jax
 from jax import lax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 import ml_collections
 import numpy as np
@@ -36,11 +37,13 @@ def loss_fn(
   net: nn.Module,
   mesh: jax.sharding.Mesh | None,
   random_views: Callable,
+  capture: dict[str, Array] | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """Mean cross-entropy of the global batch (nats), and `metrics.batch_sums`.
 
-  Call it inside `mesh.shard_map`; `batch` is this device's part. The other
-  arguments are those of `make_train_step` and of the step that it returns.
+  Call it inside `mesh.shard_map`; `batch` is this device's part, `capture` is
+  for the net. The other arguments are those of `make_train_step` and of the
+  step that it returns.
   """
   indices = mesh_lib.global_batch_indices(batch['label'].size, mesh)
   images = random_views(
@@ -57,13 +60,14 @@ def loss_fn(
     train=True,
     batch_indices=indices,
     rngs={'dropout': jax.random.fold_in(key, DROPOUT)},
+    capture=capture,
   )
   log_probs = jax.nn.log_softmax(logits)
   losses = metrics.cross_entropy(log_probs, batch['label'])
   sums = metrics.batch_sums(log_probs, losses, batch['mask'])
   sums = sums if mesh is None else lax.psum(sums, 'data')
   # A batch may have no example: see config.input.max_bad_records.
-  return sums['loss'] / jax.numpy.maximum(sums['count'], 1), sums
+  return sums['loss'] / jnp.maximum(sums['count'], 1), sums
 
 
 def make_train_step(
@@ -77,6 +81,8 @@ def make_train_step(
 
   It maps (state, batch, statistics, key, rates, color_std), all on the devices,
   to the next state and the sums of `metrics.batch_sums`. The state is donated.
+  If the loss is not finite, `step` becomes -1, and neither this nor a later
+  step changes the rest of the state: `divergence.py` looks for the cause there.
 
   Args:
     net: network with the interface of `model.AlexNet`.
@@ -103,10 +109,13 @@ def make_train_step(
     grads, sums = jax.grad(lambda p, *x: loss(p | frozen, *x), has_aux=True)(
       state.params, batch, statistics, step_key, color_std
     )
+    is_good = jnp.isfinite(sums['loss']) & (state.step >= 0)
+    rates = jax.tree.map(lambda rate: jnp.where(is_good, rate, 0), rates)
     tx = make_optimizer(rates)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return train_state.TrainState(state.step + 1, params, opt_state), sums
+    step = jnp.where(is_good, state.step + 1, -1)
+    return train_state.TrainState(step, params, opt_state), sums
 
   options = compilation.network_options()
   return jax.jit(train_step, donate_argnums=0, compiler_options=options)

@@ -106,7 +106,7 @@ def check_workdir(
 def has_trained(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint or the result of a run is, or was, there."""
   saved = re.compile(
-    r'((damaged|replaced)\.)?\d+'
+    r'((damaged|diverged|replaced)\.)?\d+'
   )  # Not what an interrupted save left.
   checkpoints = (workdir / checkpoint.FOLDER).glob('*')
   return any(saved.fullmatch(p.name) for p in checkpoints) or any(

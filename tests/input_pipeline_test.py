@@ -250,7 +250,7 @@ def test_many_threads_read_a_batch_in_few_tasks(
   loader = input_pipeline._BatchLoader(stored, dataset, batch_size, None, None)
   submit = unittest.mock.Mock(side_effect=loader._threads.submit)
   monkeypatch.setattr(loader._threads, 'submit', submit)
-  indices = input_pipeline._train_indices(NUM_TRAIN, 0, batch_size, 0)
+  indices = input_pipeline.train_indices(NUM_TRAIN, 0, batch_size, 0)
   with contextlib.closing(loader):
     assert _numbers([loader(indices)]) == _numbers([expected])
   assert submit.call_count == num_tasks

@@ -358,8 +358,10 @@ def test_warnings_of_pillow_name_the_image(tmp_path, source, caplog):
   assert text and len(message.splitlines()) == 1
 
 
-def _kill_this_process(*_):
-  os.kill(os.getpid(), signal.SIGKILL)
+def _kill_first_process(shard, _):
+  if shard.path.name.endswith('-train.array_record-00000-of-00003'):
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(60)  # Outlives the test, unless this process is killed, too.
 
 
 def test_after_a_killed_worker_the_command_continues(
@@ -367,11 +369,14 @@ def test_after_a_killed_worker_the_command_continues(
 ):
   uninterrupted = _prepare(source, tmp_path / 'once', workers=1)
   with monkeypatch.context() as patch:
-    patch.setattr(workers, '_write', _kill_this_process)
+    patch.setattr(workers, '_write', _kill_first_process)
+    began = time.monotonic()
     with pytest.raises(
       RuntimeError, match='killed, perhaps because memory ran out'
     ):
       _prepare(source, tmp_path / 'again', workers=2)
+  assert time.monotonic() - began < 50
+  assert multiprocessing.active_children() == []
   again = _prepare(source, tmp_path / 'again', workers=2)
   assert _tree(again) == _tree(uninterrupted)
 

@@ -56,7 +56,7 @@ class MeanColour(nn.Module):
   layers_sharded_over_data = ()
 
   @nn.compact
-  def __call__(self, images, *, train, batch_indices):
+  def __call__(self, images, *, train, batch_indices, capture):
     return nn.Dense(4, name='fc8')(images.mean((1, 2)))
 
 

@@ -68,6 +68,7 @@ def main(_) -> None:
   signals.resume_hint = 'the same command continues'
   try:
     if VERIFY.value:
+      signals.resume_hint = 'the same command begins again'
       sys.exit(1 if verify.verify(NAME.value, DATA_DIR.value) else 0)
     if SOURCE.value is None:
       raise ValueError(f'--source is missing; it is {sources.FORMS}')

@@ -135,12 +135,13 @@ def quiet_libraries() -> None:
   """Lets libraries log errors only, and JAX warnings, as of an unused GPU."""
   absl_logging.set_verbosity(absl_logging.ERROR)
   # Orbax logs the traceback of a failed save, and raises the error as well.
-  logging.getLogger('absl').addFilter(_has_no_traceback)
+  logging.getLogger('absl').addFilter(_without_traceback)
   logging.getLogger('jax').setLevel(logging.WARNING)
 
 
-def _has_no_traceback(record):
-  return not record.exc_info
+def _without_traceback(record):
+  record.exc_info = record.exc_text = None
+  return True
 
 
 @contextlib.contextmanager
@@ -158,7 +159,7 @@ def one_line_errors(resume_hint: str) -> Iterator[None]:
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   try:
     yield
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
     if not (_raised_here(error) or refusal(error)):
       raise
     sys.exit(f'{type(error).__name__}: {error}{refusal(error)}')
