@@ -139,9 +139,8 @@ def _find(run, arguments, state, completed):
   norms = _norms(run, arguments, state, params, completed)
   batch = _batch(run, completed)
   statistics, key, _, color_std = arguments(completed)
-  key = jax.random.fold_in(key, completed)
   inputs = (state.params, batch, statistics, key, color_std)
-  losses, flags = placement.fetch(_forward(run)(*inputs))
+  losses, flags = placement.fetch(_forward(run, completed)(*inputs))
   mask = placement.fetch(batch['mask'])
   layer = next((name for name, flag in _ordered(flags) if not flag.all()), None)
   # Losses that are finite may have a sum that is not.
@@ -164,18 +163,21 @@ def _ordered(flags):
   return sorted(flags.items(), key=key)
 
 
-def _forward(run):
+def _forward(run, completed):
   """The function that runs a batch: losses, and which activations are finite.
 
-  The flags are an array by name, with one element per device.
+  The flags are an array by name, with one element per device. The draws are
+  those of the step that follows `completed` steps.
   """
 
-  def local(params, batch, *inputs):
+  def local(params, batch, statistics, key, color_std):
     captured = {}
     train_step_lib.loss_fn(
       params,
       batch,
-      *inputs,
+      statistics,
+      jax.random.fold_in(key, completed),
+      color_std,
       net=run.network,
       mesh=run.mesh,
       random_views=run.random_views,
@@ -205,13 +207,20 @@ def _norms(run, arguments, state, params, completed):
   if not completed:
     return f'Before it, {found}'
   statistics, key, rates, color_std = arguments(completed - 1)
-  # With gradients of 0 and a momentum of 1 it gives its last update again.
-  last = optimizer.paper_sgd(
-    rates, 1.0, 0.0, frozen_layers=run.config.optimizer.frozen_layers
-  )
-  zeros = jax.tree.map(jnp.zeros_like, state.params)
-  updates, _ = last.update(zeros, state.opt_state, state.params)
-  before = jax.tree.map(lambda w, update: w - update, state.params, updates)
+  frozen_layers = run.config.optimizer.frozen_layers
+
+  @jax.jit
+  def undo(state, rates):
+    """The state before the last step, without v, and the update."""
+    # With gradients of 0 and a momentum of 1 it gives its last update again.
+    last = optimizer.paper_sgd(rates, 1.0, 0.0, frozen_layers=frozen_layers)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    updates, _ = last.update(zeros, state.opt_state, state.params)
+    params = jax.tree.map(jnp.subtract, state.params, updates)
+    step = jnp.full_like(state.step, completed - 1)
+    return train_state.TrainState(step, params, zeros), updates
+
+  before, updates = undo(state, rates)
   # An optimiser whose state is the gradient.
   gradient = optax.GradientTransformation(
     lambda params: params,
@@ -222,14 +231,10 @@ def _norms(run, arguments, state, params, completed):
     run.mesh,
     run.random_views,
     lambda rates: gradient,
-    run.config.optimizer.frozen_layers,
+    frozen_layers,
   )
-  number = placement.place(np.int32(completed - 1), run.mesh)
-  ran, _ = step(
-    train_state.TrainState(number, before, zeros),
-    _batch(run, completed - 1),
-    *(statistics, key, rates, color_std),
-  )
+  batch = _batch(run, completed - 1)
+  ran, _ = step(before, batch, statistics, key, rates, color_std)
   updates, grads = placement.fetch((updates, ran.opt_state))
   return (
     f'At step {completed}, the last good one, {found}, of the gradient'

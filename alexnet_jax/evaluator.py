@@ -192,8 +192,7 @@ def evaluate(
   Raises:
     RuntimeError: if the batches do not hold `num_examples` examples.
   """
-  totals = metrics.Totals()
-  pending = None
+  totals, pending = metrics.Totals(), None
 
   def finish(batch, sums, log_probs):
     totals.add(placement.fetch(sums))
@@ -214,9 +213,8 @@ def evaluate(
   missing = int(num_examples - totals.count)
   if not 0 <= missing <= max_missing or not totals.count:
     raise RuntimeError(
-      f'evaluated {totals.count} examples, but the split has {num_examples}:'
-      ' too many records cannot be used; prepare the data set again, or leave'
-      ' them out: --config.input.max_bad_records'
+      f'evaluated {totals.count} examples, but the split has {num_examples};'
+      ' prepare the data set again'
     )
   if missing:
     log.warning(

@@ -22,6 +22,21 @@ def remove(encoded: bytes) -> bytes | None:
   return None
 
 
+def check_limits(encoded: bytes, max_pixels: int, max_scans: int) -> None:
+  """Raises ValueError for what must be refused before Pillow opens it.
+
+  Args:
+    encoded: an image file, or its first bytes.
+    max_pixels: limit of the pixels of a WebP.
+    max_scans: limit of the scans of a JPEG.
+  """
+  if (size := webp_size(encoded)) and math.prod(size) > max_pixels:
+    raise ValueError('{} x {} pixels are too many'.format(*size))
+  is_jpeg = encoded.startswith(JPEG_SIGNATURE)
+  if is_jpeg and (scans := num_scans(encoded)) > max_scans:
+    raise ValueError(f'{scans} scans of a JPEG are too many')
+
+
 def webp_size(encoded: bytes) -> tuple[int, int] | None:
   """Width and height of a WebP by its first bytes; None for other formats.
 

@@ -6,7 +6,6 @@ pipeline decodes them in every epoch, so decoding has to be fast.
 
 import functools
 import io
-import math
 import os
 import pathlib
 import warnings
@@ -126,7 +125,7 @@ def shorter_side(path: str | os.PathLike) -> int:
       an image in one of `FORMATS`.
   """
   with files.open_regular(path) as file:
-    _check_canvas(file.read(30))
+    image_metadata.check_limits(file.read(30), MAX_PIXELS, MAX_SCANS)
     file.seek(0)
     with Image.open(file, formats=FORMATS) as im:
       return min(im.size)
@@ -152,10 +151,9 @@ def reported_damage(encoded: bytes) -> str:
 def _without_damaged_metadata(read, encoded):
   """`read(encoded)`; if that fails, of the image without its metadata."""
   result, error = _attempt(read, encoded)
-  essential = image_metadata.remove(encoded) if error else None
-  if essential is not None:
+  if error and (essential := image_metadata.remove(encoded)) is not None:
     result, also = _attempt(read, essential)
-    error = error if also else None  # If the pixels are damaged, the first one.
+    error = also and error  # The first one, if the pixels are damaged, too.
   if error:
     raise error
   return result
@@ -171,18 +169,9 @@ def _attempt(read, encoded):
     return None, error
 
 
-def _check_canvas(encoded):
-  size = image_metadata.webp_size(encoded)
-  if size and math.prod(size) > MAX_PIXELS:
-    raise ValueError('{} x {} pixels are too many'.format(*size))
-
-
 def _open(encoded):
   """The upright RGB image, and its format, mode, size and transposition."""
-  if encoded.startswith(image_metadata.JPEG_SIGNATURE):
-    if (scans := image_metadata.num_scans(encoded)) > MAX_SCANS:
-      raise ValueError(f'{scans} scans of a JPEG are too many')
-  _check_canvas(encoded)
+  image_metadata.check_limits(encoded, MAX_PIXELS, MAX_SCANS)
   try:
     with warnings.catch_warnings():
       # Images above the limit of this warning are refused below.

@@ -222,10 +222,10 @@ class MetricsWriter:
     A run that is interrupted, as by Ctrl-C, has neither succeeded nor failed.
     """
     # On a full disk the error of the block says more than one of these files.
-    with contextlib.suppress(*[OSError] if error_type else []):
+    hidden = [OSError] if error_type else []
+    with contextlib.suppress(*hidden), contextlib.closing(self):
       if self._enabled and issubclass(error_type or Exception, Exception):
         self._events.end(succeeded=not error_type)
-      self.close()
 
   def close(self) -> None:
     if self._enabled:

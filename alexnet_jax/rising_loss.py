@@ -29,11 +29,11 @@ def is_steady(record: Mapping[str, object]) -> bool:
     record: metadata of the checkpoint, see `train_state.CheckpointMetadata`.
       Without a loss or a number of classes it counts as steady.
   """
-  sums = record.get('unfinished') or {}
+  sums, recorded = record.get('unfinished') or {}, record['config']
   loss = record['metrics'].get('train/loss')
   if sums.get('count'):  # Those of the steps after that row.
     loss = sums['loss'] / sums['count']
-  num_classes = record['config'].get('model.num_classes')
+  num_classes = recorded.get('model.num_classes')
   if loss is None or num_classes is None:
     return True
   lowest = record.get('lowest_loss', math.inf)
@@ -51,15 +51,15 @@ class RisingLossWarning:
     """Starts from the lowest loss of earlier rows."""
     self._config, self.lowest_loss, self._warned = config, lowest_loss, False
 
-  def observe(self, loss: float) -> None:
-    """Records the mean training loss (nats) of a row."""
+  def observe(self, loss: float) -> float:
+    """Records the mean training loss (nats) of a row; returns the lowest."""
     rate = self._config.optimizer.learning_rate
     classes = self._config.model.num_classes
     is_first = math.isinf(self.lowest_loss)
     self.lowest_loss = min(self.lowest_loss, loss)
     rises = not is_first and is_rising(loss, self.lowest_loss, classes)
     if not rises or self._warned:
-      return
+      return self.lowest_loss
     self._warned = True
     log.warning(
       'The loss, %.4g, is more than %g times the lowest so far, %.4g, and ln(%d)'
@@ -70,3 +70,4 @@ class RisingLossWarning:
       *(loss, FACTOR, self.lowest_loss, classes, math.log(classes)),
       *(rate, rate / 10),
     )
+    return self.lowest_loss

@@ -96,7 +96,6 @@ def train_and_evaluate(
         raise signals.Stopped(stop(), f': step {step} is saved')
       row['train/learning_rate'] = arguments.rate(step - 1, plateau.drops)
       warning.observe(row['train/loss'], totals.batches)
-      rising.observe(row['train/loss'])
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
       _write_row(writer, progress, state, step, table.epoch(step), row, found)
@@ -105,7 +104,7 @@ def train_and_evaluate(
         metrics=row | found,
         plateau=_update_plateau(plateau, found, config),
         stuck_steps=warning.stuck_steps,
-        lowest_loss=rising.lowest_loss,
+        lowest_loss=rising.observe(row['train/loss']),
         wall_seconds=seconds(),
         unfinished={},
       )

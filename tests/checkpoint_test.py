@@ -20,6 +20,7 @@ import pytest
 
 from alexnet_jax import checkpoint
 from alexnet_jax import checkpoint_files
+from alexnet_jax import checkpoint_retention
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
 from alexnet_jax import placement
@@ -355,6 +356,50 @@ def test_a_changed_error_is_taken_as_not_evaluated(tmp_path, caplog):
       assert checkpoints.step_of('best') == 8
       checkpoints.restore(abstract(make_state(0)), 4)
   assert caplog.text.count('error of checkpoint 4 cannot be read') == 1
+
+
+@pytest.mark.parametrize(
+  ('changes', 'restored'),
+  [
+    ({}, True),
+    ({'metrics': {}}, False),
+    ({'unfinished': {'loss': 1.0}}, False),
+  ],
+)
+def test_a_damaged_error_is_taken_from_the_record(
+  tmp_path, caplog, changes, restored
+):
+  for step, error in ((4, 0.1), (8, 0.4)):
+    record = {'config': {}, 'metrics': {'eval/top1_error': error}}
+    with opened(tmp_path) as checkpoints:
+      checkpoints.save(step, make_state(step), record | changes, error)
+  file = tmp_path / 'checkpoints/4/metrics/metrics'
+  before = file.read_bytes()
+  file.write_text('{')
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.step_of('best') == (4 if restored else 8)
+  assert file.exists() == restored
+  assert not restored or file.read_bytes() == before
+  assert 'error of checkpoint 4 cannot be read' in caplog.text
+  assert ('as not evaluated' in caplog.text) != restored
+
+
+def test_a_loss_that_rises_for_long_leaves_the_newest_steady_checkpoint(
+  tmp_path,
+):
+  losses = {1: 2.0, 2: 2.1, 3: 9.0, 4: 1e9, 5: 1e30}
+  for step, loss in losses.items():
+    with opened(tmp_path) as checkpoints:  # Also after a resume.
+      record = {
+        'config': {'model.num_classes': 10},
+        'metrics': {'train/loss': loss},
+        'lowest_loss': 2.0,
+      }
+      checkpoints.save(step, make_state(step), record, None)
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [2, 4, 5]
+    steps = checkpoints.steps()
+  assert checkpoint_retention.newest_steady(checkpoints.folder, steps) == 2
 
 
 def test_digests_are_there_as_soon_as_the_checkpoint_is(tmp_path):

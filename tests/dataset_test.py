@@ -161,6 +161,21 @@ def test_what_is_not_as_it_was_prepared_is_refused_when_opened(
   assert '\n' not in str(error.value)
 
 
+def test_a_data_set_that_is_opened_again_is_not_digested_again(
+  copy, tmp_path, monkeypatch
+):
+  dataset_lib.open_dataset(tmp_path, 'painted')
+  read, sha256 = [], digests.sha256
+  monkeypatch.setattr(
+    digests, 'sha256', lambda path: read.append(path.name) or sha256(path)
+  )
+  dataset_lib.open_dataset(tmp_path, 'painted')
+  assert read == []
+  (copy / 'note').touch()
+  dataset_lib.open_dataset(tmp_path, 'painted')
+  assert 'statistics.npz' in read and SHARD not in read
+
+
 def test_opening_reads_no_shard_and_verifying_names_every_file(
   copy, tmp_path, capsys
 ):

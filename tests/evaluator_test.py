@@ -1,5 +1,7 @@
 """Evaluation of a fake net with known logits, against NumPy in float64."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import placement
+from alexnet_jax.runtime import command
 
 CLASSES = 7
 IMAGE, CROP = 4, 2
@@ -263,3 +266,36 @@ def test_tags_name_the_number_of_views(flip, prefix):
     f'{prefix}/top1_error',
     f'{prefix}/top5_error',
   ]
+
+
+def test_a_wrong_number_of_examples_ends_a_command_with_one_line(table):
+  with pytest.raises(SystemExit) as ended, command.one_line_errors('again'):
+    images, labels = plain_images([1]), np.zeros(1, np.int32)
+    run(table, images, labels, many=False, num_examples=2)
+  assert ended.value.code.startswith('RuntimeError: evaluated 1 examples, but')
+
+
+def test_each_process_may_leave_out_as_many_records(monkeypatch):
+  inputs = types.SimpleNamespace(
+    image_size=IMAGE, crop_size=CROP, max_bad_records=3, eval_split='test'
+  )
+  made = types.SimpleNamespace(
+    _run=types.SimpleNamespace(
+      config=types.SimpleNamespace(
+        augment=types.SimpleNamespace(flip=True), input=inputs
+      ),
+      eval_batches=lambda: [],
+      statistics=types.SimpleNamespace(mean_image=np.zeros((1, 1, 3))),
+      mesh=None,
+      dataset=types.SimpleNamespace(num_examples={'test': 21}),
+    ),
+    _stop=lambda: 0,
+    _eval_step=None,
+  )
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  given = {}
+  monkeypatch.setattr(
+    evaluator, 'evaluate', lambda *_, **k: given.update(k) or {}
+  )
+  evaluator.Evaluator.__call__(made, {}, many=False)
+  assert (given['num_examples'], given['max_missing']) == (21, 12)

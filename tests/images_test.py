@@ -240,6 +240,30 @@ def test_an_image_of_too_many_pixels_is_not_decoded():
     images.encode(buffer.getvalue(), 8, 95)
 
 
+@pytest.mark.parametrize('lossless', [True, False])
+@pytest.mark.parametrize('exif', [b'', b'Exif\0\0II*\0\x08\0\0\0\0\0'])
+def test_the_size_of_a_webp_is_read_from_its_first_bytes(lossless, exif):
+  buffer = io.BytesIO()
+  image = Image.new('RGB', (300, 17))
+  image.save(buffer, 'WEBP', lossless=lossless, exif=exif)
+  assert image_metadata.webp_size(buffer.getvalue()[:30]) == (300, 17)
+
+
+def test_a_webp_of_too_many_pixels_gets_no_canvas(tmp_path, monkeypatch):
+  size = (16382).to_bytes(3, 'little')
+  body = b'WEBPVP8X' + (10).to_bytes(4, 'little') + bytes(4) + size + size
+  file = tmp_path / 'x.webp'
+  file.write_bytes(b'RIFF' + len(body).to_bytes(4, 'little') + body)
+  monkeypatch.setattr(Image, 'open', None)  # It would allocate the canvas.
+  for read in (
+    lambda: images.encode(file.read_bytes(), 8, 95),
+    lambda: images.read_pixels(file, 8),
+    lambda: images.shorter_side(file),
+  ):
+    with pytest.raises(ValueError, match='16383 x 16383 pixels are too many'):
+      read()
+
+
 @pytest.mark.parametrize('value', [-1, 65536])
 def test_integers_beyond_16_bits_are_refused(value):
   buffer = io.BytesIO()

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import math
 import os
@@ -401,6 +402,21 @@ def test_only_a_run_that_ends_has_succeeded_and_only_an_error_has_failed(
         raise error
   assert ends == expected
   assert scalar_points(tmp_path, 'train/loss') == [(1, 0.125)]
+
+
+def test_a_full_disk_does_not_replace_the_error_that_ended_the_run(
+  tmp_path, monkeypatch
+):
+  def end(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr('alexnet_jax.events.EventWriter.end', end)
+  with pytest.raises(OSError, match='checkpoint 4 is whole'):
+    with metrics.MetricsWriter(tmp_path, True, 0):
+      raise OSError(errno.ENOSPC, 'checkpoint 4 is whole')
+  with pytest.raises(OSError, match='No space left'):
+    with metrics.MetricsWriter(tmp_path, True, 0):
+      pass
 
 
 def test_other_processes_than_the_first_write_nothing(

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import re
@@ -39,9 +40,11 @@ from alexnet_jax.prepare import plan
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import shards
 from alexnet_jax.prepare import sources
+from alexnet_jax.prepare import verify
 from alexnet_jax.prepare import workers
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import signals
 
 SIZE = 8
 
@@ -379,6 +382,22 @@ def test_after_a_killed_worker_the_command_continues(
   assert multiprocessing.active_children() == []
   again = _prepare(source, tmp_path / 'again', workers=2)
   assert _tree(again) == _tree(uninterrupted)
+
+
+def test_an_interrupted_verify_does_not_say_that_it_continues(
+  run_command, monkeypatch
+):
+  lines = []
+
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(verify, 'verify', interrupted)
+  monkeypatch.setattr(signals, '_print', lines.append)
+  monkeypatch.setattr(signals, 'resume_hint', '')
+  code, *_ = run_command('prepare.__main__', '--verify', '--name=x', net=())
+  assert code == 128 + signal.SIGINT
+  assert lines == ['interrupted by SIGINT; the same command begins again']
 
 
 _PREPARE = """

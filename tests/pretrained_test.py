@@ -101,6 +101,25 @@ def test_all_layers_but_the_classifier_start_from_the_pretrained_ones(
   assert all((v == 0).all() for v in jax.tree.leaves(state.opt_state))
 
 
+def test_a_checkpoint_that_is_named_gives_its_classifier_too(
+  data_dir, tmp_path
+):
+  config = make_config(data_dir)
+  pretrained = save_pretrained(config, tmp_path)
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(folder / '7', folder / '9')  # A newer one, which is damaged.
+  shutil.rmtree(folder / '9/state')
+  config.train.init_from = str(folder / '7')
+  run = run_lib.open_run(config)
+  pretrained_lib.check(run)
+  state = pretrained_lib.create_train_state(run)
+  jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
+  for step, problem in ((9, 'it cannot be read'), (8, 'it cannot be read')):
+    config.train.init_from = str(folder / str(step))
+    with pytest.raises(ValueError, match=f'init_from=.*/{step}: {problem}'):
+      pretrained_lib.create_train_state(run_lib.open_run(config))
+
+
 def save_weights(config, path):
   """Writes random parameters of the config's net as a file; returns them."""
   weights = narrow_nets.weights(config)

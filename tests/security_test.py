@@ -16,6 +16,7 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import events
 from alexnet_jax import feature_file
 from alexnet_jax import images
+from alexnet_jax import metrics
 from alexnet_jax import metrics_file
 from alexnet_jax import predictions
 from alexnet_jax import weights
@@ -147,6 +148,20 @@ def test_a_pipe_among_saved_results_counts_as_damaged_or_missing(tmp_path):
   os.mkfifo(tmp_path / 'x.json')
   with pytest.raises((ValueError, FileNotFoundError), match='--index='):
     feature_file.read(tmp_path / 'x.npy', '--index')
+
+
+@pytest.mark.usefixtures('no_hang')
+@pytest.mark.parametrize('step', [0, 3])
+def test_pipes_among_metrics_are_set_aside(tmp_path, caplog, step):
+  name = 'events.out.tfevents.1.x'
+  for file in (name, 'metrics.csv.tmp', 'rewound.tmp'):
+    os.mkfifo(tmp_path / file)
+  (tmp_path / 'events.out.tfevents.2.y').write_bytes(b'incomplete')
+  metrics.MetricsWriter(tmp_path, True, step).close()
+  assert (tmp_path / 'metrics.csv').is_file()
+  (line,) = caplog.messages
+  assert f'{name} is not a file; it is now events.out.damaged.1.x' in line
+  assert (tmp_path / 'events.out.damaged.1.x').is_fifo()
 
 
 @pytest.fixture(scope='module')

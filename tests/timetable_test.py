@@ -38,6 +38,12 @@ def test_evaluations_saves_and_rows_come_after_these_steps(method, steps):
   assert steps_where(getattr(TABLE, method)) == steps
 
 
+def test_behind_the_last_step_a_row_ends_at_once_with_an_evaluation():
+  # So does an interrupted row whose run goes on with a lower train.epochs.
+  assert [TABLE.next_log(s) for s in (24, 25, 26)] == [25, 26, 27]
+  assert TABLE.evaluates(27) and TABLE.saves(27)
+
+
 def test_a_change_comes_after_the_first_step_that_ends_at_or_after_its_epoch():
   assert [TABLE.changes(s) for s in (0, 4, 5, 10, 11, 25)] == [0, 0, 1, 1, 2, 2]
 
