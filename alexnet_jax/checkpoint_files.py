@@ -218,9 +218,8 @@ def remove_unreadable(step: pathlib.Path) -> None:
   error, metadata = step / METRICS, step / '_CHECKPOINT_METADATA'
   if error.exists() and not _is_readable(lambda: _read_error(step)):
     log.error('the validation error of checkpoint %s cannot be read', step.name)
-    shutil.rmtree(error)
     if not _is_readable(lambda: _restore_error(step)):
-      shutil.rmtree(error, ignore_errors=True)
+      shutil.rmtree(error)
       log.error('it is now taken as not evaluated')
   if metadata.exists() and not _is_readable(
     lambda: json.loads(files.read_bytes(metadata)).keys()

@@ -100,21 +100,23 @@ def _load_weights(run, path, where) -> PyTree:
 
 def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
   """The checkpoints of a work directory; that which is named can be read."""
-  path, step = _split(path)
-  checkpoint_path.check(path)
+  workdir, step = _split(path)
+  checkpoint_path.check(workdir)
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
-    if not (path / name).exists():
+    if not (workdir / name).exists():
       raise FileNotFoundError(
-        f'{where}: there is no {path / name}; name the --workdir of another run'
+        f'{where}: there is no {workdir / name}; name the --workdir of another run'
         ' or a .safetensors file'
       )
   recorded_config.check_same_network(
-    run.config, config_lib.flatten(workdir_lib.read_config(path)), where
+    run.config, config_lib.flatten(workdir_lib.read_config(workdir)), where
   )
   with contextlib.ExitStack() as stack:
     try:
-      checkpoints = checkpoint.Checkpoints(path, read_only=True)
+      checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
       stack.callback(checkpoints.close)
+      if step is not None and step not in checkpoints.steps():
+        raise FileNotFoundError('there is no such checkpoint')
       step = step or checkpoints.step_of('latest')
       metadata = checkpoints.read_metadata(step)
       checkpoint_files.parse(train_state.CheckpointMetadata, metadata)

@@ -96,6 +96,7 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     metrics={'eval/loss': 0.1 + 0.2},
     plateau=optimizer.Plateau(best_error=0.25, stalled=2, drops=1),
     stuck_steps=40,
+    lowest_loss=0.2,
     wall_seconds=1.5,
     unfinished={'loss': 0.1 + 0.7, 'batches': 2.0},
   )
@@ -114,6 +115,7 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     'metrics': {'eval/loss': 0.1 + 0.2},
     'plateau': {'best_error': 0.25, 'stalled': 2, 'drops': 1},
     'stuck_steps': 40,
+    'lowest_loss': 0.2,
     'wall_seconds': 1.5,
     'unfinished': {'loss': 0.1 + 0.7, 'batches': 2.0},
   }

@@ -114,9 +114,12 @@ def test_a_checkpoint_that_is_named_gives_its_classifier_too(
   pretrained_lib.check(run)
   state = pretrained_lib.create_train_state(run)
   jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
-  for step, problem in ((9, 'it cannot be read'), (8, 'it cannot be read')):
+  for step, error, problem in (
+    (9, ValueError, 'it cannot be read'),
+    (8, FileNotFoundError, 'there is no such checkpoint'),
+  ):
     config.train.init_from = str(folder / str(step))
-    with pytest.raises(ValueError, match=f'init_from=.*/{step}: {problem}'):
+    with pytest.raises(error, match=f'init_from=.*/{step}: {problem}'):
       pretrained_lib.create_train_state(run_lib.open_run(config))
 
 

@@ -111,7 +111,6 @@ READERS = {
   'net.safetensors': weights.load,
   'net.pt': convert.read if hasattr(convert, 'read') else convert.load,
   'image.jpg': lambda path: images.read_pixels(path, 8),
-  'events.out.tfevents.1': lambda path: events._rewind(path.parent, 1),
   'checkpoints/5/metrics/metrics': lambda path: checkpoint.Checkpoints(
     path.parents[3], read_only=True
   ),
