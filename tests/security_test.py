@@ -13,7 +13,6 @@ import pytest
 
 from alexnet_jax import checkpoint
 from alexnet_jax import dataset as dataset_lib
-from alexnet_jax import events
 from alexnet_jax import feature_file
 from alexnet_jax import images
 from alexnet_jax import metrics
