@@ -35,13 +35,26 @@ def error_of(metrics: dict[str, float]) -> float:
   return metrics[checkpoint_files.METRIC]
 
 
-def newest_steady(folder: pathlib.Path, steps: Sequence[int]) -> int | None:
-  """The newest of the steps whose loss did not rise away, if there is one."""
-  for step in sorted(steps, reverse=True):
-    record = checkpoint_files.read_record(folder / str(step))
-    if record is not None and rising_loss.is_steady(record):
-      return step
-  return None
+def newest_steady(
+  folder: pathlib.Path, steps: Sequence[int], steady_step: int = 0
+) -> int | None:
+  """The newest checkpoint whose loss did not rise away, before or after it.
+
+  Args:
+    folder: folder of the checkpoints.
+    steps: their steps.
+    steady_step: first step of the newest row that did not rise away, if the
+      records do not know it yet.
+
+  Returns:
+    Its step; None if there is none.
+  """
+  found = {s: checkpoint_files.read_record(folder / str(s)) for s in steps}
+  records = {step: record for step, record in found.items() if record}
+  known = [record.get('steady_step', 0) for record in records.values()]
+  latest = max(steady_step, *known, 0)
+  steady = [s for s, r in records.items() if rising_loss.is_steady(r)]
+  return max((step for step in steady if step <= latest), default=None)
 
 
 class _NewestSteady(POLICIES.PreservationPolicy):

@@ -29,6 +29,7 @@ from alexnet_jax import metrics
 from alexnet_jax import optimizer
 from alexnet_jax import placement
 from alexnet_jax import records
+from alexnet_jax import rising_loss
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
@@ -88,6 +89,7 @@ def explained(
   run: run_lib.Run,
   checkpoints: checkpoint.Checkpoints,
   arguments: train_step_lib.StepArguments,
+  rising: rising_loss.RisingLossWarning,
 ) -> Iterator[None]:
   """Adds the cause, and the way back, to the error of a value not finite.
 
@@ -98,6 +100,7 @@ def explained(
     run: the opened run.
     checkpoints: its checkpoints.
     arguments: the arguments of its steps.
+    rising: has seen the losses of its rows.
 
   Raises:
     FloatingPointError: in place of NotFiniteError, with three lines.
@@ -116,7 +119,8 @@ def explained(
     checkpoints.wait()
     if error.completed in checkpoints.steps():
       checkpoints.rename(error.completed, 'diverged')
-    way_back = _way_back(checkpoints, run.config.optimizer.learning_rate)
+    rate = run.config.optimizer.learning_rate
+    way_back = _way_back(checkpoints, rising.steady_step, rate)
     lines = f'{error}. {cause}.', f'{norms}.', way_back
     raise FloatingPointError('\n'.join(lines)) from None
 
@@ -269,7 +273,7 @@ def _names(run, completed, bad):
   return f'examples {names}{more} ({len(rows)} of {total} in its batch)'
 
 
-def _way_back(checkpoints, rate):
+def _way_back(checkpoints, steady_step, rate):
   """The newest checkpoint that is steady, and the flags that start from it."""
   workdir = checkpoints.folder.parent
   numbers = itertools.count(2)
@@ -280,11 +284,14 @@ def _way_back(checkpoints, rate):
   )
   lower = f'--config.optimizer.learning_rate={rate / 10:g}'
   flags = [f'--workdir={fresh}', lower]
-  words = 'No checkpoint before it has a loss that is steady'
-  steps = checkpoints.steps()
-  step = checkpoint_retention.newest_steady(checkpoints.folder, steps)
+  words = 'No checkpoint has a steady loss before and after it'
+  step = checkpoint_retention.newest_steady(
+    checkpoints.folder, checkpoints.steps(), steady_step
+  )
   if step is not None:
-    words = f'Checkpoint {step} is the newest whose loss was steady'
+    words = (
+      f'Checkpoint {step} is the newest with a steady loss before and after it'
+    )
     source = checkpoints.folder / str(step)
     flags.append(f'--config.train.init_from={source}')
   quoted = ' '.join(map(shlex.quote, flags))

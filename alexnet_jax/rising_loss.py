@@ -44,30 +44,45 @@ class RisingLossWarning:
   """Warns once if the training loss rises away.
 
   Attributes:
-    lowest_loss: lowest loss of a row so far (nats); inf before the first.
+    steady_step: first step of the newest row that did not rise away: the state
+      before it is a good one.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict, lowest_loss: float):
-    """Starts from the lowest loss of earlier rows."""
-    self._config, self.lowest_loss, self._warned = config, lowest_loss, False
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    lowest_loss: float,
+    steady_step: int,
+  ):
+    """Starts from the lowest loss, and the `steady_step`, of earlier rows."""
+    self._config, self._lowest_loss = config, lowest_loss
+    self.steady_step, self._warned = steady_step, False
 
-  def observe(self, loss: float) -> float:
-    """Records the mean training loss (nats) of a row; returns the lowest."""
+  def observe(self, loss: float, step: int) -> dict[str, float]:
+    """Records a row of metrics.
+
+    Args:
+      loss: mean training loss of the row (nats).
+      step: number of steps before the row.
+
+    Returns:
+      'lowest_loss' and 'steady_step', as `train_state.CheckpointMetadata` has
+      them.
+    """
     rate = self._config.optimizer.learning_rate
     classes = self._config.model.num_classes
-    is_first = math.isinf(self.lowest_loss)
-    self.lowest_loss = min(self.lowest_loss, loss)
-    rises = not is_first and is_rising(loss, self.lowest_loss, classes)
-    if not rises or self._warned:
-      return self.lowest_loss
-    self._warned = True
-    log.warning(
-      'The loss, %.4g, is more than %g times the lowest so far, %.4g, and ln(%d)'
-      ' = %.4g: it rises away. The likely cause is a learning rate that is too'
-      ' high: in a fresh --workdir set config.optimizer.learning_rate (now %g)'
-      ' to %g. See "The loss is not finite" in docs/troubleshooting.md of the'
-      ' repository.',
-      *(loss, FACTOR, self.lowest_loss, classes, math.log(classes)),
-      *(rate, rate / 10),
-    )
-    return self.lowest_loss
+    is_first = math.isinf(self._lowest_loss)
+    self._lowest_loss = lowest = min(self._lowest_loss, loss)
+    if is_first or not is_rising(loss, lowest, classes):
+      self.steady_step = step
+    elif not self._warned:
+      self._warned = True
+      log.warning(
+        'The loss, %.4g, is more than %g times the lowest so far, %.4g, and'
+        ' ln(%d) = %.4g: it rises away. The likely cause is a learning rate that'
+        ' is too high: in a fresh --workdir set config.optimizer.learning_rate'
+        ' (now %g) to %g. See "The loss is not finite" in'
+        ' docs/troubleshooting.md of the repository.',
+        *(loss, FACTOR, lowest, classes, math.log(classes), rate, rate / 10),
+      )
+    return {'lowest_loss': lowest, 'steady_step': self.steady_step}

@@ -64,7 +64,6 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
     checkpoints = saving.enter_context(checkpoint.opened(workdir))
-    saving.enter_context(divergence.explained(run, checkpoints, arguments))
     state, metadata = _create_or_restore(run, checkpoints)
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began
@@ -76,7 +75,10 @@ def train_and_evaluate(
     progress = metrics.Progress(step, table.total_steps, began)
     stack.callback(progress.close)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
-    rising = rising_loss.RisingLossWarning(config, metadata.lowest_loss)
+    lowest, steady = metadata.lowest_loss, metadata.steady_step
+    rising = rising_loss.RisingLossWarning(config, lowest, steady)
+    explained = divergence.explained(run, checkpoints, arguments, rising)
+    saving.enter_context(explained)
     if not _is_done(step, metadata, table, config):
       train_step = _compile(workdir, run, state, arguments(step))
 
@@ -104,7 +106,7 @@ def train_and_evaluate(
         metrics=row | found,
         plateau=_update_plateau(plateau, found, config),
         stuck_steps=warning.stuck_steps,
-        lowest_loss=rising.observe(row['train/loss']),
+        **rising.observe(row['train/loss'], first),
         wall_seconds=seconds(),
         unfinished={},
       )

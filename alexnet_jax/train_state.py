@@ -50,6 +50,7 @@ class CheckpointMetadata:
     plateau: state of the schedule 'plateau'.
     stuck_steps: number of steps at chance level, see `chance_loss`.
     lowest_loss: lowest loss of a row so far, see `rising_loss`.
+    steady_step: first step of the newest row whose loss did not rise away.
     wall_seconds: duration of the run so far, less work lost to interruptions.
     unfinished: sums of the row of metrics that a stop has interrupted, see
       `metrics.Totals`; empty if the row of this step was written.
@@ -61,6 +62,7 @@ class CheckpointMetadata:
   plateau: optimizer.Plateau = optimizer.Plateau()
   stuck_steps: int = 0
   lowest_loss: float = float('inf')
+  steady_step: int = 0
   wall_seconds: float = 0.0
   unfinished: dict[str, float] = dataclasses.field(default_factory=dict)
 

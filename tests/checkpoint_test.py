@@ -97,6 +97,7 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     plateau=optimizer.Plateau(best_error=0.25, stalled=2, drops=1),
     stuck_steps=40,
     lowest_loss=0.2,
+    steady_step=6,
     wall_seconds=1.5,
     unfinished={'loss': 0.1 + 0.7, 'batches': 2.0},
   )
@@ -116,6 +117,7 @@ def test_every_field_of_state_and_metadata_is_restored(tmp_path):
     'plateau': {'best_error': 0.25, 'stalled': 2, 'drops': 1},
     'stuck_steps': 40,
     'lowest_loss': 0.2,
+    'steady_step': 6,
     'wall_seconds': 1.5,
     'unfinished': {'loss': 0.1 + 0.7, 'batches': 2.0},
   }
@@ -389,19 +391,22 @@ def test_a_damaged_error_is_taken_from_the_record(
 def test_a_loss_that_rises_for_long_leaves_the_newest_steady_checkpoint(
   tmp_path,
 ):
-  losses = {1: 2.0, 2: 2.1, 3: 9.0, 4: 1e9, 5: 1e30}
+  # The state of step 3 has the loss of the row after it: it rises, too.
+  losses = {1: 2.0, 2: 2.1, 3: 2.2, 4: 9.0, 5: 1e9, 6: 1e30}
   for step, loss in losses.items():
     with opened(tmp_path) as checkpoints:  # Also after a resume.
       record = {
         'config': {'model.num_classes': 10},
         'metrics': {'train/loss': loss},
         'lowest_loss': 2.0,
+        'steady_step': min(step - 1, 2),
       }
       checkpoints.save(step, make_state(step), record, None)
   with opened(tmp_path) as checkpoints:
-    assert checkpoints.steps() == [2, 4, 5]
-    steps = checkpoints.steps()
-  assert checkpoint_retention.newest_steady(checkpoints.folder, steps) == 2
+    assert checkpoints.steps() == [2, 5, 6]
+  newest = checkpoint_retention.newest_steady
+  assert newest(checkpoints.folder, [2, 5, 6]) == 2
+  assert newest(checkpoints.folder, [2, 5, 6], 6) == 2  # By their own loss.
 
 
 def test_digests_are_there_as_soon_as_the_checkpoint_is(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from alexnet_jax import checkpoint
 from alexnet_jax import divergence
 from alexnet_jax import placement
+from alexnet_jax import rising_loss
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
@@ -59,10 +60,11 @@ def message_of(run, arguments, workdir, error, steady=()):
   with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
     for step in steady:
       loss = {'train/loss': 2.0}
-      record = train_state.CheckpointMetadata({}, '', loss, lowest_loss=2.0)
+      record = train_state.CheckpointMetadata({}, '', loss, steady_step=step)
       checkpoints.save(step, error.state, dataclasses.asdict(record), None)
     with pytest.raises(FloatingPointError) as raised:
-      with divergence.explained(run, checkpoints, arguments):
+      rising = rising_loss.RisingLossWarning(run.config, 2.0, 0)
+      with divergence.explained(run, checkpoints, arguments, rising):
         raise error
   return str(raised.value).split('\n')
 
@@ -125,7 +127,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_explained(
   folder = tmp_path / 'run/checkpoints'
   assert [path.name for path in folder.iterdir()] == ['diverged.1']
   assert way_back == (
-    'No checkpoint before it has a loss that is steady; repeat the command with,'
+    'No checkpoint has a steady loss before and after it; repeat the command with,'
     f' added at its end, --workdir={tmp_path}/run_2'
     ' --config.optimizer.learning_rate=0.001'
   )
@@ -180,9 +182,7 @@ def test_a_step_that_has_spoilt_the_state_is_named_with_its_batch(
       'the parameters of fc6 in step 0, whose loss was finite; its batch: no'
     )
   assert words in cause and 'unknown' in norms
-  assert way_back.startswith(
-    'Checkpoint 3 is the newest whose loss was steady;'
-  )
+  assert way_back.startswith('Checkpoint 3 is the newest with a steady loss')
   folder = tmp_path / "a 'b/checkpoints/3"
   quoted = str(folder).replace("'", "'\"'\"'")
   assert way_back.endswith(f"'--config.train.init_from={quoted}'")

@@ -23,21 +23,23 @@ def test_it_warns_once_if_the_loss_is_twice_the_lowest_and_twice_chance(
 ):
   config = quickstart.get_config()
   config.optimizer.learning_rate = 0.02
-  warning, counts = rising_loss.RisingLossWarning(config, float('inf')), []
-  for loss in losses:
-    warning.observe(loss)
+  warning, counts = rising_loss.RisingLossWarning(config, float('inf'), 0), []
+  for step, loss in enumerate(losses):
+    found = warning.observe(loss, step)
     counts.append(len(caplog.records))
   first = len(losses) if warned_after is None else warned_after - 1
   assert counts == [0] * first + [1] * (len(losses) - first)
-  assert warning.lowest_loss == min(losses)
+  assert found['lowest_loss'] == min(losses)
   if warned_after:
     assert 'config.optimizer.learning_rate (now 0.02) to 0.002' in caplog.text
 
 
 def test_a_resumed_run_knows_the_lowest_loss_of_the_run_before(caplog):
-  warning = rising_loss.RisingLossWarning(quickstart.get_config(), 0.5)
-  warning.observe(4.7)
-  assert warning.lowest_loss == 0.5 and 'rises away' in caplog.text
+  warning = rising_loss.RisingLossWarning(quickstart.get_config(), 0.5, 30)
+  found = [warning.observe(loss, 40) for loss in (4.7, 4.6)]
+  lowest = {'lowest_loss': 0.5}
+  assert found == [lowest | {'steady_step': 30}, lowest | {'steady_step': 40}]
+  assert 'rises away' in caplog.text
 
 
 RECORD = {
