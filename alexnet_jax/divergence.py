@@ -132,13 +132,13 @@ def _find(run, arguments, state, completed):
   for tree, what in ((v, 'the gradient'), (params, 'the parameters')):
     broken = [layer for layer in sorted(tree) if not _is_finite(tree[layer])]
     if broken:
-      names = (
-        _names(run, completed - 1, None) if completed else 'no example yet'
-      )
+      when = 'before the first step'
+      if completed:
+        names = _names(run, completed - 1, None)
+        when = f'in step {completed}, whose loss was finite; its batch: {names}'
       return (
-        f'First not finite: {what} of {broken[-1]} in step {completed}, whose'
-        f' loss was finite; its batch: {names}',
-        'Norms before that step: unknown, it has overwritten them',
+        f'First not finite: {what} of {broken[-1]} {when}',
+        'Norms before that: unknown, they are overwritten',
       )
   norms = _norms(run, arguments, state, params, completed)
   batch = _batch(run, completed)

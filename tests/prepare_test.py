@@ -362,7 +362,7 @@ def test_warnings_of_pillow_name_the_image(tmp_path, source, caplog):
 
 
 def _kill_first_process(shard, _):
-  if shard.path.name.endswith('-train.array_record-00000-of-00003'):
+  if '-train.array_record-00000-of-' in shard.path.name:
     os.kill(os.getpid(), signal.SIGKILL)
   time.sleep(60)  # Outlives the test, unless this process is killed, too.
 
