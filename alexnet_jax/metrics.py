@@ -34,6 +34,15 @@ TRAIN_TAGS = (
 # Names of the evaluation metrics; a prefix for the views makes them tags.
 EVAL_METRICS = ('loss', 'top1_error', 'top5_error')
 CSV_FILE = 'metrics.csv'
+# What the terminal calls them.
+LABELS = {
+  'loss': 'loss',
+  'top1_error': 'top-1 error',
+  'top5_error': 'top-5 error',
+  'learning_rate': 'rate',
+  'images_per_second': 'images/s',
+  'input_wait_fraction': 'waited',
+}
 
 
 def many_view_prefix(flip: bool) -> str:
@@ -45,6 +54,23 @@ def eval_tags(flip: bool) -> list[str]:
   """The tags of evaluation, in the order of the columns."""
   prefixes = ('eval', many_view_prefix(flip))
   return [f'{prefix}/{name}' for prefix in prefixes for name in EVAL_METRICS]
+
+
+def event_tag(tag: str) -> str:
+  """The tag in the event files.
+
+  TensorBoard sorts groups of tags by name and opens the first two. So those of
+  many views join the group 'eval', and that of training is the second.
+  """
+  return tag.replace('eval_', 'eval/', 1).replace('_view/', '_view_')
+
+
+def informative(
+  values: Mapping[str, float], num_classes: int
+) -> dict[str, float]:
+  """The values by tag without top-5 errors if there are at most five classes."""
+  trivial = 'top5_error' if num_classes <= 5 else None
+  return {k: v for k, v in values.items() if k.partition('/')[2] != trivial}
 
 
 def cross_entropy(
@@ -163,20 +189,27 @@ class MetricsWriter:
 
   Only process 0 writes. Opening removes what was written after `step`, so that
   a resumed run has every step once. Methods flush what they write.
+
+  Attributes:
+    events: the event file; None in other processes.
   """
 
-  def __init__(self, workdir: pathlib.Path, flip: bool, step: int):
+  def __init__(
+    self, workdir: pathlib.Path, flip: bool, step: int, num_classes: int = 1000
+  ):
     """Opens the files to continue after `step`, or new ones if it is 0.
 
     Args:
       workdir: folder of the files.
       flip: config.augment.flip, which determines the tags of evaluation.
       step: number of completed steps.
+      num_classes: config.model.num_classes, see `informative`.
     """
     self._eval_tags, self._enabled = eval_tags(flip), processes.is_first()
+    self._num_classes, self.events = num_classes, None
     if not self._enabled:
       return
-    self._events = events.EventWriter(workdir, step)
+    self.events = events.EventWriter(workdir, step)
     columns = ('step', 'epoch', *TRAIN_TAGS, *self._eval_tags)
     rows = metrics_file.rows_until(workdir / CSV_FILE, columns, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
@@ -199,17 +232,8 @@ class MetricsWriter:
     if self._enabled:
       self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
       self._csv_file.flush()
-      self._events.scalars(step, values)
-
-  def image(self, step: int, tag: str, image: np.ndarray) -> None:
-    """Writes one picture, uint8 [height, width, 3]."""
-    if self._enabled:
-      self._events.image(step, tag, image)
-
-  def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
-    """Writes the config by dotted key, for TensorBoard's HPARAMS tab."""
-    if self._enabled:
-      self._events.hyperparameters(values, metric)
+      values = informative(values, self._num_classes)
+      self.events.scalars(step, {event_tag(k): v for k, v in values.items()})
 
   def __enter__(self):
     return self
@@ -220,20 +244,23 @@ class MetricsWriter:
     A run that is interrupted, as by Ctrl-C, has neither succeeded nor failed.
     """
     if self._enabled and (not error_type or issubclass(error_type, Exception)):
-      self._events.end(succeeded=not error_type)
+      self.events.end(succeeded=not error_type)
     self.close()
 
   def close(self) -> None:
     if self._enabled:
       self._csv_file.close()
-      self._events.close()
+      self.events.close()
 
 
 class Progress:
   """A progress bar on a terminal, plain lines elsewhere."""
 
-  def __init__(self, step: int, total: int, began: float):
+  def __init__(
+    self, step: int, total: int, began: float, num_classes: int = 1000
+  ):
     """Starts at `step` of `total`; the command started at time `began`."""
+    self._num_classes = num_classes
     self._total, self._began = total, began
     self._enabled = processes.is_first()
     self._start = step
@@ -260,6 +287,7 @@ class Progress:
     self, step: int, epoch: float, values: Mapping[str, float]
   ) -> None:
     """Shows the newest metrics."""
+    values = informative(values, self._num_classes)
     # No step was left if a run continues with an evaluation.
     pace = (time.time() - (self._first_done or self._began)) / max(
       step - self._start - 1, 1
@@ -268,8 +296,15 @@ class Progress:
     evaluated = any(tag.startswith('eval') for tag in values)
     if self._bar.disable or evaluated:
       parts = [f'step {step}/{self._total}', f'epoch {epoch:.2f}']
-      parts += [f'{tag} {_shown(tag, value)}' for tag, value in values.items()]
-      self._print('  '.join([*parts, f'remaining {remaining}']))
+      by_prefix = {}
+      for tag, value in values.items():
+        prefix, _, name = tag.partition('/')
+        text = f'{LABELS[name]} {shown(name, value)}'
+        by_prefix.setdefault(prefix, []).append(text)
+      parts += [*by_prefix.pop('train', []), f'remaining {remaining}']
+      self._print('  '.join(parts))
+      for prefix, texts in by_prefix.items():
+        self._print('  '.join([f'  {prefix}', *texts]))
     self._bar.set_postfix_str(f'loss {values["train/loss"]:.3f}')
 
   def close(self) -> None:
@@ -284,7 +319,8 @@ class Progress:
       self._bar.write(line)
 
 
-def _shown(tag: str, value: float) -> str:
-  if tag.endswith(('error', 'fraction')):
+def shown(name: str, value: float) -> str:
+  """A value as the terminal shows it; `name` is one of `LABELS`."""
+  if name.endswith(('error', 'fraction')):
     return f'{value:.2%}'
   return f'{value:.4g}'

@@ -7,7 +7,7 @@ import logging
 import pathlib
 import sys
 
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 import numpy as np
 from PIL import Image
 from PIL import ImageDraw
@@ -20,10 +20,11 @@ from alexnet_jax.runtime import files
 log = logging.getLogger(__name__)
 
 # Larger sheets are hard to look at.
-MAX_PICTURES, MAX_QUERIES = 36, 24
+MAX_PICTURES, MAX_QUERIES, MAX_CLASSES = 36, 24, 30
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 _COLUMNS = 6  # At most, of pictures with predictions.
+_CELL = 28  # Side of a cell of a confusion matrix.
 _MARGIN, _LINE = 12, 22  # Between pictures; height of a line of text.
 _SIDE, _SMALL_SIDE = 240, 160  # Of a picture with bars, of a neighbour.
 _INK, _GREY, _MISSING = '#202020', '#606060', '#e0e0e0'
@@ -90,6 +91,63 @@ def of_neighbours(
       x = _MARGIN + gap + (1 + n) * cell[0]
       _draw(sheet, picture, x, y, _SMALL_SIDE)
   return sheet
+
+
+def of_confusion(
+  counts: Int[np.ndarray, 'classes classes'], names: Sequence[str]
+) -> Image.Image:
+  """The confusion matrix: a row per class, a column per prediction.
+
+  A cell is the darker the larger its share of the row; errors are red. Of more
+  than `MAX_CLASSES` classes those are shown that are confused most often.
+
+  Args:
+    counts: number of examples by class and prediction.
+    names: names of the classes.
+  """
+  wrong = counts - np.diag(np.diag(counts))
+  most = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind='stable')
+  shown = np.sort(most[:MAX_CLASSES])
+  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  left, top, side = 190, 150, len(shown) * _CELL
+  picture = Image.new('RGB', (left + side + 20, top + side + 40), 'white')
+  draw = ImageDraw.Draw(picture)
+  draw.text((8, top + side + 10), 'row: class, column: prediction', _GREY)
+  for y, row in enumerate(shown):
+    name = _fit(names[row], left - 16, 13)
+    draw.text((8, top + y * _CELL + 6), name, _INK, _font(13))
+    for x, column in enumerate(shown):
+      corner = left + x * _CELL, top + y * _CELL
+      base = (37, 99, 175) if row == column else (200, 40, 30)
+      share = shares[row, column] ** 0.5  # Few errors must be seen, too.
+      color = tuple(round(255 + share * (c - 255)) for c in base)
+      end = corner[0] + _CELL - 2, corner[1] + _CELL - 2
+      draw.rectangle((*corner, *end), color)
+      if counts[row, column]:
+        ink = 'white' if share > 0.6 else _INK
+        center = corner[0] + _CELL // 2 - 1, corner[1] + _CELL // 2 - 1
+        text = f'{counts[row, column]}'
+        draw.text(center, text, ink, _font(11), anchor='mm')
+  # The names of columns are turned.
+  turned = Image.new('RGB', (top, side), 'white')
+  for x, column in enumerate(shown):
+    name = _fit(names[column], top - 14, 13)
+    position = (4, x * _CELL + 6)
+    ImageDraw.Draw(turned).text(position, name, _INK, _font(13))
+  picture.paste(
+    turned.transpose(Image.Transpose.TRANSPOSE).transpose(
+      Image.Transpose.FLIP_TOP_BOTTOM
+    ),
+    (left, 0),
+  )
+  return picture
+
+
+def thumbnail(
+  image: UInt8[np.ndarray, 'height width 3'], side: int
+) -> UInt8[np.ndarray, 'side side 3']:
+  """The whole image in a square of `side` pixels."""
+  return np.asarray(_resized(image, side))
 
 
 def save(sheet: Image.Image, path: pathlib.Path) -> None:

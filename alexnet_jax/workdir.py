@@ -219,6 +219,11 @@ def remove_result(workdir: pathlib.Path) -> None:
     (workdir / RESULT_FILE).unlink(missing_ok=True)
 
 
+def read_result(workdir: str | os.PathLike) -> dict[str, object]:
+  """The content of result.json, see `write_result`."""
+  return json.loads(files.read_bytes(pathlib.Path(workdir) / RESULT_FILE))
+
+
 def write_result(
   workdir: pathlib.Path,
   step: int,
