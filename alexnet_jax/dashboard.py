@@ -164,12 +164,12 @@ class Dashboard:
           title=f'is {names[mistake.label]}',
           caption=f'row {mistake.row} of {self._split}',
           bars=[(names[c], share) for c, share in mistake.classes],
-          true_bar=[c for c, _ in mistake.classes].index(mistake.label)
-          if mistake.label in dict(mistake.classes)
-          else -1,
+          true_bar=mistake.true_bar,
         )
         for mistake, image in zip(seen.mistakes, images, strict=True)
-      ]
+      ],
+      side=150,
+      columns=3,  # So that they can be read at the size of a card.
     )
     self._events.image(step, 'visual/confident_mistakes', np.asarray(shown))
 
@@ -245,4 +245,4 @@ def table_of(rows: Mapping[str, object]) -> str:
   """A Markdown table with a row per name."""
   escaped = lambda x: str(x).replace('|', '\\|').replace('\n', ' ')
   lines = [f'| {name} | `{escaped(value)}` |' for name, value in rows.items()]
-  return '\n'.join(['| | |', '|---|---|', *lines])
+  return '\n'.join(['| name | value |', '|---|---|', *lines])

@@ -58,8 +58,7 @@ def predict(
     mean_image: mean of the training set, 0..255.
     offsets: views to average, from `augment.view_offsets`.
     crop_size: side of the crops in pixels.
-    central_mean: see `augment.random_views`.
-    channel_stds: see `augment.random_views`.
+    central_mean, channel_stds: see `augment.random_views`.
     layers: names of the activations to return, see `model.AlexNet.__call__`.
     observe: function of all activations, whose arrays are returned instead.
 

@@ -9,7 +9,7 @@ import numpy as np
 from alexnet_jax import placement
 
 # Mistakes that are kept, their classes, and examples of `Observation.features`.
-MISTAKES, TOP, EXAMPLES = 12, 3, 500
+MISTAKES, TOP, EXAMPLES = 9, 3, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,12 @@ class Mistake:
   row: int
   label: int
   classes: tuple[tuple[int, float], ...]
+
+  @property
+  def true_bar(self) -> int:
+    """Place of the label among the classes, from 0; -1 if it is not there."""
+    found = [c for c, _ in self.classes]
+    return found.index(self.label) if self.label in found else -1
 
 
 class Observation:

@@ -6,6 +6,7 @@ import shlex
 from tqdm import tqdm
 
 from alexnet_jax import metrics
+from alexnet_jax import progress
 from alexnet_jax import workdir as workdir_lib
 
 
@@ -31,7 +32,7 @@ def lines(workdir: str | os.PathLike) -> list[str]:
       view = prefix.removeprefix('eval_').replace('_view', ' views')
       view = 'one view' if prefix == 'eval' else view
       values = [
-        f'{metrics.LABELS[name]} {metrics.shown(name, shown[f"{prefix}/{name}"])}'
+        f'{progress.LABELS[name]} {progress.shown(name, shown[f"{prefix}/{name}"])}'
         for name in metrics.EVAL_METRICS
         if f'{prefix}/{name}' in shown
       ]

@@ -21,6 +21,7 @@ from alexnet_jax import evaluator as evaluator_lib
 from alexnet_jax import metrics
 from alexnet_jax import placement
 from alexnet_jax import pretrained
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
@@ -76,7 +77,7 @@ def train_and_evaluate(
     board = dashboard.Dashboard(run, table, writer)
     board.start(state, step, commit)
     evaluator = evaluator_lib.Evaluator(run, stop, board.observe)
-    progress = metrics.Progress(
+    progress = progress_lib.Progress(
       step, table.total_steps, began, config.model.num_classes
     )
     stack.callback(progress.close)
@@ -110,7 +111,8 @@ def train_and_evaluate(
       warning.observe(row['train/loss'], totals.batches)
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
-      _write_row(writer, progress, step, table.epoch(step), row | found)
+      writer.scalars(step, table.epoch(step), row | found)
+      progress.report(step, table.epoch(step), row | found)
       metadata = dataclasses.replace(
         metadata,
         metrics=row | found,
@@ -170,12 +172,6 @@ def _compile(workdir, run, state, arguments):
   workdir_lib.remove_result(workdir)
   log.info('Compiling the train step.')
   return train_step_lib.compile_train_step(run, state, arguments)
-
-
-def _write_row(writer, progress, step, epoch, row):
-  """Writes and shows a row of metrics."""
-  writer.scalars(step, epoch, row)
-  progress.report(step, epoch, row)
 
 
 def _save(checkpoints, step, state, metadata):
@@ -239,7 +235,7 @@ def run_steps(
   batches: Iterator[PyTree],
   inputs: Iterable[tuple],
   step: int,
-  progress: metrics.Progress,
+  progress: progress_lib.Progress,
   totals: metrics.Totals | None = None,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
   """Runs one train step per element of `inputs`.

@@ -94,6 +94,7 @@ ORDER = [
   'checkpoint',
   'checkpoint_files',
   'checkpoint_path',
+  'progress',
   'metrics',
   'metrics_file',
   'events',
@@ -188,8 +189,8 @@ USERS_OF_LIBRARIES = {
   'torch': ['convert.torch_weights'],
   'tqdm': [
     'image_files',
-    'metrics',
     'prepare.prepare',
+    'progress',
     'report',
     'run_summary',
   ],

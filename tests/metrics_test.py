@@ -14,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from alexnet_jax import metrics
+from alexnet_jax import progress as progress_lib
 
 
 def batch_sums(log_probs, labels, mask):
@@ -424,7 +425,7 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(
   monkeypatch.setattr(
     metrics, 'time', types.SimpleNamespace(time=lambda: next(clock))
   )
-  progress = metrics.Progress(4, 10, began=100.0)
+  progress = progress_lib.Progress(4, 10, began=100.0)
   for _ in range(3):
     progress.update()
   progress.report(7, 0.5, {'train/loss': 2.5, 'train/top1_error': 0.125})
@@ -450,7 +451,7 @@ def test_progress_is_silent_in_other_processes_than_the_first(
     monkeypatch.setattr(
       metrics.processes, 'is_first', functools.partial(bool, is_first)
     )
-    progress = metrics.Progress(0, 2, began=0.0)
+    progress = progress_lib.Progress(0, 2, began=0.0)
     progress.update()
     progress.report(1, 0.5, values)
     progress.close()

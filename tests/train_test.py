@@ -41,9 +41,9 @@ from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
-from alexnet_jax import metrics
 from alexnet_jax import optimizer
 from alexnet_jax import placement
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -127,7 +127,7 @@ def uninterrupted(config_file, tmp_path_factory):
 def watched(seen, workdir, patch):
   """Records what the fixture `uninterrupted` describes in `seen`."""
   done, allowed, images = [], [], []
-  update, fetch = metrics.Progress.update, placement.fetch
+  update, fetch = progress_lib.Progress.update, placement.fetch
   # JAX has no public way to see reads; all pass through this property.
   array = type(jax.device_put(0))
   save, value = checkpoint.Checkpoints.save, array._value
@@ -169,7 +169,7 @@ def watched(seen, workdir, patch):
     return value.fget(self)
 
   patch.setattr(
-    metrics.Progress, 'update', lambda self: done.append(0) or update(self)
+    progress_lib.Progress, 'update', lambda self: done.append(0) or update(self)
   )
   patch.setattr(placement, 'fetch', watched_fetch)
   patch.setattr(checkpoint.Checkpoints, 'save', watched_save)
@@ -193,8 +193,8 @@ def train_until(step, config, workdir, monkeypatch):
       raise InterruptedRun
 
   with monkeypatch.context() as patch:
-    patch.setattr(metrics.Progress, 'update', update)
-    patch.setattr(metrics.Progress, 'report', lambda *_: None)
+    patch.setattr(progress_lib.Progress, 'update', update)
+    patch.setattr(progress_lib.Progress, 'report', lambda *_: None)
     with pytest.raises(InterruptedRun):
       train.train_and_evaluate(config, workdir)
 
