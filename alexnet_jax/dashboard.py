@@ -161,7 +161,7 @@ class Dashboard:
       [
         sheet.Picture(
           image,
-          title=f'is {names[mistake.label]}',
+          title=f'true: {names[mistake.label]}',
           caption=f'row {mistake.row} of {self._split}',
           bars=[(names[c], share) for c, share in mistake.classes],
           true_bar=mistake.true_bar,

@@ -1,9 +1,8 @@
 """What an evaluation shows of a net besides its errors: confusions, mistakes."""
 
-from collections.abc import Mapping
 import dataclasses
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PyTree
 import numpy as np
 
 from alexnet_jax import placement
@@ -59,7 +58,7 @@ class Observation:
     log_probs: Float[np.ndarray, 'batch classes'],
     labels: Int[np.ndarray, 'batch'],
     mask: Bool[np.ndarray, 'batch'],
-    observed: Mapping[str, Mapping[str, Array]],
+    observed: PyTree,
   ) -> None:
     """Adds a batch; batches come in stored order.
 

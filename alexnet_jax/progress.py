@@ -11,8 +11,8 @@ from alexnet_jax.runtime import processes
 # What the terminal calls them.
 LABELS = {
   'loss': 'loss',
-  'top1_error': 'top-1 error',
-  'top5_error': 'top-5 error',
+  'top1_error': 'top-1',
+  'top5_error': 'top-5',
   'learning_rate': 'rate',
   'images_per_second': 'images/s',
   'input_wait_fraction': 'waited',
@@ -67,7 +67,7 @@ class Progress:
         prefix, _, name = tag.partition('/')
         text = f'{LABELS[name]} {shown(name, value)}'
         by_prefix.setdefault(prefix, []).append(text)
-      parts += [*by_prefix.pop('train', []), f'remaining {remaining}']
+      parts += [*by_prefix.pop('train', []), f'left {remaining}']
       self._print('  '.join(parts))
       for prefix, texts in by_prefix.items():
         self._print('  '.join([f'  {prefix}', *texts]))

@@ -21,7 +21,7 @@ def lines(workdir: str | os.PathLike) -> list[str]:
   seconds = tqdm.format_interval(result['wall_seconds'])
   found = [
     f'Trained for {result["step"]:,} steps ({result["epoch"]:.1f} epochs) in'
-    f' {seconds}, on the evaluation split:'
+    f' {seconds}; errors on the evaluation split:'
   ]
   shown = metrics.informative(
     {tag: value for tag, value in result.items() if '/' in tag}, num_classes
