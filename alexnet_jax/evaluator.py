@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 from alexnet_jax import augment
+from alexnet_jax import diagnostics
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import metrics
 from alexnet_jax import placement
@@ -44,7 +45,8 @@ def predict(
   central_mean: bool = False,
   channel_stds: Sequence[float] = (),
   layers: Sequence[str] = (),
-) -> tuple[Float[Array, 'batch classes'], dict[str, Array]]:
+  observe: Callable[[dict[str, Array]], PyTree] | None = None,
+) -> tuple[Float[Array, 'batch classes'], PyTree]:
   """Log-probabilities and named activations for this device's images.
 
   Call it inside `mesh.shard_map`.
@@ -56,13 +58,13 @@ def predict(
     mean_image: mean of the training set, 0..255.
     offsets: views to average, from `augment.view_offsets`.
     crop_size: side of the crops in pixels.
-    central_mean: see `augment.random_views`.
-    channel_stds: see `augment.random_views`.
+    central_mean, channel_stds: see `augment.random_views`.
     layers: names of the activations to return, see `model.AlexNet.__call__`.
+    observe: function of all activations, whose arrays are returned instead.
 
   Returns:
     The logarithms of the softmax outputs averaged over the views, and the
-    activations [views, batch, ...] by name.
+    activations [views, batch, ...] by name, or what `observe` returns, stacked.
 
   Raises:
     KeyError: if the network has no such activation.
@@ -72,10 +74,12 @@ def predict(
     crops = augment.view_at(
       images, mean_image, offset, crop_size, central_mean, channel_stds
     )
-    if not layers:
+    if not layers and observe is None:
       return net.apply({'params': params}, crops), {}
     captured = {}
     logits = net.apply({'params': params}, crops, capture=captured)
+    if observe is not None:
+      return logits, observe(captured)
     return logits, {name: captured[name] for name in layers}
 
   logits, activations = lax.map(view, offsets)
@@ -121,15 +125,16 @@ def make_eval_step(
   crop_size: int,
   central_mean: bool = False,
   channel_stds: Sequence[float] = (),
-) -> Callable[..., tuple[dict[str, Array], Float[Array, 'batch classes']]]:
+  observe: diagnostics.Activations | None = None,
+) -> Callable[..., tuple]:
   """The jitted step (params, batch, mean_image, offsets) -> (sums, log_probs).
 
   The sums are those of `metrics.batch_sums` over the global batch, the
-  log-probabilities those of `predict`.
+  log-probabilities those of `predict`. With `observe` its arrays follow.
   """
 
   def local_step(params, batch, mean_image, offsets):
-    log_probs, _ = predict(
+    log_probs, observed = predict(
       net,
       params,
       batch['image'],
@@ -138,12 +143,16 @@ def make_eval_step(
       crop_size=crop_size,
       central_mean=central_mean,
       channel_stds=channel_stds,
+      observe=observe,
     )
     losses = metrics.cross_entropy(log_probs, batch['label'])
     sums = metrics.batch_sums(log_probs, losses, batch['mask'])
-    return sums if mesh is None else lax.psum(sums, 'data'), log_probs
+    sums = sums if mesh is None else lax.psum(sums, 'data')
+    return (sums, log_probs, observed) if observe else (sums, log_probs)
 
   out_specs = (mesh_lib.REPLICATED, mesh_lib.batch_spec())
+  if observe:
+    out_specs += (observe.specs,)
   return _jit_step(local_step, net, mesh, out_specs)
 
 
@@ -173,6 +182,7 @@ def evaluate(
   num_examples: int,
   prefix: str,
   predictions: list | None = None,
+  observer: Callable | None = None,
   max_missing: int = 0,
 ) -> dict[str, float]:
   """Mean loss (nats), top-1 and top-5 error (fractions), by tag.
@@ -187,6 +197,8 @@ def evaluate(
     prefix: prefix of the tags.
     predictions: list to which the log-probabilities [examples, classes] and
       labels of every batch are appended as a pair.
+    observer: called with (log_probs, labels, mask) of every batch, and what
+      `observe` has returned for it, which stays on the devices.
     max_missing: number of examples that may be masked; a line counts them.
 
   Raises:
@@ -194,13 +206,16 @@ def evaluate(
   """
   totals, pending = metrics.Totals(), None
 
-  def finish(batch, sums, log_probs):
+  def finish(batch, sums, log_probs, observed=None):
     totals.add(placement.fetch(sums))
+    if predictions is None and observer is None:
+      return
+    fetched = placement.fetch((log_probs, batch['label'], batch['mask']))
+    log_probs, labels, mask = fetched
     if predictions is not None:
-      log_probs, labels, mask = placement.fetch(
-        (log_probs, batch['label'], batch['mask'])
-      )
       predictions.append((log_probs[mask], labels[mask]))
+    if observer is not None:
+      observer(log_probs, labels, mask, observed)
 
   with jax.transfer_guard('disallow'):  # Implicit transfers raise.
     for batch in batches:
@@ -228,7 +243,12 @@ def evaluate(
 class Evaluator:
   """Evaluates parameters on the evaluation split of a run."""
 
-  def __init__(self, run: run_lib.Run, stop: Callable[[], int] = lambda: 0):
+  def __init__(
+    self,
+    run: run_lib.Run,
+    stop: Callable[[], int] = lambda: 0,
+    observe: diagnostics.Activations | None = None,
+  ):
     """Evaluates until `stop` returns another number than 0."""
     self._run, self._stop = run, stop
     self._eval_step = make_eval_step(
@@ -237,10 +257,16 @@ class Evaluator:
       run.config.input.crop_size,
       run.config.augment.central_mean,
       run.config.input.channel_stds,
+      observe,
     )
 
   def __call__(
-    self, params: PyTree, *, many: bool, predictions: list | None = None
+    self,
+    params: PyTree,
+    *,
+    many: bool,
+    predictions: list | None = None,
+    observer: Callable | None = None,
   ) -> dict[str, float]:
     """The metrics of `evaluate`, with one view or with many.
 
@@ -248,7 +274,7 @@ class Evaluator:
       params: parameters of the network, on the devices.
       many: whether to average ten views (five if the config does not flip), not
         one.
-      predictions: see `evaluate`.
+      predictions, observer: see `evaluate`.
 
     Raises:
       signals.Stopped: if `stop` ended the evaluation.
@@ -267,6 +293,7 @@ class Evaluator:
       num_examples=run.dataset.num_examples[inputs.eval_split],
       prefix=metrics.many_view_prefix(flip) if many else 'eval',
       predictions=predictions,
+      observer=observer,
       # Each process counts the records that it reads.
       max_missing=inputs.max_bad_records * jax.process_count(),
     )

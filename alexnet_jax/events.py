@@ -1,6 +1,6 @@
 """TensorBoard's event files of a work directory."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import logging
 import os
 import pathlib
@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 
+from jaxtyping import Float, UInt8
 import numpy as np
 
 # tensorboardX imports PyTorch if it is installed. That takes more than a second
@@ -15,6 +16,7 @@ import numpy as np
 # import fails in the way that tensorboardX expects.
 if 'torch' not in sys.modules:
   sys.modules['torch'] = None
+from tensorboardX import embedding
 from tensorboardX import event_file_writer
 from tensorboardX import record_writer
 from tensorboardX import summary
@@ -29,22 +31,27 @@ if sys.modules['torch'] is None:
 
 log = logging.getLogger(__name__)
 
-# Tags of TensorBoard's HPARAMS tab begin with it.
-HPARAMS = '_hparams_/'
+# Tags of what every command writes anew: hyperparameters (the HPARAMS tab), the
+# charts of the CUSTOM SCALARS tab, and texts.
+LATEST = ('_hparams_/', 'custom_scalars__config__', 'run/')
+# Bins of a histogram; TensorBoard shows 30.
+BINS = 60
+PROJECTOR = 'projector'  # Folder of what the PROJECTOR tab shows.
 
 
 class EventWriter:
   """A new event file; events after `step` are removed from the earlier ones.
 
   tensorboardX's `purge_step` would only hide them in TensorBoard: other readers
-  of the files would see the steps after a resumed one twice. Earlier
-  hyperparameters are removed as well: those of the latest command count. When a
-  method returns, what it wrote is in the file.
+  of the files would see the steps after a resumed one twice. Earlier values of
+  `LATEST` are removed as well: those of the latest command count. When a method
+  returns, what it wrote is in the file.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
     """Opens a file to continue after `step`; 0 removes all earlier files."""
     _rewind(workdir, step)
+    self._workdir = workdir
     self._writer = event_file_writer.EventsWriter(
       str(workdir / 'events'), f'.{time.time_ns()}'
     )
@@ -57,21 +64,70 @@ class EventWriter:
     """Writes one picture, uint8 [height, width, 3]."""
     self._write(step, summary.image(tag, image, dataformats='HWC'))
 
-  def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
-    """Writes hyperparameters for TensorBoard's HPARAMS tab.
+  def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+    """Writes one histogram per tag, of those values that are finite."""
+    finite = {tag: x[np.isfinite(x)] for tag, x in values.items()}
+    self._write(
+      step,
+      *(summary.histogram(tag, x, BINS) for tag, x in finite.items() if x.size),
+    )
 
-    The tab shows the status UNKNOWN until `end` is called.
+  def texts(self, values: Mapping[str, str]) -> None:
+    """Writes one text, in Markdown, per tag; a tag begins with 'run/'."""
+    self._write(0, *(summary.text(tag, text) for tag, text in values.items()))
+
+  def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Writes the charts of the CUSTOM SCALARS tab.
 
     Args:
-      values: by dotted key.
-      metric: tag that the tab shows beside them.
+      layout: regular expressions of the tags on a chart, by category and title.
+    """
+    charts = {
+      category: {title: ['Multiline', tags] for title, tags in charts.items()}
+      for category, charts in layout.items()
+    }
+    self._write(0, summary.custom_scalars(charts))
+
+  def hyperparameters(self, values: Mapping[str, object]) -> None:
+    """Writes hyperparameters by dotted key for TensorBoard's HPARAMS tab.
+
+    The tab shows those first in which runs differ, and all scalars beside them,
+    as no summary of an experiment says otherwise. It shows the status UNKNOWN
+    until `end` is called.
     """
     plain = {
       k: v if isinstance(v, bool | int | float) else str(v)
       for k, v in values.items()
     }
-    experiment, start, _ = summary.hparams(plain, {metric: 0.0})
-    self._write(0, experiment, start)
+    _, start, _ = summary.hparams(plain, {})
+    self._write(0, start)
+
+  def embedding(
+    self,
+    name: str,
+    vectors: Float[np.ndarray, 'examples features'],
+    thumbnails: UInt8[np.ndarray, 'examples side side 3'],
+    columns: Mapping[str, Sequence],
+  ) -> None:
+    """Writes the vectors of the PROJECTOR tab in place of earlier ones.
+
+    Args:
+      name: name of the vectors in the tab.
+      vectors: one row per example.
+      thumbnails: the pictures of the examples.
+      columns: what is known of the examples, by title; at least two columns.
+    """
+    folder = self._workdir / PROJECTOR
+    folder.mkdir(exist_ok=True)
+    (self._workdir / 'projector_config.pbtxt').unlink(missing_ok=True)
+    rows = [*zip(*columns.values(), strict=True)]
+    pictures = thumbnails.transpose(0, 3, 1, 2) / 255
+    embedding.make_mat(vectors, str(folder))
+    embedding.make_tsv(rows, str(folder), [*columns])
+    embedding.make_sprite(pictures, str(folder))
+    embedding.append_pbtxt(
+      rows, pictures, str(self._workdir), PROJECTOR, 0, name
+    )
 
   def end(self, succeeded: bool) -> None:
     """Writes the status for the HPARAMS tab: SUCCESS or FAILURE."""
@@ -95,7 +151,7 @@ class EventWriter:
 
 
 def _rewind(workdir: pathlib.Path, step: int) -> None:
-  """Removes events after `step`, hyperparameters, and incomplete records."""
+  """Removes events after `step`, `LATEST` ones, and incomplete records."""
   for path in workdir.glob('events.out.tfevents.*'):
     # TensorBoard does not read a file of this name.
     damaged = path.with_name(path.name.replace('tfevents', 'damaged'))
@@ -110,7 +166,7 @@ def _rewind(workdir: pathlib.Path, step: int) -> None:
     try:
       for record, event in _records(content):
         tags = [value.tag for value in event.summary.value]
-        if event.step <= step and not any(t.startswith(HPARAMS) for t in tags):
+        if event.step <= step and not any(t.startswith(LATEST) for t in tags):
           kept += record
     except ValueError as error:
       files.write_bytes(damaged, content)

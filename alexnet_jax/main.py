@@ -27,6 +27,7 @@ from ml_collections import config_flags
 from alexnet_jax import digits
 from alexnet_jax import evaluate
 from alexnet_jax import recorded_config
+from alexnet_jax import run_summary
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
@@ -117,6 +118,8 @@ def main(_) -> None:
       compilation.enable_compilation_cache(CACHE_DIR.value)
       digits.prepare_if_missing(CONFIG.value)
       train.train_and_evaluate(CONFIG.value, WORKDIR.value, signals.received)
+      if processes.is_first():
+        print(*run_summary.lines(WORKDIR.value), sep='\n', flush=True)
     else:
       compilation.enable_compilation_cache(CACHE_DIR.value)
       workdirs = [] if WORKDIR.value is None else [WORKDIR.value]

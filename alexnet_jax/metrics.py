@@ -1,4 +1,4 @@
-"""Metrics: sums on the device, means on the host, csv, TensorBoard, progress.
+"""Metrics: sums on the device, means on the host, csv, TensorBoard.
 
 On the device, metrics are sums over the examples that the mask selects, with
 their count. On the host, the sums are added in double precision and divided
@@ -13,12 +13,10 @@ import contextlib
 import csv
 import os
 import pathlib
-import time
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
-import tqdm
 
 from alexnet_jax import events
 from alexnet_jax import metrics_file
@@ -46,6 +44,23 @@ def eval_tags(flip: bool) -> list[str]:
   """The tags of evaluation, in the order of the columns."""
   prefixes = ('eval', many_view_prefix(flip))
   return [f'{prefix}/{name}' for prefix in prefixes for name in EVAL_METRICS]
+
+
+def event_tag(tag: str) -> str:
+  """The tag in the event files.
+
+  TensorBoard sorts groups of tags by name and opens the first two. 'eval' and
+  'train' shall be these: 'eval_ten_view/loss' becomes 'views/ten_loss'.
+  """
+  return tag.replace('eval_', 'views/', 1).replace('_view/', '_')
+
+
+def informative(
+  values: Mapping[str, float], num_classes: int
+) -> dict[str, float]:
+  """The values by tag without top-5 errors if there are at most five classes."""
+  trivial = 'top5_error' if num_classes <= 5 else None
+  return {k: v for k, v in values.items() if k.partition('/')[2] != trivial}
 
 
 def cross_entropy(
@@ -164,20 +179,27 @@ class MetricsWriter:
 
   Only process 0 writes. Opening removes what was written after `step`, so that
   a resumed run has every step once. Methods flush what they write.
+
+  Attributes:
+    events: the event file; None in other processes.
   """
 
-  def __init__(self, workdir: pathlib.Path, flip: bool, step: int):
+  def __init__(
+    self, workdir: pathlib.Path, flip: bool, step: int, num_classes: int = 1000
+  ):
     """Opens the files to continue after `step`, or new ones if it is 0.
 
     Args:
       workdir: folder of the files.
       flip: config.augment.flip, which determines the tags of evaluation.
       step: number of completed steps.
+      num_classes: config.model.num_classes, see `informative`.
     """
     self._eval_tags, self._enabled = eval_tags(flip), processes.is_first()
+    self._num_classes, self.events = num_classes, None
     if not self._enabled:
       return
-    self._events = events.EventWriter(workdir, step)
+    self.events = events.EventWriter(workdir, step)
     columns = ('step', 'epoch', *TRAIN_TAGS, *self._eval_tags)
     rows = metrics_file.rows_until(workdir / CSV_FILE, columns, step)
     temporary = workdir / f'{CSV_FILE}.tmp'
@@ -201,17 +223,8 @@ class MetricsWriter:
     if self._enabled:
       self._csv.writerow({'step': step, 'epoch': f'{epoch:.4f}', **values})
       self._csv_file.flush()
-      self._events.scalars(step, values)
-
-  def image(self, step: int, tag: str, image: np.ndarray) -> None:
-    """Writes one picture, uint8 [height, width, 3]."""
-    if self._enabled:
-      self._events.image(step, tag, image)
-
-  def hyperparameters(self, values: Mapping[str, object], metric: str) -> None:
-    """Writes the config by dotted key, for TensorBoard's HPARAMS tab."""
-    if self._enabled:
-      self._events.hyperparameters(values, metric)
+      values = informative(values, self._num_classes)
+      self.events.scalars(step, {event_tag(k): v for k, v in values.items()})
 
   def __enter__(self):
     return self
@@ -225,70 +238,9 @@ class MetricsWriter:
     hidden = [OSError] if error_type else []
     with contextlib.suppress(*hidden), contextlib.closing(self):
       if self._enabled and issubclass(error_type or Exception, Exception):
-        self._events.end(succeeded=not error_type)
+        self.events.end(succeeded=not error_type)
 
   def close(self) -> None:
     if self._enabled:
       self._csv_file.close()
-      self._events.close()
-
-
-class Progress:
-  """A progress bar on a terminal, plain lines elsewhere."""
-
-  def __init__(self, step: int, total: int, began: float):
-    """Starts at `step` of `total`; the command started at time `began`."""
-    self._total, self._began = total, began
-    self._enabled = processes.is_first()
-    self._start = step
-    self._first_done = None  # Time of the first finished step.
-    self._bar = tqdm.tqdm(
-      initial=step,
-      total=total,
-      unit='step',
-      # None disables the bar unless the output is a terminal.
-      disable=None if self._enabled else True,
-    )
-
-  def update(self) -> None:
-    """Counts one more finished step."""
-    if self._first_done is None:
-      self._first_done = time.time()
-      self._print(
-        f'first step done {self._first_done - self._began:.1f} s after the'
-        ' start'
-      )
-    self._bar.update()
-
-  def report(
-    self, step: int, epoch: float, values: Mapping[str, float]
-  ) -> None:
-    """Shows the newest metrics."""
-    # No step was left if a run continues with an evaluation.
-    pace = (time.time() - (self._first_done or self._began)) / max(
-      step - self._start - 1, 1
-    )
-    remaining = tqdm.tqdm.format_interval(pace * (self._total - step))
-    evaluated = any(tag.startswith('eval') for tag in values)
-    if self._bar.disable or evaluated:
-      parts = [f'step {step}/{self._total}', f'epoch {epoch:.2f}']
-      parts += [f'{tag} {_shown(tag, value)}' for tag, value in values.items()]
-      self._print('  '.join([*parts, f'remaining {remaining}']))
-    self._bar.set_postfix_str(f'loss {values["train/loss"]:.3f}')
-
-  def close(self) -> None:
-    self._bar.close()
-
-  def _print(self, line: str) -> None:
-    if not self._enabled:
-      return
-    if self._bar.disable:
-      print(line, flush=True)
-    else:
-      self._bar.write(line)
-
-
-def _shown(tag: str, value: float) -> str:
-  if tag.endswith(('error', 'fraction')):
-    return f'{value:.2%}'
-  return f'{value:.4g}'
+      self.events.close()

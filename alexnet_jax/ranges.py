@@ -29,6 +29,7 @@ RANGES = {
       'train.eval_every_epochs',
       'train.checkpoint_every_steps',
       'train.plateau_warning_steps',
+      'train.profile_steps',
       'eval.batch_size',
     ),
   ),
@@ -44,6 +45,8 @@ RANGES = {
       'optimizer.weight_decay',
       'optimizer.plateau_drops',
       'optimizer.conv1_freeze_epoch',
+      'train.diagnostics_every_evals',
+      'train.profile_step',
     ),
   ),
   'must be at least 0 and below 1': (

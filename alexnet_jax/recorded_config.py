@@ -27,6 +27,9 @@ MAY_CHANGE = frozenset(
     'train.log_every_steps',
     'train.checkpoint_every_steps',
     'train.plateau_warning_steps',
+    'train.diagnostics_every_evals',
+    'train.profile_step',
+    'train.profile_steps',
     'eval.batch_size',
     'mesh.layout',
     'mesh.towers',
@@ -61,6 +64,9 @@ ADDED: Mapping[str, object] = {
   'input.max_bad_records': 0,
   'optimizer.frozen_layers': [],
   'optimizer.fc8_rate_factor': 1.0,
+  'train.diagnostics_every_evals': 0,
+  'train.profile_step': 0,
+  'train.profile_steps': 5,
 }
 # Removed keys, with the value whose behaviour is the only one now.
 REMOVED: Mapping[str, object] = {}

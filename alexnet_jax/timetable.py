@@ -53,11 +53,12 @@ class Timetable:
     It is the first at or after a multiple of `eval_every_epochs`, or the last.
     A run whose `epochs` were lowered may stand behind its last step.
     """
-    evaluations = lambda s: math.floor(
-      self.epoch(s) / self.eval_every_epochs + ROUNDING
-    )
-    is_due = evaluations(step) > evaluations(step - 1)
+    is_due = self.evaluations(step) > self.evaluations(step - 1)
     return is_due or step >= self.total_steps
+
+  def evaluations(self, step: int) -> int:
+    """Number of evaluations due in `step` steps, besides that at the end."""
+    return math.floor(self.epoch(step) / self.eval_every_epochs + ROUNDING)
 
   def saves(self, step: int) -> bool:
     """Whether to save a checkpoint after this step."""

@@ -13,14 +13,14 @@ import ml_collections
 
 from alexnet_jax import chance_loss
 from alexnet_jax import checkpoint
-from alexnet_jax import config as config_lib
+from alexnet_jax import dashboard
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import divergence
 from alexnet_jax import evaluator as evaluator_lib
 from alexnet_jax import metrics
-from alexnet_jax import pictures
 from alexnet_jax import placement
 from alexnet_jax import pretrained
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import rising_loss
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
@@ -28,6 +28,7 @@ from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import agreement
 from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import profiler
 from alexnet_jax.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,6 @@ def train_and_evaluate(
   table = train_step_lib.make_timetable(run)
   arguments = train_step_lib.StepArguments(run, table)
   stop = agreement.Agreement(stop)
-  evaluator = evaluator_lib.Evaluator(run, stop)
   with contextlib.ExitStack() as stack, contextlib.ExitStack() as saving:
     stack.enter_context(workdir_lib.owned_workdir(workdir, config))
     checkpoints = saving.enter_context(checkpoint.opened(workdir))
@@ -69,11 +69,21 @@ def train_and_evaluate(
     seconds = lambda: earlier + time.time() - began
     batches = stack.enter_context(contextlib.closing(run.train_batches(step)))
     written = metadata.rows_until(step)
-    writer = metrics.MetricsWriter(workdir, config.augment.flip, written)
+    writer = metrics.MetricsWriter(
+      workdir, config.augment.flip, written, config.model.num_classes
+    )
     stack.enter_context(writer)
-    _write_start(writer, run, state, step)
-    progress = metrics.Progress(step, table.total_steps, began)
+    board = dashboard.Dashboard(run, table, writer)
+    board.start(state, step, commit)
+    evaluator = evaluator_lib.Evaluator(run, stop, board.observe)
+    progress = progress_lib.Progress(
+      step, table.total_steps, began, config.model.num_classes
+    )
     stack.callback(progress.close)
+    profile = profiler.Profile(
+      workdir, config.train.profile_step, config.train.profile_steps
+    )
+    stack.callback(profile.close)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
     lowest, steady = metadata.lowest_loss, metadata.steady_step
     rising = rising_loss.RisingLossWarning(config, lowest, steady)
@@ -88,11 +98,15 @@ def train_and_evaluate(
       first = step - totals.batches
       end = table.next_log(step - bool(totals.sums))
       inputs = arguments.for_steps(step, end, plateau.drops, stop)
+      inputs = profile.steps(inputs, step)
       state, row = run_steps(
         train_step, state, batches, inputs, step, progress, totals
       )
       step = first + totals.batches
-      found = _evaluate(evaluator, state, step, end, plateau, table, config)
+      observer = board.observer(step)
+      found = _evaluate(
+        evaluator, observer, state, step, end, plateau, table, config
+      )
       if found is None:
         _save_unfinished(checkpoints, step, state, metadata, totals, seconds())
         raise signals.Stopped(stop(), f': step {step} is saved')
@@ -100,7 +114,8 @@ def train_and_evaluate(
       warning.observe(row['train/loss'], totals.batches)
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
-      _write_row(writer, progress, state, step, table.epoch(step), row, found)
+      writer.scalars(step, table.epoch(step), row | found)
+      progress.report(step, table.epoch(step), row | found)
       metadata = dataclasses.replace(
         metadata,
         metrics=row | found,
@@ -110,6 +125,10 @@ def train_and_evaluate(
         wall_seconds=seconds(),
         unfinished={},
       )
+      if found:
+        is_last = _is_done(step, metadata, table, config)
+        next_step = arguments(step, plateau.drops)
+        board.write(step, state, train_step, next_step, is_last)
       if table.saves(step):
         _save(checkpoints, step, state, metadata)
     saving.close()  # Waits for the last save: if it fails, so does the run.
@@ -143,30 +162,11 @@ def _create_or_restore(run, checkpoints):
   return train_state.create_or_restore(run, checkpoints, create)
 
 
-def _write_start(writer, run, state, step):
-  """Writes hyperparameters and, at step 0, the first pictures."""
-  hyperparameters = config_lib.flatten(run.config)
-  writer.hyperparameters(hyperparameters, 'eval/top1_error')
-  if step > 0:
-    return
-  kernels = pictures.conv1(state.params)  # All processes must call `fetch`.
-  if processes.is_first():
-    writer.image(0, 'augmented_inputs', pictures.first_inputs(run, 32))
-    writer.image(0, 'conv1/kernels', kernels)
-
-
 def _compile(workdir, run, state, arguments):
   """The compiled train step; removes the result of a shorter run."""
   workdir_lib.remove_result(workdir)
+  log.info('Compiling the train step.')
   return train_step_lib.compile_train_step(run, state, arguments)
-
-
-def _write_row(writer, progress, state, step, epoch, row, found):
-  """Writes and shows a row of metrics, with what an evaluation found."""
-  if found:
-    writer.image(step, 'conv1/kernels', pictures.conv1(state.params))
-  writer.scalars(step, epoch, row | found)
-  progress.report(step, epoch, row | found)
 
 
 def _save(checkpoints, step, state, metadata):
@@ -186,14 +186,14 @@ def _save_unfinished(checkpoints, step, state, metadata, totals, seconds):
     _save(checkpoints, step, state, metadata)
 
 
-def _evaluate(evaluator, state, step, end, plateau, table, config):
+def _evaluate(evaluator, observer, state, step, end, plateau, table, config):
   """The evaluations due after a row of metrics; None if it was stopped."""
   if step < end:
     return None
   if not table.evaluates(step):
     return {}
   try:
-    row = evaluator(state.params, many=False)
+    row = evaluator(state.params, many=False, observer=observer)
     divergence.check(row['eval/loss'], 'eval/loss', step, state, step)
     plateau = _update_plateau(plateau, row, config)
     if _has_ended(step, plateau, table, config):
@@ -230,7 +230,7 @@ def run_steps(
   batches: Iterator[PyTree],
   inputs: Iterable[tuple],
   step: int,
-  progress: metrics.Progress,
+  progress: progress_lib.Progress,
   totals: metrics.Totals | None = None,
 ) -> tuple[train_state.TrainState, dict[str, float]]:
   """Runs one train step per element of `inputs`.

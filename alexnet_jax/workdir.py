@@ -1,8 +1,7 @@
 """A work directory: the config and the result of a training run, and its lock.
 
-It holds `config.json` and `result.json`, besides the files of other modules:
-`checkpoints/`, `metrics.csv`, TensorBoard's event files, `evaluation.json` and
-`predictions/`.
+It holds `config.json` and `result.json`, besides the files of other modules, which
+docs/files.md lists.
 """
 
 from collections.abc import Iterator, Mapping
@@ -219,6 +218,11 @@ def remove_result(workdir: pathlib.Path) -> None:
     (workdir / RESULT_FILE).unlink(missing_ok=True)
 
 
+def read_result(workdir: str | os.PathLike) -> dict[str, object]:
+  """The content of result.json, see `write_result`."""
+  return _parse(pathlib.Path(workdir) / RESULT_FILE)
+
+
 def write_result(
   workdir: pathlib.Path,
   step: int,
@@ -260,7 +264,7 @@ def current_commit() -> str:
   """
   file = pathlib.Path(__file__).resolve()
   root = file.parents[1]
-  # A repository around the folder, as a user's own, has its own commits.
+  # A user's own repository around the folder has its own commits.
   if _git(root, 'rev-parse', '--show-toplevel') == str(root) and _git(
     root, 'ls-files', '--', str(file)
   ):

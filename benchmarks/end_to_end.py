@@ -43,7 +43,7 @@ import numpy as np
 from alexnet_jax import cache
 from alexnet_jax import checkpoint
 from alexnet_jax import digits
-from alexnet_jax import metrics
+from alexnet_jax import progress
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -73,7 +73,7 @@ class Loop:
     table = train_step.make_timetable(run)
     arguments = train_step.StepArguments(run, table)(0)
     self._arguments, self._done = arguments, 0
-    self._silent = mock.create_autospec(metrics.Progress, instance=True)
+    self._silent = mock.create_autospec(progress.Progress, instance=True)
     self._state = train_state.create_train_state(run)
     self._step = train_step.compile_train_step(run, self._state, arguments)
     self.batch_size = run.config.input.batch_size

@@ -95,6 +95,9 @@ def get_config() -> ml_collections.ConfigDict:
   train.eval_every_epochs = 1.0  # ours; a checkpoint is saved with each
   train.checkpoint_every_steps = 2000  # ours
   train.plateau_warning_steps = 5000  # ours: half an epoch at ln(classes)
+  train.diagnostics_every_evals = 1  # ours: for TensorBoard; 0: none
+  train.profile_step = 0  # ours: the first of the steps to profile; 0: none
+  train.profile_steps = 5  # ours: how many
   train.init_from = ''  # section 6: work directory or .safetensors to fine-tune
 
   config.eval = eval_ = ml_collections.ConfigDict()

@@ -26,6 +26,7 @@ from alexnet_jax import evaluator
 from alexnet_jax import metrics
 from alexnet_jax import optimizer
 from alexnet_jax import placement
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train as train_lib
 from alexnet_jax import train_state
@@ -168,7 +169,7 @@ class Trainer:
     self,
     state: train_state.TrainState,
     part: minibatches.Part,
-    progress: metrics.Progress,
+    progress: progress_lib.Progress,
   ) -> tuple[train_state.TrainState, dict[str, float]]:
     """The state after a part, and its mean metrics by tag."""
     rates, no_noise = rates_of(part.rate, self.config.optimizer), 0.0
@@ -233,7 +234,7 @@ def train_and_evaluate(
     writer = metrics.MetricsWriter(workdir, config.augment.flip, step)
     stack.enter_context(writer)
     last = trainer.parts[-1]
-    progress = metrics.Progress(step, last.step, began)
+    progress = progress_lib.Progress(step, last.step, began)
     stack.callback(progress.close)
     row, before = metadata['metrics'], metadata['wall_seconds']
     for part in trainer.parts:

@@ -7,12 +7,15 @@ import struct
 import subprocess
 import sys
 
+from google.protobuf import text_format
 import numpy as np
 from PIL import Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.projector import projector_config_pb2
 
 from alexnet_jax import events
 
@@ -20,7 +23,7 @@ ROOT = pathlib.Path(events.__file__).parents[1]
 
 
 def read_events(workdir):
-  guidance = {'scalars': 0, 'images': 0}  # 0 keeps all.
+  guidance = {'scalars': 0, 'images': 0, 'tensors': 0}  # 0 keeps all.
   found = event_accumulator.EventAccumulator(str(workdir), guidance)
   return found.Reload()
 
@@ -54,7 +57,7 @@ def test_a_truncated_event_record_is_dropped(tmp_path, cut):
 def test_the_hparams_plugin_reads_the_hyperparameters(tmp_path):
   values = {'a.rate': 0.5, 'a.steps': 3, 'a.flip': True, 'a.widths': [4, 8]}
   writer = events.EventWriter(tmp_path, 0)
-  writer.hyperparameters(values, 'a/x')
+  writer.hyperparameters(values)
   writer.close()
   found = read_events(tmp_path).summary_metadata
   start = hparams_metadata.parse_session_start_info_plugin_data(
@@ -62,10 +65,8 @@ def test_the_hparams_plugin_reads_the_hyperparameters(tmp_path):
   )
   read = {k: getattr(v, v.WhichOneof('kind')) for k, v in start.hparams.items()}
   assert read == values | {'a.widths': '[4, 8]'}
-  experiment = hparams_metadata.parse_experiment_plugin_data(
-    found[hparams_metadata.EXPERIMENT_TAG].plugin_data.content
-  )
-  assert [m.name.tag for m in experiment.metric_infos] == ['a/x']
+  # With it, TensorBoard would not put those first in which runs differ.
+  assert hparams_metadata.EXPERIMENT_TAG not in found
 
 
 def session(workdir):
@@ -92,7 +93,7 @@ def test_the_latest_command_has_its_hyperparameters_and_its_status(
 ):
   for step, epochs, result in ((0, 90.0, True), (3, 45.0, succeeded)):
     writer = events.EventWriter(tmp_path, step)
-    writer.hyperparameters({'train.epochs': epochs}, 'a/x')
+    writer.hyperparameters({'train.epochs': epochs})
     writer.scalars(step + 1, {'a/x': epochs})
     if result is not None:
       writer.end(result)
@@ -155,6 +156,59 @@ def test_an_image_is_read_back_pixel_by_pixel(tmp_path):
   np.testing.assert_array_equal(
     np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), picture
   )
+
+
+def test_a_histogram_has_every_finite_value(tmp_path):
+  writer = events.EventWriter(tmp_path, 0)
+  values = np.array([-1.0, 0.5, 0.5, 2.0, np.nan, np.inf])
+  writer.histograms(4, {'a/x': values, 'a/y': values[4:]})
+  writer.close()
+  found = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+  assert found.Tags()['histograms'] == ['a/x']
+  (event,) = found.Histograms('a/x')
+  histogram = event.histogram_value
+  assert (event.step, histogram.min, histogram.max) == (4, -1, 2)
+  assert (histogram.num, histogram.sum) == (4, 2)
+  limits, counts = map(np.array, (histogram.bucket_limit, histogram.bucket))
+  assert [counts[limits <= x].sum() for x in (0, 1, 3)] == [1, 3, 4]
+
+
+def test_texts_and_charts_are_those_of_the_latest_command(tmp_path):
+  for step, text in ((0, 'first'), (3, 'second')):
+    writer = events.EventWriter(tmp_path, step)
+    writer.texts({'run/about': text})
+    writer.charts({'category': {'title': ['train/loss', f'{text}/.*']}})
+    writer.scalars(step + 1, {'a/x': 0.5})
+    writer.close()
+  found = read_events(tmp_path)
+  (event,) = found.Tensors('run/about/text_summary')
+  assert event.tensor_proto.string_val == [b'second']
+  (event,) = found.Tensors('custom_scalars__config__')
+  layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+  (chart,) = layout.category[0].chart
+  assert chart.title == 'title'
+  assert chart.multiline.tag == ['train/loss', 'second/.*']
+
+
+def test_the_projector_has_the_newest_vectors_with_names_and_pictures(tmp_path):
+  for value in (1, 2):
+    writer = events.EventWriter(tmp_path, 0)
+    pictures = np.full((3, 4, 4, 3), 50 * value, np.uint8)
+    vectors = value * np.arange(6, dtype=np.float32).reshape(3, 2)
+    columns = {'class': ['a', 'b', 'a b'], 'row': [0, 1, 2]}
+    writer.embedding('fc7', vectors, pictures, columns)
+    writer.close()
+  text = (tmp_path / 'projector_config.pbtxt').read_text()
+  config = text_format.Parse(text, projector_config_pb2.ProjectorConfig())
+  (found,) = config.embeddings
+  np.testing.assert_array_equal(
+    np.loadtxt(tmp_path / found.tensor_path), 2 * np.arange(6).reshape(3, 2)
+  )
+  rows = (tmp_path / found.metadata_path).read_text().splitlines()
+  assert rows == ['class\trow', 'a\t0', 'b\t1', 'a b\t2']
+  sprite = np.asarray(Image.open(tmp_path / found.sprite.image_path))
+  assert sprite.shape == (8, 8, 3)
+  assert (sprite[:4, :4] == 100).all()
 
 
 def test_a_pytorch_that_cannot_be_imported_does_not_matter(tmp_path):

@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+import time
 import types
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from alexnet_jax import metrics
+from alexnet_jax import progress as progress_lib
 
 
 def batch_sums(log_probs, labels, mask):
@@ -425,10 +427,9 @@ def test_other_processes_than_the_first_write_nothing(
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(metrics.processes, 'is_first', lambda: False)
   writer = metrics.MetricsWriter(tmp_path, True, 0)
-  writer.hyperparameters({'a.rate': 0.5}, 'a/x')
   writer.scalars(1, 0.5, train_row(1))
-  writer.image(1, 'a/picture', np.zeros((2, 2, 3), np.uint8))
   writer.close()
+  assert writer.events is None
   assert os.listdir(tmp_path) == []
   assert capfd.readouterr() == ('', '')
 
@@ -438,19 +439,22 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(
 ):
   clock = iter([103.5, 109.5])  # The first step is done; the report.
   monkeypatch.setattr(
-    metrics, 'time', types.SimpleNamespace(time=lambda: next(clock))
+    progress_lib, 'time', types.SimpleNamespace(time=lambda: next(clock))
   )
-  progress = metrics.Progress(4, 10, began=100.0)
+  progress = progress_lib.Progress(4, 10, began=100.0)
   for _ in range(3):
     progress.update()
-  progress.report(7, 0.5, {'train/loss': 2.5, 'train/top1_error': 0.125})
+  row = {'train/loss': 2.5, 'train/top1_error': 0.125}
+  row |= {'eval/loss': 2.25, 'eval/top5_error': 0.5, 'eval_ten_view/loss': 2.0}
+  progress.report(7, 0.5, row)
   progress.close()
   out, err = capsys.readouterr()
   # Two steps in the 6 s since the first one; three are left.
   assert out.splitlines() == [
     'first step done 3.5 s after the start',
-    'step 7/10  epoch 0.50  train/loss 2.5  train/top1_error 12.50%'
-    '  remaining 00:09',
+    'step 7/10  epoch 0.50  loss 2.5  top-1 12.50%  left 00:09',
+    '  eval  loss 2.25  top-5 50.00%',
+    '  eval_ten_view  loss 2',
   ]
   assert '\r' not in out + err and 'it/s' not in err
 
@@ -466,9 +470,44 @@ def test_progress_is_silent_in_other_processes_than_the_first(
     monkeypatch.setattr(
       metrics.processes, 'is_first', functools.partial(bool, is_first)
     )
-    progress = metrics.Progress(0, 2, began=0.0)
+    progress = progress_lib.Progress(0, 2, began=0.0)
     progress.update()
     progress.report(1, 0.5, values)
     progress.close()
     out, err = capfd.readouterr()
     assert (bool(out), bool(err)) == (is_first, terminal and is_first)
+
+
+def test_no_line_is_longer_than_a_screen_is_wide(capsys):
+  values = dict.fromkeys(metrics.TRAIN_TAGS, 0.123456)
+  values |= dict.fromkeys(metrics.eval_tags(True), 0.123456)
+  progress = progress_lib.Progress(0, 2_000_000, began=time.time() - 3e6)
+  progress.report(1_999_999, 89.99, values)
+  progress.close()
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 3
+  assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(('classes', 'is_shown'), [(5, False), (6, True)])
+def test_top5_errors_of_at_most_five_classes_are_in_the_csv_file_alone(
+  tmp_path, capsys, classes, is_shown
+):
+  row = train_row(1) | {'eval/top1_error': 0.5, 'eval/top5_error': 0.0}
+  with metrics.MetricsWriter(tmp_path, True, 0, classes) as writer:
+    writer.scalars(1, 0.5, row)
+  progress = progress_lib.Progress(0, 2, 0.0, classes)
+  progress.report(1, 0.5, row)
+  progress.close()
+  tags = read_events(tmp_path).Tags()['scalars']
+  assert {'eval/top1_error'} <= {*tags}
+  assert ('eval/top5_error' in tags) == is_shown
+  assert ('top-5' in capsys.readouterr().out) == is_shown
+  assert 'eval/top5_error' in (tmp_path / 'metrics.csv').read_text()
+
+
+def test_the_first_two_groups_of_tensorboard_are_the_curves():
+  tags = map(metrics.event_tag, [*metrics.TRAIN_TAGS, *metrics.eval_tags(True)])
+  groups = sorted({tag.partition('/')[0] for tag in tags})
+  assert groups == ['eval', 'train', 'views']
+  assert metrics.event_tag('eval_five_view/loss') == 'views/five_loss'

@@ -38,8 +38,8 @@ from alexnet_jax import images
 from alexnet_jax import input_pipeline
 from alexnet_jax import main
 from alexnet_jax import mesh as mesh_lib
-from alexnet_jax import metrics
 from alexnet_jax import placement
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -704,7 +704,7 @@ def _main_with_timeouts(
   """Runs main.py with short timeouts; `die_at` maps a process to its last step."""
   processes.START_SECONDS = start_seconds
   processes.HEARTBEAT_SECONDS = heartbeat_seconds
-  update = metrics.Progress.update
+  update = progress_lib.Progress.update
   done = collections.Counter()
 
   def update_or_die(self):
@@ -714,7 +714,7 @@ def _main_with_timeouts(
       os.kill(os.getpid(), by)
     update(self)
 
-  metrics.Progress.update = update_or_die
+  progress_lib.Progress.update = update_or_die
   signals.install()
   app.run(main.main, argv=argv, flags_parser=main.parse_flags)
 

@@ -105,3 +105,30 @@ def test_a_sheet_is_a_file_of_its_suffix(tmp_path, suffix, capsys):
     assert image.format == {'.png': 'PNG', '.JPG': 'JPEG'}[suffix]
   assert capsys.readouterr().err == f'wrote {path}\n'
   assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_confusion_matrix_has_its_names_in_order_on_both_sides():
+  # The name of the second class alone has ink: it stands at the second row and
+  # the second column.
+  counts = np.array([[3, 0, 0], [1, 0, 0], [0, 0, 2]])
+  drawn = np.asarray(sheet.of_confusion(counts, ['', 'WWWW', '']))
+  left, cell = drawn.shape[1] - 3 * sheet._CELL, sheet._CELL
+  dark = (drawn < 100).all(-1)
+  by_row = [dark[left + i * cell :][:cell, :left].sum() for i in range(3)]
+  by_column = [dark[:left, left + i * cell :][:, :cell].sum() for i in range(3)]
+  assert np.flatnonzero(by_row).tolist() == [1]
+  assert np.flatnonzero(by_column).tolist() == [1]
+  corner = lambda row, column: drawn[left + row * cell, left + column * cell]
+  assert corner(0, 0).tolist() == list(sheet._RIGHT)
+  assert corner(1, 0).tolist() == list(sheet._WRONG)
+  assert corner(0, 1).tolist() == [255] * 3
+
+
+def test_of_many_classes_those_are_shown_that_are_confused(monkeypatch):
+  monkeypatch.setattr(sheet, 'MAX_CLASSES', 2)
+  counts = np.diag([5, 5, 5, 5])
+  counts[1, 3] = 2
+  drawn = sheet.of_confusion(counts, ['a', 'b', 'c', 'd'])
+  monkeypatch.setattr(sheet, 'MAX_CLASSES', 30)
+  expected = sheet.of_confusion(np.array([[5, 2], [0, 5]]), ['b', 'd'])
+  np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))

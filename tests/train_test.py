@@ -41,9 +41,9 @@ from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
-from alexnet_jax import metrics
 from alexnet_jax import optimizer
 from alexnet_jax import placement
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
@@ -127,7 +127,7 @@ def uninterrupted(config_file, tmp_path_factory):
 def watched(seen, workdir, patch):
   """Records what the fixture `uninterrupted` describes in `seen`."""
   done, allowed, images = [], [], []
-  update, fetch = metrics.Progress.update, placement.fetch
+  update, fetch = progress_lib.Progress.update, placement.fetch
   # JAX has no public way to see reads; all pass through this property.
   array = type(jax.device_put(0))
   save, value = checkpoint.Checkpoints.save, array._value
@@ -169,7 +169,7 @@ def watched(seen, workdir, patch):
     return value.fget(self)
 
   patch.setattr(
-    metrics.Progress, 'update', lambda self: done.append(0) or update(self)
+    progress_lib.Progress, 'update', lambda self: done.append(0) or update(self)
   )
   patch.setattr(placement, 'fetch', watched_fetch)
   patch.setattr(checkpoint.Checkpoints, 'save', watched_save)
@@ -193,8 +193,8 @@ def train_until(step, config, workdir, monkeypatch):
       raise InterruptedRun
 
   with monkeypatch.context() as patch:
-    patch.setattr(metrics.Progress, 'update', update)
-    patch.setattr(metrics.Progress, 'report', lambda *_: None)
+    patch.setattr(progress_lib.Progress, 'update', update)
+    patch.setattr(progress_lib.Progress, 'report', lambda *_: None)
     with pytest.raises(InterruptedRun):
       train.train_and_evaluate(config, workdir)
 
@@ -381,7 +381,27 @@ def test_tensorboard_has_every_image_and_point(uninterrupted):
   images = {
     t: [e.step for e in events.Images(t)] for t in events.Tags()['images']
   }
-  assert images == {'augmented_inputs': [0], 'conv1/kernels': [0, 10, 19, 24]}
+  evaluations = [10, 19, 24]
+  assert images == {
+    'visual/augmented_inputs': [0],
+    'visual/conv1_kernels': [0, *evaluations],
+    'visual/confusion_matrix': evaluations,
+    'visual/confident_mistakes': evaluations,
+  }
+  layers = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7')
+  weights = ('gradients', 'updates', 'values')
+  histograms = {f'units/activations/{layer}' for layer in layers}
+  histograms |= {
+    f'weights/{kind}/{layer}' for kind in weights for layer in (*layers, 'fc8')
+  }
+  assert {*events.Tags()['histograms']} == histograms
+  scalars = {f'units/dead_share/{layer}' for layer in layers}
+  scalars |= {f'weights/update_ratio/{layer}' for layer in (*layers, 'fc8')}
+  scalars |= {f'weights/colour_index/tower_{i}' for i in (0, 1)}
+  assert scalars <= {*events.Tags()['scalars']}
+  for tag in scalars:
+    assert scalar_steps(uninterrupted.workdir, tag) == evaluations
+    assert all(0 <= e.value < 1 for e in events.Scalars(tag)), tag
   assert scalar_steps(uninterrupted.workdir, 'train/loss') == ROWS
 
 
@@ -452,7 +472,9 @@ def test_tensorboard_has_the_whole_config(uninterrupted, config):
 def test_the_picture_of_the_inputs_shows_crops_of_the_first_batch(
   uninterrupted, config
 ):
-  (event, *_) = events_of(uninterrupted.workdir).Images('augmented_inputs')
+  (event, *_) = events_of(uninterrupted.workdir).Images(
+    'visual/augmented_inputs'
+  )
   picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
   run = run_lib.open_run(config)
   with contextlib.closing(run.train_batches(0)) as batches:
@@ -488,21 +510,25 @@ def test_each_program_is_compiled_once(uninterrupted):
   compiled = collections.Counter(uninterrupted.compiled)
   assert set(compiled) == {0, 6, 10, 24}
   # One program each: evaluation with one view, and with five.
-  assert [compiled[step] for step in (10, 24)] == [1, 1]
+  # Before them, the two programs of the first diagnostics.
+  assert [compiled[step] for step in (10, 24)] == [1 + 2, 1]
 
 
 def test_only_fetch_reads_from_the_device_and_once_a_step(uninterrupted):
   assert uninterrupted.others == []
   reads = collections.Counter(uninterrupted.reads)
   # Each step; and three batches of each of four evaluations, of which three
-  # have one view and one has five.
-  assert reads.pop('finish') == 24 + 4 * 3
+  # have one view and one has five. The former also show their predictions.
+  assert reads.pop('finish') == 24 + 4 * 3 + 3 * 3
   # The step to start from; the norm of the state before every save.
   assert reads.pop('train_and_evaluate') == 1
   assert reads.pop('_norm') == len({6, 10, 12, 18, 19, 24})
   assert reads.pop('create_or_restore') == 1  # For the parameter table.
   assert reads.pop('conv1') == 1 + 3  # At the start and at evaluations.
   assert reads.pop('first_inputs') == 2
+  # Diagnostics, at three evaluations: active units and the last layer of three
+  # batches, activations of the first batch; statistics of the weights.
+  assert reads.pop('__call__') == 3 * (3 + 3 + 1) + 3
   assert not reads
 
 

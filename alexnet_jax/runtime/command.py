@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import sys
+import textwrap
 
 from absl import app
 from absl import flags
@@ -28,6 +29,8 @@ WAYS_OUT[errno.ENAMETOOLONG] = (
 WAYS_OUT |= dict.fromkeys(
   (errno.ENOSPC, errno.EDQUOT), 'make space; the same command continues'
 )
+# Their flags are those of the command; others belong to libraries.
+FLAGS_OF = ('alexnet_jax', 'benchmarks', 'experiments')
 HELP = {'-h', '-?', '-help', '--help', '--helpshort', '--helpfull'}
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
 
@@ -69,8 +72,9 @@ def parse_flags(
   Returns:
     The first element of `argv`, and the words if the command takes any.
   """
-  if asked := HELP & {*argv}:  # absl itself would exit with 1.
-    app.usage('--helpfull' not in asked, writeto_stdout=True, exitcode=0)
+  if HELP & {*argv}:  # absl itself would exit with 1.
+    print(_help(sys.modules['__main__'].__doc__ or ''))
+    sys.exit()
   # Flags after such a word are parsed as well: otherwise a missing flag would
   # be reported, not the word.
   flags.FLAGS.set_gnu_getopt(True)
@@ -94,6 +98,30 @@ def parse_flags(
     way_out = hint or _way_out(list(argv), refused)
     sys.exit(f'{refused[0] or repr(refused[0])} is not a flag; {way_out}')
   return [first, *words]
+
+
+def _help(purpose):
+  """What the command is for, its own flags, and where the config keys stand."""
+  lines = [purpose.strip(), '', 'flags:']
+  for module, found in flags.FLAGS.flags_by_module_dict().items():
+    if module == sys.argv[0] or module.partition('.')[0] in FLAGS_OF:
+      lines += map(_described, found)
+  if 'config' in flags.FLAGS:
+    lines += [
+      '  --config.KEY=VALUE: Any key of the config, such as'
+      ' --config.train.epochs=10;',
+      '    configs/paper.py has all of them, and what they mean.',
+    ]
+  return '\n'.join(lines)
+
+
+def _described(flag):
+  """A flag with its values, what it is for, and its default."""
+  name = f'[no]{flag.name}' if flag.boolean else flag.name
+  text = f'--{name}: {flag.help}'
+  if flag.default not in (None, False, '', []):
+    text += f' (default: {flag.serialize().partition("=")[2]})'
+  return textwrap.fill(text, 79, initial_indent='  ', subsequent_indent='    ')
 
 
 def _is_meant_as_flag(word):

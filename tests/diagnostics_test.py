@@ -1,0 +1,90 @@
+"""Statistics of weights and units, against JAX's gradients and plain NumPy."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import colour_index
+from alexnet_jax import diagnostics
+from alexnet_jax import optimizer
+from alexnet_jax import run as run_lib
+from alexnet_jax import train_state
+from alexnet_jax import train_step
+
+DECAY, RATE = 0.01, 0.25
+
+
+class Tiny(nn.Module):
+  """A net with conv1 and fc8, and the interface of `model.AlexNet`."""
+
+  layers_sharded_over_data = ()
+
+  @nn.compact
+  def __call__(self, x, train=False, batch_indices=None):
+    x = nn.Conv(4, (3, 3), name='conv1')(x)
+    return nn.Dense(3, name='fc8')(x.mean((1, 2)))
+
+
+def views(key, images, indices, mean_image, directions, color_std):
+  del key, indices, directions, color_std
+  return images / 255 - mean_image
+
+
+@pytest.mark.parametrize('conv1_rate', [RATE, 0.0])
+def test_statistics_of_weights(conv1_rate):
+  net, key = Tiny(), jax.random.key(0)
+  images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+  batch = {
+    'image': jnp.asarray(images),
+    'label': jnp.array([0, 1, 2, 0, 1, 2]),
+    'mask': jnp.ones(6, bool),
+  }
+  make = functools.partial(
+    optimizer.paper_sgd, momentum=0.9, weight_decay=DECAY
+  )
+  params = net.init(key, jnp.zeros((1, 8, 8, 3)))['params']
+  state = train_state.TrainState(jnp.int32(3), params, make({}).init(params))
+  state = state.replace(
+    opt_state=jax.tree.map(lambda x: x + 0.5, state.opt_state)
+  )
+  statistics = run_lib.Statistics(jnp.zeros((8, 8, 3)), jnp.eye(3))
+  rates = dict.fromkeys(optimizer.RATE_KEYS, jnp.float32(RATE))
+  rates['conv1/kernel'] = jnp.float32(conv1_rate)
+  step = train_step.make_train_step(net, None, views, make)
+  arguments = (statistics, key, rates, jnp.float32(0))
+  found = diagnostics.Weights(2)(step, state, batch, arguments, None)
+
+  def loss(params):
+    logits = net.apply({'params': params}, images / 255)
+    log_probs = jax.nn.log_softmax(logits)
+    return -log_probs[np.arange(6), batch['label']].mean()
+
+  grads = jax.grad(loss)(params)  # Also: the state was not deleted.
+  for layer in ('conv1', 'fc8'):
+    kernel = params[layer]['kernel']
+    expected = grads[layer]['kernel'] + DECAY * kernel
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    close(found['gradients'][layer], expected.ravel())
+    close(found['weights'][layer], kernel.ravel())
+    moves = layer != 'conv1' or conv1_rate > 0
+    close(found['updates'][layer], np.full(kernel.size, 0.5 * moves))
+    norm = lambda x: np.sqrt((np.asarray(x, np.float64) ** 2).sum())
+    ratio = norm(np.full(kernel.size, 0.5 * moves)) / norm(kernel)
+    close(found['update_ratio'][layer], ratio)
+  index = np.asarray(colour_index.colour_index(params['conv1']['kernel']))
+  assert found['colour_index']['tower_0'] == pytest.approx(index[:2].mean())
+  assert found['colour_index']['tower_1'] == pytest.approx(index[2:].mean())
+
+
+@pytest.mark.parametrize('size', [10, 2**14, 2**17])
+def test_a_sample_is_bounded_and_meets_all_features(size):
+  x = np.arange(size)
+  found = np.asarray(diagnostics.sample(jnp.asarray(x))).astype(int)
+  assert found.size == min(size, found.size) <= 2 * diagnostics.SAMPLE
+  assert np.isin(found, x).all()
+  if size > 2**16:
+    assert {*(found % 256)} == {*range(256)}

@@ -1,0 +1,33 @@
+"""Which steps of a loop are profiled."""
+
+import pytest
+
+from alexnet_jax.runtime import profiler
+
+
+@pytest.mark.parametrize(
+  ('first', 'count', 'completed', 'expected'),
+  [
+    (3, 2, 0, ['start', 3, 4, 5, 'stop']),  # Step 4 is done when 5 is running.
+    (5, 9, 0, ['start', 5, 6, 'stop']),  # The loop ends first.
+    (3, 2, 4, []),  # A resumed run is past it.
+    (0, 2, 0, []),  # Off.
+  ],
+)
+def test_the_profile_covers_its_steps(
+  tmp_path, monkeypatch, first, count, completed, expected
+):
+  seen, is_on = [], []
+  profile = profiler.Profile(tmp_path, first, count)
+  start = lambda folder: seen.append('start') or is_on.append(folder)
+  stop = lambda: seen.append('stop') or is_on.clear()
+  monkeypatch.setattr(profiler.jax.profiler, 'start_trace', start)
+  monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', stop)
+  for part in (range(completed + 1, 5), range(max(completed + 1, 5), 7)):
+    for step in profile.steps(part, part.start - 1):
+      if is_on:
+        assert is_on == [tmp_path]
+        seen.append(step)
+  profile.close()
+  profile.close()
+  assert seen == expected
