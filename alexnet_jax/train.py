@@ -67,28 +67,27 @@ def train_and_evaluate(
     state, metadata = _create_or_restore(run, checkpoints)
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began
-    batches = stack.enter_context(contextlib.closing(run.train_batches(step)))
-    written = metadata.rows_until(step)
-    writer = metrics.MetricsWriter(
-      workdir, config.augment.flip, written, config.model.num_classes
+    closing = lambda opened: stack.enter_context(contextlib.closing(opened))
+    batches = closing(run.train_batches(step))
+    written, classes = metadata.rows_until(step), config.model.num_classes
+    writer = stack.enter_context(
+      metrics.MetricsWriter(workdir, config.augment.flip, written, classes)
     )
-    stack.enter_context(writer)
     board = dashboard.Dashboard(run, table, writer)
     board.start(state, step, commit)
     evaluator = evaluator_lib.Evaluator(run, stop, board.observe)
-    progress = progress_lib.Progress(
-      step, table.total_steps, began, config.model.num_classes
+    progress = closing(
+      progress_lib.Progress(step, table.total_steps, began, classes)
     )
-    stack.callback(progress.close)
-    profile = profiler.Profile(
-      workdir, config.train.profile_step, config.train.profile_steps
-    )
-    stack.callback(profile.close)
+    profile_steps = config.train.profile_step, config.train.profile_steps
+    profile = closing(profiler.Profile(workdir, *profile_steps))
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
-    lowest, steady = metadata.lowest_loss, metadata.steady_step
-    rising = rising_loss.RisingLossWarning(config, lowest, steady)
-    explained = divergence.explained(run, checkpoints, arguments, rising)
-    saving.enter_context(explained)
+    rising = rising_loss.RisingLossWarning(
+      config, metadata.lowest_loss, metadata.steady_step
+    )
+    saving.enter_context(
+      divergence.explained(run, checkpoints, arguments, rising)
+    )
     if not _is_done(step, metadata, table, config):
       train_step = _compile(workdir, run, state, arguments(step))
 
@@ -103,9 +102,9 @@ def train_and_evaluate(
         train_step, state, batches, inputs, step, progress, totals
       )
       step = first + totals.batches
-      observer = board.observer(step)
       found = _evaluate(
-        evaluator, observer, state, step, end, plateau, table, config
+        *(evaluator, board.observer(step), state),
+        *(step, end, plateau, table, config),
       )
       if found is None:
         _save_unfinished(checkpoints, step, state, metadata, totals, seconds())
