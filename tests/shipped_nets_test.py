@@ -1,16 +1,24 @@
 """Nets that come with the package are found by name, wherever a net is named."""
 
 import json
+import pathlib
 import shutil
 import types
 
+import jax
+import numpy as np
 import pytest
 
 import alexnet_jax
+from alexnet_jax import config as config_lib
 from alexnet_jax import pretrained
 from alexnet_jax import recorded_config
 from alexnet_jax import shipped_nets
 from configs import cifar10
+
+RECORD = (
+  pathlib.Path(__file__).parents[1] / 'experiments/results/cifar10_40_epochs'
+)
 
 
 @pytest.fixture
@@ -56,3 +64,29 @@ def test_fine_tuning_records_the_name(named, monkeypatch):
   path, where = pretrained._source(types.SimpleNamespace(config=resolved))
   assert path == shipped_nets.FOLDER / 'tiny.safetensors'
   assert where == 'config.train.init_from=tiny'
+
+
+def test_the_cifar10_net_is_that_of_its_config_and_its_card():
+  net = alexnet_jax.load('cifar10')
+  leaves = jax.tree.leaves(net.params)
+  assert sum(leaf.size for leaf in leaves) == 745_802
+  recorded = json.loads((RECORD / 'config.json').read_text())
+  config = json.loads(json.dumps(config_lib.flatten(net.config)))
+  assert {**config, **recorded} == config  # Later keys have their defaults.
+  card = (shipped_nets.FOLDER / 'README.md').read_text()
+  result = json.loads((RECORD / 'result.json').read_text())
+  for name in ('top1_error', 'top5_error'):
+    one, ten = (result[f'{view}/{name}'] for view in ('eval', 'eval_ten_view'))
+    assert f'| {one:.2%} | {ten:.2%} |' in card
+  for label, name in enumerate(net.class_names):
+    assert f'    {label} {name}\n' in card
+  assert 'states no licence' in card
+
+
+def test_the_cifar10_net_knows_a_ship():
+  # A dark hull on blue water, below a bright sky.
+  ship = np.full((32, 32, 3), (150, 180, 220), np.uint8)
+  ship[20:] = (40, 80, 150)
+  ship[12:21, 4:28] = (70, 70, 75)
+  (classes,) = alexnet_jax.load('cifar10').predict([ship])
+  assert classes[0][0] == 'ship' and classes[0][1] > 0.5  # It is 0.99.

@@ -355,7 +355,9 @@ def test_the_commit_of_a_repository_around_the_package_is_not_taken(
   commit_all(tmp_path)
   if not tracked:
     unpack(tmp_path / 'third_party')
-  assert commit_of(tmp_path / 'third_party', monkeypatch) == alexnet_jax.__version__
+  assert (
+    commit_of(tmp_path / 'third_party', monkeypatch) == alexnet_jax.__version__
+  )
 
 
 def test_the_commit_of_a_repository_that_does_not_track_it_is_not_taken(
