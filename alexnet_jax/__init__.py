@@ -7,7 +7,7 @@ they are first used, and no sooner.
 import importlib
 import sys
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _MODULES = {'load': 'net', 'AlexNet': 'model'}
 

@@ -14,6 +14,8 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train_step
 from alexnet_jax.runtime import compilation
 
+KERNEL_COLUMNS = 16  # At most, of `kernel_grid`.
+
 
 def conv1(params: PyTree) -> np.ndarray:
   """The kernels of conv1, see `kernel_grid`."""
@@ -81,7 +83,7 @@ def kernel_grid(
   images = 255 * (images - low) / np.maximum(high - low, 1e-12)
   images = images.repeat(zoom, 1).repeat(zoom, 2)
   half = len(images) // 2
-  columns = min(half, 16)
+  columns = min(half, KERNEL_COLUMNS)
   upper, lower = (
     image_grid(part, columns) for part in (images[:half], images[half:])
   )

@@ -95,6 +95,14 @@ def test_the_readme_links_to_every_page():
   assert PAGES and sorted({*PAGES} - linked) == []
 
 
+def test_the_readme_is_short_and_its_code_is_not_cut_off():
+  text = read('README.md')
+  assert text.count('\n') <= 160
+  code = ''.join(re.findall(r'```\w+\n(.*?)```', text, re.S)).splitlines()
+  # GitHub shows 88 characters of code in a column of 850 pixels.
+  assert code and [line for line in code if len(line) > 80] == []
+
+
 def test_the_map_lists_every_module_once():
   folders, found = [], []
   for line in read('docs/map.md').splitlines():
@@ -124,7 +132,7 @@ def test_the_table_of_sections_names_code_keys_and_tests_that_exist():
   columns = ('section', 'code', 'key', 'test')
   names = lambda cell: re.findall('`([^`]+)`', cell)
   missing = []
-  for _, code, keys, tests in document_table('README.md', *columns):
+  for _, code, keys, tests in document_table('docs/paper.md', *columns):
     for name in names(code):
       module, _, attribute = name.partition('.')
       if not hasattr(
@@ -659,7 +667,10 @@ def test_requirements_pin_versions_that_setup_allows():
 def test_setup_has_the_version_and_lists_every_package():
   setup = configparser.ConfigParser()
   setup.read(ROOT / 'setup.cfg')
-  assert setup['metadata']['version'] == alexnet_jax.__version__
+  version = alexnet_jax.__version__
+  assert setup['metadata']['version'] == version
+  assert f'\nversion: {version}\n' in read('CITATION.cff')
+  assert re.search(r'^## (.+)$', read('CHANGELOG.md'), re.M)[1] == version
   packages = [
     '.'.join(path.parent.relative_to(ROOT).parts)
     for path in PACKAGE.rglob('__init__.py')
@@ -668,5 +679,10 @@ def test_setup_has_the_version_and_lists_every_package():
     [*packages, 'alexnet_jax.configs']
   )
   data = [x for x in PACKAGE.iterdir() if x.is_file() and x.suffix != '.py']
+  folders = [x for x in PACKAGE.iterdir() if x.is_dir() and x.name[0] != '_']
+  others = [x for x in folders if not (x / '__init__.py').exists()]
   listed = setup['options.package_data']['alexnet_jax'].split()
-  assert listed == [path.name for path in data]
+  assert listed == [
+    *(path.name for path in data),
+    *(f'{path.name}/*' for path in others),
+  ]

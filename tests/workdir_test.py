@@ -14,6 +14,7 @@ import subprocess
 import jax
 import pytest
 
+import alexnet_jax
 from alexnet_jax import checkpoint_files
 from alexnet_jax import config as config_lib
 from alexnet_jax import workdir as workdir_lib
@@ -354,7 +355,9 @@ def test_the_commit_of_a_repository_around_the_package_is_not_taken(
   commit_all(tmp_path)
   if not tracked:
     unpack(tmp_path / 'third_party')
-  assert commit_of(tmp_path / 'third_party', monkeypatch) == '0.1.0'
+  assert (
+    commit_of(tmp_path / 'third_party', monkeypatch) == alexnet_jax.__version__
+  )
 
 
 def test_the_commit_of_a_repository_that_does_not_track_it_is_not_taken(
@@ -362,7 +365,7 @@ def test_the_commit_of_a_repository_that_does_not_track_it_is_not_taken(
 ):
   (tmp_path / 'mine.txt').write_text('')
   commit_all(tmp_path)
-  assert commit_of(unpack(tmp_path), monkeypatch) == '0.1.0'
+  assert commit_of(unpack(tmp_path), monkeypatch) == alexnet_jax.__version__
 
 
 def test_the_commit_of_its_own_repository_is_taken(tmp_path, monkeypatch):
@@ -387,7 +390,7 @@ def test_a_repository_named_by_the_environment_is_not_taken(
   monkeypatch.setenv('GIT_DIR', str(tmp_path / 'mine/.git'))
   assert commit_of(clone, monkeypatch) == commit
   monkeypatch.setenv('GIT_WORK_TREE', str(unpacked))
-  assert commit_of(unpacked, monkeypatch) == '0.1.0'
+  assert commit_of(unpacked, monkeypatch) == alexnet_jax.__version__
 
 
 def test_without_git_and_setup_cfg_the_installed_version_is_taken(
