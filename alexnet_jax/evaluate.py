@@ -23,6 +23,7 @@ from alexnet_jax import error_table
 from alexnet_jax import file_net
 from alexnet_jax import metrics
 from alexnet_jax import predictions as predictions_lib
+from alexnet_jax import shipped_nets
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
@@ -116,7 +117,8 @@ def _output_folder(nets, output):
 def _open_nets(
   workdirs, which, config, split, data_dir, dataset
 ) -> list[trained_net.TrainedNet]:
-  named = [files.local_path(w, '--workdir') for w in workdirs if w]
+  found = [shipped_nets.find(w) for w in workdirs if w]
+  named = [files.local_path(w, '--workdir') for w in found]
   paths = {path.resolve() for path in named}
   if not paths or len(paths) < len(workdirs):
     raise ValueError(

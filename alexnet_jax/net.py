@@ -24,6 +24,7 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import evaluator
 from alexnet_jax import images as images_lib
 from alexnet_jax import model
+from alexnet_jax import shipped_nets
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.runtime import files
@@ -243,8 +244,9 @@ def load(
   """A trained net, to use.
 
   Args:
-    path: work directory of a training run, or a .safetensors file that
-      `python -m alexnet_jax.convert` has written.
+    path: work directory of a training run, a .safetensors file that `python -m
+      alexnet_jax.convert` has written, or the name of a net that comes with the
+      package, see `shipped_nets`. A path of that name is preferred.
     checkpoint: 'best' (lowest validation error) or 'latest', of a work
       directory.
     data_dir: folder of the prepared data sets, which has the mean image and the
@@ -265,7 +267,7 @@ def open_weights(
   data_dir: str | os.PathLike | None = None,
 ) -> weights_lib.Weights:
   """The weights of a net; arguments and errors are those of `load`."""
-  path = files.local_path(path, 'path')
+  path = files.local_path(shipped_nets.find(path), 'path')
   if not path.exists():
     raise FileNotFoundError(f'there is no work directory or file {path}')
   if not path.is_dir():

@@ -8,6 +8,7 @@ from absl import flags
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import net as net_lib
+from alexnet_jax import shipped_nets
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
@@ -21,7 +22,9 @@ def define() -> list[flags.FlagHolder]:
   """Defines the flags that say which net is used, for three commands."""
   return [
     flags.DEFINE_string('workdir', None, 'Work directory of a trained net.'),
-    flags.DEFINE_string('weights', None, 'In its place, FILE.safetensors.'),
+    flags.DEFINE_string(
+      'weights', None, 'In its place, FILE.safetensors, or cifar10.'
+    ),
     flags.DEFINE_enum(
       'checkpoint', 'best', ['best', 'latest'], 'Checkpoint of --workdir.'
     ),
@@ -53,7 +56,8 @@ def path(values: Values) -> str:
       'name one net: --workdir=RUN or --weights=FILE.safetensors'
     )
   flag = 'workdir' if values['workdir'] else 'weights'
-  return str(files.local_path(values[flag], f'--{flag}'))
+  found = shipped_nets.find(values[flag]) if flag == 'weights' else values[flag]
+  return str(files.local_path(found, f'--{flag}'))
 
 
 def start(values: Values) -> None:

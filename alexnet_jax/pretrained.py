@@ -15,6 +15,7 @@ from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import placement
 from alexnet_jax import recorded_config
 from alexnet_jax import run as run_lib
+from alexnet_jax import shipped_nets
 from alexnet_jax import train_state
 from alexnet_jax import weights as weights_lib
 from alexnet_jax import workdir as workdir_lib
@@ -63,7 +64,8 @@ def create_train_state(run: run_lib.Run) -> train_state.TrainState:
 def _source(run):
   """The path of config.train.init_from, and how messages name it."""
   path = run.config.train.init_from
-  return pathlib.Path(path), f'config.train.init_from={path}'
+  found = pathlib.Path(shipped_nets.find(path))
+  return found, f'config.train.init_from={path}'
 
 
 def _is_file(path):

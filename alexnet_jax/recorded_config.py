@@ -13,6 +13,7 @@ import os
 import ml_collections
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import shipped_nets
 from alexnet_jax.runtime import files
 
 # A run may be resumed with other values of these keys: where the data are, how
@@ -86,8 +87,11 @@ def resolve(
 
 
 def _absolute(init_from):
-  """The absolute path without links, so that one folder has one name."""
-  if not init_from:
+  """The absolute path without links, so that one folder has one name.
+
+  The name of a net of the package stays as it is, wherever the package lies.
+  """
+  if not init_from or shipped_nets.find(init_from) != init_from:
     return init_from
   key = 'config.train.init_from'
   path = os.path.realpath(files.local_path(init_from, key))

@@ -76,6 +76,7 @@ ORDER = [
   'prepare.examples',
   'workdir',
   'recorded_config',
+  'shipped_nets',
   'config',
   'ranges',
   'mesh_rules',
