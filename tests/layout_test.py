@@ -95,6 +95,7 @@ ORDER = [
   'metrics_file',
   'events',
   'augment',
+  'colour_index',
   'model',
   'feature_maps',
   'layers',
