@@ -1,11 +1,11 @@
-"""Installs the package on Colab, beside the JAX and NumPy that are there.
+"""Installs the package on Colab, beside what its session has loaded already.
 
     python notebooks/colab.py
 
-The first cell of each notebook runs it in the clone. JAX and NumPy stay as they
-are if the package can use them: the session has loaded NumPy, and would have to be
-restarted. An older JAX is replaced, which needs no restart before it is loaded,
-with its plugin for the accelerator.
+The first cell of each notebook runs it in the clone. JAX stays as it is if the
+package can use it, and so do NumPy and protobuf: a session that has loaded them, or
+TensorFlow, would have to be restarted. An older JAX is replaced, which needs no
+restart before it is loaded, with its plugin for the accelerator.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from packaging import requirements
 from packaging import utils
 
 ROOT = pathlib.Path(__file__).parents[1]
-KEPT = ('jax', 'numpy')
+KEPT = ('jax', 'numpy', 'protobuf')
 # The extra of setup.cfg that installs JAX for an accelerator, by its package.
 EXTRAS = {
   'jax-cuda12-plugin': 'gpu12',

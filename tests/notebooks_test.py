@@ -86,9 +86,9 @@ def test_the_first_cell_finds_the_clone(start, monkeypatch):
   [
     # New enough: with its plugin it stays as it is.
     (
-      {'jax': '99.0', 'jax-cuda12-plugin': '99.0', 'numpy': '2.0.2'},
+      {'jax': '99.0', 'jax-cuda12-plugin': '99.0', 'protobuf': '5.29.6'},
       '',
-      ['jax==99.0', 'numpy==2.0.2'],
+      ['jax==99.0', 'protobuf==5.29.6'],
     ),
     ({'jax': '0.7.2', 'numpy': '2.0.2'}, '', ['numpy==2.0.2']),
     ({'jax': '0.7.2', 'jax-cuda12-plugin': '0.7.2'}, '[gpu12]', []),
