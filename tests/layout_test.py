@@ -446,7 +446,7 @@ def test_modules_outside_the_package_have_the_same_limits(folder):
 
 def test_benchmarks_stay_small():
   total = sum(num_lines(path) for path in (ROOT / 'benchmarks').glob('*.py'))
-  assert total <= 3640
+  assert total <= 3760
 
 
 IMPORTS = f"""
