@@ -53,7 +53,7 @@ class Dashboard:
     self._run, self._table, self._events = run, table, writer.events
     self._every = run.config.train.diagnostics_every_evals
     self._weights = diagnostics.Weights(run.config.model.num_towers)
-    self._batch, self._observation = None, None
+    self._batch, self._observation, self._records = None, None, None
 
   @property
   def observe(self) -> diagnostics.Activations | None:
@@ -201,12 +201,13 @@ class Dashboard:
 
   def _images(self, rows):
     """The stored images of some rows of the evaluation split."""
-    stored = records.Records(self._run.dataset, self._split)
+    if self._records is None:
+      self._records = records.Records(self._run.dataset, self._split)
     images = np.empty(
       (len(rows), *self._run.dataset.mean_image.shape), np.uint8
     )
     for row, image in zip(rows, images, strict=True):
-      stored.decode_named(row, image)
+      self._records.decode_named(row, image)
     return images
 
 

@@ -226,18 +226,22 @@ def evaluate(
       pending = (batch, *outputs)
     if pending is not None:
       finish(*pending)
-  missing = int(num_examples - totals.count)
-  if not 0 <= missing <= max_missing or not totals.count:
+  _check_count(totals.count, num_examples, max_missing, prefix)
+  means = totals.means(metrics.EVAL_METRICS)
+  return {f'{prefix}/{name}': value for name, value in means.items()}
+
+
+def _check_count(count, num_examples, max_missing, prefix):
+  missing = num_examples - count
+  if not 0 <= missing <= max_missing or not count:
     raise RuntimeError(
-      f'evaluated {totals.count} examples, but the split has {num_examples}'
+      f'evaluated {count} examples, but the split has {num_examples}'
     )
   if missing:
     log.warning(
       '%s: %d of %d examples are left out, whose records cannot be used',
       *(prefix, missing, num_examples),
     )
-  means = totals.means(metrics.EVAL_METRICS)
-  return {f'{prefix}/{name}': value for name, value in means.items()}
 
 
 class Evaluator:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -67,24 +68,14 @@ def train_and_evaluate(
     state, metadata = _create_or_restore(run, checkpoints)
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began
-    batches = run.train_batches(step)
-    stack.callback(batches.close)
-    written = metadata.rows_until(step)
-    writer = metrics.MetricsWriter(
-      workdir, config.augment.flip, written, config.model.num_classes
-    )
+    batches = stack.enter_context(contextlib.closing(run.train_batches(step)))
+    writer = _open_writer(workdir, config, metadata.rows_until(step))
     stack.enter_context(writer)
     board = dashboard.Dashboard(run, table, writer)
     board.start(state, step, commit)
     evaluator = evaluator_lib.Evaluator(run, stop, board.observe)
-    progress = progress_lib.Progress(
-      step, table.total_steps, began, config.model.num_classes
-    )
-    stack.callback(progress.close)
-    profile = profiler.Profile(
-      workdir, config.train.profile_step, config.train.profile_steps
-    )
-    stack.callback(profile.close)
+    progress = _open_progress(stack, table, config, step, began)
+    profile = _open_profile(stack, workdir, config)
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
     if not _is_done(step, metadata, table, config):
       train_step = _compile(workdir, run, state, arguments(step))
@@ -95,15 +86,13 @@ def train_and_evaluate(
       first = step - totals.batches
       end = table.next_log(step - bool(totals.sums))
       inputs = arguments.for_steps(step, end, plateau.drops, stop)
-      inputs = profile.steps(inputs, step)
+      traced = profile.steps(inputs, step)
       state, row = run_steps(
-        train_step, state, batches, inputs, step, progress, totals
+        train_step, state, batches, traced, step, progress, totals
       )
       step = first + totals.batches
-      observer = board.observer(step)
-      found = _evaluate(
-        evaluator, observer, state, step, end, plateau, table, config
-      )
+      evaluate = functools.partial(evaluator, observer=board.observer(step))
+      found = _evaluate(evaluate, state, step, end, plateau, table, config)
       if found is None:
         _save_unfinished(checkpoints, step, state, metadata, totals, seconds())
         raise signals.Stopped(stop(), f': step {step} is saved')
@@ -151,6 +140,25 @@ def _open(workdir, config):
   return workdir, run.config, run
 
 
+def _open_writer(workdir, config, written):
+  flip, num_classes = config.augment.flip, config.model.num_classes
+  return metrics.MetricsWriter(workdir, flip, written, num_classes)
+
+
+def _open_progress(stack, table, config, step, began):
+  num_classes = config.model.num_classes
+  progress = progress_lib.Progress(step, table.total_steps, began, num_classes)
+  stack.callback(progress.close)
+  return progress
+
+
+def _open_profile(stack, workdir, config):
+  first, count = config.train.profile_step, config.train.profile_steps
+  profile = profiler.Profile(workdir, first, count)
+  stack.callback(profile.close)
+  return profile
+
+
 def _create_or_restore(run, checkpoints):
   create = train_state.create_train_state
   if run.config.train.init_from:
@@ -191,18 +199,18 @@ def _save_unfinished(checkpoints, step, state, metadata, totals, seconds):
     _save(checkpoints, step, state, metadata)
 
 
-def _evaluate(evaluator, observer, state, step, end, plateau, table, config):
+def _evaluate(evaluator, state, step, end, plateau, table, config):
   """The evaluations due after a row of metrics; None if it was stopped."""
   if step < end:
     return None
   if not table.evaluates(step):
     return {}
   try:
-    row = evaluator(state.params, many=False, observer=observer)
+    row = evaluator(state.params, many=False)
     _check_finite(row['eval/loss'], 'eval/loss', step)
     plateau = _update_plateau(plateau, row, config)
     if _has_ended(step, plateau, table, config):
-      row |= evaluator(state.params, many=True)
+      row |= evaluator(state.params, many=True, observer=None)
   except signals.Stopped:
     return None
   return row

@@ -55,7 +55,7 @@ def measure_run(run: run_lib.Run, rounds: int) -> list[dict[str, float]]:
     batches = stack.enter_context(contextlib.closing(run.train_batches(0)))
     for number in range(rounds + 1):
       times = [time.perf_counter()]
-      lap = lambda: times.append(time.perf_counter())
+      lap = lambda times=times: times.append(time.perf_counter())
       for _ in range(STEPS):
         state, sums = step(state, next(batches), *arguments)
       sums['loss'].block_until_ready()
