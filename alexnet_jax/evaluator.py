@@ -135,11 +135,7 @@ def make_eval_step(
 
   def local_step(params, batch, mean_image, offsets):
     log_probs, observed = predict(
-      net,
-      params,
-      batch['image'],
-      mean_image,
-      offsets,
+      *(net, params, batch['image'], mean_image, offsets),
       crop_size=crop_size,
       central_mean=central_mean,
       channel_stds=channel_stds,
@@ -212,11 +208,10 @@ def evaluate(
     if predictions is None and observer is None:
       return
     fetched = placement.fetch((log_probs, batch['label'], batch['mask']))
-    log_probs, labels, mask = fetched
     if predictions is not None:
-      predictions.append((log_probs[mask], labels[mask]))
+      predictions.append(tuple(x[fetched[2]] for x in fetched[:2]))
     if observer is not None:
-      observer(log_probs, labels, mask, observed)
+      observer(*fetched, observed)
 
   with jax.transfer_guard('disallow'):  # Implicit transfers raise.
     for batch in batches:

@@ -69,13 +69,13 @@ def train_and_evaluate(
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began
     batches = stack.enter_context(contextlib.closing(run.train_batches(step)))
-    writer = _open_writer(workdir, config, metadata.rows_until(step))
-    stack.enter_context(writer)
+    written = metadata.rows_until(step)
+    writer = stack.enter_context(_open_writer(workdir, config, written))
     board = dashboard.Dashboard(run, table, writer)
     board.start(state, step, commit)
     evaluator = evaluator_lib.Evaluator(run, stop, board.observe)
-    progress = _open_progress(stack, table, config, step, began)
-    profile = _open_profile(stack, workdir, config)
+    progress = stack.enter_context(_open_progress(table, config, step, began))
+    profile = stack.enter_context(_open_profile(workdir, config))
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
     if not _is_done(step, metadata, table, config):
       train_step = _compile(workdir, run, state, arguments(step))
@@ -111,9 +111,8 @@ def train_and_evaluate(
         unfinished={},
       )
       if found:
-        is_last = _is_done(step, metadata, table, config)
         next_step = arguments(step, plateau.drops)
-        board.write(step, state, train_step, next_step, is_last)
+        board.write(step, state, train_step, next_step, found)
       if table.saves(step):
         _save(checkpoints, step, state, metadata)
     saving.close()  # Waits for the last save: if it fails, so does the run.
@@ -145,18 +144,14 @@ def _open_writer(workdir, config, written):
   return metrics.MetricsWriter(workdir, flip, written, num_classes)
 
 
-def _open_progress(stack, table, config, step, began):
-  num_classes = config.model.num_classes
-  progress = progress_lib.Progress(step, table.total_steps, began, num_classes)
-  stack.callback(progress.close)
-  return progress
+def _open_progress(table, config, step, began):
+  values = step, table.total_steps, began, config.model.num_classes
+  return contextlib.closing(progress_lib.Progress(*values))
 
 
-def _open_profile(stack, workdir, config):
+def _open_profile(workdir, config):
   first, count = config.train.profile_step, config.train.profile_steps
-  profile = profiler.Profile(workdir, first, count)
-  stack.callback(profile.close)
-  return profile
+  return contextlib.closing(profiler.Profile(workdir, first, count))
 
 
 def _create_or_restore(run, checkpoints):

@@ -68,7 +68,7 @@ def measure_run(run: run_lib.Run, rounds: int) -> list[dict[str, float]]:
         else:
           plain(state.params, many=False)
         lap()
-      board.write(number, state, step, arguments, is_last=False)
+      board.write(number, state, step, arguments, {})
       lap()
       taken = [b - a for a, b in zip(times, times[1:], strict=False)]
       kinds = [OBSERVED if diagnoses else PLAIN for diagnoses in order]

@@ -28,11 +28,13 @@ def values(monkeypatch):
   flags.DEFINE_string(
     'source', None, 'Where from.', flag_values=found, required=True
   )
-  flags.DEFINE_string('name', None, '', flag_values=found, required=True)
-  flags.DEFINE_integer('size', 256, '', flag_values=found)
-  flags.DEFINE_bool('quick', False, '', flag_values=found)
+  flags.DEFINE_string(
+    'name', None, 'The name.', flag_values=found, required=True
+  )
+  flags.DEFINE_integer('size', 256, 'The size.', flag_values=found)
+  flags.DEFINE_bool('quick', False, 'Be quick.', flag_values=found)
   monkeypatch.setattr(flags, 'FLAGS', found)
-  monkeypatch.setattr(command, 'FLAGS_OF', ('tests',))
+  monkeypatch.setattr(command, 'FLAGS_OF', (__name__.partition('.')[0],))
   return found
 
 
@@ -99,9 +101,9 @@ def test_help_is_printed_and_is_no_error(values, capsys, word):
   lines = capsys.readouterr().out.splitlines()
   assert lines[-4:] == [
     '  --source: Where from.',
-    '  --name:',
-    '  --size: (default: 256)',
-    '  --[no]quick:',
+    '  --name: The name.',
+    '  --size: The size. (default: 256)',
+    '  --[no]quick: Be quick.',
   ]
 
 

@@ -232,10 +232,10 @@ MODULE_LINES, FUNCTION_LINES = 300, 60
 LONG_MODULES = {}
 LONG_FUNCTIONS = {
   # The loop is the documentation of the project: it reads from top to bottom.
-  ('train', 'train_and_evaluate'): 80
+  ('train', 'train_and_evaluate'): 85
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2410
+CORE_LINES = 2415
 
 
 def path_of(module):
