@@ -53,7 +53,7 @@ class Dashboard:
     self._run, self._table, self._events = run, table, writer.events
     self._every = run.config.train.diagnostics_every_evals
     self._weights = diagnostics.Weights(run.config.model.num_towers)
-    self._batch, self._observation = None, None
+    self._batch, self._observation, self._records = None, None, None
 
   @property
   def observe(self) -> diagnostics.Activations | None:
@@ -99,7 +99,7 @@ class Dashboard:
     state: train_state.TrainState,
     train_step: Callable,
     arguments: tuple,
-    is_last: bool,
+    found: Mapping[str, float],
   ) -> None:
     """Writes what the last observer has seen, and the statistics of weights.
 
@@ -108,21 +108,22 @@ class Dashboard:
       state: the train state.
       train_step: from `train_step.compile_train_step`.
       arguments: the arguments of the next step, from `StepArguments`.
-      is_last: whether the run ends; then the PROJECTOR tab is written.
+      found: metrics of the evaluation; those of many views say that the run
+        ends, and the PROJECTOR tab is written.
     """
     kernels = pictures.conv1(state.params)
     seen, self._observation = self._observation, None
     if seen is not None:
-      found = self._weights(
+      weights = self._weights(
         train_step, state, self._first_batch(), arguments, self._run.mesh
       )
     if self._events is None:
       return
     self._events.image(step, 'visual/conv1_kernels', kernels)
     if seen is not None:
-      self._write_statistics(step, seen, found)
+      self._write_statistics(step, seen, weights)
       self._write_pictures(step, seen)
-      if is_last:
+      if any('_view/' in tag for tag in found):
         self._write_embedding(seen)
 
   def _first_batch(self):
@@ -132,18 +133,18 @@ class Dashboard:
         self._batch = next(batches)
     return self._batch
 
-  def _write_statistics(self, step, seen, found):
+  def _write_statistics(self, step, seen, weights):
     is_relu = self._run.config.model.activation == 'relu'
     scalars = {
       'units/dead_share': seen.dead_shares() if is_relu else {},
-      'weights/colour_index': found['colour_index'],
-      'weights/update_ratio': found['update_ratio'],
+      'weights/colour_index': weights['colour_index'],
+      'weights/update_ratio': weights['update_ratio'],
     }
     histograms = {
       'units/activations': seen.samples,
-      'weights/gradients': found['gradients'],
-      'weights/updates': found['updates'],
-      'weights/values': found['weights'],
+      'weights/gradients': weights['gradients'],
+      'weights/updates': weights['updates'],
+      'weights/values': weights['weights'],
     }
     self._events.scalars(step, _tagged(scalars))
     self._events.histograms(step, _tagged(histograms))
@@ -201,12 +202,13 @@ class Dashboard:
 
   def _images(self, rows):
     """The stored images of some rows of the evaluation split."""
-    stored = records.Records(self._run.dataset, self._split)
+    if self._records is None:
+      self._records = records.Records(self._run.dataset, self._split)
     images = np.empty(
       (len(rows), *self._run.dataset.mean_image.shape), np.uint8
     )
     for row, image in zip(rows, images, strict=True):
-      stored.decode_named(row, image)
+      self._records.decode_named(row, image)
     return images
 
 

@@ -21,6 +21,7 @@ from alexnet_jax import colour_index
 from alexnet_jax import model
 from alexnet_jax import placement
 from alexnet_jax import train_state
+from alexnet_jax.runtime import compilation
 
 # Values of a histogram, and examples whose activations are in it, per device.
 SAMPLE, EXAMPLES = 2**14, 8
@@ -102,7 +103,8 @@ class Weights:
 
   def __init__(self, num_towers: int):
     self._num_towers = num_towers
-    self._statistics = jax.jit(self._of)
+    self._options = compilation.fast_compile_options()
+    self._statistics = jax.jit(self._of, compiler_options=self._options)
     self._copy = None
 
   def __call__(
@@ -134,7 +136,11 @@ class Weights:
     ones = placement.place({name: np.float32(1) for name in rates}, mesh)
     if self._copy is None:
       shardings = jax.tree.map(lambda x: x.sharding, state)
-      self._copy = jax.jit(_without_momentum, out_shardings=shardings)
+      self._copy = jax.jit(
+        _without_momentum,
+        out_shardings=shardings,
+        compiler_options=self._options,
+      )
     copy = self._copy(state)  # The step deletes what it is given.
     stepped, _ = train_step(copy, batch, statistics, key, ones, color_std)
     found = self._statistics(

@@ -135,11 +135,7 @@ def make_eval_step(
 
   def local_step(params, batch, mean_image, offsets):
     log_probs, observed = predict(
-      net,
-      params,
-      batch['image'],
-      mean_image,
-      offsets,
+      *(net, params, batch['image'], mean_image, offsets),
       crop_size=crop_size,
       central_mean=central_mean,
       channel_stds=channel_stds,
@@ -211,11 +207,10 @@ def evaluate(
     if predictions is None and observer is None:
       return
     fetched = placement.fetch((log_probs, batch['label'], batch['mask']))
-    log_probs, labels, mask = fetched
     if predictions is not None:
-      predictions.append((log_probs[mask], labels[mask]))
+      predictions.append(tuple(x[fetched[2]] for x in fetched[:2]))
     if observer is not None:
-      observer(log_probs, labels, mask, observed)
+      observer(*fetched, observed)
 
   with jax.transfer_guard('disallow'):  # Implicit transfers raise.
     for batch in batches:
@@ -225,10 +220,16 @@ def evaluate(
       pending = (batch, *outputs)
     if pending is not None:
       finish(*pending)
-  missing = int(num_examples - totals.count)
-  if not 0 <= missing <= max_missing or not totals.count:
+  _check_count(totals.count, num_examples, max_missing, prefix)
+  means = totals.means(metrics.EVAL_METRICS)
+  return {f'{prefix}/{name}': value for name, value in means.items()}
+
+
+def _check_count(count, num_examples, max_missing, prefix):
+  missing = num_examples - count
+  if not 0 <= missing <= max_missing or not count:
     raise RuntimeError(
-      f'evaluated {totals.count} examples, but the split has {num_examples};'
+      f'evaluated {count} examples, but the split has {num_examples};'
       ' prepare the data set again'
     )
   if missing:
@@ -236,8 +237,6 @@ def evaluate(
       '%s: %d of %d examples are left out, whose records cannot be used',
       *(prefix, missing, num_examples),
     )
-  means = totals.means(metrics.EVAL_METRICS)
-  return {f'{prefix}/{name}': value for name, value in means.items()}
 
 
 class Evaluator:

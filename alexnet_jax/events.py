@@ -68,8 +68,7 @@ class EventWriter:
     """Writes one histogram per tag, of those values that are finite."""
     finite = {tag: x[np.isfinite(x)] for tag, x in values.items()}
     self._write(
-      step,
-      *(summary.histogram(tag, x, BINS) for tag, x in finite.items() if x.size),
+      step, *(_histogram(tag, x) for tag, x in finite.items() if x.size)
     )
 
   def texts(self, values: Mapping[str, str]) -> None:
@@ -148,6 +147,22 @@ class EventWriter:
       event = event_pb2.Event(summary=value, step=step, wall_time=time.time())
       self._writer.write_event(event)
     self._writer.flush()
+
+
+def _histogram(tag, values):
+  # summary.histogram multiplies in many threads, which takes 4 ms.
+  values = values.astype(np.float64)
+  counts, limits = np.histogram(values, BINS)
+  return summary.histogram_raw(
+    tag,
+    values.min(),
+    values.max(),
+    values.size,
+    values.sum(),
+    np.square(values).sum(),
+    limits.tolist(),
+    [0, *counts.tolist()],  # Counts are those below each limit.
+  )
 
 
 def _rewind(workdir: pathlib.Path, step: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -67,20 +68,14 @@ def train_and_evaluate(
     state, metadata = _create_or_restore(run, checkpoints)
     step, earlier = int(placement.fetch(state.step)), metadata.wall_seconds
     seconds = lambda: earlier + time.time() - began
-    closing = lambda opened: stack.enter_context(contextlib.closing(opened))
-    batches = closing(run.train_batches(step))
-    written, classes = metadata.rows_until(step), config.model.num_classes
-    writer = stack.enter_context(
-      metrics.MetricsWriter(workdir, config.augment.flip, written, classes)
-    )
+    batches = stack.enter_context(contextlib.closing(run.train_batches(step)))
+    written = metadata.rows_until(step)
+    writer = stack.enter_context(_open_writer(workdir, config, written))
     board = dashboard.Dashboard(run, table, writer)
     board.start(state, step, commit)
     evaluator = evaluator_lib.Evaluator(run, stop, board.observe)
-    progress = closing(
-      progress_lib.Progress(step, table.total_steps, began, classes)
-    )
-    profile_steps = config.train.profile_step, config.train.profile_steps
-    profile = closing(profiler.Profile(workdir, *profile_steps))
+    progress = stack.enter_context(_open_progress(table, config, step, began))
+    profile = stack.enter_context(_open_profile(workdir, config))
     warning = chance_loss.ChanceLossWarning(config, metadata.stuck_steps)
     rising = rising_loss.RisingLossWarning(
       config, metadata.lowest_loss, metadata.steady_step
@@ -97,15 +92,13 @@ def train_and_evaluate(
       first = step - totals.batches
       end = table.next_log(step - bool(totals.sums))
       inputs = arguments.for_steps(step, end, plateau.drops, stop)
-      inputs = profile.steps(inputs, step)
+      traced = profile.steps(inputs, step)
       state, row = run_steps(
-        train_step, state, batches, inputs, step, progress, totals
+        train_step, state, batches, traced, step, progress, totals
       )
       step = first + totals.batches
-      found = _evaluate(
-        *(evaluator, board.observer(step), state),
-        *(step, end, plateau, table, config),
-      )
+      evaluate = functools.partial(evaluator, observer=board.observer(step))
+      found = _evaluate(evaluate, state, step, end, plateau, table, config)
       if found is None:
         _save_unfinished(checkpoints, step, state, metadata, totals, seconds())
         raise signals.Stopped(stop(), f': step {step} is saved')
@@ -125,9 +118,8 @@ def train_and_evaluate(
         unfinished={},
       )
       if found:
-        is_last = _is_done(step, metadata, table, config)
         next_step = arguments(step, plateau.drops)
-        board.write(step, state, train_step, next_step, is_last)
+        board.write(step, state, train_step, next_step, found)
       if table.saves(step):
         _save(checkpoints, step, state, metadata)
     saving.close()  # Waits for the last save: if it fails, so does the run.
@@ -152,6 +144,21 @@ def _open(workdir, config):
   if config.train.init_from and not checkpoint.saved_steps(workdir):
     pretrained.check(run)
   return workdir, run.config, run
+
+
+def _open_writer(workdir, config, written):
+  flip, num_classes = config.augment.flip, config.model.num_classes
+  return metrics.MetricsWriter(workdir, flip, written, num_classes)
+
+
+def _open_progress(table, config, step, began):
+  values = step, table.total_steps, began, config.model.num_classes
+  return contextlib.closing(progress_lib.Progress(*values))
+
+
+def _open_profile(workdir, config):
+  first, count = config.train.profile_step, config.train.profile_steps
+  return contextlib.closing(profiler.Profile(workdir, first, count))
 
 
 def _create_or_restore(run, checkpoints):
@@ -185,18 +192,18 @@ def _save_unfinished(checkpoints, step, state, metadata, totals, seconds):
     _save(checkpoints, step, state, metadata)
 
 
-def _evaluate(evaluator, observer, state, step, end, plateau, table, config):
+def _evaluate(evaluator, state, step, end, plateau, table, config):
   """The evaluations due after a row of metrics; None if it was stopped."""
   if step < end:
     return None
   if not table.evaluates(step):
     return {}
   try:
-    row = evaluator(state.params, many=False, observer=observer)
+    row = evaluator(state.params, many=False)
     divergence.check(row['eval/loss'], 'eval/loss', step, state, step)
     plateau = _update_plateau(plateau, row, config)
     if _has_ended(step, plateau, table, config):
-      row |= evaluator(state.params, many=True)
+      row |= evaluator(state.params, many=True, observer=None)
   except signals.Stopped:
     return None
   return row

@@ -12,6 +12,7 @@ import sys
 
 from absl import flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 import pytest
 
 from alexnet_jax.runtime import command
@@ -24,11 +25,16 @@ ROOT = pathlib.Path(command.__file__).parents[2]
 def values(monkeypatch):
   """Flags of their own, as of a command."""
   found = flags.FlagValues()
-  flags.DEFINE_string('source', None, '', flag_values=found, required=True)
-  flags.DEFINE_string('name', None, '', flag_values=found, required=True)
-  flags.DEFINE_integer('size', 256, '', flag_values=found)
-  flags.DEFINE_bool('quick', False, '', flag_values=found)
+  flags.DEFINE_string(
+    'source', None, 'Where from.', flag_values=found, required=True
+  )
+  flags.DEFINE_string(
+    'name', None, 'The name.', flag_values=found, required=True
+  )
+  flags.DEFINE_integer('size', 256, 'The size.', flag_values=found)
+  flags.DEFINE_bool('quick', False, 'Be quick.', flag_values=found)
   monkeypatch.setattr(flags, 'FLAGS', found)
+  monkeypatch.setattr(command, 'FLAGS_OF', (__name__.partition('.')[0],))
   return found
 
 
@@ -91,8 +97,23 @@ def test_flags_alone_are_parsed(values):
 def test_help_is_printed_and_is_no_error(values, capsys, word):
   with pytest.raises(SystemExit) as ended:
     command.parse_flags(['command', '--size=x', word])
-  assert ended.value.code == 0
-  assert capsys.readouterr().out.strip()
+  assert not ended.value.code
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-4:] == [
+    '  --source: Where from.',
+    '  --name: The name.',
+    '  --size: The size. (default: 256)',
+    '  --[no]quick: Be quick.',
+  ]
+
+
+def test_help_says_where_the_config_keys_stand(values, capsys):
+  config_flags.DEFINE_config_file('config', None, flag_values=values)
+  with pytest.raises(SystemExit):
+    command.parse_flags(['command', '--help', '--config=configs/paper.py'])
+  out = capsys.readouterr().out
+  assert '--config.KEY=VALUE' in out and 'configs/paper.py' in out
+  assert out.count('--config.') == 2  # No list of all keys.
 
 
 COMMANDS = sorted(

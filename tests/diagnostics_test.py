@@ -31,7 +31,7 @@ class Tiny(nn.Module):
 
 def views(key, images, indices, mean_image, directions, color_std):
   del key, indices, directions, color_std
-  return images / 255 - mean_image
+  return images / 255 - mean_image[None]
 
 
 @pytest.mark.parametrize('conv1_rate', [RATE, 0.0])

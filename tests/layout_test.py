@@ -242,10 +242,10 @@ MODULE_LINES, FUNCTION_LINES = 300, 60
 LONG_MODULES = {}
 LONG_FUNCTIONS = {
   # The loop is the documentation of the project: it reads from top to bottom.
-  ('train', 'train_and_evaluate'): 84
+  ('train', 'train_and_evaluate'): 92
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2410
+CORE_LINES = 2415
 
 
 def path_of(module):
@@ -456,7 +456,7 @@ def test_modules_outside_the_package_have_the_same_limits(folder):
 
 def test_benchmarks_stay_small():
   total = sum(num_lines(path) for path in (ROOT / 'benchmarks').glob('*.py'))
-  assert total <= 3640
+  assert total <= 3760
 
 
 IMPORTS = f"""

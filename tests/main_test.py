@@ -278,6 +278,16 @@ def test_a_value_of_another_type_is_one_error(fail, tmp_path):
   assert message.count('\n') == 0
 
 
+def test_help_fits_a_screen(capsys):
+  with pytest.raises(SystemExit) as ended:
+    main.parse_flags(['main.py', '--help'])
+  assert not ended.value.code
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) <= 50 and max(map(len, lines)) < 80
+  assert any(line.startswith('  --views: ') for line in lines)
+  assert any(line.startswith('  --config.KEY=VALUE') for line in lines)
+
+
 def test_help_lists_the_flags_of_evaluation():
   flags = main.flags.FLAGS.get_key_flags_for_module(main)
   assert {flag.name for flag in flags} >= {'config', 'views', 'split', 'output'}
