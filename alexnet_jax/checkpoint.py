@@ -24,6 +24,7 @@ from alexnet_jax.runtime import processes
 log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
+SAVE_SECONDS = 1200  # A save that takes longer has stalled.
 STATE, METADATA = checkpoint_files.STATE, checkpoint_files.RECORD
 METRICS, METRIC = checkpoint_files.METRICS, checkpoint_files.METRIC
 POLICIES = ocp.checkpoint_managers
@@ -63,7 +64,7 @@ class Checkpoints:
     Raises:
       DamagedError: if the folder cannot be read.
     """
-    self._folder = workdir / FOLDER
+    self._folder, self._end_watch = workdir / FOLDER, lambda: None
     name, self._descriptor = checkpoint_path.open_folder(workdir)
     best = POLICIES.BestN(
       get_metric_fn=_error,
@@ -90,7 +91,9 @@ class Checkpoints:
         [POLICIES.LatestN(2), best]
       ),
       async_options=ocp.options.AsyncOptions(
-        post_finalization_callback=self._write_digests
+        # Longer than ours, whose message is clearer.
+        timeout_secs=2 * SAVE_SECONDS,
+        post_finalization_callback=self._write_digests,
       ),
     )
     with checkpoint_files.reading():
@@ -144,6 +147,12 @@ class Checkpoints:
     if step in self.steps():  # The run was stopped before the evaluation.
       checkpoint_files.set_aside(self._folder / str(step))
       self._manager.reload()
+    self._end_watch()
+    self._end_watch = processes.end_all_if(
+      self._manager.is_saving_in_progress,
+      SAVE_SECONDS,
+      f'saving checkpoint {step} in {self._folder} has stalled',
+    )
     items = {STATE: ocp.args.StandardSave(state)}
     items[METADATA] = ocp.args.JsonSave(metadata)
     self._manager.save(
@@ -152,6 +161,10 @@ class Checkpoints:
       metrics=None if error is None else {METRIC: error},
       force=True,
     )
+
+  def check_save(self) -> None:
+    """Raises what has ended the latest save in the background, if anything."""
+    self._manager.check_for_errors()
 
   def _write_digests(self):
     """Called by Orbax in its thread, before the checkpoint gets its name.
@@ -257,7 +270,9 @@ class Checkpoints:
       except ValueError as found:  # A DamagedError is one.
         error = found
       if not processes.any_process(error is not None):
-        self._rename_damaged(errors)
+        if errors:
+          checkpoint_files.rename_damaged(self._folder, errors)
+          self._manager.reload()
         return state, metadata
       errors[step] = error or DamagedError('another process cannot read it')
     for error in errors.values():
@@ -271,24 +286,10 @@ class Checkpoints:
       )
     return None
 
-  def _rename_damaged(self, errors: dict[int, Exception]) -> None:
-    for step, error in errors.items() if processes.is_first() else ():
-      if not isinstance(error, DamagedError):
-        error = 'it has another config or data set than those before it'
-      folder = self._folder / str(step)
-      renamed = folder.with_name(f'damaged.{step}')
-      log.error(
-        'checkpoint %d cannot be read (%s); renamed to %s', step, error, renamed
-      )
-      shutil.rmtree(renamed, ignore_errors=True)
-      folder.rename(renamed)
-    if errors:
-      processes.barrier('damaged checkpoints')
-      self._manager.reload()
-
   def close(self) -> None:
     """Waits for pending saves."""
     self._manager.close()
+    self._end_watch()
     checkpoint_files.put_back(self._folder)
     if self._descriptor is not None:
       os.close(self._descriptor)

@@ -28,6 +28,7 @@ from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import agreement
 from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import replicas
 from alexnet_jax.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def train_and_evaluate(
       warning.observe(row['train/loss'], totals.batches)
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
+      checkpoints.check_save()
       _write_row(writer, progress, state, step, table.epoch(step), row, found)
       metadata = dataclasses.replace(
         metadata,
@@ -176,6 +178,7 @@ def _write_row(writer, progress, state, step, epoch, row, found):
 
 def _save(checkpoints, step, state, metadata):
   _check_finite(_norm(state), 'the norm of the state', step)
+  replicas.check(state, f'checkpoints {checkpoints.steps()} are whole')
   error = metadata.metrics.get('eval/top1_error')  # None without evaluation.
   if metadata.unfinished:  # The metrics are those of an earlier step.
     error = None
