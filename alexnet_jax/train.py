@@ -178,7 +178,7 @@ def _write_row(writer, progress, state, step, epoch, row, found):
 
 def _save(checkpoints, step, state, metadata):
   _check_finite(_norm(state), 'the norm of the state', step)
-  replicas.check(state, f'checkpoints {checkpoints.steps()} are whole')
+  replicas.check(state, checkpoints.steps())
   error = metadata.metrics.get('eval/top1_error')  # None without evaluation.
   if metadata.unfinished:  # The metrics are those of an earlier step.
     error = None

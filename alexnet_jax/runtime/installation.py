@@ -22,7 +22,7 @@ LIBRARIES = (
   *('flax', 'optax', 'orbax-checkpoint', 'tensorstore', 'numpy', 'grain'),
   *('array-record', 'pillow', 'simplejpeg', 'ml-collections', 'protobuf'),
 )
-_WAY_OUT = 'all hosts need the same command, code and versions'
+_WAY_OUT = 'run the same command with the same code and versions on all hosts'
 
 
 def facts() -> dict[str, str]:
@@ -78,9 +78,9 @@ def compare(all_facts: list[dict[str, str]]) -> None:
     return
   name = differing[0]
   first, *_ = found = values[name]
-  others = [index for index, value in enumerate(found) if value != first]
+  others = [str(i) for i, value in enumerate(found) if value != first]
   more = f' (and {len(differing) - 1} more differ)' if differing[1:] else ''
   raise ValueError(
-    f'{name} is {found[others[0]][:60]} in the processes {others}, but'
+    f'{name} is {found[int(others[0])][:60]} in process {", ".join(others)}, but'
     f' {first[:60]} in process 0{more}; {_WAY_OUT}'
   )

@@ -134,9 +134,9 @@ class Peers:
 
   def _lost(self, process, how_long):
     return (
-      f'process {process} of {self._number} is lost: it has not been heard of'
-      f' {how_long}; it has died, it hangs, or its network is cut, see its log;'
-      f' {signals.resume_hint} when all run again'
+      f'process {process} of {self._number} is lost: not heard of {how_long} (it'
+      ' has died, it hangs, or its network is cut; see its log). Start all'
+      f' processes again: {signals.resume_hint}'
     )
 
   def exchange(self, text: str) -> list[str]:
@@ -212,7 +212,7 @@ class Peers:
     if end := self._end_of_another():
       line, code = end['line'], end['code']
     elif self._index and not _answers(self._address):
-      line, code = self._lost(0, 'since it closed its connections'), LOST
+      line, code = self._lost(0, 'any more'), LOST
     else:
       return
     signals.print_line(line)

@@ -135,9 +135,10 @@ def _connect(address, num_processes, process_id, start_seconds, heartbeat):
       # Otherwise Slurm's variables override the devices of the flags.
       cluster_detection_method='deactivate' if address else None,
       local_device_ids=None if address else _slurm_devices(),
-      # Longer than ours, whose messages are clearer.
+      # Longer than ours, whose messages are clearer. JAX's last heartbeat may be
+      # half of its time old when a process is lost.
       initialization_timeout=round(2 * start_seconds),
-      heartbeat_timeout_seconds=round(heartbeat) + 15,
+      heartbeat_timeout_seconds=round(2 * heartbeat) + 30,
     )
 
 

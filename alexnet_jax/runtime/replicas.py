@@ -4,6 +4,7 @@ A program that differs, or a device that computes wrongly, makes copies differ.
 Nobody would notice: a checkpoint stores one copy of each array.
 """
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -18,7 +19,7 @@ from alexnet_jax.runtime import processes
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def check(tree: PyTree, way_back: str) -> None:
+def check(tree: PyTree, saved: Sequence[int]) -> None:
   """Raises ValueError in all processes if copies of a part of an array differ.
 
   Each device reads its copies once, and four bytes per array are gathered: a
@@ -27,7 +28,7 @@ def check(tree: PyTree, way_back: str) -> None:
 
   Args:
     tree: arrays of up to 32 bits, on one mesh.
-    way_back: what the message ends with.
+    saved: steps of the checkpoints, before which the copies were equal.
   """
   if processes.is_single_process():
     return
@@ -41,10 +42,15 @@ def check(tree: PyTree, way_back: str) -> None:
       one, other = (device.process_index for device in differs)
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(
-        f'{name} of process {other} differs from that of process {one}, though'
-        ' both have computed the same: the code or the hardware of one of them'
-        f' is at fault; {way_back}'
+        f'{name} in process {other} differs from its copy in process {one}: the'
+        ' code or the hardware of one of them is at fault. All copies were equal'
+        f' at {_last(saved)}; nothing was saved since, and the same commands'
+        ' continue from there'
       )
+
+
+def _last(saved):
+  return f'checkpoint {max(saved)}' if saved else 'the start'
 
 
 @functools.cache

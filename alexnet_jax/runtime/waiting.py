@@ -65,7 +65,7 @@ def _how_it_answers(address):
   host, _, port = address.rpartition(':')
   try:
     with socket.create_connection((host.strip('[]'), int(port)), timeout=2):
-      return 'process 0 is there, others are missing'
+      return 'process 0 is there'
   except socket.gaierror:
     return f'the name {host} is not known here'
   except ConnectionRefusedError:
