@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from alexnet_jax import checkpoint_files
+from alexnet_jax import checkpoint_handlers
 from alexnet_jax import checkpoint_path
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import processes
@@ -100,7 +101,9 @@ class Checkpoints:
       for step in saved_steps(workdir):  # The manager reads all of these.
         checkpoint_path.check_files(workdir / FOLDER / str(step) / METRICS)
       self._manager = ocp.CheckpointManager(
-        name / FOLDER, options=options, item_names=(STATE, METADATA)
+        name / FOLDER,
+        options=options,
+        handler_registry=checkpoint_handlers.handlers(),
       )
 
   def steps(self) -> list[int]:
@@ -162,17 +165,14 @@ class Checkpoints:
       force=True,
     )
 
-  def check_save(self) -> None:
-    """Raises what has ended the latest save in the background, if anything."""
-    self._manager.check_for_errors()
-
   def _write_digests(self):
     """Called by Orbax in its thread, before the checkpoint gets its name.
 
     Only process 0 is called, when all have written their files.
     """
-    (unnamed,) = self._folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
-    digests.write(unnamed)
+    with processes.abort_all_on_error():
+      (unnamed,) = self._folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
+      digests.write(unnamed)
 
   def read_metadata(self, step: int) -> dict:
     """The metadata of one checkpoint, without its state.

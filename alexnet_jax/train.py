@@ -98,7 +98,6 @@ def train_and_evaluate(
       warning.observe(row['train/loss'], totals.batches)
       # The row precedes the checkpoint: a resumed run truncates the files to
       # its checkpoint, so they never lack a row.
-      checkpoints.check_save()
       _write_row(writer, progress, state, step, table.epoch(step), row, found)
       metadata = dataclasses.replace(
         metadata,

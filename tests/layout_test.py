@@ -88,6 +88,7 @@ ORDER = [
   'image_metadata',
   'timetable',
   'checkpoint',
+  'checkpoint_handlers',
   'checkpoint_files',
   'checkpoint_path',
   'metrics',
@@ -103,6 +104,8 @@ ORDER = [
   'mesh',
   'optimizer',
   'runtime.agreement',
+  'runtime.installation',
+  'runtime.replicas',
   'runtime.command',
   'runtime.config_file',
   'runtime.digests',
@@ -112,6 +115,8 @@ ORDER = [
   'runtime.memory',
   'runtime.utf8',
   'runtime.processes',
+  'runtime.peers',
+  'runtime.waiting',
   'runtime.jax_settings',
   'runtime.signals',
 ]
@@ -163,7 +168,7 @@ USERS_OF_LIBRARIES = {
   'optax': ['optimizer', 'train', 'train_step'],
   'onnx': ['convert.onnx_graph'],
   'onnxruntime': [],
-  'orbax': ['checkpoint', 'checkpoint_files', 'checkpoint_path'],
+  'orbax': ['checkpoint', 'checkpoint_handlers', 'checkpoint_path'],
   'safetensors': ['convert.torch_weights', 'weights'],
   'simplejpeg': ['images'],
   'sklearn': ['prepare.sources'],
@@ -188,7 +193,7 @@ USERS_OF_LIBRARIES = {
 USERS_OF_PARTS = {
   'jax.distributed': ['runtime.processes'],
   'multihost_utils': ['placement', 'runtime.processes'],
-  'os._exit': ['prepare.workers', 'runtime.processes', 'runtime.signals'],
+  'os._exit': ['prepare.workers', 'runtime.signals'],
   'sys.exit': [
     '__main__',
     'main',

@@ -186,7 +186,8 @@ class Peers:
       for _ in range(10):
         self._end_if_lost(5)
         time.sleep(self._interval)
-    show()
+    with contextlib.suppress(OSError):  # The disk of the log may be full.
+      show()
     if may_be_another and 'gloo' in error.lower():
       signals.print_line(f'All processes are alive; {_GLOO}')
     me = f'process {self._index} of {self._number}'
