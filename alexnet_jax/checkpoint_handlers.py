@@ -10,7 +10,7 @@ from alexnet_jax import checkpoint_files
 from alexnet_jax.runtime import processes
 
 
-def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
   """The handlers of the items of a checkpoint."""
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   state, record = _StateHandler(), _RecordHandler()

@@ -168,7 +168,12 @@ USERS_OF_LIBRARIES = {
   'optax': ['optimizer', 'train', 'train_step'],
   'onnx': ['convert.onnx_graph'],
   'onnxruntime': [],
-  'orbax': ['checkpoint', 'checkpoint_handlers', 'checkpoint_path'],
+  'orbax': [
+    'checkpoint',
+    'checkpoint_files',
+    'checkpoint_handlers',
+    'checkpoint_path',
+  ],
   'safetensors': ['convert.torch_weights', 'weights'],
   'simplejpeg': ['images'],
   'sklearn': ['prepare.sources'],
@@ -227,7 +232,7 @@ LONG_FUNCTIONS = {
   ('train', 'train_and_evaluate'): 80
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2410
+CORE_LINES = 2430
 
 
 def path_of(module):

@@ -30,10 +30,10 @@ from alexnet_jax.runtime import waiting
 log = logging.getLogger(__name__)
 
 # Time for all processes to connect; JAX has the same default.
-START_SECONDS = 300
+START_SECONDS = 300.0
 # A process that is silent for this long is taken for lost, which ends the
 # others.
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 30.0
 
 # The others, once `initialize` has connected this process to them.
 _peers: peers_lib.Peers | None = None
@@ -83,29 +83,15 @@ def initialize(
     '--process_id': process_id,
   }
   _check_flags(arguments)
-  for flag, seconds in (
-    ('--start_seconds', start_seconds),
-    ('--heartbeat_seconds', heartbeat_seconds),
-  ):
-    if not 1 <= seconds <= 86_400:
-      raise ValueError(f'{flag}={seconds:g} must be 1 to 86400')
+  _check_seconds('--start_seconds', start_seconds)
+  _check_seconds('--heartbeat_seconds', heartbeat_seconds)
   try:
     with waiting.limited(*arguments.values(), start_seconds):
       _connect(*arguments.values(), start_seconds, heartbeat_seconds)
   except Exception as error:  # JAX may raise anything here.
-    if coordinator_address is not None:
-      raise ValueError(
-        f'process {process_id} cannot join the others at {coordinator_address}'
-        f' ({error}); name a free port of the host of process 0 in'
-        ' --coordinator_address'
-      ) from error
-    if 'should be defined' in str(error):
+    if coordinator_address is None and 'should be defined' in str(error):
       return  # There is no cluster.
-    raise ValueError(
-      'JAX has detected a cluster, but cannot connect to its processes'
-      f' ({error}); run a single process with --num_processes=1, or give'
-      f' {", ".join(arguments)}'
-    ) from error
+    raise _join_error(arguments, error) from error
   state = distributed.global_state
   if state.num_processes > 1:
     global _peers
@@ -118,6 +104,20 @@ def initialize(
     logging.getLogger('alexnet_jax').setLevel(logging.ERROR)
   log.info(
     '%d processes with %d devices.', jax.process_count(), jax.device_count()
+  )
+
+
+def _join_error(arguments, error):
+  address, _, index = arguments.values()
+  if address is not None:
+    return ValueError(
+      f'process {index} cannot join the others at {address} ({error}); name a'
+      ' free port of the host of process 0 in --coordinator_address'
+    )
+  return ValueError(
+    'JAX has detected a cluster, but cannot connect to its processes'
+    f' ({error}); run a single process with --num_processes=1, or give'
+    f' {", ".join(arguments)}'
   )
 
 
@@ -186,6 +186,11 @@ def _check_flags(arguments):
       f'--process_id={index} must be at least 0 and below'
       f' --num_processes={number}'
     )
+
+
+def _check_seconds(flag, seconds):
+  if not 1 <= seconds <= 86_400:
+    raise ValueError(f'{flag}={seconds:g} must be 1 to 86400')
 
 
 @contextlib.contextmanager
