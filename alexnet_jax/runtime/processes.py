@@ -246,7 +246,7 @@ def any_process(value: bool) -> bool:
 
 
 def end_all_if(
-  has_stalled: Callable[[], bool], seconds: float, what: str
+  has_stalled: Callable[[], bool], seconds: int, what: str
 ) -> Callable[[], None]:
   """Ends all processes if `has_stalled()` in `seconds`; `what` says of what.
 
@@ -256,7 +256,7 @@ def end_all_if(
 
   def end():
     if has_stalled():
-      line = f'{what} for {seconds:g} s; {signals.resume_hint}'
+      line = f'{what} for {seconds} s; {signals.resume_hint}'
       if _peers is not None:
         _peers.end_all(line, peers_lib.LOST)
       signals.print_line(line)
