@@ -27,7 +27,7 @@ def array(mesh, spec, changed=None, values=VALUES):
   ):
     copy = values[part].copy()
     if index == changed:
-      copy.reshape(-1).view(np.uint32)[-1] ^= 1
+      copy.reshape(-1).view(np.uint32)[-1 if index else 0] ^= 1
     parts.append(jax.device_put(copy, device))
   return jax.make_array_from_single_device_arrays(values.shape, sharding, parts)
 
