@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from alexnet_jax import checkpoint_files
+from alexnet_jax import checkpoint_handlers
 from alexnet_jax import checkpoint_path
 from alexnet_jax import checkpoint_retention
 from alexnet_jax.runtime import digests
@@ -24,6 +25,7 @@ from alexnet_jax.runtime import processes
 log = logging.getLogger(__name__)
 
 FOLDER = 'checkpoints'
+SAVE_SECONDS = 1200  # A save that takes longer has stalled.
 STATE, METADATA = checkpoint_files.STATE, checkpoint_files.RECORD
 METRICS, METRIC = checkpoint_files.METRICS, checkpoint_files.METRIC
 DamagedError = checkpoint_files.DamagedError
@@ -66,7 +68,7 @@ class Checkpoints:
     Raises:
       DamagedError: if the folder cannot be read.
     """
-    self.folder = workdir / FOLDER
+    self.folder, self._end_watch = workdir / FOLDER, lambda: None
     name, self._descriptor = checkpoint_path.open_folder(workdir)
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
@@ -85,14 +87,18 @@ class Checkpoints:
       best_mode='min',
       preservation_policy=checkpoint_retention.policy(self.folder),
       async_options=ocp.options.AsyncOptions(
-        post_finalization_callback=self._write_digests
+        # Longer than ours, whose message is clearer.
+        timeout_secs=2 * SAVE_SECONDS,
+        post_finalization_callback=self._write_digests,
       ),
     )
     with checkpoint_files.reading():
       for step in saved_steps(workdir):  # The manager reads all of these.
         checkpoint_path.check_files(workdir / FOLDER / str(step) / METRICS)
       self._manager = ocp.CheckpointManager(
-        name / FOLDER, options=options, item_names=(STATE, METADATA)
+        name / FOLDER,
+        options=options,
+        handler_registry=checkpoint_handlers.handlers(),
       )
 
   def wait(self) -> None:
@@ -143,6 +149,12 @@ class Checkpoints:
     if step in self.steps():  # The run was stopped before the evaluation.
       checkpoint_files.set_aside(self.folder / str(step))
       self._manager.reload()
+    self._end_watch()
+    self._end_watch = processes.end_all_if(
+      self._manager.is_saving_in_progress,
+      SAVE_SECONDS,
+      f'saving checkpoint {step} in {self.folder} has stalled',
+    )
     items = {STATE: ocp.args.StandardSave(state)}
     items[METADATA] = ocp.args.JsonSave(metadata)
     self._manager.save(
@@ -157,8 +169,9 @@ class Checkpoints:
 
     Only process 0 is called, when all have written their files.
     """
-    (unnamed,) = self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
-    digests.write(unnamed)
+    with processes.abort_all_on_error():
+      (unnamed,) = self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
+      digests.write(unnamed)
 
   def read_metadata(self, step: int) -> dict:
     """The metadata of one checkpoint, without its state.
@@ -256,7 +269,9 @@ class Checkpoints:
       except ValueError as found:  # A DamagedError is one.
         error = found
       if not processes.any_process(error is not None):
-        self._rename_damaged(errors)
+        if errors:
+          checkpoint_files.rename_damaged(self.folder, errors)
+          self._manager.reload()
         return state, metadata
       errors[step] = error or DamagedError('another process cannot read it')
     for error in errors.values():
@@ -289,6 +304,7 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for pending saves."""
     self._manager.close()
+    self._end_watch()
     checkpoint_files.put_back(self.folder)
     if self._descriptor is not None:
       os.close(self._descriptor)

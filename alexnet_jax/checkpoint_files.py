@@ -205,6 +205,25 @@ def put_back(folder: pathlib.Path) -> None:
       replaced.rename(step)
 
 
+def rename_damaged(folder: pathlib.Path, errors: dict[int, Exception]) -> None:
+  """Gives damaged checkpoints other names, and logs why.
+
+  Args:
+    folder: folder of the checkpoints.
+    errors: why they cannot be read, by step.
+  """
+  for step, error in errors.items() if processes.is_first() else ():
+    if not isinstance(error, DamagedError):
+      error = 'it has another config or data set than those before it'
+    renamed = folder / f'damaged.{step}'
+    log.error(
+      'checkpoint %d cannot be read (%s); renamed to %s', step, error, renamed
+    )
+    shutil.rmtree(renamed, ignore_errors=True)
+    (folder / str(step)).rename(renamed)
+  processes.barrier('damaged checkpoints')
+
+
 def remove_unreadable(step: pathlib.Path) -> None:
   """Removes what a checkpoint can do without, where it is damaged.
 

@@ -24,6 +24,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import digits
 from alexnet_jax import evaluate
 from alexnet_jax import recorded_config
@@ -32,6 +33,7 @@ from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import config_file
+from alexnet_jax.runtime import installation
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime import signals
@@ -59,6 +61,16 @@ NUM_PROCESSES = flags.DEFINE_integer(
 )
 PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Index of this process, starting at 0.'
+)
+START_SECONDS = flags.DEFINE_float(
+  'start_seconds',
+  processes.START_SECONDS,
+  'How long processes wait to connect.',
+)
+HEARTBEAT_SECONDS = flags.DEFINE_float(
+  'heartbeat_seconds',
+  processes.HEARTBEAT_SECONDS,
+  'A process that is silent for so long is lost; then the others end.',
 )
 EVALUATION = evaluate.define_evaluation_flags(views='both')
 flags.adopt_module_key_flags(evaluate)  # --help lists them too.
@@ -102,17 +114,26 @@ def _check_flags() -> None:
       raise ValueError(f'--{flag.name} belongs to --mode=evaluate; {hint}')
 
 
+def _check_installations() -> None:
+  """Raises ValueError if code or command differ between processes."""
+  mine, path = {f'--{f.name}': f.value for f in (MODE, *EVALUATION)}, None
+  if CONFIG.present:
+    flat = config_lib.flatten(CONFIG.value)
+    mine |= {f'--config.{key}': value for key, value in flat.items()}
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+  installation.check({k: str(value) for k, value in mine.items()}, path)
+
+
 def main(_) -> None:
   resume_hint = 'the same command continues from its checkpoint'
   with processes.abort_all_on_error(), command.one_line_errors(resume_hint):
     _check_flags()
     processes.initialize(
-      COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+      *(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value),
+      *(START_SECONDS.value, HEARTBEAT_SECONDS.value),
     )
     jax_settings.start()
-    processes.check_same(
-      {f'--{flag.name}': str(flag.value) for flag in (MODE, *EVALUATION)}
-    )
+    _check_installations()
     if MODE.value == 'train':
       workdir_lib.check_workdir(WORKDIR.value, CONFIG.value)
       compilation.enable_compilation_cache(CACHE_DIR.value)

@@ -30,6 +30,7 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import agreement
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime import profiler
+from alexnet_jax.runtime import replicas
 from alexnet_jax.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ def _compile(workdir, run, state, arguments):
 
 def _save(checkpoints, step, state, metadata):
   divergence.check_state(state, step)
+  replicas.check(state, checkpoints.steps())
   error = metadata.metrics.get('eval/top1_error')  # None without evaluation.
   if metadata.unfinished:  # The metrics are those of an earlier step.
     error = None

@@ -45,8 +45,12 @@ from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
+from alexnet_jax.runtime import installation
+from alexnet_jax.runtime import peers
 from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import replicas
 from alexnet_jax.runtime import signals
+from alexnet_jax.runtime import waiting
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 # The net has few layers, since every process compiles it. The last checkpoint
@@ -72,6 +76,7 @@ def get_config():
 """
 ROWS = [3, 6, 9, 10, 12, 15, 18]  # The rate drops after step 10.
 HEARTBEAT = 5  # seconds, instead of processes.HEARTBEAT_SECONDS
+WAIT = 4  # seconds, instead of processes.START_SECONDS
 MARGIN = 15  # seconds to notice, print and end on two busy cores
 LIMIT = 240
 TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
@@ -107,9 +112,9 @@ def cluster(number, port=None, module='alexnet_jax.main', **how):
   ]
 
 
-def cluster_with_timeouts(number, port=None, **how):
-  """Like `cluster`, with the arguments of `_main_with_timeouts`."""
-  return cluster(number, port, 'tests.processes_test', timeouts=how)
+def cluster_that_dies(number, **how):
+  """Like `cluster`, with the arguments of `_main_that_dies`."""
+  return cluster(number, None, 'tests.processes_test', dies=how)
 
 
 def run_all(commands, *flags, devices=1, stopped=None):
@@ -218,9 +223,9 @@ def waiting_in_vain(config_file, tmp_path_factory):
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
     taken.listen()
-    in_use = cluster_with_timeouts(2, port=taken.getsockname()[1])[0]
+    in_use = cluster(2, port=taken.getsockname()[1])[0]
     first, second = (
-      cluster_with_timeouts(2, start_seconds=2)[i] for i in (0, 1)
+      [*cluster(2)[index], f'--start_seconds={WAIT}'] for index in (0, 1)
     )
     names = ('one', 'in_use', 'first', 'second')
     done = run_all(
@@ -242,18 +247,27 @@ def one(waiting_in_vain):
   return folder / 'one'
 
 
-@pytest.mark.parametrize('name', ['first', 'second'])
-def test_a_process_that_waits_in_vain_says_so_in_one_line(
-  waiting_in_vain, name
+@pytest.mark.parametrize(
+  ('name', 'who', 'reason'),
+  [
+    ('first', 'process 0 waits at {} for the other 1', ''),
+    ('second', 'process 1 waits for all 2 at {}', r' \(it refuses: .*\)'),
+  ],
+)
+def test_a_process_that_waits_in_vain_says_so_at_once_and_at_the_end(
+  waiting_in_vain, name, who, reason
 ):
   _, done = waiting_in_vain
   assert done[name].code == 1
   assert done[name].out == ''
-  (line,) = done[name].err.splitlines()
+  first, last = done[name].err.splitlines()
+  address = r'127\.0\.0\.1:\d+'
+  said = f'{who.format(address)}{reason}, at most {WAIT} s'
+  assert re.fullmatch(rf'{said} \(--start_seconds\)', first)
   assert re.match(
-    r'ValueError: not all 2 processes have connected to 127\.0\.0\.1:\d+ within'
-    ' 2 s; start them with the same --coordinator_address',
-    line,
+    f'ValueError: not all 2 processes have connected to {address} within {WAIT}'
+    f' s{reason}; start them with the same --coordinator_address',
+    last,
   )
 
 
@@ -269,13 +283,13 @@ def test_a_port_in_use_is_named_without_a_stack_trace(waiting_in_vain):
 
 
 def test_waiting_in_vain_in_a_detected_cluster_names_the_single_process(
-  monkeypatch, capsys
+  monkeypatch, capfd
 ):
-  monkeypatch.setattr(processes.os, '_exit', sys.exit)
+  monkeypatch.setattr(waiting.signals, 'exit_at_once', sys.exit)
   with pytest.raises(SystemExit) as ended:
-    processes._give_up(None, None)
+    waiting._give_up(None, None, None, 300)
   assert ended.value.code == 1
-  (line,) = capsys.readouterr().err.splitlines()
+  (line,) = capfd.readouterr().err.splitlines()
   assert '(Slurm, MPI, Kubernetes or TPU)' in line
   assert '; for a single process add --num_processes=1; for several,' in line
 
@@ -334,12 +348,12 @@ STOPPED_AT = (16, 17)
 def two(config_file, tmp_path_factory):
   """The work directory, and what each of the three runs printed."""
   workdir = tmp_path_factory.mktemp('two')
-  flags = (f'--config={config_file}', f'--workdir={workdir}')
-  how = {'heartbeat_seconds': HEARTBEAT}
+  flags = [f'--config={config_file}', f'--workdir={workdir}']
+  short = f'--heartbeat_seconds={HEARTBEAT}'
   # The save of step 6 is done before that of step 12 begins.
-  dead = run_all(cluster_with_timeouts(2, die_at={'0': 14}, **how), *flags)
+  dead = run_all(cluster_that_dies(2, die_at={'0': 14}), *flags, short)
   stopped = run_all(
-    cluster_with_timeouts(2, die_at={'1': 15}, by=signal.SIGTERM, **how), *flags
+    cluster_that_dies(2, die_at={'1': 15}, by=signal.SIGTERM), *flags, short
   )
   last = run_all(cluster(2), *flags)
   return types.SimpleNamespace(
@@ -347,12 +361,17 @@ def two(config_file, tmp_path_factory):
   )
 
 
-def test_if_one_process_dies_the_other_ends_with_an_error(two):
+def test_if_one_process_dies_the_other_ends_with_a_line_and_code(two):
   dead, survivor = two.dead
   assert dead.code == -signal.SIGKILL, dead.err
-  assert survivor.code not in (0, -signal.SIGKILL)
+  assert survivor.code == peers.LOST
   assert survivor.ended - dead.ended < HEARTBEAT + MARGIN
-  assert re.search('another (process has|task) died', survivor.err)
+  # JAX has aborted it: the line is still the last.
+  assert re.fullmatch(
+    r'process 0 of 2 is lost: not heard of .*\. Start all processes again: the'
+    ' same command continues from its checkpoint',
+    survivor.err.splitlines()[-1],
+  )
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(two):
@@ -432,11 +451,15 @@ def test_an_error_in_only_the_first_process_ends_all(
     first, second = run_all(
       cluster(2), f'--config={config_file}', f'--workdir={tmp_path}/run'
     )
-  assert first.code == 1
-  assert second.code not in (0, None)
+  assert first.code == second.code == 1
   assert f'ValueError: another process is at work in {tmp_path}' in first.err
   assert 'Traceback' not in first.err
   assert 'process 0 of 2 ends with the error above' in first.err
+  assert 'connection' not in first.err
+  words = (
+    'process 0 of 2 has ended with an error: ValueError: another process is'
+  )
+  assert words in second.err.splitlines()[-1]
   assert abs(first.ended - second.ended) < MARGIN
   assert (tmp_path / 'run/metrics.csv').read_bytes() == before
 
@@ -498,6 +521,25 @@ def test_all_processes_report_that_their_values_differ(pair):
         ' process 0; all need the same command and the same prepared data',
         found,
       )
+
+
+def test_processes_compare_code_and_command_before_they_read(pair):
+  for same, other in reported(pair, 'command'):
+    assert same == ''
+    assert other == (
+      'ValueError: --mode is mode 1 in process 1, but mode 0 in process 0; run'
+      ' the same command with the same code and versions on all hosts'
+    )
+
+
+def test_copies_that_differ_are_named_in_all_processes(pair):
+  for same, other in reported(pair, 'copies'):
+    assert same == ''
+    assert re.match(
+      'ValueError: w/x in process 1 differs from its copy in process 0: .* All'
+      ' copies were equal at checkpoint 6; nothing was saved since',
+      other,
+    )
 
 
 def test_processes_with_equal_values_pass(pair):
@@ -572,10 +614,13 @@ def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_all(pair):
 
 def test_if_a_process_hangs_the_heartbeat_ends_the_other(pair):
   survivor = pair.done[0]
-  assert survivor.code not in (0, None)
+  assert survivor.code == peers.LOST
   stopped_at = pair.reports[0]['reported_at']
   assert survivor.ended - stopped_at < HEARTBEAT + MARGIN
-  assert re.search('heartbeat|another (process has|task) died', survivor.err)
+  last = survivor.err.splitlines()[-1]
+  assert re.match(
+    rf'process 1 of 2 is lost: not heard of for {HEARTBEAT} s', last
+  )
 
 
 # What the processes run
@@ -584,9 +629,8 @@ def test_if_a_process_hangs_the_heartbeat_ends_the_other(pair):
 def _run_pair(address, index, config_file, folder):
   """Calls functions of the package and writes their results to a file."""
   folder, report = pathlib.Path(folder), {}
-  processes.HEARTBEAT_SECONDS = HEARTBEAT
   with processes.abort_all_on_error():
-    processes.initialize(address, 2, index)
+    processes.initialize(address, 2, index, heartbeat_seconds=HEARTBEAT)
     config = load(config_file)
 
     def error_of(function, *args):
@@ -612,6 +656,16 @@ def _run_pair(address, index, config_file, folder):
     same, other = {'the first value': 'a'}, {'the second value': str(index)}
     report['agree'] = error_of(processes.check_same, same)
     report['check_same'] = error_of(processes.check_same, same | other)
+
+    report['command'] = [
+      error_of(installation.check, {'--mode': mode})
+      for mode in ('same', f'mode {index}')
+    ]
+    mesh = mesh_lib.create_mesh('data', 'auto', jax.devices())
+    report['copies'] = [
+      error_of(replicas.check, {'w': {'x': _copies(mesh, value)}}, [6])
+      for value in (0, index)
+    ]
 
     workdir = folder / 'evaluated'
     run = run_lib.open_run(config)
@@ -663,6 +717,14 @@ def _run_pair(address, index, config_file, folder):
     processes.barrier('for one that does not come')
 
 
+def _copies(mesh, value):
+  """An array on all devices; each process says what its copies hold."""
+  numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
+  numbers[1, 1] += 1e-6 * value  # The last bits.
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.make_array_from_callback((2, 3), sharding, lambda _: numbers)
+
+
 def _read_all(run):
   """Labels of the test split by batch, and the number of decoded images."""
   decode, decoded = images.decode, []
@@ -698,12 +760,8 @@ def _read_cached(config):
   return {'decoded': counts, 'same': jax.tree.all(jax.tree.map(same, *passes))}
 
 
-def _main_with_timeouts(
-  argv, start_seconds=300, heartbeat_seconds=30, die_at=(), by=signal.SIGKILL
-):
-  """Runs main.py with short timeouts; `die_at` maps a process to its last step."""
-  processes.START_SECONDS = start_seconds
-  processes.HEARTBEAT_SECONDS = heartbeat_seconds
+def _main_that_dies(argv, die_at, by=signal.SIGKILL):
+  """Runs main.py; `die_at` maps a process to its last step."""
   update = progress_lib.Progress.update
   done = collections.Counter()
 
@@ -726,4 +784,4 @@ if __name__ == '__main__':
     _address, _, _index = (flag.split('=')[1] for flag in _flags)
     _run_pair(_address, int(_index), *_how['pair'])
   sys.argv = ['main', *_flags]  # config_flags reads it.
-  _main_with_timeouts(sys.argv, **_how['timeouts'])
+  _main_that_dies(sys.argv, **_how['dies'])

@@ -6,34 +6,37 @@ checkpoints are the exception, which Orbax writes from all processes. With a
 single process every function here returns at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import hashlib
 import logging
 import os
-import socket
 import sys
 import threading
 import traceback
 import warnings
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
 from alexnet_jax.runtime import jax_settings
+from alexnet_jax.runtime import peers as peers_lib
 from alexnet_jax.runtime import signals
+from alexnet_jax.runtime import waiting
 
 log = logging.getLogger(__name__)
 
 # Time for all processes to connect; JAX has the same default.
-START_SECONDS = 300
-# A process without a heartbeat for this long is taken for dead, which ends the
+START_SECONDS = 300.0
+# A process that is silent for this long is taken for lost, which ends the
 # others.
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 30.0
 
-# Whether `initialize` has connected this process to others.
-_is_connected = False
+# The others, once `initialize` has connected this process to them.
+_peers: peers_lib.Peers | None = None
 
 
 def available_cores() -> int:
@@ -50,19 +53,23 @@ def initialize(
   coordinator_address: str | None,
   num_processes: int | None,
   process_id: int | None,
+  start_seconds: float = START_SECONDS,
+  heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> None:
   """Connects the processes of this run, before JAX is used for anything else.
 
   If JAX can detect the cluster (TPU pods, Slurm, GKE, Open MPI), no argument is
   needed; `num_processes` 1 runs a single process even there. A Slurm task uses
   those GPUs in CUDA_VISIBLE_DEVICES that are its own: all of them if it is the
-  only task on its host. Exits if the others do not connect within
-  `START_SECONDS`.
+  only task on its host. Exits if the others do not connect in time, and later
+  if one of them is lost, see `peers`.
 
   Args:
     coordinator_address: 'host:port' of process 0, the same for all processes.
     num_processes: number of processes of the run.
     process_id: index of this process, 0 ... num_processes - 1.
+    start_seconds: the time for all processes to connect.
+    heartbeat_seconds: a process that is silent for so long is lost.
 
   Raises:
     ValueError: if the arguments are incomplete or wrong, or if the processes
@@ -76,31 +83,23 @@ def initialize(
     '--process_id': process_id,
   }
   _check_flags(arguments)
-  waiting_for = coordinator_address, num_processes
-  timer = threading.Timer(START_SECONDS, _give_up, waiting_for)
-  timer.daemon = True
-  timer.start()
+  _check_seconds('--start_seconds', start_seconds)
+  _check_seconds('--heartbeat_seconds', heartbeat_seconds)
   try:
-    _connect(coordinator_address, num_processes, process_id)
+    with waiting.limited(*arguments.values(), start_seconds):
+      _connect(*arguments.values(), start_seconds, heartbeat_seconds)
   except Exception as error:  # JAX may raise anything here.
-    if coordinator_address is not None:
-      raise ValueError(
-        f'process {process_id} cannot join the others at {coordinator_address}'
-        f' ({error}); name a free port of the host of process 0 in'
-        ' --coordinator_address'
-      ) from error
-    if 'should be defined' in str(error):
+    if coordinator_address is None and 'should be defined' in str(error):
       return  # There is no cluster.
-    raise ValueError(
-      'JAX has detected a cluster, but cannot connect to its processes'
-      f' ({error}); run a single process with --num_processes=1, or give'
-      f' {", ".join(arguments)}'
-    ) from error
-  finally:
-    timer.cancel()
+    raise _join_error(arguments, error) from error
+  state = distributed.global_state
+  if state.num_processes > 1:
+    global _peers
+    _peers = peers_lib.Peers(
+      *(state.client, state.coordinator_address),
+      *(state.process_id, state.num_processes, heartbeat_seconds),
+    )
   jax_settings.start()
-  global _is_connected
-  _is_connected = True
   if not is_first():
     logging.getLogger('alexnet_jax').setLevel(logging.ERROR)
   log.info(
@@ -108,23 +107,38 @@ def initialize(
   )
 
 
-def _connect(coordinator_address, num_processes, process_id):
+def _join_error(arguments, error):
+  address, _, index = arguments.values()
+  if address is not None:
+    return ValueError(
+      f'process {index} cannot join the others at {address} ({error}); name a'
+      ' free port of the host of process 0 in --coordinator_address'
+    )
+  return ValueError(
+    'JAX has detected a cluster, but cannot connect to its processes'
+    f' ({error}); run a single process with --num_processes=1, or give'
+    f' {", ".join(arguments)}'
+  )
+
+
+def _connect(address, num_processes, process_id, start_seconds, heartbeat):
   # It would replace our handler of SIGTERM, see `agreement`.
   jax.config.update('jax_enable_preemption_service', False)
   if process_id == 0:
-    _check_port_is_free(coordinator_address)
+    waiting.check_port_is_free(address)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # JAX warns in every Kubernetes pod.
     jax.distributed.initialize(
-      coordinator_address,
+      address,
       num_processes,
       process_id,
       # Otherwise Slurm's variables override the devices of the flags.
-      cluster_detection_method='deactivate' if coordinator_address else None,
-      local_device_ids=None if coordinator_address else _slurm_devices(),
-      # Longer than the timer, whose error message is clearer.
-      initialization_timeout=2 * START_SECONDS,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      cluster_detection_method='deactivate' if address else None,
+      local_device_ids=None if address else _slurm_devices(),
+      # Longer than ours, whose messages are clearer. JAX's last heartbeat may be
+      # half of its time old when a process is lost.
+      initialization_timeout=round(2 * start_seconds),
+      heartbeat_timeout_seconds=round(2 * heartbeat) + 30,
     )
 
 
@@ -174,36 +188,9 @@ def _check_flags(arguments):
     )
 
 
-def _check_port_is_free(address):
-  """Raises OSError if the port is in use, which may crash jaxlib."""
-  port = int(address.rpartition(':')[2])
-  if socket.has_dualstack_ipv6():
-    server = socket.create_server(
-      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
-    )
-  else:
-    server = socket.create_server(('', port))
-  server.close()
-
-
-def _give_up(coordinator_address, num_processes):
-  if coordinator_address:
-    problem = f'not all {num_processes} processes have connected to'
-    problem += f' {coordinator_address} within {START_SECONDS} s'
-    way_out = (
-      'start them with the same --coordinator_address and --num_processes, each'
-      ' with its own --process_id, and make sure that their hosts can reach that'
-      ' address'
-    )
-  else:
-    problem = 'JAX has detected a cluster (Slurm, MPI, Kubernetes or TPU), but'
-    problem += f' its processes have not connected within {START_SECONDS} s'
-    way_out = (
-      'for a single process add --num_processes=1; for several, run this command'
-      ' once in each, on hosts that can reach each other'
-    )
-  print(f'ValueError: {problem}; {way_out}', file=sys.stderr, flush=True)
-  os._exit(1)  # JAX would wait longer, and then abort with a stack trace.
+def _check_seconds(flag, seconds):
+  if not 1 <= seconds <= 86_400:
+    raise ValueError(f'{flag}={seconds:g} must be 1 to 86400')
 
 
 @contextlib.contextmanager
@@ -217,21 +204,13 @@ def abort_all_on_error() -> Iterator[None]:
     yield
   except BaseException as error:
     stopped = isinstance(error.__cause__, signals.Stopped)
-    if stopped or not _is_connected or is_single_process():
+    if stopped or _peers is None:
       raise
-    if not isinstance(error, SystemExit):
-      traceback.print_exc()
-    elif error.code:
-      print(error.code, file=sys.stderr)
-    print(
-      f'process {jax.process_index()} of {jax.process_count()} ends with the'
-      ' error above. If that is about a connection, another process has died:'
-      ' see its log. The same commands continue from the last checkpoint',
-      file=sys.stderr,
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    if isinstance(error, SystemExit):
+      show = functools.partial(print, error.code, file=sys.stderr, flush=True)
+      _peers.fail(str(error.code), show, may_be_another=False)
+    else:
+      _peers.fail(f'{type(error).__name__}: {error}', traceback.print_exc)
 
 
 def is_first() -> bool:
@@ -264,6 +243,36 @@ def gather(values: np.ndarray) -> np.ndarray:
 def any_process(value: bool) -> bool:
   """Whether `value` is true in any process; the same answer in all of them."""
   return bool(gather(np.array(value)).any())
+
+
+def end_all_if(
+  has_stalled: Callable[[], bool], seconds: int, what: str
+) -> Callable[[], None]:
+  """Ends all processes if `has_stalled()` in `seconds`; `what` says of what.
+
+  Returns:
+    A function that ends the watch before.
+  """
+
+  def end():
+    if has_stalled():
+      line = f'{what} for {seconds} s; {signals.resume_hint}'
+      if _peers is not None:
+        _peers.end_all(line, peers_lib.LOST)
+      signals.print_line(line)
+      signals.exit_at_once(peers_lib.LOST)
+
+  timer = threading.Timer(seconds, end)
+  timer.daemon = True
+  timer.start()
+  return timer.cancel
+
+
+def exchange(text: str) -> list[str]:
+  """The texts of all processes; goes through no device."""
+  if _peers is None:
+    return [text]
+  return _peers.exchange(text)
 
 
 def check_same(values: Mapping[str, str]) -> None:

@@ -133,7 +133,9 @@ def until(stop: Callable[[], int], items: Iterable[Item]) -> Iterator[Item]:
 def ended(stopped: KeyboardInterrupt) -> SystemExit:
   """Prints one line about it; returns the exception that ends the program."""
   number, done = stopped.args or (signal.SIGINT, '')
-  _print(f'interrupted by {signal.Signals(number).name}{done}; {resume_hint}')
+  print_line(
+    f'interrupted by {signal.Signals(number).name}{done}; {resume_hint}'
+  )
   return SystemExit(128 + number)
 
 
@@ -150,25 +152,32 @@ def _watch(reader):
     time.sleep(AGAIN_SECONDS)
     while select.select([reader], [], [], 0)[0]:
       os.read(reader, 1)
-    _print(f'{signal.Signals(number).name}: stopping; once more ends at once')
+    print_line(
+      f'{signal.Signals(number).name}: stopping; once more ends at once'
+    )
 
 
 def _end(number):
-  """Ends the process at once, in whatever the main thread is."""
+  name = signal.Signals(number).name
+  print_line(f'interrupted by {name}; {resume_hint}')
+  exit_at_once(128 + number)
+
+
+def exit_at_once(code: int) -> None:
+  """Ends the process, in whatever the main thread is."""
   for path in tuple(temporary_files):
     with contextlib.suppress(OSError):
       path.unlink()
+  os._exit(code)
+
+
+def print_line(line: str) -> None:
+  """Writes a line to stderr, after what was printed, from any thread."""
   if sys.stdout is not None:
     # Another thread, since a terminal that was stopped would block this one.
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)
     flush.start()
     flush.join(1)
-  name = signal.Signals(number).name
-  _print(f'interrupted by {name}; {resume_hint}')
-  os._exit(128 + number)
-
-
-def _print(line):
   # Without Python's buffers and locks, which the main thread may hold.
   start = '\n' if os.isatty(2) else ''  # After ^C or a progress bar.
   with contextlib.suppress(OSError):  # The terminal may be gone.

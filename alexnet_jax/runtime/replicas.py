@@ -1,0 +1,87 @@
+"""Copies of arrays on the devices of several processes, compared.
+
+A program that differs, or a device that computes wrongly, makes copies differ.
+Nobody would notice: a checkpoint stores one copy of each array.
+"""
+
+from collections.abc import Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+import numpy as np
+
+from alexnet_jax.runtime import processes
+
+_UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def check(tree: PyTree, saved: Sequence[int]) -> None:
+  """Raises ValueError in all processes if copies of a part of an array differ.
+
+  Each device reads its copies once, and four bytes per array are gathered: a
+  change of one element is always noticed, more are missed once in 2**32. With a
+  single process nothing is done.
+
+  Args:
+    tree: arrays of up to 32 bits, on one mesh.
+    saved: steps of the checkpoints, before which the copies were equal.
+  """
+  if processes.is_single_process():
+    return
+  named = jax.tree_util.tree_leaves_with_path(tree)
+  arrays = [array for _, array in named]
+  mesh = arrays[0].sharding.mesh
+  digests = _digests(mesh, tuple(array.sharding.spec for array in arrays))
+  found = jax.device_get(digests(*arrays))
+  for (path, array), column in zip(named, found.T, strict=True):
+    if differs := _first_difference(array, mesh.devices.flat, column):
+      one, other = (device.process_index for device in differs)
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise ValueError(
+        f'{name} in process {other} differs from its copy in process {one}: the'
+        ' code or the hardware of one of them is at fault. All copies were equal'
+        f' at {_last(saved)}; nothing was saved since, and the same commands'
+        ' continue from there'
+      )
+
+
+def _last(saved):
+  return f'checkpoint {max(saved)}' if saved else 'the start'
+
+
+@functools.cache
+def _digests(mesh, specs):
+  """Function of arrays that returns digests of their parts, [device, array]."""
+  return jax.jit(
+    jax.shard_map(
+      lambda *parts: jnp.stack([_digest(part) for part in parts])[None],
+      mesh=mesh,
+      in_specs=specs,
+      out_specs=P(mesh.axis_names),
+      check_vma=False,
+    ),
+    out_shardings=NamedSharding(mesh, P()),
+  )
+
+
+def _digest(part):
+  """A sum of the bits of an array, modulo 2**32, with a weight for each place."""
+  bits = jax.lax.bitcast_convert_type(part, _UNSIGNED[part.dtype.itemsize])
+  places = jnp.arange(part.size, dtype=jnp.uint32).reshape(part.shape)
+  return jnp.sum(bits.astype(jnp.uint32) * (2 * places + 1), dtype=jnp.uint32)
+
+
+def _first_difference(array, devices, digests):
+  """Two devices whose copies of the same part differ; None if there are none."""
+  parts = array.sharding.devices_indices_map(array.shape)
+  seen = {}
+  for device, digest in zip(devices, np.asarray(digests), strict=True):
+    part = str(parts[device])
+    one, expected = seen.setdefault(part, (device, digest))
+    if digest != expected:
+      return one, device
+  return None

@@ -1,0 +1,102 @@
+"""How an error in a thread, or a stall, ends all; real ones: processes_test."""
+
+import concurrent.futures
+import json
+import queue
+
+import pytest
+
+from alexnet_jax import checkpoint_handlers
+from alexnet_jax.runtime import peers
+from alexnet_jax.runtime import processes
+
+
+class Client:
+  """A coordination service that holds what process 1 of 2 has told."""
+
+  def __init__(self):
+    self.notes = {}
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    self.notes[key] = value
+
+  def key_value_dir_get(self, folder):
+    return [*self.notes.items()]
+
+
+@pytest.fixture
+def ended(monkeypatch):
+  """Exit codes with which this process would have ended; its threads go on."""
+  codes = queue.Queue()
+  monkeypatch.setattr(peers.signals, 'exit_at_once', codes.put)
+  return codes
+
+
+@pytest.fixture
+def watched(monkeypatch, ended):
+  """Process 0 of 2, which beats each 0.1 s."""
+  client = Client()
+  monkeypatch.setattr(peers, '_set_handler', lambda *_: None)
+  monkeypatch.setattr(peers.atexit, 'register', lambda _: None)
+  watched = peers.Peers(client, '127.0.0.1:1', 0, 2, 1.0)
+  monkeypatch.setattr(processes, '_peers', watched)
+  monkeypatch.setattr(processes, 'is_single_process', lambda: False)
+  yield client, watched
+  watched._has_left.set()
+
+
+def test_a_process_that_never_beats_is_lost(watched, ended, capfd):
+  client, _ = watched
+  assert ended.get(timeout=20) == peers.LOST == 75
+  first = capfd.readouterr().err.splitlines()[0]
+  assert first.startswith('process 1 of 2 is lost: not heard of for 1 s')
+  told = json.loads(client.notes['alexnet_jax/processes/end/0'])
+  assert told == {'code': peers.LOST, 'line': first}
+
+
+def test_a_process_that_has_left_is_not_missed(watched, ended):
+  client, watching = watched
+  left = json.dumps({'code': 0, 'line': ''})
+  client.key_value_set('alexnet_jax/processes/end/1', left)
+  watching.leave()
+  assert ended.empty()
+
+
+def test_the_error_of_another_process_is_shown_with_its_code(
+  watched, ended, capfd
+):
+  client, _ = watched
+  end = json.dumps({'code': 3, 'line': 'process 1 of 2: no'})
+  client.key_value_set('alexnet_jax/processes/end/1', end)
+  assert ended.get(timeout=20) == 3
+  assert capfd.readouterr().err.splitlines()[0] == 'process 1 of 2: no'
+
+
+def test_an_error_in_a_save_ends_all(watched, ended, capfd):
+  client, _ = watched
+  part = concurrent.futures.Future()
+  part.set_exception(OSError('disk'))
+  checkpoint_handlers._EndsAll(part).result()
+  assert ended.get(timeout=20) == 1
+  assert capfd.readouterr().err.splitlines()[:2] == [
+    'a checkpoint cannot be saved: disk',
+    'process 0 of 2 ends with the error above, and so do the others',
+  ]
+  told = json.loads(client.notes['alexnet_jax/processes/end/0'])['line']
+  assert told.endswith('with an error: a checkpoint cannot be saved: disk')
+
+
+def test_a_single_process_raises_the_error_of_a_save():
+  part = concurrent.futures.Future()
+  part.set_exception(OSError('disk'))
+  with pytest.raises(OSError, match='disk'):
+    checkpoint_handlers._EndsAll(part).result()
+
+
+def test_what_stalls_ends_the_process_and_what_has_ended_does_not(ended, capfd):
+  processes.end_all_if(lambda: False, 0, 'saving 1 has stalled')
+  processes.end_all_if(lambda: True, 60, 'saving 2 has stalled')()
+  processes.end_all_if(lambda: True, 0, 'saving 3 has stalled')
+  assert ended.get(timeout=20) == peers.LOST
+  assert ended.empty()
+  assert capfd.readouterr().err.startswith('saving 3 has stalled for 0 s; ')

@@ -1,0 +1,57 @@
+"""Copies of arrays on four devices of one process; two: processes_test."""
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from alexnet_jax import mesh as mesh_lib
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import replicas
+
+VALUES = np.arange(48, dtype=np.float32).reshape(4, 12)
+
+
+@pytest.fixture(autouse=True)
+def several(monkeypatch):
+  monkeypatch.setattr(processes, 'is_single_process', lambda: False)
+
+
+def array(mesh, spec, changed=None, values=VALUES):
+  """The values on all devices; in `changed`, by index, one bit is another."""
+  sharding = NamedSharding(mesh, spec)
+  parts = []
+  for index, (device, part) in enumerate(
+    sharding.devices_indices_map(values.shape).items()
+  ):
+    copy = values[part].copy()
+    if index == changed:
+      copy.reshape(-1).view(np.uint32)[-1 if index else 0] ^= 1
+    parts.append(jax.device_put(copy, device))
+  return jax.make_array_from_single_device_arrays(values.shape, sharding, parts)
+
+
+SPECS = [P(), P('tower'), P(None, 'tower'), P('data')]
+
+
+@pytest.mark.parametrize('spec', SPECS)
+@pytest.mark.parametrize('changed', [0, 3])
+def test_one_bit_in_one_copy_is_noticed(spec, changed):
+  mesh = mesh_lib.create_mesh('towers', '2', jax.devices())
+  same = {'a': array(mesh, P()), 'b': array(mesh, spec)}
+  replicas.check(same, [])
+  with pytest.raises(ValueError, match=r'^b/w in process 0 .* at the start;'):
+    replicas.check(same | {'b': {'w': array(mesh, spec, changed)}}, [])
+
+
+def test_parts_without_a_copy_may_differ():
+  mesh = mesh_lib.create_mesh('data', 'auto', jax.devices())
+  replicas.check([array(mesh, P('data'), 2)], [3])
+
+
+@pytest.mark.parametrize('dtype', [np.int32, jax.numpy.bfloat16, np.int8])
+def test_other_types_can_be_compared(dtype):
+  mesh = mesh_lib.create_mesh('data', 'auto', jax.devices())
+  values = jax.device_put(VALUES.astype(dtype), NamedSharding(mesh, P()))
+  replicas.check((values, jax.numpy.zeros_like(values[0, 0])), [3])
