@@ -204,10 +204,7 @@ class Checkpoints:
     self.wait()
     saved = self.folder / str(step) / item
     if checkpoint_path.is_incomplete(saved, self.folder.parent):
-      raise DamagedError(
-        'an earlier version misread its path and did not complete it;'
-        ' --mode=train does, nothing is lost'
-      )
+      raise DamagedError(checkpoint_path.INCOMPLETE)
     with checkpoint_files.reading():
       checkpoint_path.check_files(saved)
     has_digests = checkpoint_files.check_digests(saved.parent, item)
@@ -284,14 +281,6 @@ class Checkpoints:
         ' --workdir'
       )
     return None
-
-  def _rename_damaged(self, errors: dict[int, Exception]) -> None:
-    for step, error in errors.items():
-      if not isinstance(error, DamagedError):
-        error = 'it has another config or data set than those before it'
-      if processes.is_first():
-        log.error('checkpoint %d cannot be read (%s)', step, error)
-      self.rename(step, 'damaged')
 
   def rename(self, step: int, word: str) -> None:
     """Takes a checkpoint out of use, as WORD.STEP; all processes call it."""

@@ -215,12 +215,8 @@ def rename_damaged(folder: pathlib.Path, errors: dict[int, Exception]) -> None:
   for step, error in errors.items() if processes.is_first() else ():
     if not isinstance(error, DamagedError):
       error = 'it has another config or data set than those before it'
-    renamed = folder / f'damaged.{step}'
-    log.error(
-      'checkpoint %d cannot be read (%s); renamed to %s', step, error, renamed
-    )
-    shutil.rmtree(renamed, ignore_errors=True)
-    (folder / str(step)).rename(renamed)
+    log.error('checkpoint %d cannot be read (%s)', step, error)
+    rename(folder / str(step), 'damaged')
   processes.barrier('damaged checkpoints')
 
 

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 # TensorStore a backslash for a separator; it wants one slash at the start.
 SYNTAX = re.compile(r'^//|[][*?\\]|gs:')
 DESCRIPTORS = pathlib.Path('/proc/self/fd')  # Linux has it.
+INCOMPLETE = (
+  'an earlier version misread its path and did not complete it; --mode=train'
+  ' does, nothing is lost'
+)
 
 
 def check(workdir: pathlib.Path) -> None:
