@@ -251,7 +251,7 @@ LONG_FUNCTIONS = {
   ('train', 'train_and_evaluate'): 92
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
-CORE_LINES = 2435
+CORE_LINES = 2445
 
 
 def path_of(module):

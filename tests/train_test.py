@@ -72,6 +72,7 @@ def get_config():
   config.train.log_every_steps = 5
   config.train.checkpoint_every_steps = 6
   config.train.eval_every_epochs = 0.1
+  config.train.diagnostics_every_evals = 1
   config.eval.batch_size = 100
   return config
 """
@@ -522,7 +523,7 @@ def test_only_fetch_reads_from_the_device_and_once_a_step(uninterrupted):
   assert reads.pop('finish') == 24 + 4 * 3 + 3 * 3
   # The step to start from; the norm of the state before every save.
   assert reads.pop('train_and_evaluate') == 1
-  assert reads.pop('_norm') == len({6, 10, 12, 18, 19, 24})
+  assert reads.pop('check_state') == len({6, 10, 12, 18, 19, 24})
   assert reads.pop('create_or_restore') == 1  # For the parameter table.
   assert reads.pop('conv1') == 1 + 3  # At the start and at evaluations.
   assert reads.pop('first_inputs') == 2
@@ -569,7 +570,7 @@ def move_and_load(self, *args, load=cache.Cache.load):
 def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
   uninterrupted, config, config_file, tmp_path, monkeypatch
 ):
-  how = json.dumps({'timeouts': {'die_at': {'0': 17}}})  # By SIGKILL.
+  how = json.dumps({'dies': {'die_at': {'0': 17}}})  # By SIGKILL.
   killed = subprocess.run(
     [
       *(sys.executable, '-m', 'tests.processes_test', how),
