@@ -72,6 +72,7 @@ def get_config():
   config.train.log_every_steps = 5
   config.train.checkpoint_every_steps = 6
   config.train.eval_every_epochs = 0.1
+  config.train.diagnostics_every_evals = 1
   config.eval.batch_size = 100
   return config
 """
