@@ -9,6 +9,7 @@ import shutil
 import sys
 
 import numpy as np
+import psutil
 
 _STARTS = (
   *('subprocess.Popen', 'os.system', 'os.exec', 'os.posix_spawn', 'os.fork'),
@@ -142,3 +143,11 @@ def quiet(is_quiet: bool) -> None:
   logging.getLogger('alexnet_jax').setLevel(
     logging.CRITICAL if is_quiet else logging.NOTSET
   )
+
+
+def is_running(pid: int) -> bool:
+  """Whether a process is alive and has not been stopped by a signal."""
+  with contextlib.suppress(psutil.Error):
+    status = psutil.Process(pid).status()
+    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+  return False

@@ -59,8 +59,8 @@ def _read_events(path):
 # By file name: what writes such a file, and what reads it.
 READERS: dict[str, tuple[Callable, Callable]] = {
   'net.safetensors': (_write_net, weights.load),
-  'net.pt': (lambda path: path.write_bytes(PICKLE), convert.load),
-  'net.caffemodel': (lambda path: path.write_bytes(b'\n\x01x'), convert.load),
+  'net.pt': (lambda path: path.write_bytes(PICKLE), convert.read),
+  'net.caffemodel': (lambda path: path.write_bytes(b'\n\x01x'), convert.read),
   'x.npy': (_write_features, lambda path: feature_file.read(path, '--index')),
   'saved.npz': (_write_predictions, lambda p: predictions.load(p, {'a': 'b'})),
   'words.txt': (lambda p: p.write_text('n01440764 tench, a\n'), words.read),

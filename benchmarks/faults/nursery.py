@@ -1,6 +1,6 @@
 """Starts commands that are hurt at a chosen moment, and watches them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -86,12 +86,18 @@ class Nursery:
   """A process that forks commands, in an environment and network of its own."""
 
   def __init__(
-    self, prefix: Sequence[str] = (), environment: Mapping[str, str] = {}
+    self, prefix: Sequence[str] = (), cwd: pathlib.Path | None = None
   ):
-    """Starts the process; `prefix` precedes its command line."""
+    """Starts the process.
+
+    Args:
+      prefix: precedes its command line.
+      cwd: folder whose packages it imports; None for that of this module.
+    """
     self._process = subprocess.Popen(
       [*prefix, sys.executable, '-c', CODE],
-      env=os.environ | environment,
+      cwd=cwd or pathlib.Path(__file__).parents[2],
+      env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
     )

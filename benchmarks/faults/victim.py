@@ -26,6 +26,9 @@ MOMENTS = {
 }
 
 
+HURT = 'hurt'  # A command prints it at its moment.
+
+
 @dataclasses.dataclass(frozen=True)
 class Hurt:
   """A signal that a command sends to itself.
@@ -34,7 +37,7 @@ class Hurt:
     moment: a key of `MOMENTS`; '' for the start of the command.
     call: the signal follows this call of the method, counted from 0.
     delay: seconds between the call and the signal.
-    number: the signal.
+    number: the signal; 0 for none.
   """
 
   moment: str = ''
@@ -138,6 +141,7 @@ def _arm(hurt):
 
   def send():
     time.sleep(hurt.delay)
+    os.write(2, f'{HURT}\n'.encode())
     os.kill(os.getpid(), hurt.number)
 
   start = lambda: threading.Thread(target=send, daemon=True).start()
