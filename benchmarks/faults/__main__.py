@@ -112,10 +112,10 @@ def measure() -> harness.Outcome:
   for row in selected:
     count = row.quick if FLAGS.quick else row.full
     count = min(count, FLAGS.most) if FLAGS.most else count
-    entry = entries.get(row.name)
-    if not entry or (entry['commit'], entry['count']) != (commit, count):
-      entries[row.name] = rows_lib.begin(row, count, commit)
-      entries[row.name]['done'] = FLAGS.first
+    earlier = entries.get(row.name)
+    entries[row.name] = rows_lib.entry_of(
+      row, earlier, count, commit, FLAGS.first
+    )
   lock = threading.Lock()
 
   def save():

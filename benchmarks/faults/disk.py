@@ -56,8 +56,9 @@ def said_full(work) -> bool:
     check(command.refusal(error), 'the command would print a traceback')
     check(len(str(error).splitlines()) == 1, f'several lines: {error}')
     return True
-  except ValueError as error:  # Before anything was begun.
+  except (ValueError, RuntimeError) as error:  # As of ArrayRecord's writer.
     check(os.strerror(errno.ENOSPC) in str(error), f'another error: {error}')
+    check(len(str(error).splitlines()) == 1, f'several lines: {error}')
     return True
   return False
 

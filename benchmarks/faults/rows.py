@@ -103,18 +103,30 @@ def play(
         gc.collect()
 
 
-def begin(row: Row, count: int, commit: str) -> dict[str, object]:
-  """The record of a row before its first trial."""
+def entry_of(
+  row: Row, earlier: dict | None, count: int, commit: str, first: int = 0
+) -> dict[str, object]:
+  """The record of a row, to be continued or, with another count, begun.
+
+  Args:
+    row: the row.
+    earlier: its record of an earlier command, if there is one.
+    count: number of trials.
+    commit: commit of the code.
+    first: number of the first trial of a row that is begun.
+  """
+  if earlier and (earlier['commit'], earlier['count']) == (commit, count):
+    return earlier
   return {
     'injected': row.injected,
     'promise': row.promise,
     'count': count,
-    'done': 0,
+    'done': first,
     'seen': {},
     'broken': 0,
     'failures': [],
     'seconds': 0.0,
-    'date': str(datetime.date.today()),
+    'date': '',
     'commit': commit,
   }
 

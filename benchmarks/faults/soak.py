@@ -15,8 +15,8 @@ from unittest import mock
 import numpy as np
 
 from alexnet_jax import metrics
-from alexnet_jax.runtime import signals
 from alexnet_jax import train
+from alexnet_jax.runtime import signals
 from benchmarks.faults import rows
 from benchmarks.faults import runs
 

@@ -116,6 +116,7 @@ def _run(argv, hurt, program, constants, output):
 def _become(argv, hurt, program, constants):
   from absl import app
   from absl import flags
+
   from alexnet_jax import main
   from alexnet_jax.runtime import signals
 
@@ -130,7 +131,7 @@ def _become(argv, hurt, program, constants):
     app.run(main.main, argv=sys.argv, flags_parser=main.parse_flags)
   else:  # Its flags have the names of some of main's.
     for module, found in flags.FLAGS.flags_by_module_dict().items():
-      for flag in () if module.startswith('absl') else found:
+      for flag in () if module.startswith('absl') else tuple(found):
         delattr(flags.FLAGS, flag.name)
     command = importlib.import_module('alexnet_jax.prepare.__main__')
     app.run(command.main, argv=['prepare', *argv])
