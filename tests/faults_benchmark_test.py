@@ -169,11 +169,8 @@ def command(tmp_path, monkeypatch):
 
 def test_a_command_goes_on_where_it_was_stopped(command, tmp_path):
   _, played = command(ends_after=6)
-  soak_, images = (
-    [('soak', i) for i in range(4)],
-    [('images', i) for i in range(4)],
-  )
-  assert played == (soak_ + images)[:6]
+  trials = lambda name: [(name, i) for i in range(4)]
+  assert played == (trials('soak') + trials('images'))[:6]
   outcome, played = command()
   assert played == trials('images')[2:]
   assert outcome.passed and outcome.verdict == '2 promises hold'
