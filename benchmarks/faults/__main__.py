@@ -69,7 +69,10 @@ def play_all(
   players: int = PLAYERS,
 ) -> None:
   """Plays rows into their records, several at the same time."""
-  with tempfile.TemporaryDirectory(prefix='faults') as folder:
+  # A player that was killed may have left a disk mounted there.
+  with tempfile.TemporaryDirectory(
+    prefix='faults', ignore_cleanup_errors=True
+  ) as folder:
     shared = pathlib.Path(folder)
     os.environ |= {
       'JAX_COMPILATION_CACHE_DIR': f'{shared}/xla',
