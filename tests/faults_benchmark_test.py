@@ -177,8 +177,8 @@ def test_a_command_goes_on_where_it_was_stopped(command, tmp_path):
   record = json.loads((tmp_path / 'record.json').read_text())
   assert record['figures']['rows']['images']['seen'] == {'fine': 4}
   assert command()[1] == []
-  # Another count begins again, and leaves the other rows in the record.
-  assert len(command(most=5, rows=['images'])[1]) == 5
+  # More trials are added; another size begins again.
+  assert command(most=5)[1] == [*(('soak', i) for i in range(5)), ('images', 4)]
   record = json.loads((tmp_path / 'record.json').read_text())
   assert {*record['figures']['rows']} == {'images', 'soak'}
 

@@ -5,9 +5,9 @@ r"""What a run survives: every promise, tested by injecting what it is about.
 
 Each promise is a row: what is injected, how often, what must hold, what was
 seen. FILE.json is written row by row: a command that was stopped goes on where
-it stopped, and rows that are there with the same commit and count are not
-repeated. The full run takes some hours; some rows need root (a small tmpfs, network
-namespaces) and say so where they cannot run. Trial 7 of a row is the same in
+it stopped, and trials that are there with the same commit are not repeated. The
+full run takes some hours; some rows need root (a small tmpfs, network
+namespaces) and say so where they cannot run. Trial 7 of a row draws the same in
 every run, so that `--rows=NAME --first=7 --most=8` repeats a failure.
 """
 

@@ -63,13 +63,11 @@ class Pair:
       check(not ended.survivors, f'{ended.survivors} processes are left')
 
 
-def check_lost(process: nursery_lib.Command, began: float) -> None:
-  """Raises Broken unless a process ends as one that has lost the other."""
+def check_lost(process: nursery_lib.Command) -> None:
+  """Raises Broken unless a process soon ends as one that has lost the other."""
   ended = process.wait(HEARTBEAT + MARGIN)
-  seconds = time.monotonic() - began
   lines = ended.printed.splitlines() or ['']
   check(ended.code == LOST, f'exit code {ended.code}: {lines[-3:]}')
-  check(seconds < HEARTBEAT + MARGIN, f'it took {seconds:.0f} s')
   check('is lost' in lines[-1], f'the last line is {lines[-1]}')
   check('continue' in lines[-1], f'no way out in {lines[-1]}')
 
@@ -107,7 +105,7 @@ def lost(shared, number):
       processes = pair.start(folder / 'run', hurts)
       while damage.is_running(processes[index].pid):
         time.sleep(0.02)
-      check_lost(processes[1 - index], time.monotonic())
+      check_lost(processes[1 - index])
       processes[index].kill()
       pair.run(folder / 'run')
       check_same(folder / 'run')
@@ -233,7 +231,6 @@ def cut_link(shared, seconds):
       processes = pair.start(folder / 'run', (stop, None))
       processes[0].wait_for(victim.HURT)
       switch('down')
-      began = time.monotonic()
       if seconds is not None:
         time.sleep(seconds)
         switch('up')
@@ -243,7 +240,7 @@ def cut_link(shared, seconds):
         check_same(folder / 'run')
         return 'went on, equal'
       for process in processes:
-        check_lost(process, began)
+        check_lost(process)
       switch('up')
       pair.run(folder / 'run')
       check_same(folder / 'run')

@@ -127,7 +127,7 @@ def prepared(shared, moment, number=signal.SIGKILL):
 
 @contextlib.contextmanager
 def two_owners(shared):
-  """A second run and a second preparation beside one at work."""
+  """A second run in the work directory of one at work."""
   with contextlib.closing(nursery_lib.Nursery()) as nursery:
 
     def trial(rng, folder):

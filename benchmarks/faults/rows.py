@@ -106,7 +106,9 @@ def play(
 def entry_of(
   row: Row, earlier: dict | None, count: int, commit: str, first: int = 0
 ) -> dict[str, object]:
-  """The record of a row, to be continued or, with another count, begun.
+  """The record of a row, continued if this commit has begun it.
+
+  More trials than earlier are added to those of the earlier command.
 
   Args:
     row: the row.
@@ -115,8 +117,9 @@ def entry_of(
     commit: commit of the code.
     first: number of the first trial of a row that is begun.
   """
-  if earlier and (earlier['commit'], earlier['count']) == (commit, count):
-    return earlier
+  if earlier and earlier['commit'] == commit:
+    if earlier['count'] == count or not row.is_size:
+      return earlier | {'count': max(earlier['count'], count)}
   return {
     'injected': row.injected,
     'promise': row.promise,

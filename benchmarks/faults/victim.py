@@ -24,8 +24,6 @@ MOMENTS = {
   'shard': 'alexnet_jax.prepare.shards:write',
   'workers': 'alexnet_jax.prepare.workers:write_all',
 }
-
-
 HURT = 'hurt'  # A command prints it at its moment.
 
 
@@ -51,11 +49,10 @@ def serve() -> None:
   from alexnet_jax import main  # noqa: F401
   from alexnet_jax.prepare import prepare  # noqa: F401
 
-  lock, sessions = threading.Lock(), set()
+  sessions = set()
 
   def report(**message):
-    with lock:
-      os.write(1, json.dumps(message).encode() + b'\n')
+    os.write(1, json.dumps(message).encode() + b'\n')
 
   report(ready=True)
   # SIGCHLD only wakes the loop: this process has no threads, so it can fork.
@@ -123,9 +120,9 @@ def _become(argv, hurt, program, constants):
   for name, value in constants.items():
     module, _, constant = name.rpartition('__')
     setattr(importlib.import_module(f'alexnet_jax.{module}'), constant, value)
+  signals.install()
   if hurt:
     _arm(Hurt(**hurt))
-  signals.install()
   if program == 'main':
     sys.argv = ['main', *argv]  # config_flags reads it.
     app.run(main.main, argv=sys.argv, flags_parser=main.parse_flags)
