@@ -216,7 +216,7 @@ def remove_unreadable(step: pathlib.Path) -> None:
       json.loads(files.read_bytes(metadata)).keys()
     except _NOT_JSON:
       log.error('%s cannot be read and is not needed; removed', metadata)
-      metadata.unlink()
+      shutil.rmtree(metadata) if metadata.is_dir() else metadata.unlink()
 
 
 def save_without_locks() -> None:

@@ -237,6 +237,11 @@ def list_in_metadata_of_orbax(step):
   (step / '_CHECKPOINT_METADATA').write_text('[]')
 
 
+def folder_for_metadata_of_orbax(step):
+  (step / '_CHECKPOINT_METADATA').unlink()
+  (step / '_CHECKPOINT_METADATA').mkdir()
+
+
 def nest_in_metadata_of_orbax(step):
   (step / '_CHECKPOINT_METADATA').write_text('[' * 100_000)
 
@@ -451,6 +456,7 @@ def test_a_full_disk_names_the_checkpoint_that_is_whole(
     remove_error,
     nest_error_without_digests,
     list_in_metadata_of_orbax,
+    folder_for_metadata_of_orbax,
     nest_in_metadata_of_orbax,
   ],
   ids=lambda d: d.__name__,

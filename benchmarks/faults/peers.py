@@ -180,7 +180,7 @@ def namespaces(shared):
   Raises:
     Unavailable: if this user may not make network namespaces.
   """
-  names = [f'alexnet_{os.getpid()}_{end}' for end in 'ab']
+  names = [f'alexnet-{os.getpid()}-{end}' for end in 'ab']
   hosts = shared / 'hosts'
   lines = [f'{a} {n}\n' for a, n in zip(HOSTS, names, strict=True)]
   hosts.write_text(f'127.0.0.1 localhost\n{"".join(lines)}')
@@ -195,8 +195,8 @@ def namespaces(shared):
 
   with contextlib.ExitStack() as stack:
     try:
-      for left in pathlib.Path('/run/netns').glob('alexnet_*_*'):
-        if not psutil.pid_exists(int(left.name.split('_')[1])):
+      for left in pathlib.Path('/run/netns').glob('alexnet-*-*'):
+        if not psutil.pid_exists(int(left.name.split('-')[1])):
           ip('netns', 'delete', left.name)  # Its process was killed.
       for name in names:
         ip('netns', 'add', name)
