@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import threading
@@ -92,8 +93,13 @@ def play_all(
           print(line_of(row, entries[row.name]), flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(players) as threads:
-      for future in [threads.submit(play_some) for _ in range(players)]:
-        future.result()
+      try:
+        for future in [threads.submit(play_some) for _ in range(players)]:
+          future.result()
+      except KeyboardInterrupt:
+        save()
+        shutil.rmtree(shared, ignore_errors=True)
+        os._exit(130)  # Players end when their pipes are closed.
 
 
 def line_of(row: rows_lib.Row, entry: dict) -> str:

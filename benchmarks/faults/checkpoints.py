@@ -61,13 +61,16 @@ class Lines(logging.Handler):
 def logged():
   """Collects what the package logs, in place of printing it."""
   lines, logger = Lines(), logging.getLogger('alexnet_jax')
-  before, logger.propagate = logger.propagate, False
+  before = logger.propagate, logger.level
+  logger.propagate = False
+  logger.setLevel(logging.WARNING)
   logger.addHandler(lines)
   try:
     yield lines
   finally:
     logger.removeHandler(lines)
-    logger.propagate = before
+    logger.propagate = before[0]
+    logger.setLevel(before[1])
 
 
 def restored(workdir: pathlib.Path) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import logging
 import os
 import pathlib
 import shutil
@@ -136,13 +135,6 @@ def hurt(folder: pathlib.Path, rng: np.random.Generator) -> str:
 def copy(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
   """Copies a folder with all that is in it."""
   return shutil.copytree(source, target, symlinks=True)
-
-
-def quiet(is_quiet: bool) -> None:
-  """Hides what the package logs."""
-  logging.getLogger('alexnet_jax').setLevel(
-    logging.CRITICAL if is_quiet else logging.NOTSET
-  )
 
 
 def is_running(pid: int) -> bool:

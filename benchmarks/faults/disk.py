@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import os
 import pathlib
 import subprocess
@@ -67,7 +66,6 @@ def said_full(work) -> bool:
 def full_disk(shared):
   """Runs on a disk that is full at a random moment, and then is not."""
   runs.reference(shared)
-  logging.getLogger('alexnet_jax').setLevel(logging.CRITICAL)
 
   def trial(rng, folder):
     most = int(rng.integers(1, DISK_BYTES // 4096)) * 4096
@@ -122,7 +120,6 @@ WRITERS = (
 def injected(shared):
   """Runs in which one call of one writer fails as on a full disk."""
   runs.reference(shared)
-  logging.getLogger('alexnet_jax').setLevel(logging.CRITICAL)
 
   def trial(rng, folder):
     owner, name = WRITERS[rng.integers(len(WRITERS))]
@@ -152,7 +149,6 @@ def injected(shared):
 @contextlib.contextmanager
 def read_only(shared):
   """Commands in a folder on a read-only disk."""
-  logging.getLogger('alexnet_jax').setLevel(logging.CRITICAL)
 
   def trial(rng, folder):
     with mounted(folder, DISK_BYTES) as (disk, remount):
@@ -176,7 +172,6 @@ def read_only(shared):
 @contextlib.contextmanager
 def not_finite(shared):
   """Runs whose rates are so high that they diverge, at some step."""
-  logging.getLogger('alexnet_jax').setLevel(logging.CRITICAL)
 
   def trial(rng, folder):
     rate = float(10 ** rng.uniform(2, 30))

@@ -73,7 +73,6 @@ READERS: dict[str, tuple[Callable, Callable]] = {
 @contextlib.contextmanager
 def readers(shared):
   """Reads damaged files of every kind that the package reads."""
-  damage.quiet(True)
   with tempfile.TemporaryDirectory(dir=shared) as folder:
     whole, run = pathlib.Path(folder), pathlib.Path(folder) / 'run'
     runs.train_here(shared, run)
@@ -105,7 +104,6 @@ def readers(shared):
       return 'read, or set aside'
 
     yield trial
-  damage.quiet(False)
 
 
 @contextlib.contextmanager
@@ -134,7 +132,6 @@ def names(shared):
 def work_directories(shared):
   """Continues runs whose work directory was damaged in one place."""
   reference = runs.reference(shared)
-  damage.quiet(True)
   with tempfile.TemporaryDirectory(dir=shared) as folder:
     stopped = pathlib.Path(folder) / 'run'
     asked = iter([0] * 23 + [signal.SIGTERM] * 9)
@@ -161,7 +158,6 @@ def work_directories(shared):
       return 'equal'
 
     yield trial
-  damage.quiet(False)
 
 
 ROWS = [

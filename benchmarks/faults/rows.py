@@ -9,10 +9,12 @@ import contextlib
 import dataclasses
 import datetime
 import gc
+import logging
 import multiprocessing
 import pathlib
 import tempfile
 import time
+import warnings
 import zlib
 
 import numpy as np
@@ -72,6 +74,23 @@ def check(holds: object, problem: str) -> None:
     raise Broken(problem)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Hides the very many messages about faults that are injected."""
+  loggers = [logging.getLogger(name) for name in ('alexnet_jax', 'absl')]
+  before = [logger.level for logger in loggers]
+  command.quiet_libraries()
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    for logger, level in zip(loggers, before, strict=True):
+      logger.setLevel(level)
+
+
 def play(
   row: Row, first: int, count: int, shared: pathlib.Path
 ) -> Iterator[tuple[int, object, str]]:
@@ -83,8 +102,7 @@ def play(
     The number of the next trial, what was seen, and the problem, '' if there
     was none; after `opened` (`first`, '', '').
   """
-  command.quiet_libraries()
-  with row.opened(shared) as trial:
+  with quiet(), row.opened(shared) as trial:
     yield first, '', ''
     for number in range(first, 1 if row.is_size else count):
       rng = np.random.default_rng((zlib.crc32(row.name.encode()), number))

@@ -19,7 +19,6 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax.prepare import prepare
-from alexnet_jax.runtime import command
 from alexnet_jax.runtime import compilation
 from benchmarks.faults import rows
 
@@ -56,7 +55,6 @@ def flags(shared: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 
 def train_here(shared: pathlib.Path, workdir: pathlib.Path, **changes) -> None:
   """Trains, or goes on, in this process."""
-  command.quiet_libraries()
   compilation.enable_compilation_cache(f'{shared}/xla')
   with contextlib.redirect_stdout(None):
     train.train_and_evaluate(load_config(shared, **changes), workdir)
