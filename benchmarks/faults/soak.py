@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import re
+import signal
 import time
 from unittest import mock
 
@@ -41,18 +42,20 @@ def slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def samples(shared: pathlib.Path, workdir: pathlib.Path, seconds: float):
-  """Trains for some seconds; one row for each interval.
+  """Trains for some seconds after the first step; a row for each interval.
 
   Returns:
     Columns: steps so far, resident bytes, descriptors, seconds of a step.
   """
-  began, found, stamps = time.monotonic(), [], []
+  began, found, stamps = [], [], []
   update = metrics.Progress.update
 
   def watch(self):
     update(self)
     stamps.append(time.monotonic())
-    end = began + (len(found) + 1) * seconds / INTERVALS
+    if not began:
+      began.append(stamps[-1])
+    end = began[0] + (len(found) + 1) * seconds / INTERVALS
     if stamps[-1] < end or len(stamps) < 2:
       return
     steps = (found[-1][0] if found else 0) + len(stamps)
@@ -68,7 +71,11 @@ def samples(shared: pathlib.Path, workdir: pathlib.Path, seconds: float):
     'train__checkpoint_every_steps': STEPS_PER_SAVE,
     'train__eval_every_epochs': 10.0,
   }
-  stop = lambda: 15 * (time.monotonic() - began > seconds)
+
+  def stop():
+    is_over = began and time.monotonic() - began[0] > seconds
+    return signal.SIGTERM if is_over and len(found) >= 9 else 0
+
   with (
     mock.patch.object(metrics.Progress, 'update', watch),
     contextlib.redirect_stdout(None),
