@@ -18,7 +18,18 @@ from benchmarks.faults import rows
 from benchmarks.faults import runs
 
 check = rows.check
-DISK_BYTES = 2_000_000  # More than a run of tiny.py needs.
+PAGE = 4096  # The unit of a disk in memory.
+
+
+def num_pages(folder: pathlib.Path) -> int:
+  """Pages that the files below a folder take."""
+  found = (path for path in folder.rglob('*') if path.is_file())
+  return sum(-(-path.stat().st_size // PAGE) + 1 for path in found)
+
+
+def few_pages(pages: int, rng) -> int:
+  """Bytes of a disk that is probably too small for so many pages."""
+  return int(rng.integers(1, max(2, round(1.2 * pages)))) * PAGE
 
 
 @contextlib.contextmanager
@@ -66,14 +77,14 @@ def said_full(work) -> bool:
 def full_disk(shared):
   """Runs on a disk that is full at a random moment, and then is not."""
   runs.reference(shared)
+  pages = num_pages(runs.uninterrupted(shared))
 
   def trial(rng, folder):
-    most = int(rng.integers(1, DISK_BYTES // 4096)) * 4096
-    with mounted(folder, most) as (disk, remount):
+    with mounted(folder, few_pages(pages, rng)) as (disk, remount):
       work = lambda: runs.train_here(shared, disk / 'run')
       is_full = said_full(work)
       before = checkpoint.saved_steps(disk / 'run')
-      remount(f'size={4 * DISK_BYTES}')
+      remount(f'size={9 * pages * PAGE}')
       work()
       runs.check_same(shared, disk / 'run')
     if not is_full:
@@ -90,15 +101,14 @@ def full_disk_in_preparation(shared):
   runs.write_photographs(source, 60)
   work = lambda root: prepare.prepare(f'folder:{source}', 'set', root, size=24)
   with mock.patch.object(prepare, 'SHARD_EXAMPLES', 6):
-    expected = runs.tree(work(runs.new_folder(shared)))
-    num_bytes = sum(map(len, expected.values()))
+    whole = work(runs.new_folder(shared))
+    expected, pages = runs.tree(whole), num_pages(whole)
 
     def trial(rng, folder):
-      most = int(rng.integers(1, num_bytes // 2048)) * 4096
-      with mounted(folder, most) as (disk, remount):
+      with mounted(folder, few_pages(pages, rng)) as (disk, remount):
         is_full = said_full(lambda: work(disk))
         check(not is_full or not (disk / 'set/1.0.0').exists(), 'half a set')
-        remount(f'size={8 * num_bytes}')
+        remount(f'size={9 * pages * PAGE}')
         check(runs.tree(work(disk)) == expected, 'the bytes differ')
       return 'continued, equal' if is_full else 'enough room'
 
@@ -151,7 +161,7 @@ def read_only(shared):
   """Commands in a folder on a read-only disk."""
 
   def trial(rng, folder):
-    with mounted(folder, DISK_BYTES) as (disk, remount):
+    with mounted(folder, 10**8) as (disk, remount):
       if has_begun := rng.random() < 0.5:
         runs.train_here(shared, disk / 'run', train__epochs=0.1)
       remount('ro')

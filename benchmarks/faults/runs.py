@@ -66,11 +66,17 @@ def new_folder(shared: pathlib.Path) -> pathlib.Path:
 
 
 @functools.cache
-def reference(shared: pathlib.Path) -> dict[str, object]:
-  """The results of the uninterrupted run."""
+def uninterrupted(shared: pathlib.Path) -> pathlib.Path:
+  """The work directory of the uninterrupted run."""
   workdir = new_folder(shared) / 'run'
   train_here(shared, workdir)
-  return results(shared, workdir)
+  return workdir
+
+
+@functools.cache
+def reference(shared: pathlib.Path) -> dict[str, object]:
+  """The results of the uninterrupted run."""
+  return results(shared, uninterrupted(shared))
 
 
 def results(shared: pathlib.Path, workdir: pathlib.Path) -> dict[str, object]:
