@@ -240,7 +240,7 @@ def remove_unreadable(step: pathlib.Path) -> None:
     lambda: json.loads(files.read_bytes(metadata)).keys()
   ):
     log.error('%s cannot be read and is not needed; removed', metadata)
-    metadata.unlink()
+    shutil.rmtree(metadata) if metadata.is_dir() else metadata.unlink()
 
 
 def _is_readable(read):

@@ -30,7 +30,8 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   if problems:
     if len(problems) > 3:
       problems[2:] = [f'and {len(problems) - 2} more rules are broken']
-    raise ValueError('\n'.join(problems))
+    # A value may hold the end of a line.
+    raise ValueError('\n'.join(p.replace('\n', r'\n') for p in problems))
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:

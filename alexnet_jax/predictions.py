@@ -7,7 +7,6 @@ predictions are on disk need no second pass over the data.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
-import zipfile
 
 import jax.numpy as jnp
 from jaxtyping import Float, Int
@@ -96,14 +95,10 @@ def load(
       return Predictions(
         arrays['log_probs'], arrays['labels'], made_from, names
       )
-  except (
-    FileNotFoundError,
-    ValueError,
-    KeyError,
-    EOFError,
-    zipfile.BadZipFile,
-  ):
-    return None  # Missing or truncated: the caller computes them again.
+  except PermissionError:
+    raise
+  except Exception:  # A damaged archive may raise anything.
+    return None  # Missing or damaged: the caller computes them again.
 
 
 def ensemble(members: Iterable[Predictions]) -> Predictions:

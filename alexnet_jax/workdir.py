@@ -74,6 +74,10 @@ def _parse(file):
   flat = json.loads(files.read_bytes(file))
   if not isinstance(flat, dict):
     raise ValueError('it holds no JSON object')
+  try:
+    recorded_config.unflatten(flat)
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ValueError(f'its keys are none of a config: {error}') from error
   return flat
 
 

@@ -28,6 +28,7 @@ import jax
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import config_file
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import processes
 
@@ -93,11 +94,16 @@ def finish(outcome: Outcome, output: str, check: bool) -> None:
   """Prints and writes an outcome; exits with 1 if `check` and it has failed."""
   print(', '.join(f'{key} {value}' for key, value in environment().items()))
   if output:
-    content = {'environment': environment(), 'figures': outcome.figures}
-    pathlib.Path(output).write_text(json.dumps(content, indent=1) + '\n')
+    write_record(output, outcome.figures)
   print(outcome.verdict)
   if check and not outcome.passed:
     sys.exit(1)
+
+
+def write_record(output: str, figures: object) -> None:
+  """Writes figures, and where they are from, to a JSON file."""
+  content = {'environment': environment(), 'figures': figures}
+  files.write_json(pathlib.Path(output), content)
 
 
 def environment() -> dict[str, object]:
@@ -110,7 +116,8 @@ def environment() -> dict[str, object]:
     text = pathlib.Path('/proc/cpuinfo').read_text()
     machine = re.search(r'model name\s*: *(.*\S)', text)[1]
   spec = sys.modules['__main__'].__spec__
-  words = ['python -m', spec.name if spec else sys.argv[0]]
+  name = spec.name.removesuffix('.__main__') if spec else sys.argv[0]
+  words = ['python -m', name]
   # The path of a folder means nothing elsewhere.
   words += [re.sub('=[/~].*', '=DIR', argument) for argument in sys.argv[1:]]
   return {

@@ -27,6 +27,7 @@ from alexnet_jax import placement
 from alexnet_jax import train_state
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import processes
+from benchmarks.faults import damage as damage_lib
 
 # When a checkpoint is damaged, Orbax abandons the tasks that read the rest.
 pytestmark = pytest.mark.filterwarnings(
@@ -241,6 +242,11 @@ def list_in_metadata_of_orbax(step):
   (step / '_CHECKPOINT_METADATA').write_text('[]')
 
 
+def folder_for_metadata_of_orbax(step):
+  (step / '_CHECKPOINT_METADATA').unlink()
+  (step / '_CHECKPOINT_METADATA').mkdir()
+
+
 def nest_in_metadata_of_orbax(step):
   (step / '_CHECKPOINT_METADATA').write_text('[' * 100_000)
 
@@ -262,9 +268,7 @@ def truncate_error(step):
 def flip_one_bit(step):
   """Flips a bit of the state's largest file, which TensorStore still reads."""
   file = max(step.glob('state/**/d/*'), key=lambda f: f.stat().st_size)
-  content = bytearray(file.read_bytes())
-  content[len(content) // 2] ^= 1
-  file.write_bytes(content)
+  damage_lib.flip_middle(file)
 
 
 def flip_digests(step):
@@ -339,9 +343,7 @@ def test_no_flipped_bit_is_restored_in_silence(tmp_path):
       for _ in range(number):
         file = files[rng.integers(len(files))]
         before = file.read_bytes()
-        content = bytearray(before)
-        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
-        file.write_bytes(content)
+        damage_lib.flip_bit(file, rng)
         name = file.relative_to(folder)
         with pytest.raises(checkpoint.DamagedError, match=f'{name} has other'):
           read[item](checkpoints)
@@ -506,6 +508,7 @@ def test_a_full_disk_names_the_checkpoint_that_is_whole(
     remove_error,
     nest_error_without_digests,
     list_in_metadata_of_orbax,
+    folder_for_metadata_of_orbax,
     nest_in_metadata_of_orbax,
   ],
   ids=lambda d: d.__name__,

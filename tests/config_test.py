@@ -593,6 +593,7 @@ RULES = [
     1,
     'config.model.fc_features=(4096.0, 4096) must',
   ),
+  ({'model__dtype': 'a\nb'}, 1, r'config.model.dtype=a\nb is unknown; use'),
   (
     {'optimizer__drop_epochs': ('a',)},
     1,

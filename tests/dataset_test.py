@@ -14,6 +14,7 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.prepare import verify
 from alexnet_jax.runtime import digests
+from benchmarks.faults import damage
 
 NUM_TRAIN, NUM_VAL, SIZE = 23, 10, 8
 
@@ -125,12 +126,6 @@ def test_statistics_that_do_not_fit_the_images_are_named(
   assert 'prepare it again' in str(error.value)
 
 
-def flip(file):
-  content = bytearray(file.read_bytes())
-  content[len(content) // 2] ^= 1
-  file.write_bytes(content)
-
-
 @pytest.fixture
 def copy(dataset, tmp_path):
   """The folder of a copy of the data set 'painted', prepared in `tmp_path`."""
@@ -144,10 +139,22 @@ RECORD = 'preparation.json'
 @pytest.mark.parametrize(
   ('name', 'change', 'problem'),
   [
-    ('statistics.npz', flip, 'has other content than was written'),
-    ('label.labels.txt', flip, 'has other content than was written'),
-    ('dataset_info.json', flip, 'has other content than was written'),
-    ('digests.json', flip, 'is damaged'),
+    (
+      'statistics.npz',
+      damage.flip_middle,
+      'has other content than was written',
+    ),
+    (
+      'label.labels.txt',
+      damage.flip_middle,
+      'has other content than was written',
+    ),
+    (
+      'dataset_info.json',
+      damage.flip_middle,
+      'has other content than was written',
+    ),
+    ('digests.json', damage.flip_middle, 'is damaged'),
     (SHARD, pathlib.Path.unlink, 'is missing'),
     (SHARD, lambda file: file.write_bytes(b''), 'has 0 bytes in place of '),
   ],
@@ -183,7 +190,7 @@ def test_opening_reads_no_shard_and_verifying_names_every_file(
   (line,) = capsys.readouterr().out.splitlines()
   assert line.startswith(f'{copy}: 7 files, 0.3 MB, read in ')
   assert line.endswith(' s; no problems')
-  flip(copy / SHARD)
+  damage.flip_middle(copy / SHARD)
   dataset_lib.open_dataset(tmp_path, 'painted')
   (copy / RECORD).unlink()
   (copy / 'note').touch()
@@ -202,7 +209,7 @@ def test_a_data_set_of_an_earlier_version_opens_but_cannot_be_verified(
   copy, tmp_path
 ):
   (copy / digests.FILE).unlink()
-  flip(copy / RECORD)
+  damage.flip_middle(copy / RECORD)
   dataset_lib.open_dataset(tmp_path, 'painted')
   with pytest.raises(ValueError, match='nothing|no digests.json .*prepare it'):
     verify.verify('painted', tmp_path)
@@ -216,9 +223,7 @@ def test_every_flipped_bit_of_a_data_set_is_found(copy, tmp_path):
   for i in range(48):
     file = names[i % len(names)]
     before = file.read_bytes()
-    content = bytearray(before)
-    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
-    file.write_bytes(content)
+    damage.flip_bit(file, rng)
     try:
       found = verify.verify('painted', tmp_path)
     except ValueError as error:

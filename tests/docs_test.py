@@ -362,6 +362,22 @@ def communication_rows(record):
     ]
 
 
+def faults_rows(record):
+  for name, row in record['figures']['rows'].items():
+    seen = [f'{what}: {n:,}' for what, n in sorted(row['seen'].items())]
+    for figure, value in row.get('figures', {}).items():
+      seen.append(f'{figure} {value:.3g}')
+    if row['broken']:
+      seen.append(f'BROKEN: {row["broken"]:,}')
+    yield [
+      f'`{name}`',
+      row['injected'],
+      f'{row["count"]:,}' if 'figures' in row else f'{row["done"]:,}',
+      '; '.join(seen) or row['not_run'],
+      f'{row["date"]}, {row["commit"][:7]}',
+    ]
+
+
 def init_plateau_rows(rows):
   titles = {
     'text': 'text: 0.01',
@@ -409,6 +425,7 @@ TABLES = {
   'benchmarks/results/train_step.json': train_step_rows,
   'benchmarks/results/input_pipeline.json': input_pipeline_rows,
   'benchmarks/results/communication.json': communication_rows,
+  'benchmarks/results/faults.json': faults_rows,
   'experiments/results/init_plateau/runs.csv': init_plateau_rows,
   'experiments/results/finetuning/photographs/runs.csv': finetuning_rows,
   'experiments/results/finetuning/cifar10/runs.csv': finetuning_rows,

@@ -192,6 +192,7 @@ def test_the_unpacked_folders_hold_the_same_examples(archives, tmp_path):
   [
     {'name': '../outside.JPEG'},
     {'name': '/etc/passwd.JPEG'},
+    {'name': '\udcff.JPEG'},  # No UTF-8.
     {'name': 'link.JPEG', 'type': tarfile.SYMTYPE, 'linkname': '/etc/passwd'},
     {'name': 'link.JPEG', 'type': tarfile.LNKTYPE, 'linkname': '../outside'},
     {'name': 'device.JPEG', 'type': tarfile.CHRTYPE},

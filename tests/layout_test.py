@@ -448,7 +448,7 @@ def test_the_core_can_be_read_in_an_afternoon():
 @pytest.mark.parametrize('folder', ['benchmarks', 'experiments'])
 def test_modules_outside_the_package_have_the_same_limits(folder):
   too_long = []
-  for path in (ROOT / folder).glob('*.py'):
+  for path in (ROOT / folder).rglob('*.py'):
     nodes = ast.walk(ast.parse(path.read_text()))
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     too_long += [
@@ -461,8 +461,9 @@ def test_modules_outside_the_package_have_the_same_limits(folder):
 
 
 def test_benchmarks_stay_small():
-  total = sum(num_lines(path) for path in (ROOT / 'benchmarks').glob('*.py'))
-  assert total <= 3760
+  total = sum(num_lines(path) for path in (ROOT / 'benchmarks').rglob('*.py'))
+  # A half is benchmarks/faults/, which also damages files for the tests.
+  assert total <= 6680
 
 
 IMPORTS = f"""

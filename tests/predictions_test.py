@@ -94,3 +94,16 @@ def test_a_missing_or_damaged_file_is_ignored(tmp_path, length):
     make(1).save(path)
     path.write_bytes(path.read_bytes()[:length])
   assert predictions.load(path, ORIGIN) is None
+
+
+def test_a_damaged_index_of_the_archive_is_ignored(tmp_path):
+  path = tmp_path / 'p.npz'
+  make(1).save(path)
+  whole = path.read_bytes()
+  found = []
+  for i in range(1, 60):
+    content = bytearray(whole)
+    content[-i] ^= 0xFF
+    path.write_bytes(content)
+    found.append(predictions.load(path, ORIGIN))
+  assert found.count(None) > 20

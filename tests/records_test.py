@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 
-from array_record.python import array_record_module
 import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
@@ -11,6 +10,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax import cache as cache_lib
 from alexnet_jax import input_pipeline
 from alexnet_jax import records
+from benchmarks.faults import records as shards
 from tests.dataset_test import prepare_painted
 
 BAD = 5  # Row of the training split.
@@ -28,18 +28,11 @@ def damage(dataset):
   before = shard.read_bytes()
 
   def change(edit):
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    contents = reader.read_all()
-    reader.close()
+    contents = shards.read_shard(shard)
     example = tf_example_pb2.Example.FromString(contents[BAD])
     content = edit(example.features.feature)
     contents[BAD] = content or example.SerializeToString(deterministic=True)
-    writer = array_record_module.ArrayRecordWriter(
-      str(shard), 'group_size:1,uncompressed'
-    )
-    for content in contents:
-      writer.write(content)
-    writer.close()
+    shards.write_shard(shard, contents)
 
   yield change
   shard.write_bytes(before)

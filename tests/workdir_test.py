@@ -256,7 +256,13 @@ def test_reading_the_config_of_a_folder_without_a_run_is_an_error(tmp_path):
   )
 
 
-@pytest.mark.parametrize('text', ['', '{"seed"', '[]', 'null', '7'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('', '{"seed"', '[]', 'null', '7'),
+    *('{"model.a.b": 1}', '{"model": 1, "model.a": 1}'),
+  ],
+)
 def test_a_damaged_config_json_is_named(text, tmp_path):
   (tmp_path / 'config.json').write_text(text)
   for command in (

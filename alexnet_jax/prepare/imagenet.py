@@ -209,9 +209,9 @@ def _regular_files(archive, path=None):
   """Iterates over the members that are regular files.
 
   Raises:
-    ValueError: for a link, a device, a sparse file, or a name that is too long
-      or leads out of the archive; it names `path`, or else the archive's own
-      path.
+    ValueError: for a link, a device, a sparse file, or a name that is too long,
+      is not ASCII, or leads out of the archive; it names `path`, or else the
+      archive's own path.
     tarfile.ReadError: if the archive is truncated or damaged.
   """
   for member in archive:
@@ -219,7 +219,8 @@ def _regular_files(archive, path=None):
     if (
       name.is_absolute()
       or '..' in name.parts
-      or len(member.name.encode()) > _MAX_NAME // 2
+      or not member.name.isascii()
+      or len(member.name) > _MAX_NAME // 2
       or not (member.isreg() or member.isdir())
       or member.issparse()
     ):

@@ -1,0 +1,1 @@
+"""What the project promises to survive, as rows that anyone can repeat."""
