@@ -94,6 +94,7 @@ ORDER = [
   'metrics_file',
   'events',
   'augment',
+  'colour_index',
   'model',
   'feature_maps',
   'layers',
