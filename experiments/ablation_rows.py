@@ -151,7 +151,8 @@ def get_config(
   config.train.log_every_steps = 100
   inputs, folder = config.input, output / 'data'
   if quick:
-    config.train.epochs = config.train.eval_every_epochs = 0.2
+    config.train.epochs, config.train.eval_every_epochs = 0.2, 0.05
+    config.train.log_every_steps = 1
     inputs.dataset, inputs.eval_split = 'digits', 'test'
     if not dataset_lib.dataset_path(folder, 'digits').exists():
       prepare.prepare('digits', 'digits', folder, size=32)

@@ -48,8 +48,8 @@ from experiments import ablation_rows
 from experiments import summary
 from experiments import sweep
 from experiments import verdict
-from experiments.ablation_rows import EARLY, ERROR, LAST, ROWS
 
+ROWS, ERROR = ablation_rows.ROWS, ablation_rows.ERROR
 EPOCHS_COMPARED = 4.0  # The first, and the last, of the training errors.
 BASE, PILOT, PILOT_SEEDS = 'base', 'no_lrn', 4
 QUICK_ROWS = ('no_lrn', 'dropout_0')
@@ -95,8 +95,8 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
   return {
     ERROR: result['eval/top1_error'],
     'many_view_error': result[many],
-    EARLY: mean_training_error(rows, 0, early),
-    LAST: mean_training_error(rows, end - early, end),
+    ablation_rows.EARLY: mean_training_error(rows, 0, early),
+    ablation_rows.LAST: mean_training_error(rows, end - early, end),
   }
 
 

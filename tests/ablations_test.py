@@ -2,15 +2,16 @@
 
 import csv
 import itertools
+import json
 import types
 
 import numpy as np
 import pytest
 
+from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import feature_maps
 from alexnet_jax import metrics
 from alexnet_jax import predictions
-from alexnet_jax import workdir as workdir_lib
 from experiments import ablation_rows
 from experiments import ablations
 from experiments import dropout_convergence
@@ -331,16 +332,12 @@ def test_the_quick_commands_share_their_nets(tmp_path, monkeypatch, capsys):
   with open(tmp_path / 'ensembles.csv', newline='') as file:
     rows = {(r['views'], r['members']): r for r in csv.DictReader(file)}
   assert [*rows] == [*itertools.product(('one', 'ten'), ('0', '1', '0+1'))]
-  result = workdir_lib.json.loads(
-    (tmp_path / 'runs/base/seed1/result.json').read_text()
-  )
+  result = json.loads((tmp_path / 'runs/base/seed1/result.json').read_text())
   found = float(rows['ten', '1']['top1_error'])
   assert found == pytest.approx(result['eval_ten_view/top1_error'])
 
 
 def test_a_subset_has_the_first_images_of_each_class(base, tmp_path):
-  from alexnet_jax import dataset as dataset_lib
-
   digits = dataset_lib.open_dataset(base.input.data_dir, 'digits')
   limits = {'train': 3, 'test': 1}
   subset.prepare(digits, limits, ('1', '7'), 'few', tmp_path)
