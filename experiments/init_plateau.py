@@ -26,8 +26,9 @@ Two more variants ask whether Caffe's values are to blame alone:
 A net has left the plateau at the first step from which on the mean training
 loss of the last WINDOW steps stays at least NEAR below ln(classes). Crops of 99
 pixels (maps of 23, 11, 5 and 2) take a fifth of the time of 224; --size=256
---crop_size=224 is the full geometry, for an accelerator. `sweep` describes what
---output contains.
+--crop_size=224 is the full geometry, for an accelerator. A step takes about two
+CPU-seconds, twice that with twice the batch: 160 CPU-minutes for all runs.
+`sweep` describes what --output contains.
 """
 
 from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ net by net, so its standard error is that of the error of one net.
 | gains.csv | the gain of all nets together, and of ten views, for each net |
 | ensembles.png | the errors by number of nets |
 
-COST
+It takes about 25 CPU-minutes, 12 after `ablations` with three seeds.
 """
 
 from collections.abc import Mapping, Sequence

@@ -103,6 +103,7 @@ def test_the_first_singular_vector():
   # Kernels 0 and 2 are read by the first units, 1 and 3 by the others.
   together = np.array([0, 1, 0, 1])
   reads = np.array([[5.0, 5, 1, 1], [1, 1, 5, 5]])[together]
+  reads += RNG.uniform(0, 9, (4, 1)) + RNG.uniform(0, 9, 4)  # Left out.
   kernels = RNG.choice([-1, 1], (2, 2, 4, 4)) * reads / 4
   vector = colour_split.first_singular_vector(kernels, centred=True)
   assert np.abs(vector) == pytest.approx([0.5] * 4)
