@@ -94,6 +94,7 @@ def get_config(
   elif full:
     config = imagenette.get_config()
     config.optimizer.schedule, config.optimizer.drop_epochs = 'cosine', ()
+    config.train.checkpoint_every_steps = 500
   else:
     config = cifar10.get_config()
     config.model.conv_features = (64, 96, 96, 96, 64)

@@ -173,8 +173,9 @@ def test_controls_have_three_seeds_at_most(monkeypatch, tmp_path):
   ]
 
 
-def test_only_the_variants_keys_differ(tmp_path):
-  config = figure3_kernels.get_config('none')
+@pytest.mark.parametrize('full', [False, True])
+def test_only_the_variants_keys_differ(tmp_path, full):
+  config = figure3_kernels.get_config('none', full=full)
   plan = figure3_kernels.sweep.plan(
     config, figure3_kernels.VARIANTS, 1, tmp_path, conv1_training.PROGRAM
   )
@@ -183,5 +184,5 @@ def test_only_the_variants_keys_differ(tmp_path):
   assert models['one_tower'].num_towers == 1
   assert not models['unlinked'].tower_links
   for training in plan:
-    assert training.config.optimizer.schedule == 'steps'
+    assert training.config.optimizer.schedule != 'plateau'
     assert training.config.optimizer.weight_decay == 0.0005
