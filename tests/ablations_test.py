@@ -120,6 +120,20 @@ def test_differences_are_taken_seed_by_seed():
   )
 
 
+def test_a_choice_of_which_nothing_is_claimed_is_better_or_worse():
+  rows = [row_of('base', s, 0.3, last_train_error=0.3) for s in range(3)]
+  for name, error in (
+    ('no_flips', 0.31),
+    ('init_0.02', 0.29),
+    ('no_lrn', 0.29),
+  ):
+    rows += [row_of(name, s, error + 1e-4 * s) for s in range(3)]
+  found = {r['row']: r['verdict'] for r in ablations.table_rows(rows)}
+  assert found == {
+    **{'no_lrn': 'contradicted', 'no_flips': 'better', 'init_0.02': 'worse'}
+  }
+
+
 def test_the_pilot_tells_the_seeds_that_each_size_needs():
   # Differences of 0, 1 and 2 points: a deviation of 1.
   rows = [row_of('base', s, 0.3) for s in range(3)]

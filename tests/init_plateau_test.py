@@ -177,7 +177,9 @@ def test_the_preset_is_all_of_caffes_config(
 def test_the_rate_rises_in_a_third_of_the_steps(monkeypatch):
   monkeypatch.setitem(optimizer.SCHEDULES, 'warm_up', init_plateau.warm_up)
   schedule = optimizer.RateSchedule('warm_up', 0.01, 3.0, 10.0)
-  rates = [schedule.rates(epoch, 0)['kernel'] for epoch in (0.0, 0.25, 1.0, 2.9)]
+  rates = [
+    schedule.rates(epoch, 0)['kernel'] for epoch in (0.0, 0.25, 1.0, 2.9)
+  ]
   assert 0 < rates[0] < 1e-6
   assert rates[1:] == pytest.approx([0.0025, 0.01, 0.01])
 
