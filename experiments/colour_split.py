@@ -14,6 +14,9 @@ from jaxtyping import Float
 import numpy as np
 from scipy import stats
 
+from alexnet_jax import colour_index
+from experiments import verdict
+
 ORIENTATIONS, PHASES = 12, 8
 # RGB vectors of unit length: the grey axis, and two that are orthogonal to it.
 GREY = np.ones(3) / np.sqrt(3)
@@ -67,6 +70,14 @@ def response_index(
   return coloured / np.where(total > 0, total, 1)
 
 
+def indices(
+  kernels: Float[np.ndarray, 'size size 3 features'],
+) -> tuple[Float[np.ndarray, 'features'], Float[np.ndarray, 'features']]:
+  """The colour indices of conv1's kernels from weights, from responses."""
+  by_weights = np.asarray(colour_index.colour_index(kernels), float)
+  return by_weights, response_index(kernels)
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """How well a colour index tells the kernels of two towers apart.
@@ -110,6 +121,21 @@ def split_step(steps: Sequence[int], splits: Sequence[Split]) -> int | None:
 def combined_p(values: Sequence[float]) -> float:
   """Fisher's combination of independent p-values."""
   return float(stats.combine_pvalues(values, method='fisher').pvalue)
+
+
+def verdict_of(p_values: Sequence[float]) -> str:
+  """The verdict on the claim that two towers split in every run.
+
+  Args:
+    p_values: the permutation p-value of each run of two towers.
+  """
+  if len(p_values) < verdict.FEWEST_SEEDS:
+    return 'not run yet'
+  if max(p_values) < SIGNIFICANT:
+    return 'reproduced'
+  combined = combined_p(p_values)
+  is_some = combined < SIGNIFICANT
+  return 'same sign, smaller' if is_some else 'noise'
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

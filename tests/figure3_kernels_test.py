@@ -14,6 +14,7 @@ from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 from experiments import colour_split
 from experiments import conv1_training
+from experiments import figure3_drawing
 from experiments import figure3_kernels
 from experiments import summary
 
@@ -134,6 +135,19 @@ def test_what_a_run_says(written):
   assert one['singular_vector'] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+  ('p', 'verdict'),
+  [
+    ([0.01, 0.04, 0.001], 'reproduced'),
+    ([0.01, 0.06, 0.04], 'same sign, smaller'),
+    ([0.3, 0.06, 0.5], 'noise'),
+    ([0.01, 0.01], 'not run yet'),
+  ],
+)
+def test_the_verdict_on_a_split_in_every_run(p, verdict):
+  assert colour_split.verdict_of(p) == verdict
+
+
 def test_tables_and_figures(written):
   figure3_kernels.gather(written)
   with open(written / 'split.csv', newline='') as file:
@@ -152,7 +166,7 @@ def test_tables_and_figures(written):
   assert lines[2].endswith('| - | 1.00 | -, - |')
   assert len(lines) == 4
   pytest.importorskip('matplotlib')
-  figure = figure3_kernels.draw(written)
+  figure = figure3_drawing.draw(written)
   assert figure.read_bytes()[:4] == b'\x89PNG'
 
 
