@@ -23,19 +23,17 @@ and the halves of the data sets, in data/.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
-import shutil
 
 from absl import flags
 import ml_collections
-import tensorflow_datasets as tfds
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import digits
-from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import files
 from configs import cifar10
 from configs import folder
 from configs import quickstart
+from experiments import subset
 from experiments import summary
 from experiments import sweep
 
@@ -105,31 +103,8 @@ def divide(config: ml_collections.ConfigDict, output: pathlib.Path) -> None:
   for few in (*FEW, None):
     halves[f'second_{few or "all"}'] = (names[half:], few)
   for name, (classes, few) in halves.items():
-    if dataset_lib.dataset_path(output / 'data', name).exists():
-      continue
-    images = output / 'images' / name
-    splits = {'train': inputs.train_split, 'val': inputs.eval_split}
-    for part, split in splits.items():
-      limit = few if part == 'train' else None
-      _write_images(dataset, split, classes, limit, images / part)
-    size = inputs.image_size
-    prepare.prepare(f'folder:{images}', name, output / 'data', size=size)
-    shutil.rmtree(images)
-
-
-def _write_images(dataset, split, classes, limit, path):
-  """Writes the first `limit` images of each of the classes as class folders."""
-  examples = tfds.builder_from_directory(dataset.path).as_data_source(
-    split, decoders={'image': tfds.decode.SkipDecoding()}
-  )
-  number = dict.fromkeys(classes, 0)
-  for name in classes:
-    (path / name).mkdir(parents=True, exist_ok=True)
-  for example in examples:
-    name = dataset.class_names[example['label']]
-    if name in number and number[name] != limit:
-      (path / name / f'{number[name]:05d}').write_bytes(example['image'])
-      number[name] += 1
+    limits = {inputs.train_split: few, inputs.eval_split: None}
+    subset.prepare(dataset, limits, classes, name, output)
 
 
 def variants(

@@ -1,4 +1,4 @@
-r"""How often a net leaves a loss of ln(classes), for three initialisations.
+r"""How often a net leaves a loss of ln(classes): initial values, and a cure.
 
     python -m alexnet_jax.prepare --source=folder:DIR --name=imagenette --size=112
     python -m experiments.init_plateau --output=DIR [--seeds=5] [--steps=150]
@@ -13,11 +13,22 @@ configs/paper.py, configs/source.py (Deviation S4) and configs/caffe.py:
 | source | 0.01 | 0.03 | 0.01 | 1 |
 | caffe | 0.01 | 0.01 | 0.005 | 0.1 |
 
+Two more variants ask whether Caffe's values are to blame alone:
+
+| name | what |
+|---|---|
+| caffe_preset | all of configs/caffe.py: also twice the batch, twice the rate
+  of biases, which do not decay, its norms, its dropout, no colour noise; crops of
+  227 where those of the paper have 224 |
+| caffe_warm_up | caffe, with a rate that rises from 0 to its value over the first
+  WARM_UP of the steps |
+
 A net has left the plateau at the first step from which on the mean training
 loss of the last WINDOW steps stays at least NEAR below ln(classes). Crops of 99
 pixels (maps of 23, 11, 5 and 2) take a fifth of the time of 224; --size=256
---crop_size=224 is the full geometry, for an accelerator. `sweep` describes what
---output contains.
+--crop_size=224 is the full geometry, for an accelerator. A step takes about two
+CPU-seconds, twice that with twice the batch: 160 CPU-minutes for all runs.
+`sweep` describes what --output contains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +41,15 @@ from absl import flags
 import ml_collections
 
 from alexnet_jax import chance_loss
+from alexnet_jax import config as config_lib
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import digits
 from alexnet_jax import metrics
+from alexnet_jax import optimizer
 from alexnet_jax import workdir as workdir_lib
+from configs import caffe
 from configs import imagenette
+from configs import paper
 from configs import quickstart
 from experiments import summary
 from experiments import sweep
@@ -48,6 +63,12 @@ INITS = {
     'model.init_bias': 0.1,
   },
 }
+# Keys of configs/caffe.py that say how long it trains, or on what.
+LENGTHS = {
+  *('optimizer.drop_epochs', 'train.epochs'),
+  *('input.crop_size', 'input.batch_size'),
+}
+WARM_UP = 1 / 3  # Share of the steps.
 WINDOW = 10  # steps
 NEAR = chance_loss.ChanceLossWarning.NEAR  # nats
 # The flags of --quick: the narrow net of the quick start on the digits.
@@ -70,6 +91,41 @@ def get_config(quick: bool = False) -> ml_collections.ConfigDict:
   config = (quickstart if quick else imagenette).get_config()
   config.train.log_every_steps = 1  # The loss of every step.
   return config
+
+
+def warm_up(
+  schedule: optimizer.RateSchedule, epoch: float, plateau_drops: int
+) -> float:
+  """A schedule as of `optimizer.SCHEDULES`: the rate rises linearly at first."""
+  del plateau_drops
+  share = epoch / (WARM_UP * schedule.epochs)
+  # A rate of 0 would freeze the parameters, and what v has of them.
+  return schedule.learning_rate * min(max(share, 1e-6), 1.0)
+
+
+def variants(config: ml_collections.ConfigDict) -> dict[str, dict[str, object]]:
+  """The overrides of a config whose steps are set, see `set_steps`."""
+  text = config_lib.flatten(paper.get_config())
+  of_caffe = config_lib.flatten(caffe.get_config())
+  differ = {k: v for k, v in of_caffe.items() if v != text[k]}
+  preset = {k: v for k, v in differ.items() if k not in LENGTHS}
+  inputs, train = config.input, config.train
+  is_full = inputs.crop_size == text['input.crop_size']
+  # Its batch is twice that of the paper, so as many steps are twice the epochs.
+  lengths = {
+    'input.crop_size': differ['input.crop_size']
+    if is_full
+    else inputs.crop_size,
+    'input.batch_size': 2 * inputs.batch_size,
+    'train.epochs': 2 * train.epochs,
+    'train.eval_every_epochs': 2 * train.eval_every_epochs,
+  }
+  warmed = {'optimizer.schedule': 'warm_up', 'optimizer.drop_epochs': ()}
+  return {
+    **INITS,
+    'caffe_preset': {**INITS['caffe'], **preset, **lengths},
+    'caffe_warm_up': {**INITS['caffe'], **warmed},
+  }
 
 
 def set_steps(config: ml_collections.ConfigDict, steps: int) -> None:
@@ -120,7 +176,7 @@ def table(rows: Sequence[Mapping]) -> str:
     '| init | left the plateau | at step (median) | loss of the last ten steps |',
     '|---|---|---|---|',
   ]
-  for init in INITS:
+  for init in dict.fromkeys(row['variant'] for row in rows):
     left = summary.values_of(rows, init, 'left_at')
     losses = summary.values_of(rows, init, 'last_loss')
     at = '-'
@@ -138,8 +194,14 @@ def main() -> None:
   config.input.data_dir, config.input.dataset = FLAGS.data_dir, FLAGS.dataset
   config.input.image_size, config.input.crop_size = FLAGS.size, FLAGS.crop_size
   set_steps(config, FLAGS.steps)
+  optimizer.SCHEDULES['warm_up'] = warm_up  # For this command alone.
   rows = sweep.run(
-    config, INITS, FLAGS.seeds, FLAGS.output, measure, keep_checkpoints=False
+    config,
+    variants(config),
+    FLAGS.seeds,
+    FLAGS.output,
+    measure,
+    keep_checkpoints=False,
   )
   print(table(rows))
   labels = {

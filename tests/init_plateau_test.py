@@ -12,6 +12,8 @@ import types
 
 import pytest
 
+from alexnet_jax import config as config_lib
+from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import train_step
@@ -55,6 +57,7 @@ def command(tmp_path, data_dir, monkeypatch):
       given, name, changes.get(name, value)
     )
     monkeypatch.setattr(init_plateau, 'FLAGS', given)
+    monkeypatch.setattr(optimizer, 'SCHEDULES', dict(optimizer.SCHEDULES))
     monkeypatch.setattr(train, 'train_and_evaluate', end)
     monkeypatch.setattr(summary, 'draw', lambda output, labels: 'figure.png')
     init_plateau.main()
@@ -94,18 +97,17 @@ def test_a_net_has_left_the_plateau_if_it_does_not_return(
 
 def test_every_init_and_seed_is_trained_once_and_has_a_row(command, capsys):
   trained, rows = command(STUCK, seeds=1)
-  assert trained == [(0.01, 0), (0.03, 0), (0.01, 0)]
+  assert trained == [(std, 0) for std in (0.01, 0.03, 0.01, 0.01, 0.01)]
   assert [(row['variant'], row['left_at']) for row in rows] == [
-    ('text', ''),
-    ('source', ''),
-    ('caffe', ''),
+    *(('text', ''), ('source', ''), ('caffe', '')),
+    *(('caffe_preset', ''), ('caffe_warm_up', '')),
   ]
   assert '| text | 0 of 1 | - | 2.300 |' in capsys.readouterr().out
   assert command(LEARNS, seeds=1) == ([], rows)
   trained, more = command(LEARNS, seeds=3)
-  assert [seed for _, seed in trained] == [1, 1, 1, 2, 2, 2]
-  assert more[:3] == rows
-  assert {row['left_at'] for row in more[3:]} == {'11'}
+  assert [seed for _, seed in trained] == [1] * 5 + [2] * 5
+  assert more[:5] == rows
+  assert {row['left_at'] for row in more[5:]} == {'11'}
   # Last losses 2.3, 2.0 and 2.0.
   assert '| text | 2 of 3 | 11 (11 to 11) | 2.100 |' in capsys.readouterr().out
 
@@ -145,6 +147,47 @@ def test_the_initial_values_are_those_of_the_configs(tmp_path, init, config):
     assert found[key] == paper.get_config().model[key]
 
 
+@pytest.mark.parametrize(
+  ('size', 'crop', 'crop_of_caffe'), [(112, 99, 99), (256, 224, 227)]
+)
+def test_the_preset_is_all_of_caffes_config(
+  tmp_path, size, crop, crop_of_caffe
+):
+  base = init_plateau.get_config()
+  base.input.image_size, base.input.crop_size = size, crop
+  base.train.epochs = base.train.eval_every_epochs = 1.5
+  overrides = init_plateau.variants(base)['caffe_preset']
+  (training,) = sweep.plan(base, {'preset': overrides}, 1, tmp_path)
+  found = config_lib.flatten(training.config)
+  expected = config_lib.flatten(caffe.get_config())
+  ours = {
+    **{'input.crop_size': crop_of_caffe, 'input.image_size': size},
+    **{'input.dataset': 'imagenette', 'model.num_classes': 10},
+    **{'train.epochs': 3.0, 'train.eval_every_epochs': 3.0},
+    'optimizer.drop_epochs': [],
+  }
+  logs = {'log_every_steps', 'checkpoint_every_steps', 'plateau_warning_steps'}
+  differ = {k: v for k, v in found.items() if v != expected[k]}
+  assert differ == {k: v for k, v in ours.items() if v != expected[k]} | {
+    f'train.{key}': found[f'train.{key}'] for key in logs
+  }
+  assert found['input.batch_size'] == 256
+
+
+def test_the_rate_rises_in_a_third_of_the_steps(monkeypatch):
+  monkeypatch.setitem(optimizer.SCHEDULES, 'warm_up', init_plateau.warm_up)
+  schedule = optimizer.RateSchedule('warm_up', 0.01, 3.0, 10.0)
+  rates = [
+    schedule.rates(epoch, 0)['kernel'] for epoch in (0.0, 0.25, 1.0, 2.9)
+  ]
+  assert 0 < rates[0] < 1e-6
+  assert rates[1:] == pytest.approx([0.0025, 0.01, 0.01])
+
+
+def test_no_other_command_knows_the_schedule():
+  assert 'warm_up' not in optimizer.SCHEDULES
+
+
 def test_the_flags_choose_the_data_and_the_geometry(monkeypatch):
   values = {'dataset': 'photographs', 'size': 256, 'crop_size': 224}
   given = {'quick': False, 'data_dir': '/data', 'steps': 7, **values}
@@ -158,6 +201,7 @@ def test_the_flags_choose_the_data_and_the_geometry(monkeypatch):
 
   monkeypatch.setattr(sweep, 'run', run)
   monkeypatch.setattr(summary, 'draw', lambda output, labels: 'figure.png')
+  monkeypatch.setattr(optimizer, 'SCHEDULES', dict(optimizer.SCHEDULES))
   monkeypatch.setattr(
     init_plateau, 'set_steps', lambda config, steps: swept.append(steps)
   )

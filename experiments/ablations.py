@@ -1,0 +1,254 @@
+r"""What each choice of the paper is worth, on a net that two cores afford.
+
+    python -m alexnet_jax.prepare --source=folder:DIR --name=cifar10 --size=32
+    python -m experiments.ablations --output=DIR --pilot
+    python -m experiments.ablations --output=DIR [--seeds=3] [--rows=no_lrn,...]
+
+A narrow AlexNet (maps of 16, 7, 3 and 1 pixels; two towers, links, norms,
+dropout, crops, reflections and colour noise as in configs/paper.py) is trained
+on the first 1,000 CIFAR-10 images of each class, few enough to overfit, for 40
+epochs, and tested on all 10,000 test images. A row of `ablation_rows.ROWS`
+changes one thing.
+
+The difference is that of the top-1 error on one view between the changed net
+and the base, seed by seed, in points: positive if the paper's choice is better.
+Two claims are about training, so their rows compare mean training errors (with
+dropout and augmentation): `weight_decay_training` those of the last four
+epochs, `biases_0` those of the first four. `verdict` has the rule of the
+verdicts; where the paper claims nothing, its choice is 'better' or 'worse'.
+
+--pilot trains the base and one row with PILOT_SEEDS seeds, as the whole sweep
+will, and says from their spread how many seeds each row needs before its
+published size is told from noise.
+
+| in DIR | contents |
+|---|---|
+| data/ | the images |
+| runs.csv, summary.csv, figure.png, runs/ | as of `sweep` |
+| ablations.csv | a line for each row of the table |
+| ablations.png | the differences and their intervals |
+
+The nets of the base keep their checkpoints, for `table2_ensembles`;
+`dropout_convergence` reads the curves of three rows.
+
+One core trains about 1,900 images per second (measured beside other work). A
+run takes about 5 CPU-minutes: 300 for all rows with three seeds, 40 for the
+pilot, whose runs the sweep needs anyway.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import json
+import pathlib
+import statistics
+
+from absl import flags
+import ml_collections
+
+from alexnet_jax import metrics
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
+from experiments import ablation_rows
+from experiments import summary
+from experiments import sweep
+from experiments import verdict
+
+ROWS, ERROR = ablation_rows.ROWS, ablation_rows.ERROR
+EPOCHS_COMPARED = 4.0  # The first, and the last, of the training errors.
+BASE, PILOT, PILOT_SEEDS = 'base', 'no_lrn', 4
+# The verdicts of rows of which the paper claims nothing.
+UNCLAIMED = {'reproduced': 'better', 'contradicted': 'worse'}
+QUICK_ROWS = ('no_lrn', 'dropout_0')
+FILE, FIGURE = 'ablations.csv', 'ablations.png'
+
+
+FLAGS = flags.FLAGS
+
+
+def mean_training_error(
+  rows: Sequence[Mapping[str, str]], start: float, stop: float
+) -> float:
+  """The mean training error of the steps of some epochs, a fraction.
+
+  Args:
+    rows: the rows of metrics.csv.
+    start: epoch after which they begin; rows that end after it count.
+    stop: epoch of the last row.
+  """
+  total, steps, before = 0.0, 0, 0
+  for row in rows:
+    step, epoch = int(row['step']), float(row['epoch'])
+    if start < epoch <= stop + 1e-6:
+      total += float(row['train/top1_error']) * (step - before)
+      steps += step - before
+    before = step
+  return total / steps
+
+
+def measure(workdir: pathlib.Path) -> dict[str, float]:
+  """The errors of a finished run, fractions.
+
+  Those on one view and on many (ten; five without reflections) of the test
+  images, and those of the first and the last training epochs.
+  """
+  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
+  with open(workdir / metrics.CSV_FILE, newline='') as file:
+    rows = list(csv.DictReader(file))
+  end = float(rows[-1]['epoch'])
+  early = min(EPOCHS_COMPARED, end / 2)
+  flips = workdir_lib.read_config(workdir).augment.flip
+  many = f'{metrics.many_view_prefix(flips)}/top1_error'
+  return {
+    ERROR: result['eval/top1_error'],
+    'many_view_error': result[many],
+    ablation_rows.EARLY: mean_training_error(rows, 0, early),
+    ablation_rows.LAST: mean_training_error(rows, end - early, end),
+  }
+
+
+def differences(rows: Sequence[Mapping], name: str) -> list[float]:
+  """Row minus base, in points, of each seed that both have."""
+  metric, nets = ROWS[name].metric, ROWS[name].same_net_as or name
+  found = {
+    variant: {
+      row['seed']: 100 * row[metric]
+      for row in rows
+      if row['variant'] == variant and row.get(metric) is not None
+    }
+    for variant in (nets, BASE)
+  }
+  seeds = sorted(found[nets].keys() & found[BASE].keys())
+  return [found[nets][seed] - found[BASE][seed] for seed in seeds]
+
+
+COLUMNS = (
+  *('row', 'what', 'paper', 'log', 'mishkin'),
+  *('difference', 'standard_error', 'n', 'verdict'),
+)
+
+
+def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
+  """The rows of ablations.csv, from those of runs.csv."""
+  result = []
+  for name, row in ROWS.items():
+    if found := differences(rows, name):
+      mean, error = summary.mean_and_standard_error(found)
+      size = row.paper if row.paper is not None else row.log
+      claims = (row.paper, row.log, row.mishkin)
+      words = verdict.verdict(found, size)
+      if not row.is_claimed:
+        words = UNCLAIMED.get(words, words)
+      own = (mean, error, len(found), words)
+      cells = (name, row.what, *claims, *own)
+      result.append(dict(zip(COLUMNS, cells, strict=True)))
+  return result
+
+
+def table(rows: Sequence[Mapping]) -> str:
+  """The rows of ablations.csv as a Markdown table, in points."""
+  lines = [
+    '| choice; instead | paper | log | Mishkin | ours ± se (n) | verdict |',
+    '|---|---|---|---|---|---|',
+  ]
+  shown = lambda value: '-' if value is None else f'{value:.2f}'
+  for row in rows:
+    ours = f'{shown(row["difference"])} ± {shown(row["standard_error"])}'
+    ours += f' ({row["n"]})'
+    claims = [shown(row[key]) for key in ('paper', 'log', 'mishkin')]
+    cells = (row['what'], *claims, ours, row['verdict'])
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def pilot_lines(rows: Sequence[Mapping]) -> list[str]:
+  """The seed spread of the pilot, and the seeds that each row then needs."""
+  found = differences(rows, PILOT)
+  deviation = statistics.stdev(found)
+  errors = [100 * e for e in summary.values_of(rows, BASE, ERROR)]
+  lines = [
+    f'{BASE}: top-1 error {statistics.fmean(errors):.1f}%, standard deviation'
+    f' over {len(errors)} seeds {statistics.stdev(errors):.2f} points; of the'
+    f' difference to {PILOT}: {deviation:.2f}'
+  ]
+  for name, row in ROWS.items():
+    if row.paper is not None and row.metric == ERROR:
+      number = verdict.seeds_needed(deviation, row.paper)
+      needed = number or f'more than {verdict.MOST_SEEDS}'
+      lines.append(f'{name}: {needed} seeds for {row.paper:g} points')
+  return lines
+
+
+def draw(path: pathlib.Path) -> pathlib.Path:
+  """Draws ablations.csv: each difference with its confidence interval."""
+  with open(path / FILE, newline='') as file:
+    rows = list(csv.DictReader(file))
+  figure = summary.new_figure(FIGURE, (7, 1 + 0.3 * len(rows)))
+  axes = figure.subplots()
+  for place, row in enumerate(rows):
+    width = None
+    if row['standard_error']:
+      width = verdict.half_width(float(row['standard_error']), int(row['n']))
+    mean = float(row['difference'])
+    axes.errorbar(mean, place, xerr=width, fmt='o', color='C0', capsize=3)
+    for key, mark in (('paper', 'k*'), ('mishkin', 'C1x')):
+      if row[key]:
+        axes.plot(float(row[key]), place, mark)
+  axes.plot([], [], 'k*', label='paper')
+  axes.plot([], [], 'C1x', label='Mishkin, one run')
+  axes.axvline(0, color='k', linewidth=0.8)
+  axes.set_yticks(range(len(rows)), [row['row'] for row in rows])
+  axes.invert_yaxis()
+  axes.set_xlabel("points of error by which the paper's choice is better")
+  axes.legend()
+  figure.savefig(path / FIGURE, dpi=110)
+  return path / FIGURE
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  names: Sequence[str],
+  seeds: int,
+  path: pathlib.Path,
+) -> list[summary.Row]:
+  """Trains the base and rows; writes ablations.csv; the rows of runs.csv."""
+  nets = dict.fromkeys(ROWS[name].same_net_as or name for name in names)
+  variants = {name: ROWS[name].overrides for name in nets}
+  sweep.run(config, {BASE: {}}, seeds, path, measure)
+  rows = sweep.run(
+    config, variants, seeds, path, measure, keep_checkpoints=False
+  )
+  summary.write_csv(path / FILE, COLUMNS, table_rows(rows))
+  return rows
+
+
+def main() -> None:
+  unknown = set(FLAGS.rows) - ROWS.keys()
+  if unknown:
+    raise sweep.InputError(
+      f'--rows={",".join(FLAGS.rows)}: use some of {",".join(ROWS)}'
+    )
+  path = files.local_path(FLAGS.output, '--output')
+  config = ablation_rows.get_config(path, FLAGS.data_dir, FLAGS.quick)
+  names, seeds = FLAGS.rows or list(ROWS), FLAGS.seeds
+  if FLAGS.pilot:
+    names, seeds = [PILOT], max(2, seeds if FLAGS.quick else PILOT_SEEDS)
+  elif FLAGS.quick and not FLAGS.rows:
+    names = QUICK_ROWS
+  rows = run(config, names, seeds, path)
+  print(table(table_rows(rows)))
+  for line in pilot_lines(rows) if FLAGS.pilot else ():
+    print(line)
+  print(summary.draw(path, {ERROR: 'top-1 error, one view'}))
+  print(draw(path))
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  sweep.define_flags(seeds=3)
+  flags.DEFINE_list('rows', [], 'Rows to train, by name; all by default.')
+  flags.DEFINE_bool('pilot', False, 'Measure the spread of seeds first.')
+
+
+if __name__ == '__main__':
+  define_flags()
+  sweep.run_command(main)

@@ -1,0 +1,254 @@
+r"""Do the two towers split into grey and coloured kernels, as in Figure 3?
+
+    python -m alexnet_jax.prepare --source=folder:DIR --name=cifar10 --size=32
+    python -m experiments.figure3_kernels --output=DIR [--seeds=5]
+
+The paper: the kernels of GPU 1 are colour-agnostic, those of GPU 2
+colour-specific, "during every run", whatever the initial weights (section
+6.1). Here 64 kernels of 7x7 pixels with stride 2, 32 per tower, are trained on
+CIFAR-10 for EPOCHS epochs, with the paper's pattern of links:
+
+| variant | towers | seeds |
+|---|---|---|
+| two_towers | they meet at conv3, fc6, fc7 and fc8 | --seeds |
+| one_tower | every layer reads all maps; its halves are a control | up to 3 |
+| unlinked | they meet at fc8 alone | up to 3 |
+
+At the paper's 0.01, in so few steps, kernels would keep the noise that they
+start from, and noise has a colour index of about 2/3. conv1 (with conv2 and
+fc8) starts at INIT_STD instead; `kept_share` is the median, over the kernels,
+of the share of their energy at the end that is left of the start. The decay is
+the paper's 5e-4, which alone shrinks the start by a quarter.
+
+runs.csv has for each run, see `colour_split`: `auc`, the split between the
+towers, by weights and by responses, with exact permutation p-values (half of
+all assignments of kernels to towers have an auc above about 0.55); the step
+from which on p stays below 0.05; how far both indices agree (Spearman); and
+for one tower, how far the first singular vector of the summed absolute weights
+from conv1 to conv2 agrees with the colour index. The claim is reproduced if
+every run of two towers has p below 0.05; it is noise if the p-values of all
+runs, combined by Fisher's method, are not below it.
+
+| in DIR | contents |
+|---|---|
+| runs.csv, summary.csv, runs/ | as of `sweep` |
+| kernels.csv | both indices of every kernel at the end |
+| split.csv | the split at every step at which kernels were kept |
+| figure3.png | kernels, split by step, indices by tower |
+
+A run takes about 3.3 CPU-minutes, all eleven 37, by a pilot of 3 epochs: one
+core trains about 1,200 images per second (other work on the machine). --full
+takes the widths and geometry of the paper on photographs, for a GPU.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+
+from absl import flags
+import ml_collections
+import numpy as np
+
+from alexnet_jax import digits
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
+from configs import cifar10
+from configs import imagenette
+from configs import quickstart
+from experiments import colour_split
+from experiments import conv1_training
+from experiments import figure3_drawing
+from experiments import summary
+from experiments import sweep
+
+INIT_STD, EPOCHS = 0.002, 4.0
+VARIANTS = {
+  'two_towers': {},
+  'one_tower': {'model.num_towers': 1},
+  'unlinked': {'model.tower_links': False},
+}
+CONTROL_SEEDS = 3  # Of one_tower and of unlinked, at most.
+KERNELS_COLUMNS = (
+  *('variant', 'seed', 'tower', 'kernel'),
+  *('weights_index', 'response_index', 'kept_share'),
+)
+SPLIT_COLUMNS = ('variant', 'seed', 'step', 'auc', 'coloured', 'p')
+
+FLAGS = flags.FLAGS
+
+
+def get_config(
+  data_dir: str, *, quick: bool = False, full: bool = False
+) -> ml_collections.ConfigDict:
+  """The config that `VARIANTS` override.
+
+  Args:
+    data_dir: folder of the prepared data sets.
+    quick: the net of the quick start on the digits, for 30 steps.
+    full: the paper's widths and geometry on photographs.
+  """
+  if quick:
+    config = quickstart.get_config()
+    config.train.epochs = 30 * config.input.batch_size / 1497
+  elif full:
+    config = imagenette.get_config()
+    config.optimizer.schedule, config.optimizer.drop_epochs = 'cosine', ()
+    config.train.checkpoint_every_steps = 500
+  else:
+    config = cifar10.get_config()
+    config.model.conv_features = (64, 96, 96, 96, 64)
+    config.model.fc_features = (256, 256)
+    config.model.conv1_kernel = 7
+    config.model.conv1_stride = 2  # Maps of 15, 7, 3 and 1 pixels.
+    config.model.conv1_padding = 3
+    config.model.init_std = INIT_STD
+    config.input.batch_size = 32  # Few epochs: many steps.
+    config.optimizer.drop_epochs = ()
+    config.train.epochs = EPOCHS
+  config.input.data_dir = data_dir
+  config.mesh.layout = 'data'
+  return config
+
+
+def measure(workdir: pathlib.Path) -> dict[str, float | None]:
+  """What runs.csv has of a finished run; see the docstring of this module."""
+  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
+  steps, kept = zip(*conv1_training.read_kernels(workdir), strict=True)
+  by_weights, by_responses = colour_split.indices(kept[-1]['conv1'])
+  splits = [
+    colour_split.split(colour_split.indices(k['conv1'])[0]) for k in kept
+  ]
+  end, responses = splits[-1], colour_split.split(by_responses)
+  shares = colour_split.kept_share(kept[0]['conv1'], kept[-1]['conv1'])
+  towers = np.split(by_weights, 2)
+  found = {
+    'auc': end.auc,
+    'p': end.p,
+    'coloured': end.coloured,
+    'split_step': colour_split.split_step(steps, splits),
+    'mean_index_coloured': float(towers[end.coloured].mean()),
+    'mean_index_grey': float(towers[1 - end.coloured].mean()),
+    'auc_responses': responses.auc,
+    'p_responses': responses.p,
+    'agreement': colour_split.rank_correlation(by_weights, by_responses),
+    'kept_share': float(np.median(shares)),
+    'singular_vector': None,
+    'centred_singular_vector': None,
+    'test_error': result['eval/top1_error'],
+  }
+  if workdir_lib.read_config(workdir).model.num_towers == 1:
+    for name, centred in (('', False), ('centred_', True)):
+      vector = colour_split.first_singular_vector(
+        kept[-1]['conv2'], centred=centred
+      )
+      correlation = colour_split.rank_correlation(vector, by_weights)
+      found[f'{name}singular_vector'] = abs(correlation)  # Its sign is free.
+  return found
+
+
+def gather(path: pathlib.Path) -> None:
+  """Writes kernels.csv and split.csv, from the kernels of all finished runs."""
+  kernels, splits = [], []
+  for run in summary.read_runs(path):
+    if run['failed']:
+      continue
+    name = run['variant'], run['seed']
+    workdir = path / 'runs' / name[0] / f'seed{name[1]}'
+    for step, found in conv1_training.read_kernels(workdir):
+      conv1 = found['conv1']
+      start = conv1 if step == 0 else start
+      one = colour_split.split(colour_split.indices(conv1)[0])
+      cells = (*name, step, one.auc, one.coloured, one.p)
+      splits.append(dict(zip(SPLIT_COLUMNS, cells, strict=True)))
+    half = conv1.shape[-1] // 2
+    columns = (
+      *colour_split.indices(conv1),
+      colour_split.kept_share(start, conv1),
+    )
+    for i, values in enumerate(zip(*columns, strict=True)):
+      cells = (*name, i // half, i, *map(float, values))
+      kernels.append(dict(zip(KERNELS_COLUMNS, cells, strict=True)))
+  summary.write_csv(
+    path / figure3_drawing.KERNELS_FILE, KERNELS_COLUMNS, kernels
+  )
+  summary.write_csv(path / figure3_drawing.SPLIT_FILE, SPLIT_COLUMNS, splits)
+
+
+def table(rows: Sequence[Mapping]) -> str:
+  """The rows of runs.csv as a Markdown table, a line for each variant."""
+  lines = [
+    '| net | auc | p < 0.05 | p of all runs | split from step | agreement |'
+    ' singular vector, centred |',
+    '|---|---|---|---|---|---|---|',
+  ]
+  for variant in VARIANTS:
+    own = lambda metric, v=variant: summary.values_of(rows, v, metric)
+    if not own('auc'):
+      continue
+    split = sum(p < colour_split.SIGNIFICANT for p in own('p'))
+    steps = [f'{step:.0f}' for step in own('split_step')]
+    cells = (
+      variant,
+      _shown(own('auc')),
+      f'{split} of {len(own("p"))}',
+      f'{colour_split.combined_p(own("p")):.1e}',
+      ', '.join(steps) or '-',
+      _shown(own('agreement')),
+      f'{_shown(own("singular_vector"))},'
+      f' {_shown(own("centred_singular_vector"))}',
+    )
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def _shown(values):
+  mean, error = summary.mean_and_standard_error(values)
+  spread = '' if error is None else f' ± {error:.2f}'
+  return '-' if mean is None else f'{mean:.2f}{spread}'
+
+
+def run(
+  config: ml_collections.ConfigDict, seeds: int, path: pathlib.Path
+) -> list[summary.Row]:
+  """Trains all variants; writes the csv files; returns the rows of runs.csv."""
+  two_towers = {'two_towers': VARIANTS['two_towers']}
+  for variants, number in (
+    (VARIANTS, min(seeds, CONTROL_SEEDS)),
+    (two_towers, seeds),
+  ):
+    rows = sweep.run(
+      config,
+      variants,
+      number,
+      path,
+      measure,
+      keep_checkpoints=False,
+      program=conv1_training.PROGRAM,
+    )
+  gather(path)
+  return rows
+
+
+def main() -> None:
+  config = get_config(FLAGS.data_dir, quick=FLAGS.quick, full=FLAGS.full)
+  digits.prepare_if_missing(config)
+  path = files.local_path(FLAGS.output, '--output')
+  rows = run(config, FLAGS.seeds, path)
+  print(table(rows))
+  print(colour_split.verdict_of(summary.values_of(rows, 'two_towers', 'p')))
+  labels = {'auc': 'split of the towers (auc)', 'agreement': 'rank correlation'}
+  print(summary.draw(path, labels))
+  print(figure3_drawing.draw(path))
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  sweep.define_flags(seeds=5)
+  flags.DEFINE_bool(
+    'full', False, 'The widths and geometry of the paper, on photographs.'
+  )
+
+
+if __name__ == '__main__':
+  define_flags()
+  sweep.run_command(main)

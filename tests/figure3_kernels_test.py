@@ -1,0 +1,202 @@
+"""Figure 3: kernels kept in training, tables and figures of made-up kernels."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import checkpoint
+from alexnet_jax import metrics
+from alexnet_jax import train
+from alexnet_jax import trained_net
+from alexnet_jax import workdir as workdir_lib
+from experiments import colour_split
+from experiments import conv1_training
+from experiments import figure3_drawing
+from experiments import figure3_kernels
+from experiments import summary
+
+
+def test_kernels_are_kept_at_doubled_steps_and_with_each_checkpoint():
+  kept = conv1_training.kept_steps
+  assert kept(30, 500) == [0, 25, 30]
+  assert kept(900, 300) == [0, 25, 50, 100, 200, 300, 400, 600, 800, 900]
+  assert kept(200, 500) == [0, 25, 50, 100, 200]
+
+
+@pytest.fixture
+def tiny(data_dir):
+  config = figure3_kernels.get_config(str(data_dir), quick=True)
+  config.model.conv_features = (4, 4, 0, 0, 4)
+  config.model.fc_features = (0, 8)
+  config.model.init_std = config.model.fc67_init_std = 0.1
+  config.input.batch_size = 8
+  config.eval.batch_size = 100
+  config.train.epochs = 4 * 8 / 1497
+  config.train.checkpoint_every_steps = 2
+  config.train.eval_every_epochs = config.train.epochs
+  return config
+
+
+def test_a_resumed_run_has_the_kernels_of_the_train_loop(
+  tiny, tmp_path, monkeypatch
+):
+  report = metrics.Progress.report
+
+  def killed(self, step, *args):
+    if step == 4:
+      raise KeyboardInterrupt
+    report(self, step, *args)
+
+  workdir = tmp_path / 'kept'
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.Progress, 'report', killed)
+    with pytest.raises(KeyboardInterrupt):
+      conv1_training.train_and_evaluate(tiny, workdir)
+  assert checkpoint.saved_steps(workdir) == [2]
+  assert not (workdir / 'result.json').exists()
+  conv1_training.train_and_evaluate(tiny, workdir)
+  steps, kept = zip(*conv1_training.read_kernels(workdir), strict=True)
+  assert steps == (0, 2, 4)
+  train.train_and_evaluate(tiny, tmp_path / 'trained')
+  net = trained_net.open_net(tmp_path / 'trained', 'latest')
+  params = jax.device_get(net.params)
+  for layer in ('conv1', 'conv2'):
+    assert (kept[-1][layer] == params[layer]['kernel']).all()
+    assert not (kept[0][layer] == params[layer]['kernel']).all()
+  found, expected = (
+    json.loads((path / 'result.json').read_text())['eval/loss']
+    for path in (workdir, tmp_path / 'trained')
+  )
+  assert found == pytest.approx(expected, rel=1e-6)
+
+
+GREY, HUE = colour_split.GREY, colour_split.RED_GREEN
+
+
+def kernels_of(shares):
+  """A kernel of 3x3 pixels for each share of its energy that is coloured."""
+  vectors = [np.sqrt(1 - s) * GREY + np.sqrt(s) * HUE for s in shares]
+  return np.broadcast_to(np.transpose(vectors), (3, 3, 3, len(shares)))
+
+
+# The kernels of tower 1 are coloured at the end, at step 25, and not before.
+SHARES = {
+  0: [0.5, 0.6, 0.7, 0.8, 0.9, 0.5, 0.6, 0.71, 0.81, 0.91],
+  25: [0.1, 0.2, 0.15, 0.25, 0.12, 0.9, 0.8, 0.95, 0.85, 0.82],
+  50: [0.1, 0.2, 0.15, 0.25, 0.12, 0.9, 0.8, 0.95, 0.85, 0.11],
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+  """A sweep of two variants with made-up kernels."""
+  rows = []
+  for variant, overrides in figure3_kernels.VARIANTS.items():
+    if variant == 'unlinked':
+      continue
+    config = figure3_kernels.get_config('none')
+    config.update_from_flattened_dict(overrides)
+    workdir = tmp_path / 'runs' / variant / 'seed0'
+    workdir_lib.write_config(workdir, config)
+    workdir_lib.write_result(
+      workdir, 50, 1.0, 5.0, 'a', {'eval/top1_error': 0.5}
+    )
+    for step, shares in SHARES.items():
+      conv2 = np.array(shares)[:, None] * [1.0, 2.0]  # Proportional to colour.
+      params = {'conv1': kernels_of(shares), 'conv2': conv2[None, None]}
+      conv1_training._keep(
+        workdir, step, {name: {'kernel': k} for name, k in params.items()}
+      )
+    row = {'variant': variant, 'seed': 0} | figure3_kernels.measure(workdir)
+    last = dict.fromkeys(summary.LAST_COLUMNS, '') | {'wall_seconds': 1.0}
+    rows.append(row | last)
+  summary.write(tmp_path, rows)
+  return tmp_path
+
+
+def test_what_a_run_says(written):
+  two, one = summary.read_runs(written)
+  # 21 of 25 pairs: 0.11 of tower 1 is above 0.1 alone.
+  assert two['auc'] == pytest.approx(21 / 25)
+  assert two['coloured'] == 1
+  exact = colour_split.split(np.array(SHARES[50])).p
+  assert two['p'] == pytest.approx(exact)
+  assert exact > 0.05
+  assert two['split_step'] is None
+  assert two['mean_index_coloured'] == pytest.approx(0.722)
+  assert two['mean_index_grey'] == pytest.approx(0.164)
+  assert two['agreement'] == pytest.approx(1)  # Both indices rise with colour.
+  assert two['test_error'] == 0.5
+  assert two['singular_vector'] is None
+  # The weights to conv2 are proportional to the colour, and of rank one.
+  assert one['singular_vector'] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+  ('p', 'verdict'),
+  [
+    ([0.01, 0.04, 0.001], 'reproduced'),
+    ([0.01, 0.06, 0.04], 'same sign, smaller'),
+    ([0.3, 0.06, 0.5], 'noise'),
+    ([0.01, 0.01], 'not run yet'),
+  ],
+)
+def test_the_verdict_on_a_split_in_every_run(p, verdict):
+  assert colour_split.verdict_of(p) == verdict
+
+
+def test_tables_and_figures(written):
+  figure3_kernels.gather(written)
+  with open(written / 'split.csv', newline='') as file:
+    splits = list(csv.DictReader(file))
+  assert [row['step'] for row in splits] == ['0', '25', '50'] * 2
+  assert float(splits[1]['auc']) == 1
+  assert float(splits[1]['p']) == pytest.approx(2 / 252)  # Of C(10, 5).
+  with open(written / 'kernels.csv', newline='') as file:
+    kernels = list(csv.DictReader(file))
+  assert [row['tower'] for row in kernels[:10]] == ['0'] * 5 + ['1'] * 5
+  found = [float(row['weights_index']) for row in kernels[:10]]
+  assert found == pytest.approx(SHARES[50], abs=1e-6)
+  rows = summary.read_runs(written)
+  lines = figure3_kernels.table(rows).splitlines()
+  assert lines[2].startswith('| two_towers | 0.84 | 0 of 1 | ')
+  assert lines[2].endswith('| - | 1.00 | -, - |')
+  assert len(lines) == 4
+  pytest.importorskip('matplotlib')
+  figure = figure3_drawing.draw(written)
+  assert figure.read_bytes()[:4] == b'\x89PNG'
+
+
+def test_controls_have_three_seeds_at_most(monkeypatch, tmp_path):
+  asked = []
+  monkeypatch.setattr(
+    figure3_kernels.sweep,
+    'run',
+    lambda config, variants, seeds, *args, **kwargs: asked.append(
+      (sorted(variants), seeds)
+    ),
+  )
+  monkeypatch.setattr(figure3_kernels, 'gather', lambda path: None)
+  figure3_kernels.run(None, 5, tmp_path)
+  assert asked == [
+    (['one_tower', 'two_towers', 'unlinked'], 3),
+    (['two_towers'], 5),
+  ]
+
+
+@pytest.mark.parametrize('full', [False, True])
+def test_only_the_variants_keys_differ(tmp_path, full):
+  config = figure3_kernels.get_config('none', full=full)
+  plan = figure3_kernels.sweep.plan(
+    config, figure3_kernels.VARIANTS, 1, tmp_path, conv1_training.PROGRAM
+  )
+  models = {t.variant: t.config.model for t in plan}
+  assert models['two_towers'].num_towers == 2
+  assert models['one_tower'].num_towers == 1
+  assert not models['unlinked'].tower_links
+  for training in plan:
+    assert training.config.optimizer.schedule != 'plateau'
+    assert training.config.optimizer.weight_decay == 0.0005
