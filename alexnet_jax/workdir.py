@@ -1,7 +1,6 @@
 """A work directory: the config and the result of a training run, and its lock.
 
-It holds `config.json` and `result.json`, besides the files of other modules, which
-docs/files.md lists.
+docs/files.md lists its files; `config.json` and `result.json` are written here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,9 +44,8 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   """
   file = pathlib.Path(workdir) / CONFIG_FILE
   if not file.exists():
-    raise FileNotFoundError(
-      f'no {file}; name a --workdir in which --mode=train has been run'
-    )
+    way_out = 'name a --workdir in which --mode=train has been run'
+    raise FileNotFoundError(f'no {file}; {way_out}')
   return recorded_config.unflatten(_read_flat(file))
 
 
@@ -61,8 +59,7 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
       raise ValueError(
         f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
       ) from error
-  missing = _ESSENTIAL - flat.keys()
-  if missing:
+  if missing := _ESSENTIAL - flat.keys():
     raise ValueError(
       f'{file} is not a config of this project, it lacks {min(missing)}; use'
       ' another --workdir'
@@ -76,7 +73,7 @@ def _parse(file):
     raise ValueError('it holds no JSON object')
   try:
     recorded_config.unflatten(flat)
-  except (AttributeError, TypeError, ValueError) as error:
+  except (AttributeError, TypeError) as error:
     raise ValueError(f'its keys are none of a config: {error}') from error
   return flat
 
@@ -108,9 +105,8 @@ def check_workdir(
 
 def has_trained(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint or the result of a run is, or was, there."""
-  saved = re.compile(
-    r'((damaged|diverged|replaced)\.)?\d+'
-  )  # Not what an interrupted save left.
+  # Not what an interrupted save has left.
+  saved = re.compile(r'((damaged|diverged|replaced)\.)?\d+')
   checkpoints = (workdir / checkpoint.FOLDER).glob('*')
   return any(saved.fullmatch(p.name) for p in checkpoints) or any(
     (workdir / name).exists() for name in (RESULT_FILE, EVALUATION_FILE)
