@@ -108,16 +108,16 @@ def test_a_sheet_is_a_file_of_its_suffix(tmp_path, suffix, capsys):
 
 
 def test_a_confusion_matrix_has_its_names_in_order_on_both_sides():
-  # The name of the second class alone has ink: it stands at the second row and
-  # the second column.
+  # The name of the first class alone has ink: it stands at the first row and
+  # the first column.
   counts = np.array([[3, 0, 0], [1, 0, 0], [0, 0, 2]])
-  drawn = np.asarray(sheet.of_confusion(counts, ['', 'WWWW', '']))
+  drawn = np.asarray(sheet.of_confusion(counts, ['WWWW', '', '']))
   left, cell = drawn.shape[1] - 3 * sheet._CELL, sheet._CELL
   dark = (drawn < 100).all(-1)
   by_row = [dark[left + i * cell :][:cell, :left].sum() for i in range(3)]
   by_column = [dark[:left, left + i * cell :][:, :cell].sum() for i in range(3)]
-  assert np.flatnonzero(by_row).tolist() == [1]
-  assert np.flatnonzero(by_column).tolist() == [1]
+  assert np.flatnonzero(by_row).tolist() == [0]
+  assert np.flatnonzero(by_column).tolist() == [0]
   corner = lambda row, column: drawn[left + row * cell, left + column * cell]
   assert corner(0, 0).tolist() == list(sheet._RIGHT)
   assert corner(1, 0).tolist() == list(sheet._WRONG)
