@@ -41,6 +41,7 @@ temporary_files: set[pathlib.Path] = set()
 _is_installed = False
 _is_deferred = False
 _received = 0
+_has_ended = False  # The last line is printed.
 
 
 class Stopped(KeyboardInterrupt):
@@ -132,6 +133,8 @@ def until(stop: Callable[[], int], items: Iterable[Item]) -> Iterator[Item]:
 
 def ended(stopped: KeyboardInterrupt) -> SystemExit:
   """Prints one line about it; returns the exception that ends the program."""
+  global _has_ended
+  _has_ended = True
   number, done = stopped.args or (signal.SIGINT, '')
   _print(f'interrupted by {signal.Signals(number).name}{done}; {resume_hint}')
   return SystemExit(128 + number)
@@ -150,7 +153,8 @@ def _watch(reader):
     time.sleep(AGAIN_SECONDS)
     while select.select([reader], [], [], 0)[0]:
       os.read(reader, 1)
-    _print(f'{signal.Signals(number).name}: stopping; once more ends at once')
+    if not _has_ended:
+      _print(f'{signal.Signals(number).name}: stopping; once more ends at once')
 
 
 def _end(number):
