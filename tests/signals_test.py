@@ -101,6 +101,16 @@ def test_a_deferred_signal_is_received_and_twice_the_same_is_one_request():
   assert end(process) == (129, '', 'interrupted by SIGHUP; more\n')
 
 
+def test_the_last_line_stays_the_last_if_the_end_takes_long():
+  program = DEFERRED.replace(
+    '  raise signals.ended(stopped)',
+    '  end = signals.ended(stopped)\n  time.sleep(1)\n  raise end',
+  )
+  process = start(INSTALLED + program, '0')
+  process.terminate()
+  assert end(process)[2] == 'interrupted by SIGTERM; more\n'
+
+
 @pytest.mark.parametrize('second', [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_program_at_once(second):
   process = start(INSTALLED + DEFERRED, '20')

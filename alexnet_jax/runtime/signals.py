@@ -41,6 +41,7 @@ temporary_files: set[pathlib.Path] = set()
 _is_installed = False
 _is_deferred = False
 _received = 0
+_has_ended = False  # The last line is printed.
 
 
 class Stopped(KeyboardInterrupt):
@@ -132,6 +133,8 @@ def until(stop: Callable[[], int], items: Iterable[Item]) -> Iterator[Item]:
 
 def ended(stopped: KeyboardInterrupt) -> SystemExit:
   """Prints one line about it; returns the exception that ends the program."""
+  global _has_ended
+  _has_ended = True
   number, done = stopped.args or (signal.SIGINT, '')
   print_line(
     f'interrupted by {signal.Signals(number).name}{done}; {resume_hint}'
@@ -152,9 +155,10 @@ def _watch(reader):
     time.sleep(AGAIN_SECONDS)
     while select.select([reader], [], [], 0)[0]:
       os.read(reader, 1)
-    print_line(
-      f'{signal.Signals(number).name}: stopping; once more ends at once'
-    )
+    if not _has_ended:
+      print_line(
+        f'{signal.Signals(number).name}: stopping; once more ends at once'
+      )
 
 
 def _end(number):
