@@ -17,8 +17,8 @@ import numpy as np
 
 from alexnet_jax import checkpoint
 from alexnet_jax import evaluator
-from alexnet_jax import metrics
 from alexnet_jax import placement
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import train as train_lib
 from alexnet_jax import train_state
@@ -87,7 +87,7 @@ def train_and_evaluate(
       _keep(workdir, step, state.params)
     batches = run.train_batches(step)
     stack.callback(batches.close)
-    progress = metrics.Progress(step, table.total_steps, began)
+    progress = progress_lib.Progress(step, table.total_steps, began)
     stack.callback(progress.close)
     train_step = train_step_lib.compile_train_step(run, state, arguments(step))
     for end in kept_steps(

@@ -603,7 +603,8 @@ def photographs(tmp_path_factory):
 def printed_command(preset):
   """The words of the command of docs/finetuning.md for a preset."""
   text = (ROOT / 'docs/finetuning.md').read_text()
-  (line,) = (x for x in text.splitlines() if f'--config=configs/{preset}' in x)
+  lines = text.replace('\\\n', ' ').splitlines()
+  (line,) = (x for x in lines if f'--config=configs/{preset}' in x)
   return shlex.split(line)[3:]
 
 

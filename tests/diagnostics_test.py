@@ -24,7 +24,7 @@ class Tiny(nn.Module):
   layers_sharded_over_data = ()
 
   @nn.compact
-  def __call__(self, x, train=False, batch_indices=None):
+  def __call__(self, x, train=False, batch_indices=None, capture=None):
     x = nn.Conv(4, (3, 3), name='conv1')(x)
     return nn.Dense(3, name='fc8')(x.mean((1, 2)))
 

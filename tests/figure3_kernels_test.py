@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import checkpoint
-from alexnet_jax import metrics
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import train
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
@@ -43,7 +43,7 @@ def tiny(data_dir):
 def test_a_resumed_run_has_the_kernels_of_the_train_loop(
   tiny, tmp_path, monkeypatch
 ):
-  report = metrics.Progress.report
+  report = progress_lib.Progress.report
 
   def killed(self, step, *args):
     if step == 4:
@@ -52,7 +52,7 @@ def test_a_resumed_run_has_the_kernels_of_the_train_loop(
 
   workdir = tmp_path / 'kept'
   with monkeypatch.context() as patch:
-    patch.setattr(metrics.Progress, 'report', killed)
+    patch.setattr(progress_lib.Progress, 'report', killed)
     with pytest.raises(KeyboardInterrupt):
       conv1_training.train_and_evaluate(tiny, workdir)
   assert checkpoint.saved_steps(workdir) == [2]

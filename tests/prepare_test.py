@@ -393,7 +393,7 @@ def test_an_interrupted_verify_does_not_say_that_it_continues(
     raise KeyboardInterrupt
 
   monkeypatch.setattr(verify, 'verify', interrupted)
-  monkeypatch.setattr(signals, '_print', lines.append)
+  monkeypatch.setattr(signals, 'print_line', lines.append)
   monkeypatch.setattr(signals, 'resume_hint', '')
   code, *_ = run_command('prepare.__main__', '--verify', '--name=x', net=())
   assert code == 128 + signal.SIGINT

@@ -141,7 +141,9 @@ def test_a_damaged_config_is_set_aside_if_a_checkpoint_has_it(
   (tmp_path / 'checkpoints/8/record').mkdir(parents=True)  # Damaged as well.
   with pytest.raises(ValueError, match=f'^{file} is damaged .*fresh --workdir'):
     record(tmp_path, changed(seed=1))
-  saved.write_text(json.dumps({'config': json.loads(saved.read_text())}))
+  saved.write_text(
+    json.dumps({'config': json.loads(saved.read_text()), 'metrics': {}})
+  )
   assert workdir_lib.read_config(tmp_path).seed == 1
   assert file.read_text('latin-1') == content  # Reading changes nothing.
   with pytest.raises(ValueError, match='config.seed is 1 there but 2 here'):

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet_jax import metrics
+from alexnet_jax import progress as progress_lib
 from alexnet_jax import train
 from alexnet_jax.runtime import signals
 from benchmarks.faults import rows
@@ -48,7 +48,7 @@ def samples(shared: pathlib.Path, workdir: pathlib.Path, seconds: float):
     Columns: steps so far, resident bytes, descriptors, seconds of a step.
   """
   began, found, stamps = [], [], []
-  update = metrics.Progress.update
+  update = progress_lib.Progress.update
 
   def watch(self):
     update(self)
@@ -77,7 +77,7 @@ def samples(shared: pathlib.Path, workdir: pathlib.Path, seconds: float):
     return signal.SIGTERM if is_over and len(found) >= 9 else 0
 
   with (
-    mock.patch.object(metrics.Progress, 'update', watch),
+    mock.patch.object(progress_lib.Progress, 'update', watch),
     contextlib.redirect_stdout(None),
     contextlib.suppress(signals.Stopped),
   ):

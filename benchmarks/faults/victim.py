@@ -18,7 +18,7 @@ import time
 
 # The calls after which a command can be hurt.
 MOMENTS = {
-  'step': 'alexnet_jax.metrics:Progress.update',
+  'step': 'alexnet_jax.progress:Progress.update',
   'save': 'alexnet_jax.checkpoint:Checkpoints.save',
   'evaluation': 'alexnet_jax.evaluator:Evaluator.__call__',
   'shard': 'alexnet_jax.prepare.shards:write',
