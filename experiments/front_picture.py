@@ -3,7 +3,7 @@ r"""The picture of the README: conv1's kernels, and images with predictions.
     python -m experiments.front_picture --weights=cifar10 --output=FILE.png PATH...
 
 or --workdir=RUN. PATH is as for `alexnet_jax.predict`, such as
-'cifar10/validation[:5]'; the first five images are shown, with their three most
+'cifar10/validation[1:5]'; the first four images are shown, with their three most
 probable classes. Above them are the kernels of conv1, as in Figure 3: those of
 the first tower in the first row, those of the second in the second.
 """
@@ -23,7 +23,7 @@ from alexnet_jax import report
 from alexnet_jax import sheet
 from alexnet_jax.runtime import command
 
-IMAGES, CLASSES = 5, 3
+IMAGES, CLASSES = 4, 3
 MARGIN = 12  # Pixels.
 
 
