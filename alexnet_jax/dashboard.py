@@ -10,6 +10,7 @@ import contextlib
 import platform
 import shlex
 import sys
+import time
 
 import jax
 import numpy as np
@@ -38,6 +39,8 @@ CHARTS = {
     'colour index of the towers': ['weights/colour_index/.*'],
   },
 }
+# Between the first and the last, diagnostics may take this share of the time.
+BUDGET = 0.01
 THUMBNAIL = 32  # Side in pixels of a picture of the PROJECTOR tab.
 
 
@@ -54,6 +57,7 @@ class Dashboard:
     self._every = run.config.train.diagnostics_every_evals
     self._weights = diagnostics.Weights(run.config.model.num_towers)
     self._batch, self._observation, self._records = None, None, None
+    self._is_due, self._began, self._spent = False, time.monotonic(), 0.0
 
   @property
   def observe(self) -> diagnostics.Activations | None:
@@ -85,12 +89,23 @@ class Dashboard:
       self._events.image(0, 'visual/conv1_kernels', kernels)
 
   def observer(self, step: int) -> observation.Observation | None:
-    """The observer of the evaluation after this step; None if none is due."""
-    table, every = self._table, self._every
-    number = table.evaluations(step)
-    is_due = every and (number % every == 0 or step == table.total_steps)
-    num_classes = self._run.config.model.num_classes
-    self._observation = observation.Observation(num_classes) if is_due else None
+    """The observer of the evaluation after this step; None if none is due.
+
+    One is due after every `diagnostics_every_evals`-th evaluation, if the
+    earlier ones took less than `BUDGET`, and after the last.
+    """
+    self._observation, config = None, self._run.config
+    if not self._every or not self._table.evaluates(step):
+      return None
+    self._is_due = step >= self._table.total_steps
+    if self._table.evaluations(step) % self._every == 0:
+      elapsed = time.monotonic() - self._began
+      affords = processes.is_first() and self._spent <= BUDGET * elapsed
+      self._is_due |= processes.any_process(affords)
+    # The plateau rule ends a run after an evaluation that nobody could foresee.
+    if self._is_due or config.optimizer.schedule == 'plateau':
+      num_classes = config.model.num_classes
+      self._observation = observation.Observation(num_classes)
     return self._observation
 
   def write(
@@ -112,19 +127,22 @@ class Dashboard:
         ends, and the PROJECTOR tab is written.
     """
     kernels = pictures.conv1(state.params)
+    if self._events is not None:
+      self._events.image(step, 'visual/conv1_kernels', kernels)
     seen, self._observation = self._observation, None
-    if seen is not None:
+    if seen is None:
+      return
+    began, has_ended = time.monotonic(), any('_view/' in tag for tag in found)
+    if self._is_due or has_ended:
       weights = self._weights(
         train_step, state, self._first_batch(), arguments, self._run.mesh
       )
-    if self._events is None:
-      return
-    self._events.image(step, 'visual/conv1_kernels', kernels)
-    if seen is not None:
-      self._write_statistics(step, seen, weights)
-      self._write_pictures(step, seen)
-      if any('_view/' in tag for tag in found):
-        self._write_embedding(seen)
+      if self._events is not None:
+        self._write_statistics(step, seen, weights)
+        self._write_pictures(step, seen)
+        if has_ended:
+          self._write_embedding(seen)
+    self._spent += seen.seconds + time.monotonic() - began
 
   def _first_batch(self):
     """The first training batch, on the devices: the same at every time."""

@@ -8,12 +8,14 @@ little is copied to the host.
 
 from collections.abc import Callable
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 import numpy as np
 import optax
 
@@ -51,11 +53,14 @@ class Activations:
       if width
     )
 
-  def __call__(self, captured: dict[str, Array]) -> dict[str, dict[str, Array]]:
+  def __call__(
+    self, captured: dict[str, Array], mask: Bool[Array, 'batch']
+  ) -> dict[str, dict[str, Array]]:
     """Statistics by name and layer; call it inside `mesh.shard_map`.
 
     Args:
       captured: activations, see `model.AlexNet.__call__`.
+      mask: selects this device's examples that can make units active.
 
     Returns:
       'sample': activations of a few examples; 'active': bool [1, features],
@@ -66,10 +71,7 @@ class Activations:
     last = self.layers[-1]
     return {
       'sample': {name: sample(x[:EXAMPLES]) for name, x in named.items()},
-      'active': {
-        name: (x != 0).any(tuple(range(x.ndim - 1)))[None]
-        for name, x in named.items()
-      },
+      'active': {name: _active(x, mask)[None] for name, x in named.items()},
       'last': {last: named[last].astype(jnp.float32)},
     }
 
@@ -91,10 +93,19 @@ class Activations:
     }
 
 
+def _active(x, mask):
+  """Which features are not 0 for some example that the mask selects."""
+  if len(x) > len(mask):  # All devices' examples: fc layers are divided.
+    mask = lax.all_gather(mask, 'data', tiled=True)
+  found = (x != 0) & mask.reshape(-1, *[1] * (x.ndim - 1))
+  return found.any(tuple(range(x.ndim - 1)))
+
+
 def sample(x: Array) -> Array:
   """About `SAMPLE` elements of `x` (all, if it has fewer), evenly spread."""
-  # An odd stride meets all features, whose number is even.
-  stride = (x.size // SAMPLE) | 1
+  stride = max(x.size // SAMPLE, 1)
+  while math.gcd(stride, x.shape[-1]) > 1:  # It would leave features out.
+    stride += 1
   return x.reshape(-1)[::stride].astype(jnp.float32)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import pathlib
 
+from alexnet_jax import metrics
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
@@ -38,7 +39,7 @@ def show(
   if len(nets) > 1:
     rows[f'{len(nets)} CNNs'] = result
   columns = {}
-  for tag in result:
+  for tag in metrics.informative(result, nets[0].config.model.num_classes):
     prefix, _, name = tag.partition('/')
     if name in COLUMNS:
       columns[tag] = f'{COLUMNS[name]} ({split}, {VIEW_NAMES[prefix]})'

@@ -132,6 +132,10 @@ def _open_nets(
       f'--{flag}: there is no {missing[0]}; a name with a comma needs double'
       f' quotes: --{flag}=\'"A,B",C\''
     )
+  if missing and (more := shipped_nets.nor_a_net(missing[0])):
+    raise FileNotFoundError(
+      f'there is no work directory or file {missing[0]}{more}'
+    )
   nets = [
     _open_file(path, config, split, data_dir, dataset)
     if path.is_file() or path.suffix == weights_lib.SUFFIX
@@ -209,7 +213,8 @@ def define_evaluation_flags(views: str) -> list[flags.FlagHolder]:
     flags.DEFINE_list(
       'weights',
       [],
-      'FILE.safetensors in place of a work directory, or several.',
+      'FILE.safetensors in place of a work directory, or cifar10, the net of the'
+      ' package; or several.',
     ),
     flags.DEFINE_string(
       'dataset',

@@ -5,6 +5,7 @@ their reflections are averaged. Every example counts exactly once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+import functools
 import logging
 
 import flax.linen as nn
@@ -139,7 +140,7 @@ def make_eval_step(
       crop_size=crop_size,
       central_mean=central_mean,
       channel_stds=channel_stds,
-      observe=observe,
+      observe=observe and functools.partial(observe, mask=batch['mask']),
     )
     losses = metrics.cross_entropy(log_probs, batch['label'])
     sums = metrics.batch_sums(log_probs, losses, batch['mask'])

@@ -5,9 +5,8 @@ r"""Trains AlexNet, or evaluates a trained net.
 
 On several hosts, run the same command once on each; if JAX cannot detect the
 cluster, add --coordinator_address, --num_processes and --process_id.
-
-This module only handles flags and errors; see train.py and evaluate.py.
 """
+# This module only handles flags and errors; see train.py and evaluate.py.
 
 import sys
 

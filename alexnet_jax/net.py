@@ -267,9 +267,10 @@ def open_weights(
   data_dir: str | os.PathLike | None = None,
 ) -> weights_lib.Weights:
   """The weights of a net; arguments and errors are those of `load`."""
+  more = shipped_nets.nor_a_net(path)
   path = files.local_path(shipped_nets.find(path), 'path')
   if not path.exists():
-    raise FileNotFoundError(f'there is no work directory or file {path}')
+    raise FileNotFoundError(f'there is no work directory or file {path}{more}')
   if not path.is_dir():
     return weights_lib.load(path)
   config = trained_net.read_config(path, data_dir=data_dir and str(data_dir))

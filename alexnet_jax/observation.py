@@ -1,6 +1,7 @@
 """What an evaluation shows of a net besides its errors: confusions, mistakes."""
 
 import dataclasses
+import time
 
 from jaxtyping import Bool, Float, Int, PyTree
 import numpy as np
@@ -44,6 +45,7 @@ class Observation:
     features: activations [examples, ...] of the last hidden layer for the first
       examples of the split.
     examples: (row, label, predicted class) of each of `features`.
+    seconds: what collecting has taken.
   """
 
   def __init__(self, num_classes: int):
@@ -51,7 +53,7 @@ class Observation:
     self.mistakes: list[Mistake] = []
     self.samples, self.active = {}, {}
     self.features, self.examples, self.layer = None, [], ''
-    self._rows = 0
+    self._rows, self.seconds = 0, 0.0
 
   def __call__(
     self,
@@ -68,6 +70,7 @@ class Observation:
       mask: selects the examples.
       observed: what `diagnostics.Activations` has returned for one view.
     """
+    began = time.monotonic()
     rows = self._rows + np.flatnonzero(mask)
     self._rows += len(mask)
     log_probs, labels = log_probs[mask], labels[mask]
@@ -88,6 +91,7 @@ class Observation:
       found = zip(rows, labels, predicted, strict=True)
       self.examples += [tuple(map(int, one)) for one in found]
       del self.examples[EXAMPLES:]
+    self.seconds += time.monotonic() - began
 
   def _add_mistakes(self, rows, log_probs, labels, predicted):
     wrong = np.flatnonzero(predicted != labels)

@@ -119,7 +119,8 @@ def predict(
   Raises:
     ValueError: if no image could be read.
   """
-  count, errors, known = 0, report.Errors(), {*net.class_names, ''}
+  known = {*net.class_names, ''}
+  count, errors = 0, report.Errors(len(net.class_names))
   for items, images in image_files.batches(sources, net.stored):
     found = net.predict(images, views=views, top=report.TOP)
     for item, classes in zip(items, found, strict=True):

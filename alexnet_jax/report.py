@@ -11,7 +11,9 @@ import sys
 
 import tqdm
 
+from alexnet_jax import error_table
 from alexnet_jax import image_files
+from alexnet_jax import metrics
 from alexnet_jax import sheet
 from alexnet_jax.prepare import folders
 from alexnet_jax.runtime import files
@@ -39,9 +41,13 @@ class Prediction:
 
 
 class Errors:
-  """Top-1 and top-5 errors of the images whose class is known."""
+  """Top-1 and top-5 errors of the images whose class is known.
 
-  def __init__(self):
+  The text has no top-5 error of five classes or fewer.
+  """
+
+  def __init__(self, num_classes: int):
+    self._num_classes = num_classes
     self.count = self._top1 = self._top5 = 0
 
   def add(self, prediction: Prediction) -> None:
@@ -52,11 +58,13 @@ class Errors:
 
   def __str__(self) -> str:
     images = 'image' if self.count == 1 else 'images'
-    return (
-      f'{self.count:,} {images} of known class: top-1 error'
-      f' {self._top1 / self.count:.2%}, top-5 error'
-      f' {self._top5 / self.count:.2%}'
+    wrong = {'all/top1_error': self._top1, 'all/top5_error': self._top5}
+    shown = ', '.join(
+      f'{error_table.COLUMNS[tag.partition("/")[2]].lower()} error'
+      f' {number / self.count:.2%}'
+      for tag, number in metrics.informative(wrong, self._num_classes).items()
     )
+    return f'{self.count:,} {images} of known class: {shown}'
 
 
 def picture(prediction: Prediction, words: Mapping[str, str]) -> sheet.Picture:

@@ -98,6 +98,7 @@ def train_and_evaluate(
         train_step, state, batches, traced, step, progress, totals
       )
       step = first + totals.batches
+      profile.end_row(step)
       evaluate = functools.partial(evaluator, observer=board.observer(step))
       found = _evaluate(evaluate, state, step, end, plateau, table, config)
       if found is None:

@@ -33,6 +33,7 @@ def values(monkeypatch):
   )
   flags.DEFINE_integer('size', 256, 'The size.', flag_values=found)
   flags.DEFINE_bool('quick', False, 'Be quick.', flag_values=found)
+  flags.DEFINE_multi_string('more', [], 'Others.', flag_values=found)
   monkeypatch.setattr(flags, 'FLAGS', found)
   monkeypatch.setattr(command, 'FLAGS_OF', (__name__.partition('.')[0],))
   return found
@@ -99,11 +100,12 @@ def test_help_is_printed_and_is_no_error(values, capsys, word):
     command.parse_flags(['command', '--size=x', word])
   assert not ended.value.code
   lines = capsys.readouterr().out.splitlines()
-  assert lines[-4:] == [
+  assert lines[-5:] == [
     '  --source: Where from.',
     '  --name: The name.',
     '  --size: The size. (default: 256)',
     '  --[no]quick: Be quick.',
+    '  --more: Others. It may be repeated.',
   ]
 
 
@@ -220,6 +222,19 @@ def test_a_file_that_the_system_refuses_ends_with_one_line(number, way_out):
   message = ended.value.code
   expected = f'{type(error).__name__}: {error}; {way_out}'
   assert message.startswith(expected) and '\n' not in message
+
+
+def test_lines_are_plain_and_end_at_column_120():
+  text = lambda level, message: command._Lines().format(
+    logging.LogRecord('a', level, 'a.py', 1, message, (), None)
+  )
+  assert text(logging.INFO, 'Compiling.') == 'Compiling.'
+  assert text(logging.WARNING, 'Slow.\n\n  b') == 'Warning: Slow.\n\n  b'
+  found = text(logging.ERROR, 'word ' * 60 + 'x/' * 70)
+  first, *_, last = found.split('\n')
+  assert first.startswith('Error: word') and 115 < len(first) <= 120
+  assert last == '  ' + 'x/' * 70
+  assert len(found.split()) == 62
 
 
 def test_another_error_of_a_library_keeps_its_traceback():

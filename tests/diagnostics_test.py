@@ -29,6 +29,13 @@ class Tiny(nn.Module):
     return nn.Dense(3, name='fc8')(x.mean((1, 2)))
 
 
+class Widths(nn.Module):
+  """The part of `model.AlexNet` that names its layers."""
+
+  conv_features: tuple[int, ...]
+  fc_features: tuple[int, ...]
+
+
 def views(key, images, indices, mean_image, directions, color_std):
   del key, indices, directions, color_std
   return images / 255 - mean_image[None]
@@ -80,11 +87,26 @@ def test_statistics_of_weights(conv1_rate):
   assert found['colour_index']['tower_1'] == pytest.approx(index[2:].mean())
 
 
-@pytest.mark.parametrize('size', [10, 2**14, 2**17])
-def test_a_sample_is_bounded_and_meets_all_features(size):
-  x = np.arange(size)
+@pytest.mark.parametrize(
+  'shape', [(10,), (2**14,), (512, 256), (11, 11, 3, 96), (3, 3, 64, 96)]
+)
+def test_a_sample_is_bounded_and_meets_all_features(shape):
+  x = np.arange(np.prod(shape)).reshape(shape)
   found = np.asarray(diagnostics.sample(jnp.asarray(x))).astype(int)
-  assert found.size == min(size, found.size) <= 2 * diagnostics.SAMPLE
+  assert min(x.size, 2000) <= found.size <= 2 * diagnostics.SAMPLE
   assert np.isin(found, x).all()
-  if size > 2**16:
-    assert {*(found % 256)} == {*range(256)}
+  if len(shape) > 1:
+    assert {*(found % shape[-1])} == {*range(shape[-1])}
+
+
+def test_a_unit_that_only_a_masked_example_makes_active_is_dead():
+  net = Widths((3,), (0, 2))
+  black = np.array([[False], [True]])  # The padding of a batch.
+  conv1 = np.zeros((2, 4, 4, 3), np.float32)
+  conv1[:, 2, 1, 0], conv1[1, :, :, 1] = 1, 1
+  captured = {'conv1': conv1, 'fc7': np.float32(black & [True, False])}
+  observe = diagnostics.Activations(net)
+  arguments = jax.tree.map(jnp.asarray, (captured, ~black[:, 0]))
+  active = observe(*arguments)['active']
+  assert active['conv1'].tolist() == [[True, False, False]]
+  assert active['fc7'].tolist() == [[False, False]]

@@ -248,7 +248,7 @@ MODULE_LINES, FUNCTION_LINES = 300, 60
 LONG_MODULES = {}
 LONG_FUNCTIONS = {
   # The loop is the documentation of the project: it reads from top to bottom.
-  ('train', 'train_and_evaluate'): 92
+  ('train', 'train_and_evaluate'): 93
 }
 # The most lines of all modules that explain training; see CONTRIBUTING.md.
 CORE_LINES = 2445

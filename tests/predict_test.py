@@ -69,15 +69,17 @@ def test_json_has_a_line_for_each_picture_with_its_five_classes(
   assert code == 1 and f'{pictures}/ant/bad.png (' in err
 
 
-def test_errors_count_the_images_of_known_class():
-  errors = report.Errors()
+@pytest.mark.parametrize(
+  ('num_classes', 'more'), [(6, ', top-5 error 25.00%'), (5, '')]
+)
+def test_errors_count_the_images_of_known_class(num_classes, more):
+  errors = report.Errors(num_classes)
   classes = [(name, 0.1) for name in narrow_nets.ANIMALS[:5]]
   # Right; second; fifth; not among the five; not known.
   for true in ('ant', 'bee', 'eel', 'gnu', ''):
     errors.add(report.Prediction(image_files.Item('a', true, 'a'), classes))
-  assert str(errors) == (
-    '4 images of known class: top-1 error 75.00%, top-5 error 25.00%'
-  )
+  expected = f'4 images of known class: top-1 error 75.00%{more}'
+  assert str(errors) == expected
 
 
 def test_names_from_standard_input_and_csv(

@@ -4,12 +4,16 @@ import pytest
 
 from alexnet_jax.runtime import profiler
 
+EVALUATED = ['evaluated', 'evaluated']
+
 
 @pytest.mark.parametrize(
   ('first', 'count', 'completed', 'expected'),
   [
-    (3, 2, 0, ['start', 3, 4, 5, 'stop']),  # Step 4 is done when 5 is running.
-    (5, 9, 0, ['start', 5, 6, 'stop']),  # The loop ends first.
+    (3, 2, 0, ['start', 3, 4, 'stop', *EVALUATED]),  # 4 ends a row.
+    (5, 9, 0, ['start', 5, 6, *EVALUATED[1:], 'stop']),  # The loop ends first.
+    # Step 2 is done when 3 is running.
+    (1, 2, 0, ['start', 1, 2, 3, 'stop', *EVALUATED]),
     (3, 2, 4, []),  # A resumed run is past it.
     (0, 2, 0, []),  # Off.
   ],
@@ -28,6 +32,8 @@ def test_the_profile_covers_its_steps(
       if is_on:
         assert is_on == [tmp_path]
         seen.append(step)
+    profile.end_row(part.stop - 1)
+    seen += ['evaluated'] if seen else []
   profile.close()
   profile.close()
   assert seen == expected

@@ -14,6 +14,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import pretrained
 from alexnet_jax import recorded_config
 from alexnet_jax import shipped_nets
+from alexnet_jax.convert import convert
 from configs import cifar10
 
 RECORD = (
@@ -34,13 +35,19 @@ def named(tmp_path, tiny_net_file, monkeypatch):
 def test_a_net_loads_by_name(named, tiny_net):
   assert shipped_nets.names() == ['tiny']
   assert alexnet_jax.load('tiny').class_names == tiny_net.class_names
-  with pytest.raises(FileNotFoundError, match='small'):
+  with pytest.raises(FileNotFoundError) as missing:
     alexnet_jax.load('small')
+  assert str(missing.value).endswith('/small, nor a net of the package: tiny')
+  with pytest.raises(FileNotFoundError, match=r'small\.safetensors$'):
+    alexnet_jax.load('small.safetensors')
 
 
 def test_a_path_of_that_name_is_preferred(named, tmp_path):
   (tmp_path / 'here/tiny').mkdir()
-  with pytest.raises(FileNotFoundError, match=r'here/tiny/config\.json'):
+  hides = (
+    r'here/tiny/config\.json, and this folder hides the net of the package'
+  )
+  with pytest.raises(FileNotFoundError, match=hides):
     alexnet_jax.load('tiny')
   assert shipped_nets.find('./tiny') == './tiny'
 
@@ -52,8 +59,15 @@ def test_commands_take_a_name(named, run_command, pictures, tiny_net_file):
   assert by_name[0] == 0 and json.loads(by_name[1])
   code, _, err = run_command('evaluate', net=('--weights=tiny',))
   assert code == 1 and 'or name another: --dataset=NAME' in err
-  code, _, err = run_command('predict', 'e.png', net=('--weights=small',))
-  assert code == 1 and 'small' in err
+  for command, *more in (('predict', 'e.png'), ('evaluate',)):
+    code, _, err = run_command(command, *more, net=('--weights=small',))
+    assert code == 1 and 'small, nor a net of the package: tiny' in err
+
+
+def test_the_converter_takes_a_name(named, tiny_net):
+  assert convert.read('tiny').class_names == tiny_net.class_names
+  with pytest.raises(FileNotFoundError, match='nor a net of the package: tiny'):
+    convert.read('small')
 
 
 def test_fine_tuning_records_the_name(named, monkeypatch):

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment
+from alexnet_jax import diagnostics
 from alexnet_jax import evaluator
 from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import model
+from alexnet_jax import observation
 from alexnet_jax import optimizer
 from alexnet_jax import placement
 from alexnet_jax import run as run_lib
@@ -416,6 +418,45 @@ def test_activations_do_not_depend_on_the_mesh(mesh):
   np.testing.assert_allclose(
     jax.device_get(log_probs), expected_log_probs, rtol=0, atol=1e-4
   )
+
+
+@functools.cache
+def diagnosed(mesh_name):
+  """What is observed of an evaluation, and the statistics of the weights."""
+  mesh, net = create_mesh(mesh_name), create_net(mesh_name)
+  train_step, state, args = prepare(mesh_name, 'float32')
+  batch, statistics, *_ = args
+  train_step = train_step.lower(state, *args).compile(compiler_options=CHEAP)
+  state, _ = train_step(state, *args)  # With a last update.
+  weights = diagnostics.Weights(2)(train_step, state, batch, args[1:], mesh)
+  eval_step = evaluator.make_eval_step(
+    net, mesh, CROP, observe=diagnostics.Activations(net)
+  )
+  offsets = placement.place(np.array([[2, 2, 0]], np.int32), mesh)
+  params = state.params | {  # Many units are dead.
+    name: state.params[name] | {'bias': state.params[name]['bias'] - 30}
+    for name in ('conv3', 'fc6', 'fc7')
+  }
+  args = params, batch, statistics.mean_image, offsets
+  _, log_probs, observed = eval_step.lower(*args).compile(CHEAP)(*args)
+  found = observation.Observation(CLASSES)
+  host = host_batch()
+  found(jax.device_get(log_probs), host['label'], host['mask'], observed)
+  return weights, found
+
+
+# On 'trick 4' every device has the fc activations of all examples.
+@pytest.mark.parametrize('mesh', ['2x2', 'trick 4'])
+def test_diagnostics_do_not_depend_on_the_mesh(mesh):
+  weights, found = diagnosed(mesh)
+  expected_weights, expected = diagnosed('single')
+  assert weights.keys() == expected_weights.keys()
+  check_trees(weights, expected_weights)
+  assert found.dead_shares() == expected.dead_shares()
+  assert 0 < found.dead_shares()['fc6'] < 1
+  np.testing.assert_array_equal(found.confusion, expected.confusion)
+  assert found.examples == expected.examples
+  check_trees(found.features, expected.features)
 
 
 def losses(result):

@@ -39,6 +39,7 @@ from alexnet_jax import augment
 from alexnet_jax import cache
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax import dashboard
 from alexnet_jax import evaluate
 from alexnet_jax import input_pipeline
 from alexnet_jax import optimizer
@@ -119,6 +120,7 @@ def uninterrupted(config_file, tmp_path_factory):
   )
   began = time.monotonic()
   with pytest.MonkeyPatch.context() as patch, watched(seen, workdir, patch):
+    patch.setattr(dashboard, 'BUDGET', np.inf)
     returned = train.train_and_evaluate(load(config_file), workdir)
   seen.seconds = time.monotonic() - began
   return types.SimpleNamespace(workdir=workdir, returned=returned, **vars(seen))
@@ -615,6 +617,7 @@ STOPS = [(6, 5), (3, 7), (4, 10), (3 + 9 + 3 + 5 + 3 + 2, 24)]
 def test_a_run_that_is_stopped_again_and_again_equals_the_uninterrupted_one(
   uninterrupted, config, tmp_path
 ):
+  config.train.diagnostics_every_evals = 0  # They change nothing.
   for calls, saved in STOPS:
     asked = iter([0] * (calls - 1) + [signal.SIGTERM])
     with pytest.raises(signals.Stopped) as stopped:
@@ -910,6 +913,8 @@ def test_the_plateau_schedule_resumes_and_ends_the_run_early(
   config.optimizer.plateau_drops = 1
   config.train.epochs = 0.4
   config.train.eval_every_epochs = 0.05  # After 5, 10, 15, 19, 24, 29 steps.
+  # Diagnostics are written first and last, by each command.
+  monkeypatch.setattr(dashboard, 'BUDGET', 0)
   # It resumes from step 12, when one evaluation has brought no improvement, and
   # from step 19, when the rate has dropped.
   train_until(14, config, tmp_path, monkeypatch)
@@ -923,6 +928,8 @@ def test_the_plateau_schedule_resumes_and_ends_the_run_early(
   }
   assert rows[-1]['eval_five_view/loss']
   assert json.loads((tmp_path / 'result.json').read_text())['step'] == 29
+  assert scalar_steps(tmp_path, 'units/dead_share/fc6') == [5, 15, 24, 29]
+  assert (tmp_path / 'projector/default/tensors.tsv').exists()
   before = (tmp_path / 'metrics.csv').read_bytes()
   train.train_and_evaluate(config, tmp_path)
   assert (tmp_path / 'metrics.csv').read_bytes() == before

@@ -25,8 +25,8 @@ from alexnet_jax.runtime import utf8
 INPUT = flags.DEFINE_string(
   'input',
   None,
-  'Work directory, or file that ends with .safetensors, .caffemodel, .pt or'
-  ' .pth.',
+  'Work directory, file that ends with .safetensors, .caffemodel, .pt or .pth,'
+  ' or cifar10, the net of the package.',
   required=True,
 )
 OUTPUT = flags.DEFINE_string(

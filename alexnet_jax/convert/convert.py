@@ -24,6 +24,7 @@ import ml_collections
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import net as net_lib
+from alexnet_jax import shipped_nets
 from alexnet_jax import weights as weights_lib
 from alexnet_jax import words
 from alexnet_jax.convert import caffemodel
@@ -74,7 +75,7 @@ def read(
     ValueError: if one of them is damaged or does not fit, or PyTorch has to
       read it and is not installed.
   """
-  path = _existing(path, '--input')
+  path = _existing(shipped_nets.find(path), '--input')
   names = class_names and _read_names(_existing(class_names, '--class_names'))
   kind = _kind(path)
   if kind == 'own':
@@ -166,7 +167,8 @@ def write(
 def _existing(path, flag):
   path = files.local_path(path, flag)
   if not path.exists():
-    raise FileNotFoundError(f'{flag}={path}: there is no such file or folder')
+    more = shipped_nets.nor_a_net(path) if flag == '--input' else ''
+    raise FileNotFoundError(f'{flag}={path}: no such file or folder{more}')
   return path
 
 

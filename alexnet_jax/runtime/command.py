@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
+import functools
 import itertools
 import logging
 import os
@@ -32,6 +33,7 @@ WAYS_OUT |= dict.fromkeys(
 # Their flags are those of the command; others belong to libraries.
 FLAGS_OF = ('alexnet_jax', 'benchmarks', 'experiments')
 HELP = {'-h', '-?', '-help', '--help', '--helpshort', '--helpfull'}
+COLUMNS = 120  # Of a line that is logged.
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
 
 
@@ -118,7 +120,8 @@ def _help(purpose):
 def _described(flag):
   """A flag with its values, what it is for, and its default."""
   name = f'[no]{flag.name}' if flag.boolean else flag.name
-  text = f'--{name}: {flag.help}'
+  purpose, repeated, _ = flag.help.partition(';\n    repeat this option')
+  text = f'--{name}: {purpose}{" It may be repeated." if repeated else ""}'
   if flag.default not in (None, False, '', []):
     text += f' (default: {flag.serialize().partition("=")[2]})'
   return textwrap.fill(text, 79, initial_indent='  ', subsequent_indent='    ')
@@ -159,6 +162,26 @@ def _way_out(argv, words):
   return 'flags have the form --name=value'
 
 
+class _Lines(logging.Formatter):
+  """The message, after its level unless that is INFO, in lines of `COLUMNS`."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    level = record.levelname.capitalize()
+    text = '' if level == 'Info' else f'{level}: '
+    text += super().format(record)
+    return '\n'.join(map(_wrapped, text.split('\n')))
+
+
+_wrapped = functools.partial(  # A long path stays whole.
+  textwrap.fill,
+  width=COLUMNS,
+  subsequent_indent='  ',
+  break_long_words=False,
+  break_on_hyphens=False,
+  replace_whitespace=False,
+)
+
+
 def quiet_libraries() -> None:
   """Lets libraries log errors only, and JAX warnings, as of an unused GPU."""
   absl_logging.set_verbosity(absl_logging.ERROR)
@@ -184,6 +207,7 @@ def one_line_errors(resume_hint: str) -> Iterator[None]:
   """
   signals.resume_hint = resume_hint
   quiet_libraries()
+  absl_logging.get_absl_handler().setFormatter(_Lines())
   logging.getLogger('alexnet_jax').setLevel(logging.INFO)
   try:
     yield

@@ -23,7 +23,8 @@ class Profile:
   def steps(self, inputs: Iterable, completed: int) -> Iterator:
     """Yields `inputs`: those of the steps `completed` + 1, and so on.
 
-    The profile ends one step late, when the last of its steps must be done.
+    The profile ends one step late, when the last of its steps must be done, or
+    at `end_row`.
     """
     for step, arguments in enumerate(inputs, completed + 1):
       if step == self._first and self._enabled:
@@ -32,6 +33,11 @@ class Profile:
       elif step > self._first + self._count:
         self.close()
       yield arguments
+
+  def end_row(self, completed: int) -> None:
+    """Ends a profile whose steps are done: evaluations do not belong to it."""
+    if completed >= self._first + self._count - 1:
+      self.close()
 
   def close(self) -> None:
     """Writes the profile, if one is running."""
