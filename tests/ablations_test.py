@@ -253,33 +253,65 @@ def test_gains_are_those_of_each_net(tmp_path):
 @pytest.mark.parametrize(
   ('errors', 'epochs', 'lowest', 'bound'),
   [
-    # 0.409 is within a point of 0.4; what follows the drop does not count.
-    ([0.6, 0.409, 0.4, 0.45, 0.2], 4, 0.4, False),
-    ([0.6, 0.5, 0.45, 0.4, 0.2], 8, 0.4, True),
-    ([0.4, 0.41, 0.42, 0.43, 0.2], 2, 0.4, False),
+    # Smoothed: .5, .4, .309, .3, .35, .4; what follows the drop is left out.
+    ([0.6, 0.4, 0.2, 0.327, 0.373, 0.35, 0.47, 0.1], 6, 0.3, False),
+    # One lucky evaluation is no minimum: .55, .487, .407, .36, .32, .387, .4.
+    ([0.6, 0.5, 0.36, 0.36, 0.36, 0.24, 0.56, 0.1], 10, 0.32, True),
+    ([0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.2], 2, 0.4, False),
+    # The last three evaluations: it may still fall.
+    ([0.6, 0.5, 0.4, 0.3, 0.3, 0.3, 0.3, 0.2], 10, 0.3, True),
   ],
 )
 def test_a_net_has_converged_near_its_lowest_error(
   errors, epochs, lowest, bound
 ):
-  found = dropout_convergence.convergence([2, 4, 6, 8, 10], errors, 8)
-  expected = dropout_convergence.Convergence(epochs, lowest, bound)
-  assert found == expected
+  steps = range(2, 18, 2)
+  found = dropout_convergence.convergence(steps, errors, 14)
+  assert (found.epochs, found.is_lower_bound) == (epochs, bound)
+  assert found.lowest_error == pytest.approx(lowest)
+
+
+def convergences(base, without, late=()):
+  """Rows of convergence.csv; `late` has the variants with lower bounds."""
+  return [
+    {'variant': v, 'seed': s, 'epochs': e, 'is_lower_bound': v in late}
+    for v, own in (('base', base), ('dropout_0', without))
+    for s, e in enumerate(own)
+  ]
+
+
+@pytest.mark.parametrize(
+  ('base', 'late', 'verdict'),
+  [
+    # Factors without spread: 2, 3, 1.5 and 0.5.
+    ((8, 8, 8), (), 'reproduced'),
+    ((12, 12, 12), ('base',), 'reproduced'),
+    ((6, 6, 6), (), 'same sign, smaller'),
+    ((6, 6, 6), ('base',), 'noise'),
+    ((2, 2, 2), (), 'contradicted'),
+    ((2, 2, 2), ('base',), 'noise'),
+    ((8, 8, 8), ('dropout_0',), 'not run yet'),
+    ((8, 8), ('base',), 'not run yet'),
+  ],
+)
+def test_a_lower_bound_is_not_called_smaller(base, late, verdict):
+  rows = convergences(base, (4,) * len(base), late)
+  assert dropout_convergence.factors(rows)['verdict'] == verdict
 
 
 def test_the_factor_of_dropout():
-  rows = [
-    {'variant': v, 'seed': s, 'epochs': e, 'is_lower_bound': v == 'base' and s}
-    for v, own in (('base', (8, 12, 10)), ('dropout_0', (4, 4, 5)))
-    for s, e in enumerate(own)
-  ]
-  found = dropout_convergence.factors(rows)
-  assert found['factors'] == [2, 3, 2]
-  # 2.33 ± 0.33: the interval of three seeds is 1.33 ± 1.43, and includes 0.
-  assert found['verdict'] == 'noise'
+  found = dropout_convergence.factors(
+    convergences((8, 16, 5), (4, 4, 5), ('base',))
+  )
+  assert found['factors'] == [2, 4, 1]
+  # Logarithms to base 2: 1, 2 and 0, of mean 1 and standard error 0.577.
+  assert found['spread'] == pytest.approx(2**0.57735)
   assert dropout_convergence.line(found) == (
-    'dropout multiplies the epochs to converge by at least 2.33 ± 0.33 (3'
+    'dropout multiplies the epochs to converge by at least 2.00 ×/÷ 1.49 (3'
     ' seeds); the paper 2; noise'
+  )
+  assert dropout_convergence.line(dropout_convergence.factors([])).endswith(
+    'not run yet'
   )
 
 
@@ -303,6 +335,7 @@ def test_dropout_is_read_from_the_runs_of_the_ablations(
     *('base', 'dropout_0.1', 'dropout_0')
   ]
   assert {row['epochs'] for row in found} == {drop / 2}
+  assert all(row['is_lower_bound'] for row in found)  # Two evaluations.
   with open(tmp_path / 'convergence.csv', newline='') as file:
     assert len(list(csv.DictReader(file))) == 3
   pytest.importorskip('matplotlib')
