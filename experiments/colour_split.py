@@ -155,6 +155,16 @@ def verdict_of(aucs: Sequence[float], p_values: Sequence[float]) -> str:
   return 'same sign, smaller' if is_some else 'noise'
 
 
+def verdict_line(aucs: Sequence[float], p_values: Sequence[float]) -> str:
+  """The verdict as of `verdict_of`, and in how many runs the towers split."""
+  split = sum(p < SIGNIFICANT for p in p_values)
+  large = sum(auc >= LARGE_AUC for auc in aucs)
+  return (
+    f'{verdict_of(aucs, p_values)}: of {len(aucs)} runs of two towers {split}'
+    f' have p below {SIGNIFICANT}, {large} an auc of at least {LARGE_AUC}'
+  )
+
+
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
   """Spearman's correlation; nan if one of them is constant."""
   return float(stats.spearmanr(a, b).statistic)

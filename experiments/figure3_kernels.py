@@ -240,20 +240,6 @@ def table(rows: Sequence[Mapping]) -> str:
   return '\n'.join(lines)
 
 
-def verdict_line(rows: Sequence[Mapping]) -> str:
-  """The verdict on the claim, and in how many runs the towers split."""
-  aucs, p_values = (
-    summary.values_of(rows, 'two_towers', metric) for metric in ('auc', 'p')
-  )
-  split = sum(p < colour_split.SIGNIFICANT for p in p_values)
-  large = sum(auc >= colour_split.LARGE_AUC for auc in aucs)
-  return (
-    f'{colour_split.verdict_of(aucs, p_values)}: of {len(aucs)} runs of two'
-    f' towers {split} have p below {colour_split.SIGNIFICANT}, {large} an auc'
-    f' of at least {colour_split.LARGE_AUC}'
-  )
-
-
 def _shown(values):
   mean, error = summary.mean_and_standard_error(values)
   spread = '' if error is None else f' ± {error:.2f}'
@@ -288,7 +274,8 @@ def main() -> None:
   path = files.local_path(FLAGS.output, '--output')
   rows = run(config, FLAGS.seeds, path)
   print(table(rows))
-  print(verdict_line(rows))
+  auc, p = (summary.values_of(rows, 'two_towers', m) for m in ('auc', 'p'))
+  print(colour_split.verdict_line(auc, p))
   labels = {'auc': 'split of the towers (auc)', 'agreement': 'rank correlation'}
   print(summary.draw(path, labels))
   print(figure3_drawing.draw(path))

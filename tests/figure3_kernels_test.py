@@ -149,13 +149,8 @@ def test_what_a_run_says(written):
 )
 def test_the_verdict_on_a_split_in_every_run(auc, p, verdict):
   assert colour_split.verdict_of(auc, p) == verdict
-  rows = [
-    {'variant': 'two_towers', 'auc': a, 'p': b}
-    for a, b in zip(auc, p, strict=True)
-  ]
-  assert figure3_kernels.verdict_line(rows).startswith(
-    f'{verdict}: of {len(p)}'
-  )
+  line = colour_split.verdict_line(auc, p)
+  assert line.startswith(f'{verdict}: of {len(p)} runs')
 
 
 def test_runs_of_older_code_are_measured_again(written):
