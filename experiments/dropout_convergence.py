@@ -6,10 +6,10 @@ The paper says that it does, roughly (section 4.2), not how that was measured.
 The nets are those of three rows of `ablations`, with dropout 0.5, 0.1 and 0; if
 DIR is a folder of that command, only missing ones are trained. Test errors are
 smoothed: each is the mean of three evaluations, two epochs apart (of two at
-both ends). A net counts as converged at the first evaluation before the drop of its learning rate whose
-smoothed error is within WITHIN of the lowest before the drop. The factor is that
-of these epochs with dropout 0.5 and without, seed by seed; its mean is
-geometric, and the verdict is one on its logarithm.
+both ends). A net counts as converged at the first evaluation before the drop of
+its learning rate whose smoothed error is within WITHIN of the lowest before the
+drop. The factor is that of these epochs with dropout 0.5 and without, seed by
+seed; its mean is geometric, and the verdict is one on its logarithm.
 
 A net whose lowest error is among the last LAST evaluations before the drop may
 not have converged, so its epochs are a lower bound. If that is so with dropout,
