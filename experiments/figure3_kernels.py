@@ -115,6 +115,7 @@ def get_config(
     config.train.epochs = EPOCHS
   config.input.data_dir = data_dir
   config.mesh.layout = 'data'
+  config.train.diagnostics_every_evals = 0  # `conv1_training` writes none.
   return config
 
 

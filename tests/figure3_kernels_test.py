@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import jax
 import numpy as np
@@ -233,3 +234,26 @@ def test_only_the_variants_keys_differ(tmp_path, full):
   for training in plan:
     assert training.config.optimizer.schedule != 'plateau'
     assert training.config.optimizer.weight_decay == 0.0005
+    # As in finished runs, which another value would refuse.
+    assert training.config.train.diagnostics_every_evals == 0
+
+
+@pytest.mark.slow
+def test_the_quick_command(tmp_path, monkeypatch, capsys, data_dir):
+  pytest.importorskip('matplotlib')
+  given = {'output': str(tmp_path), 'data_dir': str(data_dir), 'seeds': 1}
+  flags = types.SimpleNamespace(**given, quick=True, full=False)
+  monkeypatch.setattr(figure3_kernels, 'FLAGS', flags)
+  figure3_kernels.main()
+  printed = capsys.readouterr().out
+  assert printed.count('run ') >= 3
+  assert '| one_tower | ' in printed
+  assert 'not run yet: of 1 runs of two towers ' in printed
+  for name in ('figure.png', 'figure3.png'):
+    assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+  # A second time nothing is trained, and all is written anew.
+  tables = ('runs.csv', 'summary.csv', 'kernels.csv', 'split.csv')
+  before = [(tmp_path / name).read_text() for name in tables]
+  figure3_kernels.main()
+  assert 'run 1' not in capsys.readouterr().out
+  assert [(tmp_path / name).read_text() for name in tables] == before
