@@ -17,9 +17,16 @@ dropout and augmentation): `weight_decay_training` those of the last four
 epochs, `biases_0` those of the first four. `verdict` has the rule of the
 verdicts; where the paper claims nothing, its choice is 'better' or 'worse'.
 
+All rows share the nets of the base, and of 20 verdicts one is wrong by chance:
+`p` and, corrected by Holm's method for the number of rows, `p_holm` stand
+beside each. A verdict whose `p_holm` is not below 0.05 should be confirmed.
+
 --pilot trains the base and one row with PILOT_SEEDS seeds, as the whole sweep
-will, and says from their spread how many seeds each row needs before its
-published size is told from noise.
+will, and says from their spread how many seeds each row needs, so that a
+difference of its published size is told from noise with a chance of 80%. The
+spread is that of the row PILOT alone, and few seeds tell it within a factor of
+about 4, so its confidence interval, and what that means for the seeds, is
+printed too.
 
 | in DIR | contents |
 |---|---|
@@ -123,65 +130,100 @@ def differences(rows: Sequence[Mapping], name: str) -> list[float]:
 
 COLUMNS = (
   *('row', 'what', 'paper', 'log', 'mishkin'),
-  *('difference', 'standard_error', 'n', 'verdict'),
+  *('difference', 'standard_error', 'n', 'failed', 'p', 'p_holm', 'verdict'),
 )
 
 
 def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
-  """The rows of ablations.csv, from those of runs.csv."""
+  """The rows of ablations.csv, from those of runs.csv.
+
+  A row whose nets have been trained is there even if all of them failed.
+  """
   result = []
   for name, row in ROWS.items():
-    if found := differences(rows, name):
-      mean, error = summary.mean_and_standard_error(found)
-      size = row.paper if row.paper is not None else row.log
-      claims = (row.paper, row.log, row.mishkin)
-      words = verdict.verdict(found, size)
-      if not row.is_claimed:
-        words = UNCLAIMED.get(words, words)
-      own = (mean, error, len(found), words)
-      cells = (name, row.what, *claims, *own)
-      result.append(dict(zip(COLUMNS, cells, strict=True)))
+    own = [r for r in rows if r['variant'] == (row.same_net_as or name)]
+    if not own:
+      continue
+    found = differences(rows, name)
+    words = verdict.verdict(
+      found, row.paper if row.paper is not None else row.log
+    )
+    if not row.is_claimed:
+      words = UNCLAIMED.get(words, words)
+    cells = (
+      *(name, row.what, row.paper, row.log, row.mishkin),
+      *summary.mean_and_standard_error(found),
+      *(len(found), sum(bool(r['failed']) for r in own)),
+      *(verdict.p_value(found), None, words),
+    )
+    result.append(dict(zip(COLUMNS, cells, strict=True)))
+  tested = [row for row in result if row['p'] is not None]
+  corrected = verdict.holm([row['p'] for row in tested])
+  for row, p in zip(tested, corrected, strict=True):
+    row['p_holm'] = p
   return result
 
 
 def table(rows: Sequence[Mapping]) -> str:
   """The rows of ablations.csv as a Markdown table, in points."""
   lines = [
-    '| choice; instead | paper | log | Mishkin | ours ± se (n) | verdict |',
-    '|---|---|---|---|---|---|',
+    '| choice; instead | paper | log | Mishkin | ours ± se (n) | p, by Holm |'
+    ' verdict |',
+    '|---|---|---|---|---|---|---|',
   ]
   shown = lambda value: '-' if value is None else f'{value:.2f}'
   for row in rows:
     ours = f'{shown(row["difference"])} ± {shown(row["standard_error"])}'
-    ours += f' ({row["n"]})'
+    failed = f'; {row["failed"]} failed' if row['failed'] else ''
+    ours += f' ({row["n"]}{failed})'
     claims = [shown(row[key]) for key in ('paper', 'log', 'mishkin')]
-    cells = (row['what'], *claims, ours, row['verdict'])
+    p_values = '-'
+    if row['p'] is not None:
+      p_values = f'{row["p"]:.3f}, {row["p_holm"]:.3f}'
+    cells = (row['what'], *claims, ours, p_values, row['verdict'])
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
+
+
+def chance_line(rows: Sequence[Mapping]) -> str:
+  """How many verdicts other than noise chance alone would give."""
+  number = sum(row['p'] is not None for row in rows)
+  return (
+    f'{number} verdicts share the nets of {BASE}; if no choice mattered,'
+    f' {number * (1 - verdict.LEVEL):.1f} of them would not be noise on average'
+  )
 
 
 def pilot_lines(rows: Sequence[Mapping]) -> list[str]:
   """The seed spread of the pilot, and the seeds that each row then needs."""
   found = differences(rows, PILOT)
   deviation = statistics.stdev(found)
+  interval = verdict.deviation_interval(deviation, len(found))
   errors = [100 * e for e in summary.values_of(rows, BASE, ERROR)]
   lines = [
     f'{BASE}: top-1 error {statistics.fmean(errors):.1f}%, standard deviation'
     f' over {len(errors)} seeds {statistics.stdev(errors):.2f} points; of the'
-    f' difference to {PILOT}: {deviation:.2f}'
+    f' difference to {PILOT}: {deviation:.2f} (at level {verdict.LEVEL}:'
+    f' {interval[0]:.2f} to {interval[1]:.2f}); other rows may differ'
   ]
+  if not deviation:
+    return lines
   for name, row in ROWS.items():
     if row.paper is not None and row.metric == ERROR:
-      number = verdict.seeds_needed(deviation, row.paper)
-      needed = number or f'more than {verdict.MOST_SEEDS}'
-      lines.append(f'{name}: {needed} seeds for {row.paper:g} points')
+      best, low, high = (
+        verdict.seeds_needed(value, row.paper) or f'over {verdict.MOST_SEEDS}'
+        for value in (deviation, *interval)
+      )
+      lines.append(
+        f'{name}: {best} seeds for {row.paper:g} points ({low} to {high})'
+      )
   return lines
 
 
 def draw(path: pathlib.Path) -> pathlib.Path:
   """Draws ablations.csv: each difference with its confidence interval."""
   with open(path / FILE, newline='') as file:
-    rows = list(csv.DictReader(file))
+    rows = [row for row in csv.DictReader(file) if row['difference']]
   figure = summary.new_figure(FIGURE, (7, 1 + 0.3 * len(rows)))
   axes = figure.subplots()
   for place, row in enumerate(rows):
@@ -235,7 +277,9 @@ def main() -> None:
   elif FLAGS.quick and not FLAGS.rows:
     names = QUICK_ROWS
   rows = run(config, names, seeds, path)
-  print(table(table_rows(rows)))
+  found = table_rows(rows)
+  print(table(found))
+  print(chance_line(found))
   for line in pilot_lines(rows) if FLAGS.pilot else ():
     print(line)
   print(summary.draw(path, {ERROR: 'top-1 error, one view'}))

@@ -15,7 +15,6 @@ import numpy as np
 from scipy import stats
 
 from alexnet_jax import colour_index
-from experiments import verdict
 
 ORIENTATIONS, PHASES = 12, 8
 # RGB vectors of unit length: the grey axis, and two that are orthogonal to it.
@@ -24,6 +23,11 @@ RED_GREEN = np.array([1, -1, 0]) / np.sqrt(2)
 BLUE_YELLOW = np.array([-1, -1, 2]) / np.sqrt(6)
 HUES = 12  # Directions in the plane of the last two.
 SIGNIFICANT = 0.05
+# For the verdict: a split that the pictures of Figure 3 would show, in as many
+# runs as "every run" needs at least.
+LARGE_AUC, FEWEST_RUNS = 0.9, 5
+# Random permutations, where an exact test is not available.
+_PERMUTATIONS = stats.PermutationMethod(n_resamples=9_999, rng=0)
 
 
 def gratings(size: int) -> Float[np.ndarray, 'gratings size size']:
@@ -70,12 +74,11 @@ def response_index(
   return coloured / np.where(total > 0, total, 1)
 
 
-def indices(
+def weights_index(
   kernels: Float[np.ndarray, 'size size 3 features'],
-) -> tuple[Float[np.ndarray, 'features'], Float[np.ndarray, 'features']]:
-  """The colour indices of conv1's kernels from weights, from responses."""
-  by_weights = np.asarray(colour_index.colour_index(kernels), float)
-  return by_weights, response_index(kernels)
+) -> Float[np.ndarray, 'features']:
+  """The colour index of conv1's kernels from their weights."""
+  return np.asarray(colour_index.colour_index(kernels), float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Split:
       one of the other (area under the ROC curve): 1 for a complete split.
     coloured: the more coloured tower, 0 or 1.
     p: share of the ways to assign the kernels to the towers, all equally
-      likely, whose `auc` is as high (a permutation test, exact; two-sided).
+      likely, whose `auc` is as high (a two-sided permutation test; exact unless
+      kernels share an index, as dead ones do, then of 9,999 random ways).
   """
 
   auc: float
@@ -96,10 +100,18 @@ class Split:
 
 
 def split(index: Float[np.ndarray, 'features']) -> Split:
-  """The split between the first and the second half of kernels."""
+  """The split between the first and the second half of kernels.
+
+  The test takes the kernels for exchangeable. Those of one tower are, but for
+  the norm, which couples neighbours. Those of two are not if only what is
+  within a tower couples them; how often p is then small is seen in towers that
+  do not meet.
+  """
   first, second = np.split(index, 2)
+  has_ties = len(np.unique(index)) < len(index)
+  method = _PERMUTATIONS if has_ties else 'exact'
   # The statistic is the number of pairs in which `second` is higher.
-  found = stats.mannwhitneyu(second, first, method='exact')
+  found = stats.mannwhitneyu(second, first, method=method)
   auc = float(found.statistic) / (len(first) * len(second))
   return Split(max(auc, 1 - auc), int(auc >= 0.5), float(found.pvalue))
 
@@ -123,24 +135,45 @@ def combined_p(values: Sequence[float]) -> float:
   return float(stats.combine_pvalues(values, method='fisher').pvalue)
 
 
-def verdict_of(p_values: Sequence[float]) -> str:
+def verdict_of(aucs: Sequence[float], p_values: Sequence[float]) -> str:
   """The verdict on the claim that two towers split in every run.
 
   Args:
-    p_values: the permutation p-value of each run of two towers.
+    aucs: the split of each run of two towers.
+    p_values: their permutation p-values.
+
+  Returns:
+    'not run yet' for fewer than `FEWEST_RUNS`; 'reproduced' if every run has p
+    below `SIGNIFICANT` and an auc of at least `LARGE_AUC`; otherwise 'same
+    sign, smaller' if the combined p is below `SIGNIFICANT`, and 'noise' if not.
   """
-  if len(p_values) < verdict.FEWEST_SEEDS:
+  if len(p_values) < FEWEST_RUNS:
     return 'not run yet'
-  if max(p_values) < SIGNIFICANT:
+  if max(p_values) < SIGNIFICANT and min(aucs) >= LARGE_AUC:
     return 'reproduced'
-  combined = combined_p(p_values)
-  is_some = combined < SIGNIFICANT
+  is_some = combined_p(p_values) < SIGNIFICANT
   return 'same sign, smaller' if is_some else 'noise'
+
+
+def verdict_line(aucs: Sequence[float], p_values: Sequence[float]) -> str:
+  """The verdict as of `verdict_of`, and in how many runs the towers split."""
+  split = sum(p < SIGNIFICANT for p in p_values)
+  large = sum(auc >= LARGE_AUC for auc in aucs)
+  return (
+    f'{verdict_of(aucs, p_values)}: of {len(aucs)} runs of two towers {split}'
+    f' have p below {SIGNIFICANT}, {large} an auc of at least {LARGE_AUC}'
+  )
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
   """Spearman's correlation; nan if one of them is constant."""
   return float(stats.spearmanr(a, b).statistic)
+
+
+def correlation_p(a: np.ndarray, b: np.ndarray) -> float:
+  """The share of random pairings with as high an absolute rank correlation."""
+  ranks = stats.rankdata(a), stats.rankdata(b)
+  return float(stats.pearsonr(*ranks, method=_PERMUTATIONS).pvalue)
 
 
 def first_singular_vector(
@@ -150,14 +183,16 @@ def first_singular_vector(
 
   Row i of that matrix has the weights with which kernel i of conv1 is read by
   each kernel of conv2. All are positive, so the first vector is about how much
-  each row has in total; `centred` subtracts the means of rows and columns
-  first, what is left is which kernels are read together.
+  each row has in total, and its sum is made positive. `centred` subtracts the
+  means of rows and columns first; what is left is which kernels are read
+  together, and the sign means nothing.
   """
   weights = np.abs(kernels.astype(float)).sum((0, 1))
   if centred:
     weights -= weights.mean(0, keepdims=True)
     weights -= weights.mean(1, keepdims=True)
-  return np.linalg.svd(weights, full_matrices=False)[0][:, 0]
+  vector = np.linalg.svd(weights, full_matrices=False)[0][:, 0]
+  return vector if centred or vector.sum() > 0 else -vector
 
 
 def kept_share(

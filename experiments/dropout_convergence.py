@@ -4,12 +4,17 @@ r"""Does dropout double the iterations that a net needs to converge?
 
 The paper says that it does, roughly (section 4.2), not how that was measured.
 The nets are those of three rows of `ablations`, with dropout 0.5, 0.1 and 0; if
-DIR is a folder of that command, only missing ones are trained. A net counts as
-converged at the first evaluation before the drop of its learning rate whose
-test error is within WITHIN of the lowest error before the drop; they are two
-epochs apart. The factor is that of these epochs with dropout 0.5 and without,
-seed by seed. It is a lower bound if the error with dropout is lowest at the last
-evaluation before the drop, as it may still be falling.
+DIR is a folder of that command, only missing ones are trained. Test errors are
+smoothed: each is the mean of three evaluations, two epochs apart (of two at
+both ends). A net counts as converged at the first evaluation before the drop of
+its learning rate whose smoothed error is within WITHIN of the lowest before the
+drop. The factor is that of these epochs with dropout 0.5 and without, seed by
+seed; its mean is geometric, and the verdict is one on its logarithm.
+
+A net whose lowest error is among the last LAST evaluations before the drop may
+not have converged, so its epochs are a lower bound. If that is so with dropout,
+the factor is one, too: it may confirm the claim but not be called smaller. If it
+is so without dropout, there is no bound, and no verdict.
 
 | in DIR, besides the files of `ablations` | contents |
 |---|---|
@@ -22,7 +27,9 @@ It takes about 45 CPU-minutes, seconds after `ablations` with as many seeds.
 from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
+import math
 import pathlib
+import statistics
 
 import ml_collections
 
@@ -36,6 +43,7 @@ from experiments import sweep
 from experiments import verdict
 
 WITHIN = 0.01  # Of the test error, a fraction.
+LAST = 3  # evaluations
 PAPER = 2.0  # Section 4.2: "roughly doubles the number of iterations".
 WITHOUT = 'dropout_0'
 VARIANTS = {
@@ -53,8 +61,8 @@ class Convergence:
 
   Attributes:
     epochs: epochs until its error was near the lowest.
-    lowest_error: the lowest error before the drop, a fraction.
-    is_lower_bound: whether that was the last one, so that it may still fall.
+    lowest_error: the lowest smoothed error before the drop, a fraction.
+    is_lower_bound: whether that was near the end, so that it may still fall.
   """
 
   epochs: float
@@ -72,11 +80,15 @@ def convergence(
     errors: their test errors, fractions.
     drop: epoch at which its learning rate was lowered.
   """
-  pairs = zip(epochs, errors, strict=True)
-  before = [(epoch, e) for epoch, e in pairs if epoch <= drop + 1e-6]
-  lowest = min(error for _, error in before)
-  near = next(epoch for epoch, e in before if e <= lowest + WITHIN)
-  return Convergence(near, lowest, before[-1][1] == lowest)
+  number = sum(epoch <= drop + 1e-6 for epoch in epochs)
+  before = errors[:number]
+  smooth = [
+    statistics.fmean(before[max(0, i - 1) : i + 2]) for i in range(number)
+  ]
+  lowest = min(smooth)
+  near = next(i for i, error in enumerate(smooth) if error <= lowest + WITHIN)
+  is_late = smooth.index(lowest) >= number - LAST
+  return Convergence(epochs[near], lowest, is_late)
 
 
 def read_run(workdir: pathlib.Path, drop: float) -> Convergence:
@@ -93,6 +105,11 @@ def factors(rows: Sequence[Mapping]) -> dict[str, object]:
 
   Args:
     rows: the rows of convergence.csv.
+
+  Returns:
+    'factors' in order of the seeds; 'mean', the geometric one, and 'spread',
+    the factor of one standard error, each None without enough seeds; 'bounded',
+    the variants of which a run is a lower bound; and 'verdict'.
   """
   found = {
     variant: {r['seed']: r for r in rows if r['variant'] == variant}
@@ -101,25 +118,42 @@ def factors(rows: Sequence[Mapping]) -> dict[str, object]:
   base, without = found.values()
   seeds = sorted(base.keys() & without.keys())
   values = [base[s]['epochs'] / without[s]['epochs'] for s in seeds]
-  mean, error = summary.mean_and_standard_error(values)
+  logs = [math.log(value) for value in values]
+  mean, error = summary.mean_and_standard_error(logs)
+  bounded = [
+    variant
+    for variant, runs in found.items()
+    if any(runs[seed]['is_lower_bound'] for seed in seeds)
+  ]
+  words = verdict.verdict(logs, math.log(PAPER))
+  if WITHOUT in bounded:
+    words = 'not run yet'
+  elif bounded and words in ('same sign, smaller', 'contradicted'):
+    words = 'noise'
   return {
     'factors': values,
-    'mean': mean,
-    'standard_error': error,
-    'is_lower_bound': any(base[s]['is_lower_bound'] for s in seeds),
-    'verdict': verdict.verdict([v - 1 for v in values], PAPER - 1),
+    'mean': None if mean is None else math.exp(mean),
+    'spread': None if error is None else math.exp(error),
+    'bounded': bounded,
+    'verdict': words,
   }
 
 
 def line(found: Mapping) -> str:
   """What `factors` found, as a sentence."""
-  spread = found['standard_error']
-  spread = '' if spread is None else f' ± {spread:.2f}'
-  bound = 'at least ' if found['is_lower_bound'] else ''
+  if found['mean'] is None:
+    return 'no seed has nets both with dropout and without; not run yet'
+  spread = found['spread']
+  spread = '' if spread is None else f' ×/÷ {spread:.2f}'
+  bound, note = '', ''
+  if WITHOUT in found['bounded']:
+    note = ' (nets without dropout may not have converged: train longer)'
+  elif found['bounded']:
+    bound = 'at least '
   return (
     f'dropout multiplies the epochs to converge by {bound}{found["mean"]:.2f}'
     f'{spread} ({len(found["factors"])} seeds); the paper {PAPER:g};'
-    f' {found["verdict"]}'
+    f' {found["verdict"]}{note}'
   )
 
 

@@ -5,8 +5,10 @@ r"""What averaging the predictions of one to five nets gains, as in Table 2.
 The nets are those of the base of `ablations`, one for each seed; if DIR is a
 folder of that command, only those seeds are trained that it lacks. For every
 set of these nets the softmax outputs are averaged, on one view of each test
-image and on ten. The gain is the error of one net less that of all together,
-net by net, so its standard error is that of the error of one net.
+image and on ten. The gain is the mean error of one net less that of all
+together. There is one such ensemble, so the spread of its error is not seen
+directly; the jackknife estimates it from the ensembles that lack one net. The
+paper's size is one of five nets, and there is a verdict for five alone.
 
 | in DIR, besides the files of `ablations` | contents |
 |---|---|
@@ -37,7 +39,7 @@ from experiments import verdict
 VIEWS = {'one': False, 'ten': True}  # Whether each averages many views.
 # Points of top-1 error: 40.7 to 38.1 in Table 2 (the latter from memory), on
 # ten views; 39.0 to 37.5 in footnote 5 and Table 1.
-PAPER = {'five nets': 2.6, 'ten views': 1.5}
+PAPER, NETS = {'averaging': 2.6, 'ten views': 1.5}, 5
 FILE, GAINS_FILE = 'ensembles.csv', 'gains.csv'
 FIGURE = 'ensembles.png'
 COLUMNS = ('nets', 'views', 'members', 'top1_error', 'top5_error')
@@ -67,19 +69,31 @@ def ensembles(
 def gains(rows: Sequence[Mapping]) -> list[summary.Row]:
   """The rows of gains.csv: for each net its error, and what it is compared to.
 
-  The variants are 'one_net' on ten views, 'all_nets' together on ten views, and
-  'one_view' of one net.
+  The variants are 'one_net' on ten views; 'one_view' of one net; and 'all_nets'
+  together on ten views, as a value for each net (jackknife pseudo-values around
+  the error of the ensemble): their mean is that error, and one_net - all_nets
+  has the jackknife's standard error of the gain.
   """
   error = {(r['views'], r['members']): r['top1_error'] for r in rows}
   all_nets = max((r['members'] for r in rows), key=lambda m: m.count('+'))
+  seeds = all_nets.split('+')
+  together = dict.fromkeys(seeds, error['ten', all_nets])
+  if len(seeds) > 1:
+    lacking = {
+      seed: error['ten', '+'.join(s for s in seeds if s != seed)]
+      for seed in seeds
+    }
+    mean = statistics.fmean(lacking.values())
+    for seed in seeds:
+      together[seed] += (len(seeds) - 1) * (mean - lacking[seed])
   result = []
-  for seed in all_nets.split('+'):
-    for variant, cells in {
-      'one_net': ('ten', seed),
-      'all_nets': ('ten', all_nets),
-      'one_view': ('one', seed),
+  for seed in seeds:
+    for variant, value in {
+      'one_net': error['ten', seed],
+      'all_nets': together[seed],
+      'one_view': error['one', seed],
     }.items():
-      found = (variant, int(seed), error[cells])
+      found = (variant, int(seed), value)
       result.append(dict(zip(GAINS_COLUMNS, found, strict=True)))
   return result
 
@@ -91,16 +105,20 @@ def gain_lines(rows: Sequence[summary.Row]) -> list[str]:
   ]
   lines = []
   for what, worse, better in (
-    ('five nets', 'one_net', 'all_nets'),
+    ('averaging', 'one_net', 'all_nets'),
     ('ten views', 'one_view', 'one_net'),
   ):
     pairs = zip(points(worse), points(better), strict=True)
     found = [a - b for a, b in pairs]
+    words, of_nets = verdict.verdict(found, PAPER[what]), ''
+    if what == 'averaging':
+      of_nets = f' with {NETS}'
+      words = words if len(found) == NETS else 'not run yet'
     mean, error = summary.mean_and_standard_error(found)
     spread = '' if error is None else f' ± {error:.2f}'
     lines.append(
       f'{what}: {mean:.2f}{spread} points with {len(found)} nets; the paper'
-      f' {PAPER[what]}; {verdict.verdict(found, PAPER[what])}'
+      f' {PAPER[what]}{of_nets}; {words}'
     )
   return lines
 

@@ -35,6 +35,22 @@ def test_a_split_is_that_of_scikit_learn_and_of_all_assignments(shift):
   assert swapped.coloured == 1 - found.coloured
 
 
+def test_a_split_with_ties_is_that_of_all_assignments():
+  """Dead kernels have index 0; not so many that they would be separated."""
+  index, is_second = (
+    np.array([0, 0, 0, 0.3, 0, 0.2, 0.5, 0.9]),
+    np.arange(8) > 3,
+  )
+  found = colour_split.split(index)
+  assert (found.auc, found.coloured) == auc_of(index, is_second)
+  as_high = [
+    auc_of(index, np.isin(np.arange(8), second))[0] >= found.auc - 1e-9
+    for second in itertools.combinations(range(8), 4)
+  ]
+  assert found.p == pytest.approx(np.mean(as_high))
+  assert colour_split.split(np.zeros(64)).p == 1
+
+
 def test_no_split_of_many_kernels_by_chance():
   """p is uniform if the towers do not matter."""
   p = [colour_split.split(RNG.normal(size=24)).p for _ in range(400)]
@@ -113,6 +129,28 @@ def test_the_first_singular_vector():
   kernels = np.ones((1, 1, 1, 3)) * totals[:, None]
   vector = colour_split.first_singular_vector(kernels, centred=False)
   assert np.abs(vector) == pytest.approx(totals / np.sqrt(30))
+
+
+def test_plain_and_centred_vectors_may_disagree():
+  # Kernel 3 is read most of all, 0 and 1 by other units than 2 and 3.
+  reads = np.array([[3.0, 1], [3, 1], [1, 3], [5, 7]])[None, None]
+  plain = colour_split.first_singular_vector(reads, centred=False)
+  assert (plain > 0).all() and plain.argmax() == 3
+  centred = colour_split.first_singular_vector(reads, centred=True)
+  assert np.abs(centred) == pytest.approx([0.5] * 4)
+  assert (
+    list(np.sign(centred) == np.sign(centred[0])) == [True] * 2 + [False] * 2
+  )
+
+
+def test_the_p_value_of_a_correlation_is_that_of_all_pairings():
+  a, b = np.arange(5.0), np.array([0.0, 1, 3, 2, 4])
+  found = abs(colour_split.rank_correlation(a, b))
+  as_high = [
+    abs(colour_split.rank_correlation(a, np.array(c))) >= found - 1e-9
+    for c in itertools.permutations(b)
+  ]
+  assert colour_split.correlation_p(a, b) == pytest.approx(np.mean(as_high))
 
 
 def test_the_share_of_a_kernel_that_its_start_explains():

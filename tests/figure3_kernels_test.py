@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import jax
 import numpy as np
@@ -133,19 +134,50 @@ def test_what_a_run_says(written):
   assert two['singular_vector'] is None
   # The weights to conv2 are proportional to the colour, and of rank one.
   assert one['singular_vector'] == pytest.approx(1)
+  assert 0 < one['p_centred'] <= 1
 
 
 @pytest.mark.parametrize(
-  ('p', 'verdict'),
+  ('auc', 'p', 'verdict'),
   [
-    ([0.01, 0.04, 0.001], 'reproduced'),
-    ([0.01, 0.06, 0.04], 'same sign, smaller'),
-    ([0.3, 0.06, 0.5], 'noise'),
-    ([0.01, 0.01], 'not run yet'),
+    ([0.9, 0.95, 1, 1, 1], [0.01, 0.04, 0.001, 0.01, 0.01], 'reproduced'),
+    # Significant, but too weak to be seen; in some runs; in none.
+    ([0.65] + [0.95] * 4, [0.04] * 5, 'same sign, smaller'),
+    ([0.95] * 5, [0.01, 0.06, 0.04, 0.01, 0.01], 'same sign, smaller'),
+    ([0.6] * 5, [0.3, 0.06, 0.5, 0.4, 0.6], 'noise'),
+    ([1.0] * 4, [0.001] * 4, 'not run yet'),
   ],
 )
-def test_the_verdict_on_a_split_in_every_run(p, verdict):
-  assert colour_split.verdict_of(p) == verdict
+def test_the_verdict_on_a_split_in_every_run(auc, p, verdict):
+  assert colour_split.verdict_of(auc, p) == verdict
+  line = colour_split.verdict_line(auc, p)
+  assert line.startswith(f'{verdict}: of {len(p)} runs')
+
+
+def test_runs_of_older_code_are_measured_again(written):
+  expected = summary.read_runs(written)
+  older = [row | {'auc': 0.1, 'left_out_since': 1.0} for row in expected]
+  summary.write(written, older)
+  assert figure3_kernels.measure_again(written) == expected
+  assert summary.read_runs(written) == expected
+
+
+def test_a_failed_run_is_not_measured(written):
+  rows = summary.read_runs(written)
+  rows[1] |= {'failed': 'train/loss is nan at step 2', 'auc': None}
+  summary.write(written, rows)
+  found = figure3_kernels.measure_again(written)
+  assert found[0] == rows[0]
+  assert found[1]['auc'] is None and found[1]['failed']
+
+
+def test_the_split_of_responses_is_that_of_the_same_tower(written, monkeypatch):
+  """Responses that call the other tower the coloured one."""
+  index = colour_split.response_index
+  monkeypatch.setattr(colour_split, 'response_index', lambda k: 1 - index(k))
+  found = figure3_kernels.measure(written / 'runs' / 'two_towers' / 'seed0')
+  assert found['coloured'] == 1
+  assert found['auc_responses'] == pytest.approx(4 / 25)
 
 
 def test_tables_and_figures(written):
@@ -163,7 +195,8 @@ def test_tables_and_figures(written):
   rows = summary.read_runs(written)
   lines = figure3_kernels.table(rows).splitlines()
   assert lines[2].startswith('| two_towers | 0.84 | 0 of 1 | ')
-  assert lines[2].endswith('| - | 1.00 | -, - |')
+  assert lines[2].endswith('| - | 1.00 | - |')
+  assert '| 1.00 | 1.00; ' in lines[3]
   assert len(lines) == 4
   pytest.importorskip('matplotlib')
   figure = figure3_drawing.draw(written)
@@ -179,7 +212,8 @@ def test_controls_have_three_seeds_at_most(monkeypatch, tmp_path):
       (sorted(variants), seeds)
     ),
   )
-  monkeypatch.setattr(figure3_kernels, 'gather', lambda path: None)
+  for name in ('gather', 'measure_again'):
+    monkeypatch.setattr(figure3_kernels, name, lambda path: None)
   figure3_kernels.run(None, 5, tmp_path)
   assert asked == [
     (['one_tower', 'two_towers', 'unlinked'], 3),
@@ -200,3 +234,27 @@ def test_only_the_variants_keys_differ(tmp_path, full):
   for training in plan:
     assert training.config.optimizer.schedule != 'plateau'
     assert training.config.optimizer.weight_decay == 0.0005
+    assert training.config.model.init_std == figure3_kernels.INIT_STD
+    # As in finished runs, which another value would refuse.
+    assert training.config.train.diagnostics_every_evals == 0
+
+
+@pytest.mark.slow
+def test_the_quick_command(tmp_path, monkeypatch, capsys, data_dir):
+  pytest.importorskip('matplotlib')
+  given = {'output': str(tmp_path), 'data_dir': str(data_dir), 'seeds': 1}
+  flags = types.SimpleNamespace(**given, quick=True, full=False)
+  monkeypatch.setattr(figure3_kernels, 'FLAGS', flags)
+  figure3_kernels.main()
+  printed = capsys.readouterr().out
+  assert printed.count('run ') >= 3
+  assert '| one_tower | ' in printed
+  assert 'not run yet: of 1 runs of two towers ' in printed
+  for name in ('figure.png', 'figure3.png'):
+    assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+  # A second time nothing is trained, and all is written anew.
+  tables = ('runs.csv', 'summary.csv', 'kernels.csv', 'split.csv')
+  before = [(tmp_path / name).read_text() for name in tables]
+  figure3_kernels.main()
+  assert 'run 1' not in capsys.readouterr().out
+  assert [(tmp_path / name).read_text() for name in tables] == before

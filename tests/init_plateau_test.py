@@ -229,6 +229,11 @@ def test_the_recorded_runs_give_the_figures_of_the_log():
     '| source | 5 of 5 | 40 (36 to 50) | 1.617 |',
     '| caffe | 0 of 5 | - | 2.305 |',
   ]
+  # 2 of the C(10, 5) = 252 ways to choose those that left are as extreme.
+  assert init_plateau.count_lines(rows) == [
+    'source: 5 of 5 left the plateau, text 5 of 5: p = 1.000',
+    'caffe: 0 of 5 left the plateau, text 5 of 5: p = 0.008',
+  ]
 
 
 def test_a_wrong_flag_is_one_line(tmp_path):

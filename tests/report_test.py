@@ -31,7 +31,7 @@ CLAIMS = {
     'one_tower_small',
   ],
   '3.3': ['lrn', 'lrn_cifar10', 'lrn_small'],
-  '3.4': ['pooling_windows', 'pooling', 'pooling_small'],
+  '3.4': ['pooling_windows', 'pooling'],
   '3.5': ['softmax', 'towers'],
   '4.1': ['views', 'augmentation', 'pca_colour', 'pca_colour_small'],
   '4.2': ['dropout', 'dropout_iterations'],
