@@ -43,14 +43,17 @@ def check(tree: PyTree, saved: Sequence[int]) -> None:
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(
         f'{name} in process {other} differs from its copy in process {one}: the'
-        ' code or the hardware of one of them is at fault. All copies were equal'
-        f' at {_last(saved)}; nothing was saved since, and the same commands'
-        ' continue from there'
+        f' code or the hardware of one of them is at fault. {_way_out(saved)}'
       )
 
 
-def _last(saved):
-  return f'checkpoint {max(saved)}' if saved else 'the start'
+def _way_out(saved):
+  if not saved:
+    return 'No checkpoint has been saved yet; the same commands begin again'
+  return (
+    f'All copies were equal at checkpoint {max(saved)}; nothing was saved since,'
+    ' and the same commands continue from there'
+  )
 
 
 @functools.cache
