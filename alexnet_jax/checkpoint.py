@@ -44,9 +44,7 @@ def opened(workdir: pathlib.Path) -> Iterator['Checkpoints']:
   Raises:
     OSError: that says which checkpoint is whole, if the disk is full.
   """
-  with checkpoint_files.full_disk_named(
-    workdir / FOLDER, lambda: saved_steps(workdir)
-  ):
+  with checkpoint_files.full_disk_named(workdir / FOLDER):
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
       yield checkpoints
 
@@ -69,6 +67,7 @@ class Checkpoints:
       DamagedError: if the folder cannot be read.
     """
     self.folder, self._end_watch = workdir / FOLDER, lambda: None
+    self._read_only = read_only
     name, self._descriptor = checkpoint_path.open_folder(workdir)
     if not read_only and processes.is_first():
       for broken in (workdir / FOLDER).glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
@@ -98,7 +97,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
         name / FOLDER,
         options=options,
-        handler_registry=checkpoint_handlers.handlers(),
+        handler_registry=checkpoint_handlers.handlers(self.folder),
       )
 
   def wait(self) -> None:
@@ -169,7 +168,7 @@ class Checkpoints:
 
     Only process 0 is called, when all have written their files.
     """
-    with processes.abort_all_on_error():
+    with checkpoint_handlers.errors_end_all(self.folder):
       (unnamed,) = self.folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*')
       digests.write(unnamed)
 
@@ -294,6 +293,7 @@ class Checkpoints:
     """Waits for pending saves."""
     self._manager.close()
     self._end_watch()
-    checkpoint_files.put_back(self.folder)
+    if not self._read_only:
+      checkpoint_files.put_back(self.folder)
     if self._descriptor is not None:
       os.close(self._descriptor)

@@ -4,7 +4,7 @@ Orbax notices a truncated file, not a changed one, and raises errors of many
 types; here they become errors that say what has happened to the checkpoint.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
@@ -144,22 +144,22 @@ def read_record(step: pathlib.Path) -> dict | None:
 
 
 @contextlib.contextmanager
-def full_disk_named(
-  folder: pathlib.Path, whole_steps: Callable[[], list[int]]
-) -> Iterator[None]:
+def full_disk_named(folder: pathlib.Path) -> Iterator[None]:
   """Turns the errors of a full disk into one that says what is kept.
 
   Args:
     folder: folder of the checkpoints.
-    whole_steps: function that returns the steps of the complete checkpoints.
   """
   try:
     yield
   except Exception as error:
     if not _is_disk_full(error):
       raise
-    steps = whole_steps()
-    kept = f'checkpoint {steps[-1]} is whole' if steps else 'no checkpoint yet'
+    names = [path.name for path in folder.glob('*')]
+    newest = max((int(n) for n in names if n.isdecimal()), default=None)
+    kept = 'no checkpoint yet'
+    if newest is not None:
+      kept = f'checkpoint {newest} is whole'
     raise OSError(errno.ENOSPC, f'disk full at {folder}; {kept}') from error
 
 

@@ -34,10 +34,12 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 from alexnet_jax.runtime import compilation
+from alexnet_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
 MAX_NAMES = 5  # Examples that the message names.
+PAPER_RATE = 0.01
 
 
 class NotFiniteError(FloatingPointError):
@@ -114,6 +116,8 @@ def explained(
       )
       cause, norms = _find(run, arguments, error.state, error.completed)
     except Exception as failure:  # Memory may be too short for the search.
+      if not processes.is_single_process():
+        raise error from failure  # The others may wait in a collective.
       problem = ' '.join(str(failure).split())
       cause, norms = f'Its cause was not found ({problem})', 'Norms: unknown'
     checkpoints.wait()
@@ -276,23 +280,19 @@ def _names(run, completed, bad):
 def _way_back(checkpoints, steady_step, rate):
   """The newest checkpoint that is steady, and the flags that start from it."""
   workdir = checkpoints.folder.parent
-  numbers = itertools.count(2)
-  fresh = next(
-    path
-    for path in (pathlib.Path(f'{workdir}_{n}') for n in numbers)
-    if not path.exists()
-  )
-  lower = f'--config.optimizer.learning_rate={rate / 10:g}'
-  flags = [f'--workdir={fresh}', lower]
+  paths = (pathlib.Path(f'{workdir}_{n}') for n in itertools.count(2))
+  fresh = next(path for path in paths if not path.exists())
   words = 'No checkpoint has a steady loss before and after it'
   step = checkpoint_retention.newest_steady(
     checkpoints.folder, checkpoints.steps(), steady_step
   )
+  # Without a good step, a tenth of an absurd rate may be absurd.
+  lower = min(rate / 10, PAPER_RATE if step is None else math.inf)
+  flags = [f'--workdir={fresh}', f'--config.optimizer.learning_rate={lower:g}']
   if step is not None:
     words = (
       f'Checkpoint {step} is the newest with a steady loss before and after it'
     )
-    source = checkpoints.folder / str(step)
-    flags.append(f'--config.train.init_from={source}')
+    flags.append(f'--config.train.init_from={checkpoints.folder / str(step)}')
   quoted = ' '.join(map(shlex.quote, flags))
   return f'{words}; repeat the command with, added at its end, {quoted}'

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import configparser
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
 import pathlib
@@ -60,17 +59,13 @@ def _read_flat(file: pathlib.Path) -> dict[str, object]:
         f'{file} is damaged ({error}); remove it, or use a fresh --workdir'
       ) from error
   if missing := _ESSENTIAL - flat.keys():
-    raise ValueError(
-      f'{file} is not a config of this project, it lacks {min(missing)}; use'
-      ' another --workdir'
-    )
+    lacks = f'is not a config of this project, it lacks {min(missing)}'
+    raise ValueError(f'{file} {lacks}; use another --workdir')
   return recorded_config.upgrade(flat)
 
 
 def _parse(file):
-  flat = json.loads(files.read_bytes(file))
-  if not isinstance(flat, dict):
-    raise ValueError('it holds no JSON object')
+  flat = files.read_object(file)
   try:
     recorded_config.unflatten(flat)
   except (AttributeError, TypeError) as error:
@@ -124,9 +119,8 @@ def check_writable(path: pathlib.Path, flag: str) -> None:
     raise ValueError(
       f'{flag} cannot be written ({error.strerror}); name a folder that can'
     ) from error
-  if not (
-    existing.is_dir() and os.access(existing, os.R_OK | os.W_OK | os.X_OK)
-  ):
+  allowed = os.access(existing, os.R_OK | os.W_OK | os.X_OK)
+  if not (existing.is_dir() and allowed):
     raise ValueError(
       f'{flag} cannot be written ({existing} is not a writable folder); name a'
       ' folder that can'
@@ -199,6 +193,10 @@ def _is_shared(workdir):
 
   An older file says nothing: every host may have one of its own.
   """
+  if processes.is_single_process():
+    return True
+  for left in workdir.glob('shared.*.tmp') if processes.is_first() else ():
+    left.unlink()  # A kill has left it.
   seed = np.frombuffer(os.urandom(4), np.uint32)
   # A name that no host has asked for before: network file systems remember.
   file = workdir / f'shared.{processes.gather(seed)[0, 0]:08x}.tmp'
@@ -219,8 +217,13 @@ def remove_result(workdir: pathlib.Path) -> None:
 
 
 def read_result(workdir: str | os.PathLike) -> dict[str, object]:
-  """The content of result.json, see `write_result`."""
-  return _parse(pathlib.Path(workdir) / RESULT_FILE)
+  """The content of result.json; raises ValueError if it is damaged."""
+  file = pathlib.Path(workdir) / RESULT_FILE
+  try:
+    return files.read_object(file)
+  except ValueError as error:
+    words = f'{file} is damaged ({error}); remove it and repeat the command'
+    raise ValueError(words) from error
 
 
 def write_result(
@@ -243,18 +246,14 @@ def write_result(
   """
   if not processes.is_first() or (workdir / RESULT_FILE).exists():
     return
-  devices = [device.device_kind for device in jax.devices()]
-  files.write_json(
-    workdir / RESULT_FILE,
-    {
-      'step': step,
-      'epoch': epoch,
-      'wall_seconds': round(wall_seconds, 1),
-      'commit': commit,
-      'devices': devices,
-      **values,
-    },
-  )
+  result = {
+    'step': step,
+    'epoch': epoch,
+    'wall_seconds': round(wall_seconds, 1),
+    'commit': commit,
+    'devices': [device.device_kind for device in jax.devices()],
+  }
+  files.write_json(workdir / RESULT_FILE, result | {**values})
 
 
 def current_commit() -> str:

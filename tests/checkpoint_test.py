@@ -647,6 +647,14 @@ def test_saved_steps_are_those_of_complete_checkpoints(tmp_path, names, steps):
   assert checkpoint.saved_steps(tmp_path) == steps
 
 
+def test_a_reader_leaves_a_checkpoint_that_is_replaced_where_it_is(tmp_path):
+  save(tmp_path, {4: None})
+  (tmp_path / 'checkpoints/replaced.8').mkdir()
+  checkpoint.Checkpoints(tmp_path, read_only=True).close()
+  names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert names >= {'4', 'replaced.8'} and '8' not in names
+
+
 def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(tmp_path):
   folder = tmp_path / 'checkpoints'
   for kept in (False, True):  # A kill before, and after the save.

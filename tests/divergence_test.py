@@ -7,6 +7,7 @@ the parameters before and after it.
 import contextlib
 import dataclasses
 import re
+import types
 
 import jax
 import numpy as np
@@ -195,3 +196,33 @@ def test_a_search_that_fails_does_not_hide_the_error(
   assert cause.startswith(
     'train/loss is nan at step 9. Its cause was not found ('
   )
+
+
+def test_several_processes_give_no_cause_if_the_search_fails(
+  run, tmp_path, monkeypatch
+):
+  # Only this process may fail: the others do not come to the way back.
+  monkeypatch.setattr(divergence, '_find', lambda *_: [][0])
+  monkeypatch.setattr(divergence.processes, 'is_single_process', lambda: False)
+  error = divergence.NotFiniteError('train/loss is nan at step 9', None, 8)
+  lines = message_of(run, arguments_of(run), tmp_path, error)
+  assert lines == ['train/loss is nan at step 9']
+
+
+@pytest.mark.parametrize(
+  ('rate', 'steps', 'lower'),
+  [(1e20, [], 0.01), (0.05, [], 0.005), (1.0, [4], 0.1)],
+)
+def test_the_way_back_has_a_rate_of_use(
+  tmp_path, monkeypatch, rate, steps, lower
+):
+  monkeypatch.setattr(
+    divergence.checkpoint_retention,
+    'newest_steady',
+    lambda *_: steps[0] if steps else None,
+  )
+  checkpoints = types.SimpleNamespace(
+    folder=tmp_path / 'run/checkpoints', steps=lambda: steps
+  )
+  line = divergence._way_back(checkpoints, 0, rate)
+  assert f' --config.optimizer.learning_rate={lower} ' in f'{line} '

@@ -6,7 +6,9 @@ The code that keeps a promise is switched off, and the row must say so.
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
+import operator
 import pickle
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from benchmarks.faults import checkpoints
 from benchmarks.faults import damage
 from benchmarks.faults import rows
 from benchmarks.faults import soak
+from benchmarks.faults import victim
 from tests import fault_rows
 
 # Orbax's threads, after an error.
@@ -181,6 +184,29 @@ def test_a_command_goes_on_where_it_was_stopped(command, tmp_path):
   assert command(most=5)[1] == [*(('soak', i) for i in range(5)), ('images', 4)]
   record = json.loads((tmp_path / 'record.json').read_text())
   assert {*record['figures']['rows']} == {'images', 'soak'}
+
+
+def test_a_record_of_the_commit_has_no_other_first_trial(command):
+  command(rows=['images'])
+  with pytest.raises(SystemExit, match='--first=2 begins .* another --output'):
+    command(rows=['images'], first=2)
+
+
+@pytest.mark.parametrize(('commit', 'done'), [('c', 3), ('c+', 0)])
+def test_a_row_that_was_not_run_is_tried_again(commit, done):
+  row = row_of('images')
+  earlier = rows.entry_of(row, None, 5, commit)
+  earlier |= {'done': 3, 'not_run': 'it needs root'}
+  entry = rows.entry_of(row, earlier, 5, commit)
+  assert entry['done'] == done and 'not_run' not in entry
+  assert earlier['not_run']  # The record itself is not changed.
+
+
+@pytest.mark.parametrize('moment', victim.MOMENTS)
+def test_a_moment_is_a_function_of_the_package(moment):
+  module, _, path = victim.MOMENTS[moment].partition(':')
+  owner = importlib.import_module(module)
+  assert callable(operator.attrgetter(path)(owner))
 
 
 def test_a_broken_promise_is_named_and_fails_the_check(command, capsys):

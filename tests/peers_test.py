@@ -1,12 +1,19 @@
 """How an error in a thread, or a stall, ends all; real ones: processes_test."""
 
 import concurrent.futures
+import errno
 import json
 import queue
+import threading
+import time
+import types
 
+import orbax.checkpoint as ocp
 import pytest
 
+from alexnet_jax import checkpoint
 from alexnet_jax import checkpoint_handlers
+from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import peers
 from alexnet_jax.runtime import processes
 
@@ -58,8 +65,28 @@ def test_a_process_that_has_left_is_not_missed(watched, ended):
   client, watching = watched
   left = json.dumps({'code': 0, 'line': ''})
   client.key_value_set('alexnet_jax/processes/end/1', left)
+  time.sleep(2)  # Twice the time after which a silent process is lost.
+  assert ended.empty()
   watching.leave()
   assert ended.empty()
+
+
+def test_a_process_leaves_although_it_could_not_tell_at_once(watched):
+  client, watching = watched
+  left, tell, fails = {'code': 0, 'line': ''}, client.key_value_set, [True] * 3
+  tell('alexnet_jax/processes/end/1', json.dumps(left))
+
+  def refuse(key, *args, **kwargs):
+    if key.endswith('end/0') and fails:
+      fails.pop()
+      raise RuntimeError('UNAVAILABLE')
+    tell(key, *args, **kwargs)
+
+  client.key_value_set = refuse
+  leaving = threading.Thread(target=watching.leave, daemon=True)
+  leaving.start()
+  leaving.join(5)
+  assert not leaving.is_alive()
 
 
 def test_the_error_of_another_process_is_shown_with_its_code(
@@ -72,25 +99,62 @@ def test_the_error_of_another_process_is_shown_with_its_code(
   assert capfd.readouterr().err.splitlines()[0] == 'process 1 of 2: no'
 
 
-def test_an_error_in_a_save_ends_all(watched, ended, capfd):
-  client, _ = watched
+def full_disk(*_):
+  raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+def wait_for_part(folder):
   part = concurrent.futures.Future()
-  part.set_exception(OSError('disk'))
-  checkpoint_handlers._EndsAll(part).result()
+  part.set_exception(OSError(errno.ENOSPC, 'No space left on device'))
+  checkpoint_handlers._Part(part, folder).result()
+
+
+def finalize(folder, item):
+  registry = checkpoint_handlers.handlers(folder)
+  save = ocp.args.StandardSave if item == 'state' else ocp.args.JsonSave
+  registry.get(item, save).finalize(folder)
+
+
+def write_digests(folder):
+  (folder / f'8{ocp.utils.TMP_DIR_SUFFIX}').mkdir()
+  checkpoint.Checkpoints._write_digests(types.SimpleNamespace(folder=folder))
+
+
+SAVES = {
+  'part': wait_for_part,
+  'state': lambda folder: finalize(folder, 'state'),
+  'record': lambda folder: finalize(folder, 'record'),
+  'metrics': lambda folder: finalize(folder, 'metrics'),
+  'digests': write_digests,
+}
+
+
+@pytest.fixture(params=SAVES)
+def save(request, monkeypatch):
+  """Function of a folder: a save there that fails in the background."""
+  for handler in (ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler):
+    monkeypatch.setattr(handler, 'finalize', full_disk)
+  monkeypatch.setattr(digests, 'write', full_disk)
+  return SAVES[request.param]
+
+
+def test_an_error_in_a_save_ends_all(watched, ended, save, tmp_path, capfd):
+  client, _ = watched
+  (tmp_path / '4').mkdir()
+  save(tmp_path)
   assert ended.get(timeout=20) == 1
+  problem = f'disk full at {tmp_path}; checkpoint 4 is whole'
   assert capfd.readouterr().err.splitlines()[:2] == [
-    'a checkpoint cannot be saved: disk',
+    f'a checkpoint cannot be saved: {problem}',
     'process 0 of 2 ends with the error above, and so do the others',
   ]
   told = json.loads(client.notes['alexnet_jax/processes/end/0'])['line']
-  assert told.endswith('with an error: a checkpoint cannot be saved: disk')
+  assert told.endswith(f'an error: a checkpoint cannot be saved: {problem}')
 
 
-def test_a_single_process_raises_the_error_of_a_save():
-  part = concurrent.futures.Future()
-  part.set_exception(OSError('disk'))
-  with pytest.raises(OSError, match='disk'):
-    checkpoint_handlers._EndsAll(part).result()
+def test_a_single_process_raises_the_error_of_a_save(save, tmp_path):
+  with pytest.raises(OSError, match='disk full at .*; no checkpoint yet'):
+    save(tmp_path)
 
 
 def test_what_stalls_ends_the_process_and_what_has_ended_does_not(ended, capfd):

@@ -41,8 +41,29 @@ def test_one_bit_in_one_copy_is_noticed(spec, changed):
   mesh = mesh_lib.create_mesh('towers', '2', jax.devices())
   same = {'a': array(mesh, P()), 'b': array(mesh, spec)}
   replicas.check(same, [])
-  with pytest.raises(ValueError, match=r'^b/w in process 0 .* at the start;'):
+  with pytest.raises(
+    ValueError, match=r'^b/w in process 0 .* has been saved yet;'
+  ):
     replicas.check(same | {'b': {'w': array(mesh, spec, changed)}}, [])
+
+
+def two_signs(values):
+  signs = np.ones_like(values)
+  signs[0, [1, 2]] = -1
+  return values * signs
+
+
+@pytest.mark.parametrize('change', [lambda x: 2 * x, np.negative, two_signs])
+def test_a_change_of_many_elements_is_noticed(change):
+  mesh = mesh_lib.create_mesh('data', '1', jax.devices())
+  values = np.random.default_rng(0).standard_normal((4, 16), np.float32)
+  copies = [jax.device_put(values, d) for d in jax.devices()]
+  copies[3] = jax.device_put(change(values), jax.devices()[3])
+  differs = jax.make_array_from_single_device_arrays(
+    values.shape, NamedSharding(mesh, P()), copies
+  )
+  with pytest.raises(ValueError, match='differs from its copy'):
+    replicas.check([differs], [])
 
 
 def test_parts_without_a_copy_may_differ():

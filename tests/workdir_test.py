@@ -158,9 +158,38 @@ def test_a_folder_that_is_not_shared_is_refused_whatever_is_in_it(
 ):
   record(tmp_path, paper.get_config())  # Of an earlier run on this host.
   monkeypatch.setattr(processes, 'is_first', lambda: False)
+  monkeypatch.setattr(processes, 'is_single_process', lambda: False)
+  monkeypatch.setattr(processes, 'gather', lambda values: values[None])
+  monkeypatch.setattr(processes, 'barrier', lambda _: None)
   with pytest.raises(ValueError, match='must be on a file system that all'):
     with workdir_lib.owned_workdir(tmp_path, paper.get_config()):
       pass
+
+
+def test_what_a_killed_command_left_to_see_whether_hosts_share_is_removed(
+  tmp_path, monkeypatch
+):
+  with workdir_lib.owned_workdir(tmp_path, paper.get_config()):
+    pass
+  (tmp_path / 'shared.0123abcd.tmp').touch()
+  # A single process asks nobody.
+  monkeypatch.setattr(workdir_lib.pathlib.Path, 'touch', None)
+  assert workdir_lib._is_shared(tmp_path)
+  monkeypatch.undo()
+  monkeypatch.setattr(processes, 'is_single_process', lambda: False)
+  monkeypatch.setattr(processes, 'gather', lambda values: values[None])
+  monkeypatch.setattr(processes, 'barrier', lambda _: None)
+  assert workdir_lib._is_shared(tmp_path)
+  assert not list(tmp_path.glob('shared.*'))
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"step": 3', '3'])
+def test_a_damaged_result_is_named_with_the_way_out(tmp_path, content):
+  file = tmp_path / 'result.json'
+  file.write_text(content)
+  words = f'^{file} is damaged .*; remove it and repeat the command$'
+  with pytest.raises(ValueError, match=words):
+    workdir_lib.read_result(tmp_path)
 
 
 def test_a_result_is_written_once(tmp_path):

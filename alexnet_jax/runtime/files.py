@@ -103,6 +103,18 @@ def check_not_url(path: str | os.PathLike, name: str) -> None:
   raise ValueError(f'{name}={path} is an address, not a path; {way_out}')
 
 
+def read_object(file: pathlib.Path) -> dict[str, object]:
+  """The JSON object in a file.
+
+  Raises:
+    ValueError: if it holds none.
+  """
+  found = json.loads(read_bytes(file))
+  if not isinstance(found, dict):
+    raise ValueError('it holds no JSON object')
+  return found
+
+
 def write_json(path: pathlib.Path, values: object) -> None:
   """Writes a JSON file atomically, see `write_bytes`."""
   write_bytes(path, (json.dumps(values, indent=1) + '\n').encode())

@@ -200,9 +200,11 @@ class Peers:
 
   def leave(self) -> None:
     """Waits until all processes are about to end, and stops the watch."""
-    with contextlib.suppress(Exception):
-      self._put('end', _LEFT)
-    while not all(self._left(process) for process in range(self._number)):
+    while True:
+      with contextlib.suppress(Exception):  # The service may be slow.
+        self._put('end', _LEFT)
+      if all(self._left(process) for process in range(self._number)):
+        break
       time.sleep(self._interval / 10)
     self._has_left.set()
     for thread in self._threads:

@@ -43,14 +43,17 @@ def check(tree: PyTree, saved: Sequence[int]) -> None:
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(
         f'{name} in process {other} differs from its copy in process {one}: the'
-        ' code or the hardware of one of them is at fault. All copies were equal'
-        f' at {_last(saved)}; nothing was saved since, and the same commands'
-        ' continue from there'
+        f' code or the hardware of one of them is at fault. {_way_out(saved)}'
       )
 
 
-def _last(saved):
-  return f'checkpoint {max(saved)}' if saved else 'the start'
+def _way_out(saved):
+  if not saved:
+    return 'No checkpoint has been saved yet; the same commands begin again'
+  return (
+    f'All copies were equal at checkpoint {max(saved)}; nothing was saved since,'
+    ' and the same commands continue from there'
+  )
 
 
 @functools.cache
@@ -69,10 +72,19 @@ def _digests(mesh, specs):
 
 
 def _digest(part):
-  """A sum of the bits of an array, modulo 2**32, with a weight for each place."""
+  """A sum modulo 2**32 of the elements, each hashed with its place.
+
+  Each hash is a bijection of the bits of its element. It must not be linear:
+  sums of weighted bits are equal for arrays that differ by a factor of two.
+  """
   bits = jax.lax.bitcast_convert_type(part, _UNSIGNED[part.dtype.itemsize])
   places = jnp.arange(part.size, dtype=jnp.uint32).reshape(part.shape)
-  return jnp.sum(bits.astype(jnp.uint32) * (2 * places + 1), dtype=jnp.uint32)
+  # lowbias32, from Chris Wellons' hash-prospector; the first factor, 2**32 over
+  # the golden ratio, spreads the places.
+  x = bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return jnp.sum(x ^ (x >> 16), dtype=jnp.uint32)
 
 
 def _first_difference(array, devices, digests):

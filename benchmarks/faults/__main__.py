@@ -122,6 +122,11 @@ def measure() -> harness.Outcome:
     count = row.quick if FLAGS.quick else row.full
     count = min(count, FLAGS.most) if FLAGS.most else count
     earlier = entries.get(row.name)
+    if FLAGS.first and earlier and earlier['commit'] == commit:
+      sys.exit(
+        f'--first={FLAGS.first} begins a record, but {FLAGS.output} has trials'
+        f' of {row.name} with this commit; name another --output'
+      )
     entries[row.name] = rows_lib.entry_of(
       row, earlier, count, commit, FLAGS.first
     )

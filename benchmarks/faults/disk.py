@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 
 from alexnet_jax import checkpoint
+from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import digests
@@ -55,8 +56,13 @@ def mounted(folder: pathlib.Path, num_bytes: int):
     subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
-def said_full(work) -> bool:
-  """Whether some work has ended with the one error of a full disk."""
+def said_full(work, name: str = '') -> bool:
+  """Whether some work has ended with the one error of a full disk.
+
+  Args:
+    work: function without arguments.
+    name: what the error must name, such as the folder.
+  """
   try:
     work()
   except OSError as error:
@@ -64,6 +70,7 @@ def said_full(work) -> bool:
       error.errno in (errno.ENOSPC, errno.EDQUOT), f'another error: {error}'
     )
     check(command.refusal(error), 'the command would print a traceback')
+    check(name in str(error), f'{name} is not named: {error}')
     check(len(str(error).splitlines()) == 1, f'several lines: {error}')
     return True
   except (ValueError, RuntimeError) as error:  # As of ArrayRecord's writer.
@@ -82,7 +89,7 @@ def full_disk(shared):
   def trial(rng, folder):
     with mounted(folder, few_pages(pages, rng)) as (disk, remount):
       work = lambda: runs.train_here(shared, disk / 'run')
-      is_full = said_full(work)
+      is_full = said_full(work, f'{disk}/run')
       before = checkpoint.saved_steps(disk / 'run')
       remount(f'size={9 * pages * PAGE}')
       work()
@@ -147,7 +154,7 @@ def injected(shared):
 
       stack.enter_context(patch).side_effect = write
       work = lambda: runs.train_here(shared, folder / 'run')
-      is_full = said_full(work)
+      is_full = said_full(work, f'{folder}/run')
     check(is_full == (len(calls) > number), f'{target}.{name} is ignored')
     work()
     runs.check_same(shared, folder / 'run')
@@ -160,21 +167,21 @@ def injected(shared):
 def read_only(shared):
   """Commands in a folder on a read-only disk."""
 
-  def trial(rng, folder):
+  def trial(_, folder):
     with mounted(folder, 10**8) as (disk, remount):
-      if has_begun := rng.random() < 0.5:
-        runs.train_here(shared, disk / 'run', train__epochs=0.1)
+      runs.train_here(shared, disk / 'begun', train__epochs=0.1)
       remount('ro')
       before = [path.name for path in disk.rglob('*')]
-      try:
-        runs.train_here(shared, disk / 'run')
-      except (ValueError, OSError) as error:
-        check(str(disk) in str(error), f'no name in {error}')
-        check(len(str(error).splitlines()) == 1, f'several lines: {error}')
-      else:
-        raise rows.Broken('it trained in a folder that cannot be written')
+      for workdir in (disk / 'begun', disk / 'new'):
+        try:
+          runs.train_here(shared, workdir)
+        except (ValueError, OSError) as error:
+          check(str(disk) in str(error), f'no name in {error}')
+          check(len(str(error).splitlines()) == 1, f'several lines: {error}')
+        else:
+          raise rows.Broken(f'it trained in {workdir}, which is read-only')
       check([p.name for p in disk.rglob('*')] == before, 'files changed')
-    return 'refused, was begun' if has_begun else 'refused, empty'
+    return 'refused, begun and new'
 
   yield trial
 
@@ -184,19 +191,29 @@ def not_finite(shared):
   """Runs whose rates are so high that they diverge, at some step."""
 
   def trial(rng, folder):
-    rate = float(10 ** rng.uniform(2, 30))
-    workdir = folder / 'run'
+    workdir, changes = folder / 'run', {}
+    exponent = rng.uniform(2, 30)
+    if (
+      rng.random() < 0.5
+    ):  # Some steps pass, and are saved, before it diverges.
+      exponent = rng.uniform(0, 4)
+      changes = {'train__checkpoint_every_steps': 1}
+    rate = float(10**exponent)
     try:
-      runs.train_here(shared, workdir, optimizer__learning_rate=rate)
+      runs.train_here(shared, workdir, optimizer__learning_rate=rate, **changes)
+      outcome = 'finite to its end'
+      for name, value in workdir_lib.read_result(workdir).items():
+        check('/' not in name or np.isfinite(value), f'{name} is {value}')
     except FloatingPointError as error:
-      check(' at step ' in str(error), f'no step in {error}')
-    else:
-      return 'did not diverge'
-    for step in checkpoint.saved_steps(workdir):
+      outcome = 'ended at its step'
+      for words in (' at step ', 'First not finite', 'repeat the command with'):
+        check(words in str(error), f'no "{words}" in {error}')
+    saved = checkpoint.saved_steps(workdir)
+    for step in saved:
       arrays = runs.arrays_of(shared, workdir, step).values()
       finite = [np.isfinite(array).all() for array in arrays]
       check(all(finite), f'checkpoint {step} is not finite')
-    return 'ended at its step'
+    return f'{outcome}, checkpoints: {len(saved)}'
 
   yield trial
 
@@ -224,7 +241,7 @@ ROWS = [
     *('one line that names it; nothing changes', 10, 1, read_only, 300),
   ),
   rows.Row(
-    *('not_finite', 'learning rates of 1e2 to 1e30'),
+    *('not_finite', 'learning rates of 1 to 1e30'),
     'the run ends and names the step; every checkpoint is finite',
     *(10, 1, not_finite, 300),
   ),

@@ -79,6 +79,12 @@ def signalled(shared):
         lines = ended.printed.splitlines()
         check(ended.code == 128 + number, f'exit code {ended.code}: {lines}')
         check(LAST_LINE.fullmatch(lines[-1]), f'the last line is {lines[-1]}')
+        is_saved = (
+          'is saved' in lines[-1] or (folder / 'run/result.json').exists()
+        )
+        check(
+          is_saved or not moment, f'nothing is saved in a {moment}: {lines[-1]}'
+        )
         check('Traceback' not in ended.printed, f'a traceback: {lines}')
       check_finished(nursery.run(argv))
       runs.check_same(shared, folder / 'run')

@@ -126,7 +126,9 @@ def entry_of(
 ) -> dict[str, object]:
   """The record of a row, continued if this commit has begun it.
 
-  More trials than earlier are added to those of the earlier command.
+  More trials than earlier are added to those of the earlier command; a row that
+  could not be run then is tried again. With changed files there is no commit to
+  continue.
 
   Args:
     row: the row.
@@ -135,9 +137,10 @@ def entry_of(
     commit: commit of the code.
     first: number of the first trial of a row that is begun.
   """
-  if earlier and earlier['commit'] == commit:
+  if earlier and earlier['commit'] == commit and not commit.endswith('+'):
     if earlier['count'] == count or not row.is_size:
-      return earlier | {'count': max(earlier['count'], count)}
+      kept = {k: v for k, v in earlier.items() if k != 'not_run'}
+      return kept | {'count': max(earlier['count'], count)}
   return {
     'injected': row.injected,
     'promise': row.promise,
