@@ -58,11 +58,11 @@ class Errors:
 
   def __str__(self) -> str:
     images = 'image' if self.count == 1 else 'images'
-    wrong = {'all/top1_error': self._top1, 'all/top5_error': self._top5}
+    numbers = {'all/top1_error': self._top1, 'all/top5_error': self._top5}
+    errors = {tag: number / self.count for tag, number in numbers.items()}
     shown = ', '.join(
-      f'{error_table.COLUMNS[tag.partition("/")[2]].lower()} error'
-      f' {number / self.count:.2%}'
-      for tag, number in metrics.informative(wrong, self._num_classes).items()
+      f'{error_table.COLUMNS[tag.partition("/")[2]].lower()} error {error:.2%}'
+      for tag, error in metrics.informative(errors, self._num_classes).items()
     )
     return f'{self.count:,} {images} of known class: {shown}'
 

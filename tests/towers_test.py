@@ -182,7 +182,8 @@ def compute(mesh_name, dtype):
 
   Keys: 'sums' of each of the steps and 'params' after them, 'gradients' of one
   more, and 'hlo' of the compiled step; in float32 also 'evaluation' sums and
-  'log_probs' of those parameters over ten views.
+  'log_probs' of those parameters over ten views, what was 'observed' meanwhile,
+  and the statistics of the 'weights'.
   """
   mesh = create_mesh(mesh_name)
   train_step, state, args = prepare(mesh_name, dtype)
@@ -198,9 +199,18 @@ def compute(mesh_name, dtype):
   if dtype == 'float32':
     offsets = augment.view_offsets(IMAGE, CROP, many=True, flip=True)
     offsets = placement.place(offsets, mesh)
-    eval_step = evaluator.make_eval_step(create_net(mesh_name), mesh, CROP)
-    result['evaluation'], result['log_probs'] = jax.device_get(
-      eval_step(state.params, batch, statistics.mean_image, offsets)
+    net = create_net(mesh_name)
+    observe = diagnostics.Activations(net)
+    eval_step = evaluator.make_eval_step(net, mesh, CROP, observe=observe)
+    *found, observed = eval_step(
+      state.params, batch, statistics.mean_image, offsets
+    )
+    result['evaluation'], result['log_probs'] = jax.device_get(found)
+    result['observed'] = observation.Observation(CLASSES)
+    label, mask = (host_batch()[name] for name in ('label', 'mask'))
+    result['observed'](result['log_probs'], label, mask, observed)
+    result['weights'] = diagnostics.Weights(2)(
+      compiled, state, batch, args[1:], mesh
     )
   # After one step from v = 0, v = -rate * (gradient + decay * weight).
   state = state.replace(
@@ -420,45 +430,6 @@ def test_activations_do_not_depend_on_the_mesh(mesh):
   )
 
 
-@functools.cache
-def diagnosed(mesh_name):
-  """What is observed of an evaluation, and the statistics of the weights."""
-  mesh, net = create_mesh(mesh_name), create_net(mesh_name)
-  train_step, state, args = prepare(mesh_name, 'float32')
-  batch, statistics, *_ = args
-  train_step = train_step.lower(state, *args).compile(compiler_options=CHEAP)
-  state, _ = train_step(state, *args)  # With a last update.
-  weights = diagnostics.Weights(2)(train_step, state, batch, args[1:], mesh)
-  eval_step = evaluator.make_eval_step(
-    net, mesh, CROP, observe=diagnostics.Activations(net)
-  )
-  offsets = placement.place(np.array([[2, 2, 0]], np.int32), mesh)
-  params = state.params | {  # Many units are dead.
-    name: state.params[name] | {'bias': state.params[name]['bias'] - 30}
-    for name in ('conv3', 'fc6', 'fc7')
-  }
-  args = params, batch, statistics.mean_image, offsets
-  _, log_probs, observed = eval_step.lower(*args).compile(CHEAP)(*args)
-  found = observation.Observation(CLASSES)
-  host = host_batch()
-  found(jax.device_get(log_probs), host['label'], host['mask'], observed)
-  return weights, found
-
-
-# On 'trick 4' every device has the fc activations of all examples.
-@pytest.mark.parametrize('mesh', ['2x2', 'trick 4'])
-def test_diagnostics_do_not_depend_on_the_mesh(mesh):
-  weights, found = diagnosed(mesh)
-  expected_weights, expected = diagnosed('single')
-  assert weights.keys() == expected_weights.keys()
-  check_trees(weights, expected_weights)
-  assert found.dead_shares() == expected.dead_shares()
-  assert 0 < found.dead_shares()['fc6'] < 1
-  np.testing.assert_array_equal(found.confusion, expected.confusion)
-  assert found.examples == expected.examples
-  check_trees(found.features, expected.features)
-
-
 def losses(result):
   return np.array([s['loss'] / s['count'] for s in result['sums']])
 
@@ -513,6 +484,19 @@ def test_evaluation_does_not_depend_on_the_mesh(computed, mesh):
   np.testing.assert_allclose(
     result['log_probs'], expected['log_probs'], rtol=0, atol=1e-5
   )
+
+
+@meshes
+def test_diagnostics_do_not_depend_on_the_mesh(computed, mesh):
+  result, expected = computed(mesh), computed('single')
+  found, shares = result['observed'], expected['observed'].dead_shares()
+  assert found.dead_shares() == shares
+  assert any(0 < share < 1 for share in shares.values()), shares
+  np.testing.assert_array_equal(found.confusion, expected['observed'].confusion)
+  assert found.examples == expected['observed'].examples
+  check_trees(found.features, expected['observed'].features)
+  assert result['weights'].keys() == expected['weights'].keys()
+  check_trees(result['weights'], expected['weights'])
 
 
 @meshes
