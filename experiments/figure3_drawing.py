@@ -64,4 +64,4 @@ def _draw_towers(axes, rows):
   axes.set(xlabel='seed of two_towers', ylabel='colour index of a kernel')
   axes.set_ylim(0, 1)
   axes.locator_params(axis='x', integer=True)
-  axes.legend()
+  axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
