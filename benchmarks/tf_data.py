@@ -45,5 +45,6 @@ def main(folder, threads, batch_size):
 
 if __name__ == '__main__':
   if len(sys.argv) != 4:
-    sys.exit(__doc__)
+    print(__doc__)
+    sys.exit('--help' not in sys.argv)
   main(*sys.argv[1:])
