@@ -522,7 +522,7 @@ def test_wrong_class_names_are_refused(folder, tmp_path, names, message):
 @pytest.mark.parametrize('flag', ['path', 'mean', 'class_names'])
 def test_a_missing_file_is_named(folder, flag):
   given = {'path': folder / 'one.pt', flag: folder / 'none'}
-  with pytest.raises(FileNotFoundError, match='none: there is no such file'):
+  with pytest.raises(FileNotFoundError, match='none: no such file or folder'):
     convert.read(**{'class_names': folder / 'names.txt', **given})
 
 
