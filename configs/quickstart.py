@@ -37,7 +37,7 @@ def get_config():
   # The training is short: evaluate and save every few seconds.
   config.train.log_every_steps = 20
   config.train.eval_every_epochs = 3.0
-  config.train.diagnostics_every_evals = 5  # They cost as much as four steps.
+  config.train.diagnostics_every_evals = 7  # They cost as much as five steps.
   config.train.checkpoint_every_steps = 50
   config.train.plateau_warning_steps = 200  # Learning begins well before.
   return config
