@@ -25,7 +25,7 @@ MAX_PICTURES, MAX_QUERIES, MAX_CLASSES = 36, 24, 30
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 _COLUMNS = 6  # At most, of pictures with predictions.
-_CELL, _MAX_NAME = 36, 160  # Of a confusion matrix: a cell; a name, at most.
+_CELL, _MAX_NAME = 36, 160  # A cell of a confusion matrix; the longest name.
 _RIGHT, _WRONG = (37, 99, 175), (200, 40, 30)  # Its colours.
 _MARGIN, _LINE = 12, 22  # Between pictures; height of a line of text.
 _SIDE, _SMALL_SIDE = 240, 160  # Of a picture with bars, of a neighbour.

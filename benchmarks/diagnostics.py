@@ -35,7 +35,7 @@ from alexnet_jax.runtime import command
 from alexnet_jax.runtime import config_file
 from benchmarks import harness
 
-BAR, STEPS = 0.01, 10  # Of the cost; the steps of a round.
+BAR, STEPS = 0.01, 10  # The bar of the cost; the steps of a round.
 STEP, PLAIN, OBSERVED, WRITE = 'step', 'evaluation', 'with diagnostics', 'write'
 FLAGS = harness.FLAGS
 

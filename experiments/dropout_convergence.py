@@ -42,7 +42,7 @@ from experiments import summary
 from experiments import sweep
 from experiments import verdict
 
-WITHIN = 0.01  # Of the test error, a fraction.
+WITHIN = 0.01  # A fraction of the test error.
 LAST = 3  # evaluations
 PAPER = 2.0  # Section 4.2: "roughly doubles the number of iterations".
 WITHOUT = 'dropout_0'

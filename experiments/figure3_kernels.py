@@ -78,7 +78,7 @@ VARIANTS = {
   'one_tower': {'model.num_towers': 1},
   'unlinked': {'model.tower_links': False},
 }
-CONTROL_SEEDS = 3  # Of one_tower and of unlinked, at most.
+CONTROL_SEEDS = 3  # The most seeds of one_tower and of unlinked.
 KERNELS_COLUMNS = (
   *('variant', 'seed', 'tower', 'kernel'),
   *('weights_index', 'response_index', 'kept_share'),

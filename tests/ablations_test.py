@@ -189,7 +189,7 @@ def test_the_pilot_tells_the_seeds_that_each_size_needs():
   rows = [row_of('base', s, 0.3) for s in range(3)]
   rows += [row_of('no_lrn', s, 0.3 + 0.01 * s) for s in range(3)]
   first, *lines = ablations.pilot_lines(rows)
-  # Of 3 values: 1 / sqrt(7.38 / 2) to 1 / sqrt(0.0506 / 2).
+  # With 3 values the bounds are 1 / sqrt(7.38 / 2) and 1 / sqrt(0.0506 / 2).
   assert first.endswith(
     'of the difference to no_lrn: 1.00 (at level 0.95: 0.52 to 6.28); other'
     ' rows may differ'

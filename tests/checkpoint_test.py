@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
-import optax
 import pytest
 
 from alexnet_jax import checkpoint
@@ -27,6 +26,7 @@ from alexnet_jax import placement
 from alexnet_jax import train_state
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import processes
+from benchmarks.faults import checkpoints as faults_checkpoints
 from benchmarks.faults import damage as damage_lib
 
 # When a checkpoint is damaged, Orbax abandons the tasks that read the rest.
@@ -42,15 +42,8 @@ def collect_abandoned_tasks():
 
 
 def make_state(step, mesh=None):
-  """A train state whose every number depends on the step.
-
-  TensorStore stores values of up to 1 kB with a checksum, longer ones without.
-  """
-  rng = np.random.default_rng(step)
-  array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  params = {'conv1': {'kernel': array(5, 5, 3, 8), 'bias': array(8)}}
-  opt_state = optax.TraceState(jax.tree.map(lambda x: x * 2, params))
-  state = train_state.TrainState(jnp.int32(step), params, opt_state)
+  """The state of `benchmarks.faults.checkpoints`, on the devices of a mesh."""
+  state = faults_checkpoints.make_state(step)
   return placement.place(state, mesh, mesh_lib.param_specs(state, mesh))
 
 

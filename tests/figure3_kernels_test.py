@@ -235,7 +235,7 @@ def test_only_the_variants_keys_differ(tmp_path, full):
     assert training.config.optimizer.schedule != 'plateau'
     assert training.config.optimizer.weight_decay == 0.0005
     assert training.config.model.init_std == figure3_kernels.INIT_STD
-    # As in finished runs, which another value would refuse.
+    # Finished runs have this value; another would be refused.
     assert training.config.train.diagnostics_every_evals == 0
 
 

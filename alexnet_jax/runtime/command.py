@@ -33,7 +33,7 @@ WAYS_OUT |= dict.fromkeys(
 # Their flags are those of the command; others belong to libraries.
 FLAGS_OF = ('alexnet_jax', 'benchmarks', 'experiments')
 HELP = {'-h', '-?', '-help', '--help', '--helpshort', '--helpfull'}
-COLUMNS = 120  # Of a line that is logged.
+COLUMNS = 120  # A logged line has no more.
 DASHES = '‐‑‒–—−'  # What word processors and web pages make of a hyphen.
 
 

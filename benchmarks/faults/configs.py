@@ -45,7 +45,7 @@ def changed(rng):
         value = type(place[key])(place[key] * damage.choose((0.5, 2, 3), rng))
     else:
       value = damage.choose((*NUMBERS, *OTHERS), rng)
-    with contextlib.suppress(TypeError, ValueError):  # Of another type.
+    with contextlib.suppress(TypeError, ValueError):  # It has another type.
       place[key] = value
   return config.lock()
 

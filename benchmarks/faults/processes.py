@@ -11,7 +11,7 @@ from benchmarks.faults import rows
 from benchmarks.faults import runs
 from benchmarks.faults import victim
 
-STEPS, SAVES, EVALUATIONS = 24, 4, 4  # Of a run; the last save follows step 24.
+STEPS, SAVES, EVALUATIONS = 24, 4, 4  # A run has so many; it ends with a save.
 LAST_LINE = re.compile(
   r'interrupted by \w+(: step \d+ is saved)?; (the same command continues|'
   r'nothing was begun).*'

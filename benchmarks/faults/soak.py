@@ -22,7 +22,7 @@ from benchmarks.faults import rows
 from benchmarks.faults import runs
 
 STEPS_PER_SAVE = 20
-INTERVALS = 60  # Of a whole soak.
+INTERVALS = 60  # A whole soak has so many.
 MAX_KILOBYTES = 100.0  # Resident memory for each save, beyond two errors.
 MAX_SLOWER = 0.05  # Share of the step time over the whole soak, likewise.
 
