@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import json
 import queue
+import sys
 import threading
 import time
 import types
@@ -97,6 +98,28 @@ def test_the_error_of_another_process_is_shown_with_its_code(
   client.key_value_set('alexnet_jax/processes/end/1', end)
   assert ended.get(timeout=20) == 3
   assert capfd.readouterr().err.splitlines()[0] == 'process 1 of 2: no'
+
+
+@pytest.mark.parametrize(
+  ('line', 'code'),
+  [
+    (
+      'ValueError: UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error'
+      ' [127.0.0.1]:62187: Connection reset by peer',
+      peers.LOST,
+    ),
+    ('ValueError: --coordinator_address=gloo has no socket', 1),
+  ],
+)
+def test_an_error_of_one_line_may_be_that_of_a_lost_process(
+  watched, ended, line, code
+):
+  def work():
+    with processes.abort_all_on_error():
+      sys.exit(line)
+
+  threading.Thread(target=work, daemon=True).start()
+  assert ended.get(timeout=20) == code
 
 
 def full_disk(*_):

@@ -33,6 +33,9 @@ _CONNECTION = re.compile(
   r'|another task|UNAVAILABLE|DEADLINE_EXCEEDED',
   re.IGNORECASE,
 )
+# How an error of XLA begins where it is one line. JAX raises some in C++, called
+# by a module of this package.
+_XLA = re.compile(r'\w+Error: [A-Z_]+: ')
 _GLOO = (
   'on CPUs, Gloo connects them by the name of each host (`hostname`), which must'
   ' resolve to an address that the others reach (not to 127.0.1.1, as in'
@@ -170,7 +173,7 @@ class Peers:
     signals.exit_at_once(code)
 
   def fail(
-    self, error: str, show: Callable[[], None], may_be_another: bool = True
+    self, error: str, show: Callable[[], None], is_one_line: bool = False
   ) -> None:
     """Ends all processes for an error in this one.
 
@@ -180,8 +183,9 @@ class Peers:
     Args:
       error: the error in words.
       show: prints it.
-      may_be_another: whether another process may be the cause.
+      is_one_line: whether it is a user's mistake, unless it begins as one of XLA.
     """
+    may_be_another = not is_one_line or _XLA.match(error)
     if may_be_another and _CONNECTION.search(error):
       for _ in range(10):
         self._end_if_lost(5)

@@ -208,7 +208,7 @@ def abort_all_on_error() -> Iterator[None]:
       raise
     if isinstance(error, SystemExit):
       show = functools.partial(print, error.code, file=sys.stderr, flush=True)
-      _peers.fail(str(error.code), show, may_be_another=False)
+      _peers.fail(str(error.code), show, is_one_line=True)
     else:
       _peers.fail(f'{type(error).__name__}: {error}', traceback.print_exc)
 
