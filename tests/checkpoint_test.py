@@ -404,6 +404,25 @@ def test_a_loss_that_rises_for_long_leaves_the_newest_steady_checkpoint(
   assert newest(checkpoints.folder, [2, 5, 6], 6) == 2  # By their own loss.
 
 
+def test_each_record_is_read_once_while_a_run_saves(tmp_path, monkeypatch):
+  read, read_record = [], checkpoint_files.read_record
+
+  def reading(step):
+    found = read_record(step)
+    read.extend([int(step.name)] if found else [])
+    return found
+
+  monkeypatch.setattr(checkpoint_files, 'read_record', reading)
+  with opened(tmp_path) as checkpoints:
+    for step in range(1, 6):
+      checkpoints.save(step, make_state(step), make_metadata(step), None)
+      checkpoints.wait()
+    checkpoints.save(5, make_state(5), make_metadata(5), 0.5)
+    checkpoints.wait()
+    checkpoints.save(6, make_state(6), make_metadata(6), None)
+  assert read[:4] == [1, 2, 3, 4] and read.count(5) == 1
+
+
 def test_digests_are_there_as_soon_as_the_checkpoint_is(tmp_path):
   save(tmp_path, {4: 0.5})
   recorded = digests.read(tmp_path / 'checkpoints/4')

@@ -525,7 +525,7 @@ def test_only_fetch_reads_from_the_device_and_once_a_step(uninterrupted):
   assert reads.pop('finish') == 24 + 4 * 3 + 3 * 3
   # The step to start from; the norm of the state before every save.
   assert reads.pop('train_and_evaluate') == 1
-  assert reads.pop('check_state') == len({6, 10, 12, 18, 19, 24})
+  assert reads.pop('_save') == len({6, 10, 12, 18, 19, 24})
   assert reads.pop('create_or_restore') == 1  # For the parameter table.
   assert reads.pop('conv1') == 1 + 3  # At the start and at evaluations.
   assert reads.pop('first_inputs') == 2
