@@ -900,10 +900,14 @@ def test_a_value_of_another_type_is_one_line_with_one_that_works(key):
       place(config)[name] = value
     value = place(config)[name]  # A number may now be a float.
     is_nested = type(value) is tuple and value not in ((), (1,))
-    if is_nested or type(value) not in ACCEPTED.get(type(works), (type(works),)):
+    if is_nested or type(value) not in ACCEPTED.get(
+      type(works), (type(works),)
+    ):
       (line,) = problems(config)
       is_section = hasattr(value, 'items')
-      words = ' is missing; set it to ' if is_section else f'={value!r} must be '
+      words = (
+        ' is missing; set it to ' if is_section else f'={value!r} must be '
+      )
       assert line.startswith(f'config.{key}{words}')
       assert line.endswith(way_out)
   config = paper.get_config().unlock()
