@@ -415,12 +415,10 @@ def test_each_record_is_read_once_while_a_run_saves(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint_files, 'read_record', reading)
   with opened(tmp_path) as checkpoints:
     for step in range(1, 6):
-      checkpoints.save(step, make_state(step), make_metadata(step), None)
+      # The first has the lowest error, and is kept to the end.
+      checkpoints.save(step, make_state(step), make_metadata(step), step / 9)
       checkpoints.wait()
-    checkpoints.save(5, make_state(5), make_metadata(5), 0.5)
-    checkpoints.wait()
-    checkpoints.save(6, make_state(6), make_metadata(6), None)
-  assert read[:4] == [1, 2, 3, 4] and read.count(5) == 1
+  assert len(read) == len({*read}) and {1, 2, 3, 4} <= {*read}
 
 
 def test_digests_are_there_as_soon_as_the_checkpoint_is(tmp_path):

@@ -156,7 +156,7 @@ if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
   harness.run(
     measure,
-    quick='Few trials of each row: under two minutes on two cores.',
+    quick='Few trials of most rows, in about two minutes on two cores.',
     check='Fail if a promise is broken.',
     rows=([], 'Names of rows to play; by default all.'),
     most=(0, 'Limit for the number of trials of a row.'),

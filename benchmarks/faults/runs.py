@@ -56,9 +56,7 @@ def flags(shared: pathlib.Path, workdir: pathlib.Path) -> list[str]:
   ]
 
 
-def cluster(
-  number: int, host: str = '127.0.0.1', port: int = 0
-) -> list[list[str]]:
+def cluster(number: int, host='127.0.0.1', port=0) -> list[list[str]]:
   """The flags of so many processes of one run; by default a free port."""
   with socket.socket() as probe:
     probe.bind(('', 0))
