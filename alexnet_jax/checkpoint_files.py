@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import json
 import logging
-import os
 import pathlib
 import shutil
 import typing
@@ -28,7 +27,6 @@ STATE, RECORD, METRICS = 'state', 'record', 'metrics'
 METRIC = 'eval/top1_error'  # The key in the latter.
 REPLACED = 'replaced.'  # Before the name of a step.
 T = typing.TypeVar('T')
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The machine is at fault, not the file.
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 _NOT_DAMAGE += (errno.ENOMEM, errno.ESTALE)
@@ -143,35 +141,23 @@ def read_record(step: pathlib.Path) -> dict | None:
   return None
 
 
-@contextlib.contextmanager
-def full_disk_named(folder: pathlib.Path) -> Iterator[None]:
+def full_disk_named(
+  folder: pathlib.Path,
+) -> contextlib.AbstractContextManager[None]:
   """Turns the errors of a full disk into one that says what is kept.
 
   Args:
     folder: folder of the checkpoints.
   """
-  try:
-    yield
-  except Exception as error:
-    if not _is_disk_full(error):
-      raise
+
+  def kept():
     names = [path.name for path in folder.glob('*')]
     newest = max((int(n) for n in names if n.isdecimal()), default=None)
-    kept = 'no checkpoint yet'
-    if newest is not None:
-      kept = f'checkpoint {newest} is whole'
-    raise OSError(errno.ENOSPC, f'disk full at {folder}; {kept}') from error
+    if newest is None:
+      return 'no checkpoint yet'
+    return f'checkpoint {newest} is whole'
 
-
-def _is_disk_full(error):
-  while error is not None:
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-      return True
-    # TensorStore raises a ValueError with the words of the system.
-    if any(os.strerror(number) in str(error) for number in _DISK_FULL):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
+  return files.full_disk_named(folder, kept)
 
 
 def rename(step: pathlib.Path, word: str) -> None:

@@ -49,8 +49,13 @@ def newest_steady(
   Returns:
     Its step; None if there is none.
   """
-  found = {s: checkpoint_files.read_record(folder / str(s)) for s in steps}
-  records = {step: record for step, record in found.items() if record}
+  records = {s: checkpoint_files.read_record(folder / str(s)) for s in steps}
+  return _newest_steady(records, steady_step)
+
+
+def _newest_steady(records, steady_step=0):
+  """See `newest_steady`; a record is None if it cannot be read."""
+  records = {step: record for step, record in records.items() if record}
   known = [record.get('steady_step', 0) for record in records.values()]
   latest = max(steady_step, *known, 0)
   steady = [s for s, r in records.items() if rising_loss.is_steady(r)]
@@ -58,10 +63,19 @@ def newest_steady(
 
 
 class _NewestSteady(POLICIES.PreservationPolicy):
+  """Reads each record once; that of the pending save cannot be read yet."""
+
   def __init__(self, folder):
-    self._folder = folder
+    self._folder, self._read = folder, {}
 
   def should_preserve(self, checkpoints, *, context):
-    steps = [found.step for found in checkpoints]
-    newest = newest_steady(self._folder, steps)
-    return [step == newest for step in steps]
+    # A step that is saved again has another time.
+    keys = {found.step: (found.step, found.time) for found in checkpoints}
+    records = {
+      step: self._read.get(key)
+      or checkpoint_files.read_record(self._folder / str(step))
+      for step, key in keys.items()
+    }
+    self._read = {keys[step]: record for step, record in records.items()}
+    newest = _newest_steady(records)
+    return [found.step == newest for found in checkpoints]

@@ -11,6 +11,7 @@ from alexnet_jax import mesh_rules
 from alexnet_jax import model
 from alexnet_jax import optimizer
 from alexnet_jax import ranges
+from alexnet_jax.runtime import config_file
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -20,13 +21,9 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
     config: a config with the keys of configs/paper.py.
     num_devices: number of devices (accelerators, or CPU devices) of the run.
   """
-  try:
-    problems = list(_problems(config, num_devices))
-  except (AttributeError, KeyError, TypeError) as error:
-    raise ValueError(
-      'the config lacks a key of configs/paper.py, or has a value of another'
-      f' type: {error}; was it made by another version of this project?'
-    ) from error
+  # Values of a wrong type cannot be compared with a range.
+  problems = [*ranges.wrong_types(dict(config_file.items(config)))]
+  problems = problems or [*_problems(config, num_devices)]
   if problems:
     if len(problems) > 3:
       problems[2:] = [f'and {len(problems) - 2} more rules are broken']

@@ -17,7 +17,7 @@ import shlex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 import optax
 
@@ -76,14 +76,9 @@ def check(
 
 
 @jax.jit
-def _norm(state):
+def norm(state: train_state.TrainState) -> Float[Array, '']:
+  """The norm of the parameters and of v, on the device; see `check`."""
   return optax.tree.norm((state.params, state.opt_state))
-
-
-def check_state(state: train_state.TrainState, step: int) -> None:
-  """Raises NotFiniteError if a state, about to be saved, is not finite."""
-  norm = placement.fetch(_norm(state))
-  check(norm, 'the norm of the state', step, state, step)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,21 @@
-"""The ranges of config values."""
+"""The types and the ranges of config values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import functools
 import math
+import runpy
 
 from alexnet_jax import cache
+from alexnet_jax.runtime import config_file
+
+# What a value may be whose type in configs/paper.py is the key.
+TYPES = {
+  bool: ('True or False', bool),
+  int: ('a whole number', int),
+  float: ('a number', int | float),
+  str: ('text', str),
+  tuple: ('a tuple of numbers or names', tuple | list),
+}
 
 # For each rule a predicate, and the keys whose values must satisfy it.
 RANGES = {
@@ -86,6 +98,36 @@ RANGES = {
 # Larger whole numbers overflow in JAX or have no memory: those of a net and a
 # batch, and all others (the seed has a rule of its own).
 MAX_SIZE, MAX_NUMBER = 2**20, 2**31 - 1
+
+
+@functools.cache
+def _paper():
+  """The values of configs/paper.py by dotted key."""
+  module = runpy.run_path(str(config_file.FOLDER / 'paper.py'))
+  return dict(config_file.items(module['get_config']()))
+
+
+def wrong_types(values: Mapping[str, object]) -> Iterator[str]:
+  """Yields a line for each key that is missing or has a value of another type.
+
+  Args:
+    values: config values by dotted key, from `config_file.items`.
+  """
+  for key, example in _paper().items():
+    way_out = f'such as {example!r}, its value in configs/paper.py'
+    kind, types = TYPES[type(example)]
+    if key not in values:
+      yield f'config.{key} is missing; set it to {kind}, {way_out}'
+    elif not _has_type(values[key], types):
+      yield f'config.{key}={values[key]!r} must be {kind}, {way_out}'
+
+
+def _has_type(value, types):
+  if isinstance(value, tuple | list):
+    is_element = lambda x: isinstance(x, int | float | str)
+    return types == tuple | list and all(map(is_element, value))
+  # A bool is an int.
+  return isinstance(value, types) and (types is bool or type(value) is not bool)
 
 
 def out_of_range(flat: Mapping[str, object]) -> dict[str, tuple[object, str]]:

@@ -178,8 +178,10 @@ def _compile(workdir, run, state, arguments):
 
 
 def _save(checkpoints, step, state, metadata):
-  divergence.check_state(state, step)
-  replicas.check(state, checkpoints.steps())
+  found = divergence.norm(state), replicas.digests(state)
+  norm, digests = placement.fetch(found)  # One wait for both.
+  divergence.check(norm, 'the norm of the state', step, state, step)
+  replicas.check(state, digests, checkpoints.steps())
   error = metadata.metrics.get('eval/top1_error')  # None without evaluation.
   if metadata.unfinished:  # The metrics are those of an earlier step.
     error = None

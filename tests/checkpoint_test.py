@@ -404,6 +404,23 @@ def test_a_loss_that_rises_for_long_leaves_the_newest_steady_checkpoint(
   assert newest(checkpoints.folder, [2, 5, 6], 6) == 2  # By their own loss.
 
 
+def test_each_record_is_read_once_while_a_run_saves(tmp_path, monkeypatch):
+  read, read_record = [], checkpoint_files.read_record
+
+  def reading(step):
+    found = read_record(step)
+    read.extend([int(step.name)] if found else [])
+    return found
+
+  monkeypatch.setattr(checkpoint_files, 'read_record', reading)
+  with opened(tmp_path) as checkpoints:
+    for step in range(1, 6):
+      # The first has the lowest error, and is kept to the end.
+      checkpoints.save(step, make_state(step), make_metadata(step), step / 9)
+      checkpoints.wait()
+  assert len(read) == len({*read}) and {1, 2, 3, 4} <= {*read}
+
+
 def test_digests_are_there_as_soon_as_the_checkpoint_is(tmp_path):
   save(tmp_path, {4: 0.5})
   recorded = digests.read(tmp_path / 'checkpoints/4')

@@ -884,6 +884,39 @@ def test_flattened_values_survive_json_unchanged():
   assert not any(isinstance(value, dict | tuple) for value in flat.values())
 
 
+WRONG = (None, True, 3, 1.5, 1j, 'x', b'x', [1], (), ([1],), (None,), {'a': 1})
+ACCEPTED = {float: (float, int), tuple: (tuple, list)}
+
+
+@pytest.mark.parametrize('key', PAPER_KEYS)
+def test_a_value_of_another_type_is_one_line_with_one_that_works(key):
+  section, _, name = key.rpartition('.')
+  place = lambda config: config[section] if section else config
+  works = place(paper.get_config())[name]
+  way_out = f', such as {works!r}, its value in configs/paper.py'
+  for value in WRONG:
+    config = paper.get_config()
+    with config.ignore_type():
+      place(config)[name] = value
+    value = place(config)[name]  # A number may now be a float.
+    is_nested = type(value) is tuple and value not in ((), (1,))
+    if is_nested or type(value) not in ACCEPTED.get(
+      type(works), (type(works),)
+    ):
+      (line,) = problems(config)
+      is_section = hasattr(value, 'items')
+      words = (
+        ' is missing; set it to ' if is_section else f'={value!r} must be '
+      )
+      assert line.startswith(f'config.{key}{words}')
+      assert line.endswith(way_out)
+  config = paper.get_config().unlock()
+  del place(config)[name]
+  (line,) = problems(config)
+  assert line.startswith(f'config.{key} is missing; ')
+  assert line.endswith(way_out)
+
+
 @pytest.mark.parametrize(
   ('key', 'value', 'rule'),
   [

@@ -21,15 +21,19 @@ import pytest
 
 from alexnet_jax import checkpoint_files
 from alexnet_jax import config as config_lib
+from alexnet_jax import divergence
 from alexnet_jax import images as images_lib
+from alexnet_jax import train
 from alexnet_jax import weights
 from alexnet_jax.prepare import imagenet
 from alexnet_jax.runtime import digests
+from alexnet_jax.runtime import files
 from benchmarks import harness
 from benchmarks.faults import __main__ as faults
 from benchmarks.faults import checkpoints
 from benchmarks.faults import damage
 from benchmarks.faults import rows
+from benchmarks.faults import runs
 from benchmarks.faults import soak
 from benchmarks.faults import victim
 from tests import fault_rows
@@ -76,13 +80,57 @@ SWITCHES = {
   'images': (images_lib, 'read_pixels', unnamed, 2),
   'archives': (imagenet, '_regular_files', unnamed, 2),
   'configs': (config_lib, 'check', too_many_lines, 8),
+  'full_disk_injected': (
+    *(files, 'full_disk_named', lambda *_: contextlib.nullcontext(), 8),
+  ),
+  'work_directories': (checkpoint_files, 'check_digests', lambda *_: True, 2),
+  'not_finite': (divergence, 'check', lambda *_: None, 1),
 }
+NO_TRAINING = ('full_disk_injected', 'work_directories')
+SLOW = ('not_finite',)  # It trains, and compiles the net again for the cause.
 
 
-@pytest.mark.parametrize('name', SWITCHES)
+def without_training(monkeypatch):
+  """Lets runs write some files, and restore checkpoints, in place of training."""
+
+  def train_here(_, workdir):
+    with checkpoint_files.full_disk_named(workdir / 'checkpoints'):
+      for number in range(8):
+        files.write_bytes(workdir / f'{number}.json', b'x')
+    if (workdir / 'checkpoints').exists():
+      checkpoints.restored(workdir)
+
+  def check_same(_, workdir):
+    rows.check(len([*workdir.iterdir()]) == 8, 'files are missing')
+
+  def save(_, workdir, stop):
+    checkpoints.save(workdir, {checkpoints.OLD: 0.5, checkpoints.NEW: 0.4})
+
+  def hurt(workdir, rng):
+    return flip_long_values(workdir / f'checkpoints/{checkpoints.NEW}', rng)
+
+  for name, function in (
+    ('train_here', train_here),
+    ('check_same', check_same),
+  ):
+    monkeypatch.setattr(runs, name, function)
+  for name in ('reference', 'results', 'load_config'):
+    monkeypatch.setattr(runs, name, lambda *_: {'step': 8, 'arrays': {}})
+  monkeypatch.setattr(train, 'train_and_evaluate', save)
+  monkeypatch.setattr(damage, 'hurt', hurt)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SWITCHES],
+)
 def test_a_promise_that_is_not_kept_is_reported(name, tmp_path, monkeypatch):
   owner, function, replacement, count = SWITCHES[name]
   row = row_of(name)
+  if name in NO_TRAINING:
+    without_training(monkeypatch)
+  elif name in SLOW:
+    runs.prepare_digits(tmp_path)
   seen, problems = play(row, count, tmp_path)
   assert problems == [] and len([x for x in seen if x]) == count
   monkeypatch.setattr(owner, function, replacement)
@@ -148,7 +196,7 @@ def command(tmp_path, monkeypatch):
   def run(**flags):
     played = []
 
-    def play_all(chosen, entries, save, players):
+    def play_all(chosen, entries, save):
       for row in chosen:
         entry = entries[row.name]
         for number in range(entry['done'], entry['count']):
@@ -222,7 +270,9 @@ def test_a_broken_promise_is_named_and_fails_the_check(command, capsys):
 
 
 def test_an_unknown_row_is_named():
-  with pytest.raises(SystemExit, match='--rows=x is not one of same_seed, '):
+  with pytest.raises(
+    SystemExit, match='--rows=x is not one of soak, same_seed, '
+  ):
     faults.chosen(['images', 'x'])
 
 

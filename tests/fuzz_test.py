@@ -36,6 +36,7 @@ from alexnet_jax import evaluator
 from alexnet_jax import main
 from alexnet_jax import train_step
 from alexnet_jax.prepare import prepare
+from benchmarks.faults import runs
 from tests import worlds
 
 pytestmark = [
@@ -70,7 +71,6 @@ def get_config():
   return config
 """
 STAGES = ('prepare', 'train', 'resume', 'evaluate')
-TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
 # How the lines of a log, of its table and of a warning begin.
 LOG = ('I1', 'I0', 'W1', 'W0', 'E1', 'E0', '+--', '| ', 'Total: ')
 
@@ -314,7 +314,9 @@ def values(workdir):
   """Metrics and predictions of a run, less what depends on the clock."""
   with open(f'{workdir}/metrics.csv', newline='') as file:
     rows = [*csv.DictReader(file)]
-  rows = [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+  rows = [
+    {k: v for k, v in row.items() if k not in runs.TIMINGS} for row in rows
+  ]
   with open(f'{workdir}/evaluation.json', encoding='utf-8') as file:
     evaluation = json.load(file)
   del evaluation['dataset']  # Its name.

@@ -274,7 +274,7 @@ def test_a_value_of_another_type_is_one_error(fail, tmp_path):
     '  return config\n'
   )
   message = fail(f'--workdir={tmp_path}/run', f'--config={file}')
-  assert 'has a value of another type' in message
+  assert "config.train.epochs='3' must be a number, such as 90.0" in message
   assert message.count('\n') == 0
 
 

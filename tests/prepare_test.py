@@ -42,11 +42,13 @@ from alexnet_jax.prepare import shards
 from alexnet_jax.prepare import sources
 from alexnet_jax.prepare import verify
 from alexnet_jax.prepare import workers
+from alexnet_jax.runtime import command
 from alexnet_jax.runtime import digests
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import signals
 
 SIZE = 8
+FULL = os.strerror(errno.ENOSPC)
 
 
 def _write_source(root, *, train=10, val=3):
@@ -507,6 +509,29 @@ def _add_bad_images(tmp_path):
   (folder / 'train/class0/short.png').write_bytes(whole[: len(whole) // 2])
   (folder / 'val/class1/text.jpg').write_text('<html>404</html>')
   return ['train/class0/short.png', 'val/class1/text.jpg']
+
+
+@pytest.mark.parametrize(
+  ('owner', 'name', 'error'),
+  [
+    (shards, 'ArrayRecordWriter', RuntimeError(f'write() failed: {FULL}; x')),
+    (np, 'savez', OSError(errno.ENOSPC, FULL)),
+    (digests, 'write', OSError(errno.EDQUOT, 'Disk quota exceeded')),
+  ],
+)
+def test_a_full_disk_has_a_way_out_that_works(
+  tmp_path, source, monkeypatch, owner, name, error
+):
+  def fail(*_, **__):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(owner, name, fail)
+    with pytest.raises(OSError, match=f'disk full at {tmp_path}/set; ') as e:
+      _prepare(source, tmp_path)
+  assert command.refusal(e.value) == '; make space; the same command continues'
+  assert '\n' not in str(e.value)
+  _prepare(source, tmp_path)
 
 
 def test_unreadable_images_are_skipped_counted_and_listed(

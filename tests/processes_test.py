@@ -51,6 +51,7 @@ from alexnet_jax.runtime import processes
 from alexnet_jax.runtime import replicas
 from alexnet_jax.runtime import signals
 from alexnet_jax.runtime import waiting
+from benchmarks.faults import runs
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 # The net has few layers, since every process compiles it. The last checkpoint
@@ -79,7 +80,6 @@ HEARTBEAT = 5  # seconds, instead of processes.HEARTBEAT_SECONDS
 WAIT = 4  # seconds, instead of processes.START_SECONDS
 MARGIN = 15  # seconds to notice, print and end on two busy cores
 LIMIT = 240
-TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
 
 
 @pytest.fixture(scope='module')
@@ -93,28 +93,16 @@ def load(config_file):
   return runpy.run_path(str(config_file))['get_config']()
 
 
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    return probe.getsockname()[1]
-
-
-def cluster(number, port=None, module='alexnet_jax.main', **how):
+def cluster(number, port=0, module='alexnet_jax.main', **how):
   """The commands of all processes, without --config and --workdir."""
-  address = f'127.0.0.1:{port or free_port()}'
   how = [json.dumps(how)] if how else []
-  return [
-    [
-      *('-m', module, *how, f'--coordinator_address={address}'),
-      *(f'--num_processes={number}', f'--process_id={index}'),
-    ]
-    for index in range(number)
-  ]
+  all_flags = runs.cluster(number, port=port)
+  return [['-m', module, *how, *flags] for flags in all_flags]
 
 
 def cluster_that_dies(number, **how):
   """Like `cluster`, with the arguments of `_main_that_dies`."""
-  return cluster(number, None, 'tests.processes_test', dies=how)
+  return cluster(number, module='tests.processes_test', dies=how)
 
 
 def run_all(commands, *flags, devices=1, stopped=None):
@@ -185,7 +173,7 @@ def assert_same_rows(workdir, expected):
   assert [int(row['step']) for row in wanted] == ROWS
   for row, right in zip(rows, wanted, strict=True):
     assert row.keys() == right.keys()
-    for tag in row.keys() - TIMINGS:
+    for tag in row.keys() - runs.TIMINGS:
       if tag.endswith('loss') and right[tag]:
         # float32 sums in another order differ by 1e-7 a step.
         assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)
@@ -663,7 +651,7 @@ def _run_pair(address, index, config_file, folder):
     ]
     mesh = mesh_lib.create_mesh('data', 'auto', jax.devices())
     report['copies'] = [
-      error_of(replicas.check, {'w': {'x': _copies(mesh, value)}}, [6])
+      error_of(_check_copies, {'w': {'x': _copies(mesh, value)}})
       for value in (0, index)
     ]
 
@@ -723,6 +711,10 @@ def _copies(mesh, value):
   numbers[1, 1] += 1e-6 * value  # The last bits.
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.make_array_from_callback((2, 3), sharding, lambda _: numbers)
+
+
+def _check_copies(tree):
+  replicas.check(tree, placement.fetch(replicas.digests(tree)), [6])
 
 
 def _read_all(run):

@@ -32,6 +32,10 @@ def array(mesh, spec, changed=None, values=VALUES):
   return jax.make_array_from_single_device_arrays(values.shape, sharding, parts)
 
 
+def check(tree, saved):
+  replicas.check(tree, jax.device_get(replicas.digests(tree)), saved)
+
+
 SPECS = [P(), P('tower'), P(None, 'tower'), P('data')]
 
 
@@ -40,11 +44,11 @@ SPECS = [P(), P('tower'), P(None, 'tower'), P('data')]
 def test_one_bit_in_one_copy_is_noticed(spec, changed):
   mesh = mesh_lib.create_mesh('towers', '2', jax.devices())
   same = {'a': array(mesh, P()), 'b': array(mesh, spec)}
-  replicas.check(same, [])
+  check(same, [])
   with pytest.raises(
     ValueError, match=r'^b/w in process 0 .* has been saved yet;'
   ):
-    replicas.check(same | {'b': {'w': array(mesh, spec, changed)}}, [])
+    check(same | {'b': {'w': array(mesh, spec, changed)}}, [])
 
 
 def two_signs(values):
@@ -63,16 +67,16 @@ def test_a_change_of_many_elements_is_noticed(change):
     values.shape, NamedSharding(mesh, P()), copies
   )
   with pytest.raises(ValueError, match='differs from its copy'):
-    replicas.check([differs], [])
+    check([differs], [])
 
 
 def test_parts_without_a_copy_may_differ():
   mesh = mesh_lib.create_mesh('data', 'auto', jax.devices())
-  replicas.check([array(mesh, P('data'), 2)], [3])
+  check([array(mesh, P('data'), 2)], [3])
 
 
 @pytest.mark.parametrize('dtype', [np.int32, jax.numpy.bfloat16, np.int8])
 def test_other_types_can_be_compared(dtype):
   mesh = mesh_lib.create_mesh('data', 'auto', jax.devices())
   values = jax.device_put(VALUES.astype(dtype), NamedSharding(mesh, P()))
-  replicas.check((values, jax.numpy.zeros_like(values[0, 0])), [3])
+  check((values, jax.numpy.zeros_like(values[0, 0])), [3])

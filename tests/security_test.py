@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 
@@ -22,6 +23,7 @@ from alexnet_jax import weights
 from alexnet_jax import words
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.convert import convert
+from alexnet_jax.prepare import imagenet
 from alexnet_jax.prepare import plan
 from alexnet_jax.runtime import files
 from tests.dataset_test import prepare_painted
@@ -32,6 +34,21 @@ SOURCES = sorted(
   for folder in ('alexnet_jax', 'benchmarks', 'experiments', 'configs')
   for path in (ROOT / folder).rglob('*.py')
 )
+
+
+def test_the_limits_are_those_of_the_code():
+  modules = {
+    module.__name__.rpartition('.')[2]: module
+    for module in (images, files, weights, convert, imagenet)
+  }
+  limits = re.findall(
+    r'\| ([\d,]+) ?(GiB)?[^|]*\| `(\w+)\.([A-Z_]+)`',
+    (ROOT / 'SECURITY.md').read_text(),
+  )
+  for number, unit, module, name in limits:
+    limit = int(number.replace(',', '')) * (2**30 if unit else 1)
+    assert getattr(modules[module], name) == limit, f'{module}.{name}'
+  assert len(limits) == 7
 
 
 def run_what_a_file_holds(source):

@@ -52,6 +52,7 @@ from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import signals
+from benchmarks.faults import runs
 from tests import jax_settings_test
 
 # 1,497 digits in batches of 16 are 93.6 steps an epoch; the run has 24 steps.
@@ -79,7 +80,6 @@ def get_config():
 """
 GOLDEN = 2.408140
 ROWS = [5, 6, 10, 12, 15, 16, 18, 19, 20, 24]
-TIMINGS = ('train/images_per_second', 'train/input_wait_fraction')
 ROOT = pathlib.Path(train.__file__).parents[1]
 
 
@@ -212,7 +212,7 @@ def read_rows(workdir):
 
 
 def deterministic(rows):
-  return [{k: v for k, v in r.items() if k not in TIMINGS} for r in rows]
+  return [{k: v for k, v in r.items() if k not in runs.TIMINGS} for r in rows]
 
 
 def events_of(workdir):
@@ -525,7 +525,7 @@ def test_only_fetch_reads_from_the_device_and_once_a_step(uninterrupted):
   assert reads.pop('finish') == 24 + 4 * 3 + 3 * 3
   # The step to start from; the norm of the state before every save.
   assert reads.pop('train_and_evaluate') == 1
-  assert reads.pop('check_state') == len({6, 10, 12, 18, 19, 24})
+  assert reads.pop('_save') == len({6, 10, 12, 18, 19, 24})
   assert reads.pop('create_or_restore') == 1  # For the parameter table.
   assert reads.pop('conv1') == 1 + 3  # At the start and at evaluations.
   assert reads.pop('first_inputs') == 2
@@ -596,11 +596,11 @@ def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
   monkeypatch.setattr(cache.Cache, 'load', move_and_load)
   returned = train.train_and_evaluate(config, tmp_path)
   assert_same_run(tmp_path, uninterrupted, config)
-  for tag in returned.keys() - TIMINGS:
+  for tag in returned.keys() - runs.TIMINGS:
     assert returned[tag] == uninterrupted.returned[tag]
   result = json.loads((tmp_path / 'result.json').read_text())
   expected = json.loads((uninterrupted.workdir / 'result.json').read_text())
-  volatile = {'wall_seconds', *TIMINGS}
+  volatile = {'wall_seconds', *runs.TIMINGS}
   assert result.keys() == expected.keys()
   for key in result.keys() - volatile:
     assert result[key] == expected[key]
@@ -630,7 +630,7 @@ def test_a_run_that_is_stopped_again_and_again_equals_the_uninterrupted_one(
     assert not (tmp_path / 'result.json').exists()
   returned = train.train_and_evaluate(config, tmp_path)
   assert_same_run(tmp_path, uninterrupted, config)
-  for tag in returned.keys() - TIMINGS:
+  for tag in returned.keys() - runs.TIMINGS:
     assert returned[tag] == uninterrupted.returned[tag]
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   # The replaced checkpoints have their validation errors.
@@ -1193,7 +1193,7 @@ def test_a_run_resumes_in_any_layout_on_any_number_of_devices(
   rows, wanted = read_rows(many), read_rows(one)
   assert [r['step'] for r in rows] == [r['step'] for r in wanted]
   for row, right in zip(rows, wanted, strict=True):
-    for tag in row.keys() - TIMINGS:
+    for tag in row.keys() - runs.TIMINGS:
       if tag.endswith('loss') and right[tag]:
         # float32 sums in another order, over 24 steps.
         assert float(row[tag]) == pytest.approx(float(right[tag]), rel=1e-5)

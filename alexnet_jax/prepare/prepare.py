@@ -159,7 +159,8 @@ def _created_and_locked(folder, data_dir) -> Iterator[None]:
         f'data_dir={data_dir} is not a writable folder ({error}); choose'
         ' another one'
       ) from error
-    yield
+    with files.full_disk_named(folder, lambda: 'finished shards are kept'):
+      yield
 
 
 def _write(folder, name, source, plan, max_bad, workers):

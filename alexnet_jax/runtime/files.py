@@ -1,6 +1,6 @@
 """Paths that users name, atomic writes, and locks of folders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import fcntl
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # No text or JSON file of a run comes near it; `read_bytes` refuses larger ones.
 MAX_BYTES = 2**30
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the kernel or the file system says if it has no locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -212,6 +213,36 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   finally:
     temporary.unlink(missing_ok=True)
     signals.temporary_files.discard(temporary)
+
+
+@contextlib.contextmanager
+def full_disk_named(
+  folder: pathlib.Path, kept: Callable[[], str]
+) -> Iterator[None]:
+  """Turns the errors of a full disk into one with the folder and what is kept.
+
+  Args:
+    folder: a folder on that disk.
+    kept: called after an error; what is not lost, for the message.
+  """
+  try:
+    yield
+  except Exception as error:
+    if not _is_disk_full(error):
+      raise
+    words = f'disk full at {folder}; {kept()}'
+    raise OSError(errno.ENOSPC, words) from error
+
+
+def _is_disk_full(error):
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+      return True
+    # TensorStore and ArrayRecord raise other errors, with the system's words.
+    if any(os.strerror(number) in str(error) for number in _DISK_FULL):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 @contextlib.contextmanager

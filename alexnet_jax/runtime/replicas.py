@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt32
 import numpy as np
 
 from alexnet_jax.runtime import processes
@@ -19,26 +19,42 @@ from alexnet_jax.runtime import processes
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def check(tree: PyTree, saved: Sequence[int]) -> None:
-  """Raises ValueError in all processes if copies of a part of an array differ.
+def digests(tree: PyTree) -> UInt32[Array, 'device array'] | None:
+  """Digests of the parts of all arrays on all devices; None if not needed.
 
-  Each device reads its copies once, and four bytes per array are gathered: a
-  change of one element is always noticed, more are missed once in 2**32. With a
-  single process nothing is done.
+  Each device reads its copies once, and four bytes per array are gathered. A
+  single process needs none.
 
   Args:
     tree: arrays of up to 32 bits, on one mesh.
-    saved: steps of the checkpoints, before which the copies were equal.
   """
   if processes.is_single_process():
+    return None
+  arrays = jax.tree.leaves(tree)
+  specs = tuple(array.sharding.spec for array in arrays)
+  return _function(arrays[0].sharding.mesh, specs)(*arrays)
+
+
+def check(
+  tree: PyTree,
+  found: UInt32[np.ndarray, 'device array'] | None,
+  saved: Sequence[int],
+) -> None:
+  """Raises ValueError in all processes if copies of a part of an array differ.
+
+  A change of one element is always noticed, more are missed once in 2**32.
+
+  Args:
+    tree: the arrays.
+    found: their `digests`, on the host.
+    saved: steps of the checkpoints, before which the copies were equal.
+  """
+  if found is None:
     return
   named = jax.tree_util.tree_leaves_with_path(tree)
-  arrays = [array for _, array in named]
-  mesh = arrays[0].sharding.mesh
-  digests = _digests(mesh, tuple(array.sharding.spec for array in arrays))
-  found = jax.device_get(digests(*arrays))
+  devices = [*named[0][1].sharding.mesh.devices.flat]
   for (path, array), column in zip(named, found.T, strict=True):
-    if differs := _first_difference(array, mesh.devices.flat, column):
+    if differs := _first_difference(array, devices, column):
       one, other = (device.process_index for device in differs)
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise ValueError(
@@ -57,7 +73,7 @@ def _way_out(saved):
 
 
 @functools.cache
-def _digests(mesh, specs):
+def _function(mesh, specs):
   """Function of arrays that returns digests of their parts, [device, array]."""
   return jax.jit(
     jax.shard_map(

@@ -57,19 +57,16 @@ def read_record(path: str) -> dict[str, dict]:
 
 def chosen(names: list[str]) -> list[rows_lib.Row]:
   """The rows of these names, or all; an unknown name exits with one line."""
-  known = {row.name: row for row in (*ROWS, *ALONE)}
+  known = {row.name: row for row in (*ALONE, *ROWS)}
   if unknown := {*names} - {*known}:
     sys.exit(f'--rows={min(unknown)} is not one of {", ".join(known)}')
   return [row for name, row in known.items() if name in names or not names]
 
 
 def play_all(
-  chosen_rows: list[rows_lib.Row],
-  entries: dict[str, dict],
-  save,
-  players: int = PLAYERS,
+  chosen_rows: list[rows_lib.Row], entries: dict[str, dict], save
 ) -> None:
-  """Plays rows into their records, several at the same time."""
+  """Plays rows into their records: those of `ALONE`, then several at a time."""
   # A player that was killed may have left a disk mounted there.
   with tempfile.TemporaryDirectory(
     prefix='faults', ignore_cleanup_errors=True
@@ -80,26 +77,33 @@ def play_all(
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     runs.prepare_digits(shared)
-    waiting, lock = iter(chosen_rows), threading.Lock()
+    for is_alone, players in ((True, 1), (False, PLAYERS)):
+      waiting = iter([r for r in chosen_rows if (r in ALONE) == is_alone])
+      _play(shared, waiting, entries, save, players)
 
-    def play_some():
-      with contextlib.closing(rows_lib.Player(shared)) as player:
-        while True:
-          with lock:
-            row = next(waiting, None)
-          if row is None:
-            return
-          player(row, entries[row.name], save)
-          print(line_of(row, entries[row.name]), flush=True)
 
-    with concurrent.futures.ThreadPoolExecutor(players) as threads:
-      try:
-        for future in [threads.submit(play_some) for _ in range(players)]:
-          future.result()
-      except KeyboardInterrupt:
-        save()
-        shutil.rmtree(shared, ignore_errors=True)
-        os._exit(130)  # Players end when their pipes are closed.
+def _play(shared, waiting, entries, save, players):
+  """Plays rows of an iterator in so many processes."""
+  lock = threading.Lock()
+
+  def play_some():
+    with contextlib.closing(rows_lib.Player(shared)) as player:
+      while True:
+        with lock:
+          row = next(waiting, None)
+        if row is None:
+          return
+        player(row, entries[row.name], save)
+        print(line_of(row, entries[row.name]), flush=True)
+
+  with concurrent.futures.ThreadPoolExecutor(players) as threads:
+    try:
+      for future in [threads.submit(play_some) for _ in range(players)]:
+        future.result()
+    except KeyboardInterrupt:
+      save()
+      shutil.rmtree(shared, ignore_errors=True)
+      os._exit(130)  # Players end when their pipes are closed.
 
 
 def line_of(row: rows_lib.Row, entry: dict) -> str:
@@ -118,6 +122,8 @@ def line_of(row: rows_lib.Row, entry: dict) -> str:
 def measure() -> harness.Outcome:
   commit, entries = workdir_lib.current_commit(), read_record(FLAGS.output)
   selected = chosen(FLAGS.rows)
+  if FLAGS.quick:
+    selected = [row for row in selected if row.quick]
   for row in selected:
     count = row.quick if FLAGS.quick else row.full
     count = min(count, FLAGS.most) if FLAGS.most else count
@@ -137,10 +143,7 @@ def measure() -> harness.Outcome:
       if FLAGS.output:
         harness.write_record(FLAGS.output, {'rows': entries})
 
-  for together, players in ((False, 1), (True, PLAYERS)):
-    todo = [row for row in selected if (row in ROWS) == together]
-    if todo:
-      play_all(todo, entries, save, players)
+  play_all(selected, entries, save)
   broken = [r.name for r in selected if not rows_lib.holds(r, entries[r.name])]
   skipped = [r.name for r in selected if 'not_run' in entries[r.name]]
   verdict = f'{len(selected) - len(broken) - len(skipped)} promises hold'
@@ -153,7 +156,7 @@ if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
   harness.run(
     measure,
-    quick='Few trials of each row: under two minutes on two cores.',
+    quick='Few trials of most rows, in about two minutes on two cores.',
     check='Fail if a promise is broken.',
     rows=([], 'Names of rows to play; by default all.'),
     most=(0, 'Limit for the number of trials of a row.'),

@@ -84,6 +84,6 @@ ROWS = [
     'random values of up to four keys of any preset, on 1 to 8 devices',
     'refused in at most three lines that name the keys, or accepted, and then'
     ' the net can be traced',
-    *(1_000, 60, random_configs),
+    *(1_000, 30, random_configs),
   )
 ]

@@ -74,8 +74,7 @@ READERS: dict[str, tuple[Callable, Callable]] = {
 def readers(shared):
   """Reads damaged files of every kind that the package reads."""
   with tempfile.TemporaryDirectory(dir=shared) as folder:
-    whole, run = pathlib.Path(folder), pathlib.Path(folder) / 'run'
-    runs.train_here(shared, run)
+    whole, run = pathlib.Path(folder), runs.uninterrupted(shared)
     for name, (write, _) in READERS.items():
       (whole / name).mkdir()
       if write is None:
@@ -167,20 +166,20 @@ ROWS = [
     ' configs, word lists',
     'refused with the name of the file in at most three lines, set aside, or'
     ' read; no hang, nothing is run',
-    *(2_000, 100, readers),
+    *(2_000, 50, readers),
   ),
   rows.Row(
     'names',
     'odd names of folders, classes, images, data sets and configs',
     'the commands give what they give with plain names, bit by bit, or refuse'
     ' in at most three lines and leave every file as it was',
-    *(200, 2, names, 300),
+    *(200, 1, names, 300),
   ),
   rows.Row(
     'work_directories',
     'one damage to any file of the work directory of a stopped run',
     'the run ends with the arrays of the uninterrupted one, or is refused in at'
     ' most three lines that name the folder; no hang',
-    *(100, 3, work_directories, 300),
+    *(100, 1, work_directories, 300),
   ),
 ]

@@ -189,7 +189,7 @@ ROWS = [
   rows.Row(
     *('signals', 'SIGTERM or SIGINT: start-up, steps, saves, evaluations'),
     f'exit code 128 + number, one last line that says so; {EQUAL}',
-    *(50, 2, signalled, 600),
+    *(50, 1, signalled, 600),
   ),
   rows.Row(
     *('two_owners', 'a second command in the same work directory'),

@@ -1,13 +1,16 @@
 """The run that the rows interrupt: the net of tiny.py on the digits.
 
-The uninterrupted run is made once for all rows, in the process that plays them.
+The uninterrupted run is made once for all rows of a command.
 """
 
+from collections.abc import Callable
 import contextlib
 import csv
+import fcntl
 import functools
 import pathlib
 import runpy
+import socket
 import tempfile
 
 import jax
@@ -53,6 +56,21 @@ def flags(shared: pathlib.Path, workdir: pathlib.Path) -> list[str]:
   ]
 
 
+def cluster(number: int, host='127.0.0.1', port=0) -> list[list[str]]:
+  """The flags of so many processes of one run; by default a free port."""
+  with socket.socket() as probe:
+    probe.bind(('', 0))
+    address = f'{host}:{port or probe.getsockname()[1]}'
+  return [
+    [
+      f'--coordinator_address={address}',
+      f'--num_processes={number}',
+      f'--process_id={index}',
+    ]
+    for index in range(number)
+  ]
+
+
 def train_here(shared: pathlib.Path, workdir: pathlib.Path, **changes) -> None:
   """Trains, or goes on, in this process."""
   compilation.enable_compilation_cache(f'{shared}/xla')
@@ -65,12 +83,20 @@ def new_folder(shared: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(tempfile.mkdtemp(dir=shared))
 
 
-@functools.cache
+def made_once(workdir: pathlib.Path, make: Callable) -> pathlib.Path:
+  """The work directory of a run that `make` plays, unless another row has."""
+  with open(f'{workdir}.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (workdir / 'result.json').exists():
+      make(workdir)
+  return workdir
+
+
 def uninterrupted(shared: pathlib.Path) -> pathlib.Path:
   """The work directory of the uninterrupted run."""
-  workdir = new_folder(shared) / 'run'
-  train_here(shared, workdir)
-  return workdir
+  return made_once(
+    shared / 'uninterrupted', functools.partial(train_here, shared)
+  )
 
 
 @functools.cache
