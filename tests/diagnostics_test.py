@@ -1,6 +1,7 @@
 """Statistics of weights and units, against JAX's gradients and plain NumPy."""
 
 import functools
+import logging
 import re
 
 import flax.linen as nn
@@ -44,7 +45,8 @@ def views(key, images, indices, mean_image, directions, color_std):
 
 
 @pytest.mark.parametrize('conv1_rate', [RATE, 0.0])
-def test_statistics_of_weights(conv1_rate):
+def test_statistics_of_weights(conv1_rate, caplog):
+  caplog.set_level(logging.INFO, 'alexnet_jax')
   net, key = Tiny(), jax.random.key(0)
   images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
   batch = {
@@ -65,7 +67,9 @@ def test_statistics_of_weights(conv1_rate):
   rates['conv1/kernel'] = jnp.float32(conv1_rate)
   step = train_step.make_train_step(net, None, views, make)
   arguments = (statistics, key, rates, jnp.float32(0))
-  found = diagnostics.Weights(2)(step, state, batch, arguments, None)
+  weights = diagnostics.Weights(2)
+  found = [weights(step, state, batch, arguments, None) for _ in range(2)][1]
+  assert caplog.messages == ['Compiling the statistics of the weights.']
 
   def loss(params):
     logits = net.apply({'params': params}, images / 255)
