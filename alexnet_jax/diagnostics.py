@@ -8,7 +8,7 @@ little is copied to the host.
 
 from collections.abc import Callable
 import dataclasses
-import math
+import logging
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,8 @@ from alexnet_jax import model
 from alexnet_jax import placement
 from alexnet_jax import train_state
 from alexnet_jax.runtime import compilation
+
+log = logging.getLogger(__name__)
 
 # Values of a histogram, and examples whose activations are in it, per device.
 SAMPLE, EXAMPLES = 2**14, 8
@@ -102,11 +104,20 @@ def _active(x, mask):
 
 
 def sample(x: Array) -> Array:
-  """About `SAMPLE` elements of `x` (all, if it has fewer), evenly spread."""
-  stride = max(x.size // SAMPLE, 1)
-  while math.gcd(stride, x.shape[-1]) > 1:  # It would leave features out.
-    stride += 1
-  return x.reshape(-1)[::stride].astype(jnp.float32)
+  """About `SAMPLE` elements of `x` (all, if it has fewer), evenly spread.
+
+  They are as many of each feature, the last axis, in rows that differ from
+  feature to feature. So a device that has some of the features takes its part
+  of the sample without the others.
+  """
+  rows = x.reshape(-1, x.shape[-1])
+  stride = min(max(x.size // SAMPLE, 1), len(rows))
+  blocks = rows[: len(rows) // stride * stride].reshape(-1, stride, x.shape[-1])
+  row, feature = (
+    lax.broadcasted_iota(np.int32, blocks.shape, axis) for axis in (1, 2)
+  )
+  chosen = jnp.where(row == feature % stride, blocks, 0)
+  return chosen.sum(1, dtype=jnp.float32).reshape(-1)
 
 
 class Weights:
@@ -146,6 +157,7 @@ class Weights:
     statistics, key, rates, color_std = arguments
     ones = placement.place({name: np.float32(1) for name in rates}, mesh)
     if self._copy is None:
+      log.info('Compiling the statistics of the weights.')
       shardings = jax.tree.map(lambda x: x.sharding, state)
       self._copy = jax.jit(
         _without_momentum,

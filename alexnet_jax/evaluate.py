@@ -126,13 +126,14 @@ def _open_nets(
       f' files (--weights), not {",".join(map(str, workdirs)) or "none"}'
     )
   missing = [path for path in named if not path.exists()]
+  more = shipped_nets.nor_a_net(missing[0]) if missing else ''
   if missing and len(named) > 1:
     flag = 'weights' if missing[0].suffix == weights_lib.SUFFIX else 'workdirs'
     raise FileNotFoundError(
-      f'--{flag}: there is no {missing[0]}; a name with a comma needs double'
+      f'--{flag}: there is no {missing[0]}{more}; a name with a comma needs double'
       f' quotes: --{flag}=\'"A,B",C\''
     )
-  if missing and (more := shipped_nets.nor_a_net(missing[0])):
+  if more:
     raise FileNotFoundError(
       f'there is no work directory or file {missing[0]}{more}'
     )

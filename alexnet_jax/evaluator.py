@@ -135,6 +135,8 @@ def make_eval_step(
   """
 
   def local_step(params, batch, mean_image, offsets):
+    views = f' for {len(offsets)} views' if len(offsets) > 1 else ''
+    log.info('Compiling the evaluation step%s.', views)  # It is being traced.
     log_probs, observed = predict(
       *(net, params, batch['image'], mean_image, offsets),
       crop_size=crop_size,
@@ -234,10 +236,8 @@ def _check_count(count, num_examples, max_missing, prefix):
       ' prepare the data set again'
     )
   if missing:
-    log.warning(
-      '%s: %d of %d examples are left out, whose records cannot be used',
-      *(prefix, missing, num_examples),
-    )
+    text = '%s: %d of %d examples are left out, whose records cannot be used'
+    log.warning(text, prefix, missing, num_examples)
 
 
 class Evaluator:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import logging
+import math
 import os
 import pathlib
 import struct
@@ -123,7 +124,10 @@ class EventWriter:
     pictures = thumbnails.transpose(0, 3, 1, 2) / 255
     embedding.make_mat(vectors, str(folder))
     embedding.make_tsv(rows, str(folder), [*columns])
-    embedding.make_sprite(pictures, str(folder))
+    # They fill a square, which `make_sprite` would not initialise elsewhere.
+    missing = math.ceil(len(pictures) ** 0.5) ** 2 - len(pictures)
+    padding = np.zeros((missing, *pictures.shape[1:]))
+    embedding.make_sprite(np.concatenate([pictures, padding]), str(folder))
     embedding.append_pbtxt(
       rows, pictures, str(self._workdir), PROJECTOR, 0, name
     )

@@ -107,8 +107,8 @@ def _open_checkpoints(run, path, where) -> checkpoint.Checkpoints:
   for name in (workdir_lib.CONFIG_FILE, checkpoint.FOLDER):
     if not (workdir / name).exists():
       raise FileNotFoundError(
-        f'{where}: there is no {workdir / name}; name the --workdir of another run'
-        ' or a .safetensors file'
+        f'{where}: there is no {workdir / name}{shipped_nets.nor_a_net(workdir)};'
+        ' name the --workdir of another run or a .safetensors file'
       )
   recorded_config.check_same_network(
     run.config, config_lib.flatten(workdir_lib.read_config(workdir)), where

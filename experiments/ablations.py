@@ -11,22 +11,11 @@ epochs, and tested on all 10,000 test images. A row of `ablation_rows.ROWS`
 changes one thing.
 
 The difference is that of the top-1 error on one view between the changed net
-and the base, seed by seed, in points: positive if the paper's choice is better.
-Two claims are about training, so their rows compare mean training errors (with
-dropout and augmentation): `weight_decay_training` those of the last four
-epochs, `biases_0` those of the first four. `verdict` has the rule of the
-verdicts; where the paper claims nothing, its choice is 'better' or 'worse'.
-
-All rows share the nets of the base, and of 20 verdicts one is wrong by chance:
-`p` and, corrected by Holm's method for the number of rows, `p_holm` stand
-beside each. A verdict whose `p_holm` is not below 0.05 should be confirmed.
-
---pilot trains the base and one row with PILOT_SEEDS seeds, as the whole sweep
-will, and says from their spread how many seeds each row needs, so that a
-difference of its published size is told from noise with a chance of 80%. The
-spread is that of the row PILOT alone, and few seeds tell it within a factor of
-about 4, so its confidence interval, and what that means for the seeds, is
-printed too.
+and the base, seed by seed, in points: positive if the paper's choice is better
+(of the training error where the claim is about training). `verdict` has the
+rule of the verdicts. All rows share the nets of the base, and of 20 verdicts
+one is wrong by chance: one whose `p_holm` is not below 0.05 should be confirmed.
+`pilot_lines` says what --pilot prints.
 
 | in DIR | contents |
 |---|---|
@@ -35,11 +24,9 @@ printed too.
 | ablations.csv | a line for each row of the table |
 | ablations.png | the differences and their intervals |
 
-The nets of the base keep their checkpoints, for `table2_ensembles`;
-`dropout_convergence` reads the curves of three rows.
+`table2_ensembles` and `dropout_convergence` use these runs, too.
 
-One core trains about 1,900 images per second (measured beside other work). A
-run takes about 5 CPU-minutes: 300 for all rows with three seeds, 40 for the
+A run takes about 5 CPU-minutes: 300 for all rows with three seeds, 40 for the
 pilot, whose runs the sweep needs anyway.
 """
 
@@ -137,7 +124,8 @@ COLUMNS = (
 def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
   """The rows of ablations.csv, from those of runs.csv.
 
-  A row whose nets have been trained is there even if all of them failed.
+  A row whose nets have been trained is there even if all of them failed. `p` is
+  corrected by Holm's method for the number of rows in `p_holm`.
   """
   result = []
   for name, row in ROWS.items():
@@ -195,7 +183,13 @@ def chance_line(rows: Sequence[Mapping]) -> str:
 
 
 def pilot_lines(rows: Sequence[Mapping]) -> list[str]:
-  """The seed spread of the pilot, and the seeds that each row then needs."""
+  """The seed spread of the pilot, and the seeds that each row then needs.
+
+  With so many, a difference of its published size is told from noise with a
+  chance of 80%. The spread is that of the row PILOT alone, and few seeds tell
+  it within a factor of about 4: so its confidence interval, and what that means
+  for the seeds, is printed too.
+  """
   found = differences(rows, PILOT)
   deviation = statistics.stdev(found)
   interval = verdict.deviation_interval(deviation, len(found))

@@ -6,7 +6,7 @@ r"""Do the two towers split into grey and coloured kernels, as in Figure 3?
 The paper: the kernels of GPU 1 are colour-agnostic, those of GPU 2
 colour-specific, "during every run", whatever the initial weights (section
 6.1). Here 64 kernels of 7x7 pixels with stride 2, 32 per tower, are trained on
-CIFAR-10 for EPOCHS epochs, with the paper's pattern of links:
+CIFAR-10 for EPOCHS epochs, with the paper's pattern of links (see `get_config`):
 
 | variant | towers | seeds |
 |---|---|---|
@@ -14,42 +14,20 @@ CIFAR-10 for EPOCHS epochs, with the paper's pattern of links:
 | one_tower | every layer reads all maps; its halves are a control | up to 3 |
 | unlinked | they meet at fc8 alone | up to 3 |
 
-At the paper's 0.01, in so few steps, kernels would keep the noise that they
-start from, and noise has a colour index of about 2/3. conv1 (with conv2 and
-fc8) starts at INIT_STD instead; `kept_share` is the median, over the kernels,
-of the share of their energy at the end that is left of the start. The decay is
-the paper's 5e-4, which alone shrinks the start by a quarter.
-
-runs.csv has for each run, see `colour_split`: `auc`, the split between the
-towers by weights, with its permutation p-value (half of all assignments of
-kernels to towers have an auc above about 0.55); `auc_responses`, that of the
-responses, below 1/2 if they call the other tower the more coloured one; the
-step from which on p stays below 0.05; and how far both indices agree (Spearman).
-For one tower it has the rank correlation of the colour index with the first
-singular vector of the summed absolute weights from conv1 to conv2, and with
-that of the centred ones, whose sign is free: chance alone gives 64 kernels 0.10
-on average, so a permutation p-value stands beside it.
-
 The claim is reproduced if each of at least five runs of two towers has p below
 0.05 and an auc of at least 0.9; it is weaker than claimed ("same sign,
 smaller") if not, but the p-values of all runs, combined by Fisher's method, are
-below 0.05; otherwise it is noise. The p-value takes kernels for exchangeable:
-'unlinked' shows how often it is small although nothing lets the towers divide
-the work before fc8.
+below 0.05; otherwise it is noise. 'unlinked' shows how often p is small although
+nothing lets the towers divide the work before fc8.
 
 | in DIR | contents |
 |---|---|
-| runs.csv, summary.csv, runs/ | as of `sweep` |
+| runs.csv, summary.csv, runs/ | as of `sweep`, with what `measure` returns |
 | kernels.csv | both indices of every kernel at the end |
 | split.csv | the split at every step at which kernels were kept |
 | figure3.png | kernels, split by step, indices by tower |
 
-A run takes about 3.3 CPU-minutes, all eleven 37, by a pilot of 3 epochs: one
-core trains about 1,200 images per second (other work on the machine). --full
-takes the widths and geometry of the paper on photographs, for a GPU. It starts
-from INIT_STD as well, but has not been run yet: whether so small a start leaves
-the plateau at full width is not known, and `kept_share` has to be read before
-its verdict.
+A run takes about 3.3 CPU-minutes, all eleven 37.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,10 +71,17 @@ def get_config(
 ) -> ml_collections.ConfigDict:
   """The config that `VARIANTS` override.
 
+  At the paper's 0.01, in so few steps, kernels would keep the noise that they
+  start from, and noise has a colour index of about 2/3. conv1 (with conv2 and
+  fc8) starts at INIT_STD instead; see `kept_share` in `measure`. The decay is
+  the paper's 5e-4, which alone shrinks the start by a quarter.
+
   Args:
     data_dir: folder of the prepared data sets.
     quick: the net of the quick start on the digits, for 30 steps.
-    full: the paper's widths and geometry on photographs.
+    full: the paper's widths and geometry on photographs, for a GPU. Not run
+      yet: whether a start from INIT_STD leaves the plateau at full width is not
+      known, and `kept_share` has to be read before the verdict.
   """
   if quick:
     config = quickstart.get_config()
@@ -124,7 +109,21 @@ def get_config(
 
 
 def measure(workdir: pathlib.Path) -> dict[str, float | None]:
-  """What runs.csv has of a finished run; see the docstring of this module."""
+  """What runs.csv has of a finished run, see `colour_split`.
+
+  Returns:
+    'auc' and 'p': the split between the towers by weights, with its permutation
+    p-value (half of all assignments of kernels to towers have an auc above
+    about 0.55); 'auc_responses': that of the responses, below 1/2 if they call
+    the other tower the more coloured one; 'split_step': the step from which on
+    p stays below 0.05; 'agreement': how far both indices agree (Spearman);
+    'kept_share': the median, over the kernels, of the share of their energy at
+    the end that is left of the start. For one tower, 'singular_vector': the rank
+    correlation of the colour index with the first singular vector of the summed
+    absolute weights from conv1 to conv2; 'centred_singular_vector': that with
+    the vector of the centred ones, whose sign is free: chance alone gives 64
+    kernels 0.10 on average, so 'p_centred' is its permutation p-value.
+  """
   result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
   steps, kept = zip(*conv1_training.read_kernels(workdir), strict=True)
   conv1 = kept[-1]['conv1']

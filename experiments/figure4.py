@@ -11,19 +11,15 @@ tells how early all of its class come in the order of the whole training split.
 
 `conv5` is the output of pool5; `pixels` are the stored images; `chance` is the
 share of the query's class in the training split. With several nets, seeds of
-one config, the errors are over nets; pixels and chance need no net.
+one config, the errors are over nets; pixels and chance need no net. Images are
+the first of each split, whose order is random; the sheets are of the first net.
 
 | in DIR | contents |
 |---|---|
 | left.png | eight evaluation images with their five most probable classes |
 | right.png | five others with their six nearest training images, by fc7 |
 | runs.csv | a row for each layer and net |
-| summary.csv | mean, standard error and n over the nets |
-| figure.png | a figure of runs.csv |
-
-The images are the first of each split, whose order is random, and not chosen;
-the sheets are of the first net. Features are kept in DIR while it runs, 2 bytes
-a value; --images bounds them, and the time.
+| summary.csv, figure.png | mean, standard error and n over the nets; a figure |
 """
 
 from collections.abc import Mapping, Sequence

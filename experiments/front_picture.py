@@ -1,6 +1,7 @@
 r"""The picture of the README: conv1's kernels, and images with predictions.
 
-    python -m experiments.front_picture --weights=cifar10 --output=FILE.png PATH...
+    python -m experiments.front_picture --weights=cifar10 --output=FILE.png \
+      PATH...
 
 or --workdir=RUN. PATH is as for `alexnet_jax.predict`, such as
 'cifar10/validation[1:5]'; the first four images are shown, with their three most

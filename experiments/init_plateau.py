@@ -1,6 +1,7 @@
 r"""How often a net leaves a loss of ln(classes): initial values, and a cure.
 
-    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenette --size=112
+    python -m alexnet_jax.prepare --source=folder:DIR --name=imagenette \
+      --size=112
     python -m experiments.init_plateau --output=DIR [--seeds=5] [--steps=200]
 
 The widths, layers and training of the paper (section 5: batch 128, rate 0.01,
@@ -13,15 +14,9 @@ configs/paper.py, configs/source.py (Deviation S4) and configs/caffe.py:
 | source | 0.01 | 0.03 | 0.01 | 1 |
 | caffe | 0.01 | 0.01 | 0.005 | 0.1 |
 
-Two more variants ask whether Caffe's values are to blame alone:
-
-| name | what |
-|---|---|
-| caffe_preset | all of configs/caffe.py: also twice the batch, twice the rate
-  of biases, which do not decay, its norms, its dropout, no colour noise; crops of
-  227 where those of the paper have 224 |
-| caffe_warm_up | caffe, with a rate that rises from 0 to its value over the first
-  WARM_UP of the steps |
+Two more ask whether Caffe's values are to blame alone: `caffe_preset` has all of
+configs/caffe.py, `caffe_warm_up` a rate that rises from 0 over the first WARM_UP
+of the steps.
 
 A net has left the plateau at the first step from which on the mean training
 loss of the last WINDOW steps stays at least NEAR below ln(classes). Crops of 99
@@ -105,7 +100,12 @@ def warm_up(
 
 
 def variants(config: ml_collections.ConfigDict) -> dict[str, dict[str, object]]:
-  """The overrides of a config whose steps are set, see `set_steps`."""
+  """The overrides of a config whose steps are set, see `set_steps`.
+
+  'caffe_preset' also has twice the batch, twice the rate of biases, which do not
+  decay, Caffe's norms and dropout, and no colour noise; crops of 227 where those
+  of the paper have 224.
+  """
   text = config_lib.flatten(paper.get_config())
   of_caffe = config_lib.flatten(caffe.get_config())
   differ = {k: v for k, v in of_caffe.items() if v != text[k]}

@@ -154,7 +154,8 @@ def draw(path: pathlib.Path) -> pathlib.Path:
       places = [number] * len(found)
       axes.plot(places, found, 'o', color=f'C{color}', alpha=0.3, markersize=4)
     means = [statistics.fmean(found) for found in errors.values()]
-    axes.plot([*errors], means, color=f'C{color}', label=f'{views} view(s)')
+    label = 'one view' if views == 'one' else f'{views} views'
+    axes.plot([*errors], means, color=f'C{color}', label=label)
   axes.set(xlabel='nets averaged', ylabel='top-1 error (%)')
   axes.locator_params(axis='x', integer=True)
   axes.legend()

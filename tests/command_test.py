@@ -3,6 +3,7 @@
 More of it is in main_test.py.
 """
 
+import ast
 import errno
 import logging
 import os
@@ -126,6 +127,19 @@ COMMANDS = sorted(
   and path.name != 'workers.py'  # Only quotes it.
   and path.parent.name + path.name != 'alexnet_jax__main__.py'  # Has no flags.
 )
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_the_help_of_every_command_fits_a_screen(module):
+  purpose = ast.get_docstring(
+    ast.parse((ROOT / f'{module.replace(".", "/")}.py').read_text())
+  )
+  # The flags follow: 9 lines of most experiments, 16 of `figure4`.
+  limit = {'experiments.figure4': 24}.get(module, 31)
+  shown = command._help(purpose).partition('\n\nflags:')[0].splitlines()
+  assert len(shown) <= limit
+  prose = [line for line in shown if line[:1] not in ' *|']
+  assert max(map(len, prose)) < 80
 
 
 @pytest.mark.parametrize('module', COMMANDS)

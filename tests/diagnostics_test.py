@@ -1,6 +1,8 @@
 """Statistics of weights and units, against JAX's gradients and plain NumPy."""
 
 import functools
+import logging
+import re
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import pytest
 
 from alexnet_jax import colour_index
 from alexnet_jax import diagnostics
+from alexnet_jax import mesh as mesh_lib
 from alexnet_jax import optimizer
 from alexnet_jax import run as run_lib
 from alexnet_jax import train_state
@@ -42,7 +45,8 @@ def views(key, images, indices, mean_image, directions, color_std):
 
 
 @pytest.mark.parametrize('conv1_rate', [RATE, 0.0])
-def test_statistics_of_weights(conv1_rate):
+def test_statistics_of_weights(conv1_rate, caplog):
+  caplog.set_level(logging.INFO, 'alexnet_jax')
   net, key = Tiny(), jax.random.key(0)
   images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
   batch = {
@@ -63,7 +67,9 @@ def test_statistics_of_weights(conv1_rate):
   rates['conv1/kernel'] = jnp.float32(conv1_rate)
   step = train_step.make_train_step(net, None, views, make)
   arguments = (statistics, key, rates, jnp.float32(0))
-  found = diagnostics.Weights(2)(step, state, batch, arguments, None)
+  weights = diagnostics.Weights(2)
+  found = [weights(step, state, batch, arguments, None) for _ in range(2)][1]
+  assert caplog.messages == ['Compiling the statistics of the weights.']
 
   def loss(params):
     logits = net.apply({'params': params}, images / 255)
@@ -97,6 +103,29 @@ def test_a_sample_is_bounded_and_meets_all_features(shape):
   assert np.isin(found, x).all()
   if len(shape) > 1:
     assert {*(found % shape[-1])} == {*range(shape[-1])}
+
+
+@pytest.mark.parametrize('layout', ['towers', 'one_weird_trick'])
+def test_only_samples_of_the_kernels_cross_devices(layout):
+  mesh = mesh_lib.create_mesh(layout, 'auto', jax.devices()[:4])
+  sharded = ('fc6',) if layout == 'one_weird_trick' else ()
+  kernel = lambda *shape: {'kernel': jax.ShapeDtypeStruct(shape, jnp.float32)}
+  shapes = {'conv1': kernel(11, 11, 3, 96), 'fc6': kernel(4096, 1024)}
+  specs = mesh_lib.param_specs(shapes, mesh, sharded)
+  place = lambda x, sharding: x.update(sharding=sharding)
+  kernels = jax.tree.map(place, shapes, mesh_lib.shardings(mesh, specs))
+  rates = dict.fromkeys(optimizer.RATE_KEYS, 1.0)
+  statistics = diagnostics.Weights(2)._statistics
+  lowered = statistics.lower(kernels, kernels, kernels, rates)
+  results = re.findall(
+    r' = (.*?) (?:all-|collective-|reduce-scatter)', lowered.compile().as_text()
+  )
+  sizes = [
+    np.prod([int(n) for n in shape.split(',') if n])
+    for result in results
+    for shape in re.findall(r'f32\[([\d,]*)\]', result)
+  ]
+  assert len(sizes) > 3 and max(sizes) <= 2 * diagnostics.SAMPLE
 
 
 def test_a_unit_that_only_a_masked_example_makes_active_is_dead():

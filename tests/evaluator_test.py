@@ -1,5 +1,6 @@
 """Evaluation of a fake net with known logits, against NumPy in float64."""
 
+import logging
 import types
 
 import flax.linen as nn
@@ -153,10 +154,16 @@ REFLECTED_PIXELS = [(0, 1), (0, 3), (2, 1), (2, 3), (1, 2)]
   ],
   ids=['one', 'five', 'ten'],
 )
-def test_the_probabilities_of_all_views_are_averaged(table, many, flip, pixels):
+def test_the_probabilities_of_all_views_are_averaged(
+  table, many, flip, pixels, caplog
+):
+  caplog.set_level(logging.INFO, 'alexnet_jax')
   images = pixel_images(11)
   labels = np.random.default_rng(2).integers(0, CLASSES, 11).astype(np.int32)
   found = run(table, images, labels, many=many, flip=flip)
+  # Said while it is compiled: once, though there are two batches.
+  views = f' for {len(pixels)} views' if many else ''
+  assert caplog.messages == [f'Compiling the evaluation step{views}.']
   views = [softmax(table[images[:, y, x, 0]]) for y, x in pixels]
   expected = expected_metrics(np.mean(views, axis=0), labels, 'p')
   assert found == pytest.approx(expected, rel=1e-6)  # float32 exp and log.

@@ -190,6 +190,19 @@ def test_texts_and_charts_are_those_of_the_latest_command(tmp_path):
   assert chart.multiline.tag == ['train/loss', 'second/.*']
 
 
+def test_the_pictures_of_the_projector_fill_their_square(tmp_path, monkeypatch):
+  found = []
+  make_sprite = lambda pictures, folder: found.append(pictures)
+  monkeypatch.setattr(events.embedding, 'make_sprite', make_sprite)
+  writer = events.EventWriter(tmp_path, 0)
+  pictures = np.full((5, 4, 4, 3), 255, np.uint8)
+  columns = {'class': list('abcde'), 'row': [*range(5)]}
+  writer.embedding('fc7', np.zeros((5, 2), np.float32), pictures, columns)
+  writer.close()
+  assert found[0].shape == (9, 3, 4, 4)  # Of 6, tensorboardX leaves the rest to chance.
+  assert found[0][:5].min() == 1 and found[0][5:].max() == 0
+
+
 def test_the_projector_has_the_newest_vectors_with_names_and_pictures(tmp_path):
   for value in (1, 2):
     writer = events.EventWriter(tmp_path, 0)

@@ -283,7 +283,7 @@ def test_help_fits_a_screen(capsys):
     main.parse_flags(['main.py', '--help'])
   assert not ended.value.code
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) <= 50 and max(map(len, lines)) < 80
+  assert len(lines) <= 40 and max(map(len, lines)) < 80
   assert any(line.startswith('  --views: ') for line in lines)
   assert any(line.startswith('  --config.KEY=VALUE') for line in lines)
 

@@ -59,9 +59,11 @@ def test_commands_take_a_name(named, run_command, pictures, tiny_net_file):
   assert by_name[0] == 0 and json.loads(by_name[1])
   code, _, err = run_command('evaluate', net=('--weights=tiny',))
   assert code == 1 and 'or name another: --dataset=NAME' in err
-  for command, *more in (('predict', 'e.png'), ('evaluate',)):
-    code, _, err = run_command(command, *more, net=('--weights=small',))
+  for net in ('small', 'tiny,small'):
+    code, _, err = run_command('evaluate', net=(f'--weights={net}',))
     assert code == 1 and 'small, nor a net of the package: tiny' in err
+  code, _, err = run_command('predict', 'e.png', net=('--weights=small',))
+  assert code == 1 and 'small, nor a net of the package: tiny' in err
 
 
 def test_the_converter_takes_a_name(named, tiny_net):
@@ -78,6 +80,8 @@ def test_fine_tuning_records_the_name(named, monkeypatch):
   path, where = pretrained._source(types.SimpleNamespace(config=resolved))
   assert path == shipped_nets.FOLDER / 'tiny.safetensors'
   assert where == 'config.train.init_from=tiny'
+  with pytest.raises(FileNotFoundError, match='nor a net of the package: tiny'):
+    pretrained._open_checkpoints(None, pathlib.Path('small'), 'init_from=small')
 
 
 def test_the_cifar10_net_is_that_of_its_config_and_its_card():

@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -104,7 +105,8 @@ def parse_flags(
 
 def _help(purpose):
   """What the command is for, its own flags, and where the config keys stand."""
-  lines = [purpose.strip(), '', 'flags:']
+  paragraphs = map(_filled, purpose.strip().split('\n\n'))
+  lines = ['\n\n'.join(paragraphs), '', 'flags:']
   for module, found in flags.FLAGS.flags_by_module_dict().items():
     if module == sys.argv[0] or module.partition('.')[0] in FLAGS_OF:
       lines += map(_described, found)
@@ -115,6 +117,13 @@ def _help(purpose):
       '    configs/paper.py has all of them, and what they mean.',
     ]
   return '\n'.join(lines)
+
+
+def _filled(paragraph):
+  """Prose in lines of 79 columns; tables, lists and commands as they are."""
+  if re.search(r'^[ |*]', paragraph, re.MULTILINE):
+    return paragraph
+  return textwrap.fill(paragraph, 79, break_on_hyphens=False)
 
 
 def _described(flag):
