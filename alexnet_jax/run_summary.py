@@ -1,6 +1,7 @@
 """What the training command prints at its end."""
 
 import os
+import pathlib
 import shlex
 
 from tqdm import tqdm
@@ -8,6 +9,7 @@ from tqdm import tqdm
 from alexnet_jax import metrics
 from alexnet_jax import progress
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import files
 
 
 def lines(workdir: str | os.PathLike) -> list[str]:
@@ -16,7 +18,7 @@ def lines(workdir: str | os.PathLike) -> list[str]:
   Args:
     workdir: work directory of a finished run, as the user has given it.
   """
-  result = workdir_lib.read_result(workdir)
+  result = read_result(workdir)
   num_classes = workdir_lib.read_config(workdir).model.num_classes
   seconds = tqdm.format_interval(result['wall_seconds'])
   found = [
@@ -46,3 +48,18 @@ def lines(workdir: str | os.PathLike) -> list[str]:
     f'Mistakes: python -m alexnet_jax.predict --workdir={path}'
     ' --show_errors=errors.png',
   ]
+
+
+def read_result(workdir: str | os.PathLike) -> dict[str, object]:
+  """The content of result.json; raises ValueError if it is damaged."""
+  file = pathlib.Path(workdir) / workdir_lib.RESULT_FILE
+  try:
+    result = files.read_object(file)
+    tags = [key for key in result if '/' in key]
+    for key in ('step', 'epoch', 'wall_seconds', *tags):
+      if not isinstance(result.get(key), int | float):
+        raise ValueError(f'{key} is not a number')
+  except ValueError as error:
+    words = f'{file} is damaged ({error}); remove it and repeat the command'
+    raise ValueError(words) from error
+  return result

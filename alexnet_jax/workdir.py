@@ -216,16 +216,6 @@ def remove_result(workdir: pathlib.Path) -> None:
     (workdir / RESULT_FILE).unlink(missing_ok=True)
 
 
-def read_result(workdir: str | os.PathLike) -> dict[str, object]:
-  """The content of result.json; raises ValueError if it is damaged."""
-  file = pathlib.Path(workdir) / RESULT_FILE
-  try:
-    return files.read_object(file)
-  except ValueError as error:
-    words = f'{file} is damaged ({error}); remove it and repeat the command'
-    raise ValueError(words) from error
-
-
 def write_result(
   workdir: pathlib.Path,
   step: int,

@@ -463,7 +463,7 @@ def test_modules_outside_the_package_have_the_same_limits(folder):
 def test_benchmarks_stay_small():
   total = sum(num_lines(path) for path in (ROOT / 'benchmarks').rglob('*.py'))
   # A half is benchmarks/faults/, which also damages files for the tests.
-  assert total <= 6740
+  assert total <= 6790
 
 
 IMPORTS = f"""

@@ -42,3 +42,19 @@ def test_the_summary_has_errors_time_files_and_commands(tmp_path, classes):
   commands = [line for line in found if 'logdir=' in line or 'python' in line]
   assert len(commands) == 3
   assert all(f"'{folder}'" in line for line in commands)  # Quoted.
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    *('', '[]', '{"step": 3', '3', '{"step": 3, "epoch": 1.0}'),
+    json.dumps(RESULT | {'wall_seconds': '75.4'}),
+    json.dumps(RESULT | {'eval/loss': None}),
+  ],
+)
+def test_a_damaged_result_is_named_with_the_way_out(tmp_path, content):
+  file = tmp_path / 'result.json'
+  file.write_text(content)
+  words = f'^{file} is damaged .*; remove it and repeat the command$'
+  with pytest.raises(ValueError, match=words):
+    run_summary.lines(tmp_path)

@@ -183,15 +183,6 @@ def test_what_a_killed_command_left_to_see_whether_hosts_share_is_removed(
   assert not list(tmp_path.glob('shared.*'))
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{"step": 3', '3'])
-def test_a_damaged_result_is_named_with_the_way_out(tmp_path, content):
-  file = tmp_path / 'result.json'
-  file.write_text(content)
-  words = f'^{file} is damaged .*; remove it and repeat the command$'
-  with pytest.raises(ValueError, match=words):
-    workdir_lib.read_result(tmp_path)
-
-
 def test_a_result_is_written_once(tmp_path):
   write = lambda seconds: workdir_lib.write_result(
     tmp_path, 3, 0.5, seconds, 'commit', {'train/loss': 0.25}

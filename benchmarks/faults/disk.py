@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from alexnet_jax import checkpoint
-from alexnet_jax import workdir as workdir_lib
+from alexnet_jax import run_summary
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import command
 from alexnet_jax.runtime import digests
@@ -187,16 +187,14 @@ def not_finite(shared):
   def trial(rng, folder):
     workdir, changes = folder / 'run', {}
     exponent = rng.uniform(2, 30)
-    if (
-      rng.random() < 0.5
-    ):  # Some steps pass, and are saved, before it diverges.
+    if rng.random() < 0.5:  # Some steps pass, and are saved, before.
       exponent = rng.uniform(0, 4)
       changes = {'train__checkpoint_every_steps': 1}
     rate = float(10**exponent)
     try:
       runs.train_here(shared, workdir, optimizer__learning_rate=rate, **changes)
       outcome = 'finite to its end'
-      for name, value in workdir_lib.read_result(workdir).items():
+      for name, value in run_summary.read_result(workdir).items():
         check('/' not in name or np.isfinite(value), f'{name} is {value}')
     except FloatingPointError as error:
       outcome = 'ended at its step'
