@@ -434,6 +434,7 @@ TABLES = {
   'experiments/results/finetuning/photographs/runs.csv': finetuning_rows,
   'experiments/results/finetuning/cifar10/runs.csv': finetuning_rows,
   'experiments/results/figure4/photographs/runs.csv': figure4_rows,
+  'experiments/results/figure4/cifar10/runs.csv': figure4_rows,
 }
 
 
