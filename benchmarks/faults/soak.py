@@ -25,7 +25,7 @@ from benchmarks.faults import runs
 STEPS_PER_SAVE = 20
 INTERVALS = 60  # A whole soak has so many.
 # For each save, beyond two errors. TensorStore leaks 30 kB in 430 blocks, see
-# experiments/LOG.md; malloc's arenas fragment for the first hundreds of saves.
+# experiments/LOG.md; malloc's arenas grow in the first hundreds of saves.
 MAX_KILOBYTES = 60.0  # Resident memory.
 MAX_BLOCKS = 500.0  # Blocks that Python's objects occupy.
 MAX_SLOWER = 0.05  # Share of the step time over the whole soak, likewise.
