@@ -25,7 +25,7 @@ from benchmarks.faults import runs
 STEPS_PER_SAVE = 20
 INTERVALS = 60  # A whole soak has so many.
 # For each save, beyond two errors. TensorStore leaks 30 kB in 430 blocks, see
-# experiments/LOG.md; malloc's arenas fragment for the first hundreds of saves.
+# experiments/LOG.md; malloc's arenas grow in the first hundreds of saves.
 MAX_KILOBYTES = 60.0  # Resident memory.
 MAX_BLOCKS = 500.0  # Blocks that Python's objects occupy.
 MAX_SLOWER = 0.05  # Share of the step time over the whole soak, likewise.
@@ -101,23 +101,15 @@ def soak(shared):
     found = samples(shared, folder / 'run', seconds)
     steps, memory, blocks, descriptors, step = found[len(found) // 3 :].T
     saves = steps / STEPS_PER_SAVE
-    kilobytes, kilobytes_error = slope(saves, memory / 1e3)
-    kept, kept_error = slope(saves, blocks)
-    opened, opened_error = slope(saves, descriptors)
-    slower, slower_error = slope(steps, step)
     share = (steps[-1] - steps[0]) / step.mean()
-    figures = {
-      'steps': steps[-1],
-      'kilobytes_per_save': kilobytes,
-      'kilobytes_per_save_error': kilobytes_error,
-      'blocks_per_save': kept,
-      'blocks_per_save_error': kept_error,
-      'descriptors_per_save': opened,
-      'descriptors_per_save_error': opened_error,
-      'slower_share': slower * share,
-      'slower_share_error': slower_error * share,
-      'resident_megabytes': memory[-1] / 1e6,
-    }
+    figures = {'steps': steps[-1], 'resident_megabytes': memory[-1] / 1e6}
+    for name, x, y in (
+      ('kilobytes_per_save', saves, memory / 1e3),
+      ('blocks_per_save', saves, blocks),
+      ('descriptors_per_save', saves, descriptors),
+      ('slower_share', steps, step * share),
+    ):
+      figures[name], figures[f'{name}_error'] = slope(x, y)
     figures = {name: float(value) for name, value in figures.items()}
     for name, most in (
       ('kilobytes_per_save', MAX_KILOBYTES),
