@@ -199,7 +199,12 @@ def test_the_pictures_of_the_projector_fill_their_square(tmp_path, monkeypatch):
   columns = {'class': list('abcde'), 'row': [*range(5)]}
   writer.embedding('fc7', np.zeros((5, 2), np.float32), pictures, columns)
   writer.close()
-  assert found[0].shape == (9, 3, 4, 4)  # Of 6, tensorboardX leaves the rest to chance.
+  assert found[0].shape == (
+    9,
+    3,
+    4,
+    4,
+  )  # Of 6, tensorboardX leaves the rest to chance.
   assert found[0][:5].min() == 1 and found[0][5:].max() == 0
 
 
