@@ -1,6 +1,7 @@
 """What a run shows of its progress: a bar, or lines where there is no terminal."""
 
 from collections.abc import Mapping
+import logging
 import time
 
 import tqdm
@@ -38,6 +39,9 @@ class Progress:
       # None disables the bar unless the output is a terminal.
       disable=None if self._enabled else True,
     )
+    self._handlers = [*logging.getLogger().handlers]
+    for handler in self._handlers:
+      handler.addFilter(self._clear)
 
   def update(self) -> None:
     """Counts one more finished step."""
@@ -75,6 +79,14 @@ class Progress:
 
   def close(self) -> None:
     self._bar.close()
+    for handler in self._handlers:
+      handler.removeFilter(self._clear)
+
+  def _clear(self, record: logging.LogRecord) -> bool:
+    """A logged line takes the place of the bar; the next step draws it again."""
+    del record
+    self._bar.clear()
+    return True
 
   def _print(self, line: str) -> None:
     if not self._enabled:

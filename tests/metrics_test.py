@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import functools
+import logging
 import math
 import os
 import sys
@@ -511,3 +512,16 @@ def test_the_first_two_groups_of_tensorboard_are_the_curves():
   groups = sorted({tag.partition('/')[0] for tag in tags})
   assert groups == ['eval', 'train', 'views']
   assert metrics.event_tag('eval_five_view/loss') == 'views/five_loss'
+
+
+def test_a_logged_line_does_not_follow_the_bar_in_its_line(capsys, monkeypatch):
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  handler = logging.StreamHandler(sys.stderr)
+  monkeypatch.setattr(logging.getLogger(), 'handlers', [handler])
+  shown = progress_lib.Progress(0, 8, time.time())
+  logging.getLogger().warning('Compiling.')
+  shown.close()
+  logging.getLogger().warning('Ended.')
+  bar, line = capsys.readouterr().err.split('Compiling.\n')
+  assert '0/8' in bar and bar.endswith('\r')
+  assert line.endswith('\nEnded.\n') and handler.filters == []
