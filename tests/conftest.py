@@ -44,10 +44,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from alexnet_jax import evaluator
 from alexnet_jax import net as net_lib
+from alexnet_jax import train_state
+from alexnet_jax import train_step
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import signals
 from tests import narrow_nets
 
@@ -57,6 +61,9 @@ signals.install = lambda: (
   None
 )  # Commands that run here leave pytest's handlers.
 
+
+# Halves the time of compiling, and lets small nets run no longer.
+CHEAP = {'xla_backend_optimization_level': 0}
 
 # One worker runs all tests of a file: the files that take longest start first.
 FIRST = (
@@ -127,6 +134,46 @@ def pictures(tmp_path_factory):
     Image.fromarray(pixels).save(path)
   (folder / 'ant/bad.png').write_text('no picture')
   return folder
+
+
+@pytest.fixture(scope='module')
+def shared_programs():
+  """The runs of a module trace equal programs once, and compile them cheaply.
+
+  Its value is what was traced; `clear()` lets the next run trace everything.
+  A test that replaces what is traced must not use it.
+  """
+  made = {}
+
+  def share(patch, owner, name, settings_of=lambda *args: args):
+    make = getattr(owner, name)
+
+    def made_once(*args):
+      settings = settings_of(*args)
+      # The text of a mesh does not name its devices. Functions are named by
+      # their address: they are kept, so that no other gets it.
+      meshes = [x for x in settings if isinstance(x, jax.sharding.Mesh)]
+      key = (name, repr(settings), *meshes)
+      if key not in made:
+        made[key] = make(*args), settings
+      return made[key][0]
+
+    patch.setattr(owner, name, made_once)
+
+  def model_and_optimizer(run, num_classes=None):
+    config = run.config
+    keys = (config.model, config.optimizer, config.input.crop_size)
+    return (*map(str, keys), num_classes)
+
+  with pytest.MonkeyPatch.context() as patch:
+    share(patch, train_step, 'make_train_step')
+    share(patch, evaluator, 'make_eval_step')
+    share(patch, train_state, '_creator', model_and_optimizer)
+    for name in ('network_options', 'inference_options'):
+      options = getattr(compilation, name)
+      cheap = lambda options=options: options() | CHEAP
+      patch.setattr(compilation, name, cheap)
+    yield made
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
 # of devices and threads, and compiled at another optimisation level.
 NEAR = {'rel': 1e-4}
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture
 def workdir(tmp_path):
@@ -62,6 +64,7 @@ def current_config(data_dir):
   config.train.eval_every_epochs = 1.0
   config.train.log_every_steps = 47
   config.train.checkpoint_every_steps = 100
+  config.train.diagnostics_every_evals = 0
   config.eval.batch_size = 300
   return config
 
