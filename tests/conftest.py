@@ -1,6 +1,7 @@
 """Four CPU devices, strict ranks and dtypes, prepared data, nets and pictures."""
 
 import atexit
+import fcntl
 import functools
 import gc
 import logging
@@ -60,6 +61,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'standard')
 signals.install = lambda: (
   None
 )  # Commands that run here leave pytest's handlers.
+os.fsync = lambda _: None  # The disk is waited for in commands only.
 
 
 # Halves the time of compiling, and lets small nets run no longer.
@@ -84,9 +86,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
   """Folder of prepared data sets; it has 'digits' at 76 pixels."""
-  folder = tmp_path_factory.mktemp('data')
-  prepare.prepare('digits', 'digits', folder, size=76)
-  return folder
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # The first worker prepares for all.
+  with open(folder / 'data.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    prepare.prepare('digits', 'digits', folder / 'data', size=76)
+  return folder / 'data'
 
 
 @pytest.fixture(scope='session')
