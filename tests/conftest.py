@@ -37,6 +37,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'])
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# Imports and tracing create many objects. Collecting garbage each 700 of them
+# walks through those of all libraries again and again.
+gc.set_threshold(200_000)
 
 from absl import app
 from absl import flags
@@ -52,7 +55,6 @@ from alexnet_jax import train_step
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.prepare import prepare
-from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import signals
 from tests import narrow_nets
 
@@ -64,9 +66,6 @@ signals.install = lambda: (
 os.fsync = lambda _: None  # The disk is waited for in commands only.
 
 
-# Halves the time of compiling, and lets small nets run no longer.
-CHEAP = {'xla_backend_optimization_level': 0}
-
 # One worker runs all tests of a file: the files that take longest start first.
 FIRST = (
   *('train_test.py', 'processes_test.py', 'towers_test.py', 'prepare_test.py'),
@@ -76,11 +75,8 @@ FIRST = (
 
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.name not in FIRST)
-  # Tracing creates many objects. Collecting garbage each 700 of them walks through
-  # those of all libraries again and again.
   gc.collect()
   gc.freeze()
-  gc.set_threshold(200_000)
 
 
 @pytest.fixture(scope='session')
@@ -144,7 +140,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def shared_programs():
-  """The runs of a module trace equal programs once, and compile them cheaply.
+  """The runs of a module trace equal programs once.
 
   Its value is what was traced; `clear()` lets the next run trace everything.
   A test that replaces what is traced must not use it.
@@ -175,10 +171,6 @@ def shared_programs():
     share(patch, train_step, 'make_train_step')
     share(patch, evaluator, 'make_eval_step')
     share(patch, train_state, '_creator', model_and_optimizer)
-    for name in ('network_options', 'inference_options'):
-      options = getattr(compilation, name)
-      cheap = lambda options=options: options() | CHEAP
-      patch.setattr(compilation, name, cheap)
     yield made
 
 

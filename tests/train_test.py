@@ -580,16 +580,13 @@ def test_a_command_that_was_killed_and_resumed_equals_the_uninterrupted_run(
   uninterrupted, config, config_file, tmp_path, monkeypatch
 ):
   how = json.dumps({'dies': {'die_at': {'0': 17}}})  # By SIGKILL.
-  # Compiled as `shared_programs` compiles.
-  cheap = f'{os.environ["XLA_FLAGS"]} --xla_backend_optimization_level=0'
-  variables = PINNED_VARIABLES | OTHER_VARIABLES | {'XLA_FLAGS': cheap}
   killed = subprocess.run(
     [
       *(sys.executable, '-m', 'tests.processes_test', how),
       *(f'--config={config_file}', f'--workdir={tmp_path}'),
     ],
     cwd=ROOT,
-    env=os.environ | variables,
+    env=os.environ | PINNED_VARIABLES | OTHER_VARIABLES,
     capture_output=True,
     text=True,
   )
