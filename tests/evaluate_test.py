@@ -34,11 +34,9 @@ from tests.evaluator_test import softmax
 
 NETS = ('a', 'b', 'c')
 
-pytestmark = pytest.mark.usefixtures('shared_programs')
-
 
 @pytest.fixture(scope='module')
-def runs(shared_programs, tmp_path_factory, data_dir):
+def runs(tmp_path_factory, data_dir):
   """Folder of three work directories with a checkpoint of step 0 each."""
   folder = tmp_path_factory.mktemp('runs')
   for seed, name in enumerate(NETS):
@@ -49,7 +47,7 @@ def runs(shared_programs, tmp_path_factory, data_dir):
 def tiny_config(data_dir, seed):
   config = quickstart.get_config()
   config.seed = seed
-  # Few layers, as several configs trace them.
+  # Few layers, as each test traces them several times.
   config.model.conv_features = (4, 0, 4, 0, 4)
   config.model.fc_features = (0, 8)
   config.input.data_dir = str(data_dir)

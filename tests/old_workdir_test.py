@@ -24,8 +24,6 @@ FIXTURE = pathlib.Path(__file__).parent / 'fixtures/workdir_ed611a7'
 # of devices and threads, and compiled at another optimisation level.
 NEAR = {'rel': 1e-4}
 
-pytestmark = pytest.mark.usefixtures('shared_programs')
-
 
 @pytest.fixture
 def workdir(tmp_path):
