@@ -51,6 +51,7 @@ from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import signals
 from tests import jax_settings_test
@@ -1178,6 +1179,8 @@ def test_a_run_resumes_in_any_layout_on_any_number_of_devices(
   config.model.fc_features = (0, 16)
   config.train.eval_every_epochs = 1.0  # Only at the end.
   config.train.checkpoint_every_steps = 5
+  cheap = compilation.network_options() | {'xla_backend_optimization_level': 0}
+  monkeypatch.setattr(compilation, 'network_options', lambda: cheap)
   labels = spy_on_labels(monkeypatch)
   use_devices(monkeypatch, 1)
   train.train_and_evaluate(config, one)
