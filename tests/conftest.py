@@ -1,6 +1,7 @@
 """Four CPU devices, strict ranks and dtypes, prepared data, nets and pictures."""
 
 import atexit
+import fcntl
 import functools
 import gc
 import logging
@@ -36,6 +37,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'])
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# Imports and tracing create many objects. Collecting garbage each 700 of them
+# walks through those of all libraries again and again.
+gc.set_threshold(200_000)
 
 from absl import app
 from absl import flags
@@ -44,7 +48,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from alexnet_jax import evaluator
 from alexnet_jax import net as net_lib
+from alexnet_jax import train_state
+from alexnet_jax import train_step
 from alexnet_jax import trained_net
 from alexnet_jax import weights as weights_lib
 from alexnet_jax.prepare import prepare
@@ -56,30 +63,34 @@ jax.config.update('jax_numpy_dtype_promotion', 'standard')
 signals.install = lambda: (
   None
 )  # Commands that run here leave pytest's handlers.
+os.fsync = lambda _: None  # The disk is waited for in commands only.
 
 
-# One worker runs all tests of a file: the files that take longest start first.
+# One worker runs all tests of a file: the files that take longest start first,
+# in this order. While processes of the first wait, those of the second work.
 FIRST = (
-  *('train_test.py', 'processes_test.py', 'towers_test.py', 'prepare_test.py'),
+  *('processes_test.py', 'towers_test.py', 'train_test.py', 'prepare_test.py'),
   *('main_test.py', 'evaluate_test.py', 'model_test.py', 'sweep_test.py'),
 )
 
 
 def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: item.path.name not in FIRST)
-  # Tracing creates many objects. Collecting garbage each 700 of them walks through
-  # those of all libraries again and again.
+  order = {name: place for place, name in enumerate(FIRST)}
+  items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
   gc.collect()
   gc.freeze()
-  gc.set_threshold(200_000)
 
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
   """Folder of prepared data sets; it has 'digits' at 76 pixels."""
-  folder = tmp_path_factory.mktemp('data')
-  prepare.prepare('digits', 'digits', folder, size=76)
-  return folder
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # The first worker prepares for all.
+  with open(folder / 'data.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    prepare.prepare('digits', 'digits', folder / 'data', size=76)
+  return folder / 'data'
 
 
 @pytest.fixture(scope='session')
@@ -127,6 +138,42 @@ def pictures(tmp_path_factory):
     Image.fromarray(pixels).save(path)
   (folder / 'ant/bad.png').write_text('no picture')
   return folder
+
+
+@pytest.fixture(scope='module')
+def shared_programs():
+  """The runs of a module trace equal programs once.
+
+  Its value is what was traced; `clear()` lets the next run trace everything.
+  A test that replaces what is traced must not use it.
+  """
+  made = {}
+
+  def share(patch, owner, name, settings_of=lambda *args: args):
+    make = getattr(owner, name)
+
+    def made_once(*args):
+      settings = settings_of(*args)
+      # The text of a mesh does not name its devices. Functions are named by
+      # their address: they are kept, so that no other gets it.
+      meshes = [x for x in settings if isinstance(x, jax.sharding.Mesh)]
+      key = (name, repr(settings), *meshes)
+      if key not in made:
+        made[key] = make(*args), settings
+      return made[key][0]
+
+    patch.setattr(owner, name, made_once)
+
+  def model_and_optimizer(run, num_classes=None):
+    config = run.config
+    keys = (config.model, config.optimizer, config.input.crop_size)
+    return (*map(str, keys), num_classes)
+
+  with pytest.MonkeyPatch.context() as patch:
+    share(patch, train_step, 'make_train_step')
+    share(patch, evaluator, 'make_eval_step')
+    share(patch, train_state, '_creator', model_and_optimizer)
+    yield made
 
 
 @pytest.fixture

@@ -32,9 +32,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from alexnet_jax import evaluator
 from alexnet_jax import main
-from alexnet_jax import train_step
 from alexnet_jax.prepare import prepare
 from benchmarks.faults import runs
 from tests import worlds
@@ -339,26 +337,12 @@ def numbers(values_):
 
 
 @pytest.fixture(scope='module')
-def plain_here(tmp_path_factory):
+def plain_here(shared_programs, tmp_path_factory):
   verbosity = absl_logging.get_verbosity()
-  with pytest.MonkeyPatch.context() as patch:
-    # What is compiled depends neither on paths nor on names.
-    patch.setattr(
-      train_step, 'compile_train_step', once(train_step.compile_train_step)
-    )
-    patch.setattr(evaluator, 'make_eval_step', once(evaluator.make_eval_step))
-    yield play_plain(tmp_path_factory.mktemp('plain'), run_here, {})
+  yield play_plain(tmp_path_factory.mktemp('plain'), run_here, {})
   absl_logging.set_verbosity(verbosity)
   for name in ('alexnet_jax', 'jax'):
     logging.getLogger(name).setLevel(logging.NOTSET)
-
-
-def once(function):
-  """The function, called only the first time; later calls return the same."""
-  made = []
-  return lambda *args: (
-    made[0] if made else made.append(function(*args)) or (made[0])
-  )
 
 
 @pytest.fixture(scope='module')

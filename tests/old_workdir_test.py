@@ -62,6 +62,7 @@ def current_config(data_dir):
   config.train.eval_every_epochs = 1.0
   config.train.log_every_steps = 47
   config.train.checkpoint_every_steps = 100
+  config.train.diagnostics_every_evals = 0
   config.eval.batch_size = 300
   return config
 

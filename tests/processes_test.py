@@ -1,12 +1,12 @@
 """Several real processes, connected by the loopback interface, against one.
 
-They run commands as a user starts them, each with CPU devices of its own.
-Python and JAX take seconds to start, so a few runs serve all tests. `_run_pair`
-below calls functions of the package, in two processes, instead of a command.
+They have CPU devices of their own. Some run a command as a user starts it; the
+others are forks of a process that has imported the package, since that takes
+seconds of computing. A few runs serve all tests. `_run_pair` below calls
+functions of the package, in two processes, instead of a command.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import types
 
@@ -100,60 +99,52 @@ def cluster(number, port=0, module='alexnet_jax.main', **how):
   return [['-m', module, *how, *flags] for flags in all_flags]
 
 
-def cluster_that_dies(number, **how):
-  """Like `cluster`, with the arguments of `_main_that_dies`."""
-  return cluster(number, module='tests.processes_test', dies=how)
+def forked_cluster(number, port=0, by=signal.SIGKILL, die_at=None):
+  """Like `cluster`, with the arguments of `_main_that_dies`, in forks."""
+  how = {'die_at': die_at or {}, 'by': by}
+  return cluster(number, port, 'tests.processes_test', dies=how)
 
 
-def run_all(commands, *flags, devices=1, stopped=None):
-  """Runs commands at the same time; returns exit code, output and end of each.
+@pytest.fixture(scope='module')
+def run_all(tmp_path_factory):
+  """Function that runs commands at the same time, each on `devices` devices.
 
-  The process `stopped` does not end by itself; it is killed after the others.
+  It returns exit code, output and end of each. The process `stopped` does not
+  end by itself; it is killed after the others.
   """
-  environment = os.environ | {
-    # The last value counts. Level 0 halves the time of compiling.
-    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_backend_optimization_level=0'
-    f' --xla_force_host_platform_device_count={devices}'
-  }
-  with contextlib.ExitStack() as stack:
-    started = []
-    for command in commands:
-      out, err = (
-        stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(2)
-      )
-      process = subprocess.Popen(
-        [sys.executable, *command, *map(str, flags)],
-        cwd=ROOT,
-        env=environment,
-        stdout=out,
-        stderr=err,
-      )
-      stack.callback(process.wait)
-      stack.callback(process.kill)
-      started.append(types.SimpleNamespace(process=process, out=out, err=err))
+  # The last value counts. Level 0 halves the time of compiling.
+  cheap = f'{os.environ["XLA_FLAGS"]} --xla_backend_optimization_level=0'
+  with subprocess.Popen(
+    [sys.executable, '-m', 'tests.processes_test'],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': cheap},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  ) as server:
 
-    def end_of(one):
-      one.process.wait(LIMIT)
-      return time.monotonic()
+    def run(commands, *flags, devices=1, stopped=None):
+      folder = tmp_path_factory.mktemp('printed')
+      commands = [[*command, *map(str, flags)] for command in commands]
+      order = json.dumps([commands, str(folder), devices, stopped])
+      print(order, file=server.stdin, flush=True)
+      return [
+        types.SimpleNamespace(
+          code=code,
+          out=(folder / f'{index}.out').read_text(),
+          err=(folder / f'{index}.err').read_text(),
+          ended=ended,
+        )
+        for index, (code, ended) in enumerate(
+          json.loads(server.stdout.readline())
+        )
+      ]
 
-    waited_for = [one for i, one in enumerate(started) if i != stopped]
-    with concurrent.futures.ThreadPoolExecutor(len(started)) as threads:
-      ends = list(threads.map(end_of, waited_for))
-    if stopped is not None:
-      started[stopped].process.kill()
-      started[stopped].process.wait()
-      ends.insert(stopped, None)
-    for one in started:
-      one.out.seek(0), one.err.seek(0)
-    return [
-      types.SimpleNamespace(
-        code=one.process.returncode,
-        out=one.out.read(),
-        err=one.err.read(),
-        ended=end,
-      )
-      for one, end in zip(started, ends, strict=True)
-    ]
+    try:
+      yield run
+    finally:
+      os.killpg(server.pid, signal.SIGKILL)
 
 
 def succeed(done):
@@ -205,15 +196,15 @@ def assert_same_state(workdir, expected, config):
 
 
 @pytest.fixture(scope='module')
-def waiting_in_vain(config_file, tmp_path_factory):
+def waiting_in_vain(run_all, config_file, tmp_path_factory):
   """A single process that trains, and some whose partners never come."""
   folder = tmp_path_factory.mktemp('waiting_in_vain')
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
     taken.listen()
-    in_use = cluster(2, port=taken.getsockname()[1])[0]
+    in_use = forked_cluster(2, port=taken.getsockname()[1])[0]
     first, second = (
-      [*cluster(2)[index], f'--start_seconds={WAIT}'] for index in (0, 1)
+      [*forked_cluster(2)[index], f'--start_seconds={WAIT}'] for index in (0, 1)
     )
     names = ('one', 'in_use', 'first', 'second')
     done = run_all(
@@ -333,15 +324,15 @@ STOPPED_AT = (16, 17)
 
 
 @pytest.fixture(scope='module')
-def two(config_file, tmp_path_factory):
+def two(run_all, config_file, tmp_path_factory):
   """The work directory, and what each of the three runs printed."""
   workdir = tmp_path_factory.mktemp('two')
   flags = [f'--config={config_file}', f'--workdir={workdir}']
   short = f'--heartbeat_seconds={HEARTBEAT}'
   # The save of step 6 is done before that of step 12 begins.
-  dead = run_all(cluster_that_dies(2, die_at={'0': 14}), *flags, short)
+  dead = run_all(forked_cluster(2, die_at={'0': 14}), *flags, short)
   stopped = run_all(
-    cluster_that_dies(2, die_at={'1': 15}, by=signal.SIGTERM), *flags, short
+    forked_cluster(2, by=signal.SIGTERM, die_at={'1': 15}), *flags, short
   )
   last = run_all(cluster(2), *flags)
   return types.SimpleNamespace(
@@ -408,7 +399,7 @@ def test_only_the_first_process_writes_and_logs(two):
 
 @pytest.mark.slow  # Each of the four processes compiles, perhaps on two cores.
 def test_four_processes_resume_a_run_of_a_single_one(
-  one, config_file, tmp_path
+  run_all, one, config_file, tmp_path
 ):
   workdir = shutil.copytree(one, tmp_path / 'four')
   shutil.rmtree(workdir / 'checkpoints/18')
@@ -431,13 +422,13 @@ def test_four_processes_resume_a_run_of_a_single_one(
 
 
 def test_an_error_in_only_the_first_process_ends_all(
-  two, config_file, tmp_path
+  run_all, two, config_file, tmp_path
 ):
   shutil.copytree(two.workdir, tmp_path / 'run')
   before = (tmp_path / 'run/metrics.csv').read_bytes()
   with files.locked(tmp_path / 'run'):
     first, second = run_all(
-      cluster(2), f'--config={config_file}', f'--workdir={tmp_path}/run'
+      forked_cluster(2), f'--config={config_file}', f'--workdir={tmp_path}/run'
     )
   assert first.code == second.code == 1
   assert f'ValueError: another process is at work in {tmp_path}' in first.err
@@ -456,7 +447,7 @@ def test_an_error_in_only_the_first_process_ends_all(
 
 
 @pytest.fixture(scope='module')
-def pair(two, config_file, tmp_path_factory):
+def pair(run_all, two, config_file, tmp_path_factory):
   """What two processes report, and how they ended."""
   folder = tmp_path_factory.mktemp('pair')
   for copy in ('evaluated', 'damaged'):
@@ -769,11 +760,51 @@ def _main_that_dies(argv, die_at, by=signal.SIGKILL):
   app.run(main.main, argv=argv, flags_parser=main.parse_flags)
 
 
+def _serve():
+  """Runs lists of commands, one list a line, and prints how they have ended."""
+  for line in sys.stdin:
+    print(json.dumps(_run_commands(*json.loads(line))), flush=True)
+
+
+def _run_commands(commands, folder, devices, stopped):
+  """Exit code and time of each end; `stopped` is killed when it is the last."""
+  pids, ended = [], {}
+  signal.alarm(LIMIT)  # Ends this process, and so the tests.
+  for index, command in enumerate(commands):
+    pids.append(os.fork())
+    if not pids[-1]:
+      _become(command, f'{folder}/{index}', devices)
+  while len(ended) < len(pids):
+    if stopped is not None and len(ended) == len(pids) - 1:
+      os.kill(pids[stopped], signal.SIGKILL)
+    pid, status = os.wait()
+    ended[pid] = os.waitstatus_to_exitcode(status), time.monotonic()
+  signal.alarm(0)
+  return [ended[pid] for pid in pids]
+
+
+def _become(command, path, devices):
+  """Is a command from here on: a new program, or this one. Does not return."""
+  nothing = os.open(os.devnull, os.O_RDONLY)
+  create = lambda kind: os.open(f'{path}.{kind}', os.O_WRONLY | os.O_CREAT)
+  for target, source in enumerate((nothing, create('out'), create('err'))):
+    os.dup2(source, target)
+  os.environ['XLA_FLAGS'] += (
+    f' --xla_force_host_platform_device_count={devices}'
+  )
+  if command[1] != 'tests.processes_test':
+    os.execv(sys.executable, [sys.executable, *command])
+  sys.exit(_run_forked(*command[2:]))
+
+
+def _run_forked(how, *flags):
+  how = json.loads(how)
+  if 'pair' in how:
+    address, _, index = (flag.split('=')[1] for flag in flags)
+    return _run_pair(address, int(index), *how['pair'])
+  sys.argv = ['main', *flags]  # config_flags reads it.
+  return _main_that_dies(sys.argv, **how['dies'])
+
+
 if __name__ == '__main__':
-  _, _how, *_flags = sys.argv
-  _how = json.loads(_how)
-  if 'pair' in _how:
-    _address, _, _index = (flag.split('=')[1] for flag in _flags)
-    _run_pair(_address, int(_index), *_how['pair'])
-  sys.argv = ['main', *_flags]  # config_flags reads it.
-  _main_that_dies(sys.argv, **_how['dies'])
+  _run_forked(*sys.argv[1:]) if sys.argv[1:] else _serve()

@@ -29,6 +29,8 @@ from experiments import sweep
 SLOW = {'optimizer.learning_rate': 0.001}
 VARIANTS = {'diverges': {'optimizer.learning_rate': 1e30}, 'slow': SLOW}
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture(scope='module')
 def base(data_dir):
@@ -43,6 +45,7 @@ def base(data_dir):
   config.train.epochs = 4 * 16 / 1497
   config.train.log_every_steps = 1
   config.train.checkpoint_every_steps = 1
+  config.train.diagnostics_every_evals = 0
   config.eval.batch_size = 100
   return config
 
@@ -51,7 +54,7 @@ def base(data_dir):
 
 
 @pytest.fixture(scope='module')
-def trained(base, tmp_path_factory):
+def trained(shared_programs, base, tmp_path_factory):
   """A sweep that was killed in its second run and resumed.
 
   Attributes:

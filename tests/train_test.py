@@ -1,8 +1,9 @@
 """The training loop: metrics, files, resuming, schedules and fine-tuning.
 
 A resumed run must equal the uninterrupted one bit by bit, after an exception
-and after SIGKILL. All runs train one narrow net on four CPU devices, so that it
-is compiled once. Other expected values are worked out in the tests.
+and after SIGKILL. Nearly all runs train one narrow net on four CPU devices, so
+that it is traced and compiled once. Other expected values are worked out in the
+tests.
 """
 
 import collections
@@ -50,6 +51,7 @@ from alexnet_jax import train
 from alexnet_jax import train_state
 from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.runtime import compilation
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import signals
 from benchmarks.faults import runs
@@ -82,6 +84,8 @@ GOLDEN = 2.408140
 ROWS = [5, 6, 10, 12, 15, 16, 18, 19, 20, 24]
 ROOT = pathlib.Path(train.__file__).parents[1]
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture(scope='module')
 def config_file(data_dir, tmp_path_factory):
@@ -92,7 +96,10 @@ def config_file(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def config(config_file):
-  return load(config_file)
+  """The config of the file, without diagnostics: they change nothing."""
+  config = load(config_file)
+  config.train.diagnostics_every_evals = 0
+  return config
 
 
 def load(config_file):
@@ -100,7 +107,7 @@ def load(config_file):
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(config_file, tmp_path_factory):
+def uninterrupted(shared_programs, config_file, tmp_path_factory):
   """A run from start to end, and what was observed meanwhile.
 
   Attributes:
@@ -118,6 +125,7 @@ def uninterrupted(config_file, tmp_path_factory):
   seen = types.SimpleNamespace(
     compiled=[], reads=[], others=[], saves=[], alive=[]
   )
+  shared_programs.clear()
   began = time.monotonic()
   with pytest.MonkeyPatch.context() as patch, watched(seen, workdir, patch):
     patch.setattr(dashboard, 'BUDGET', np.inf)
@@ -617,7 +625,6 @@ STOPS = [(6, 5), (3, 7), (4, 10), (3 + 9 + 3 + 5 + 3 + 2, 24)]
 def test_a_run_that_is_stopped_again_and_again_equals_the_uninterrupted_one(
   uninterrupted, config, tmp_path
 ):
-  config.train.diagnostics_every_evals = 0  # They change nothing.
   for calls, saved in STOPS:
     asked = iter([0] * (calls - 1) + [signal.SIGTERM])
     with pytest.raises(signals.Stopped) as stopped:
@@ -916,6 +923,7 @@ def test_the_plateau_schedule_resumes_and_ends_the_run_early(
   config.train.epochs = 0.4
   config.train.eval_every_epochs = 0.05  # After 5, 10, 15, 19, 24, 29 steps.
   # Diagnostics are written first and last, by each command.
+  config.train.diagnostics_every_evals = 1
   monkeypatch.setattr(dashboard, 'BUDGET', 0)
   # It resumes from step 12, when one evaluation has brought no improvement, and
   # from step 19, when the rate has dropped.
@@ -1171,6 +1179,8 @@ def test_a_run_resumes_in_any_layout_on_any_number_of_devices(
   config.model.fc_features = (0, 16)
   config.train.eval_every_epochs = 1.0  # Only at the end.
   config.train.checkpoint_every_steps = 5
+  cheap = compilation.network_options() | {'xla_backend_optimization_level': 0}
+  monkeypatch.setattr(compilation, 'network_options', lambda: cheap)
   labels = spy_on_labels(monkeypatch)
   use_devices(monkeypatch, 1)
   train.train_and_evaluate(config, one)
