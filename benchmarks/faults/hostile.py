@@ -173,7 +173,7 @@ ROWS = [
     'odd names of folders, classes, images, data sets and configs',
     'the commands give what they give with plain names, bit by bit, or refuse'
     ' in at most three lines and leave every file as it was',
-    *(200, 1, names, 300),
+    *(200, 0, names, 300),
   ),
   rows.Row(
     'work_directories',

@@ -174,7 +174,7 @@ ROWS = [
   _killed('kill_save', 'SIGKILL in a save', 'save', SAVES, 30, 1),
   _killed(
     *('kill_evaluation', 'SIGKILL in an evaluation', 'evaluation'),
-    *(EVALUATIONS, 20, 1),
+    *(EVALUATIONS, 20, 0),
   ),
   rows.Row(
     *('kill_preparation', 'SIGKILL while a shard is written'),

@@ -135,7 +135,7 @@ ROWS = [
     f' {MAX_KILOBYTES:g} kB a save and by {MAX_BLOCKS:g} Python blocks, no'
     f' descriptor is left open, and steps become at most {MAX_SLOWER:.0%} slower;'
     ' judged from 600 seconds on',
-    *(3_600, 10, soak, 600),
+    *(3_600, 5, soak, 600),
     is_size=True,
   )
 ]
