@@ -7,6 +7,7 @@ import collections
 import csv
 import importlib
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
@@ -144,6 +145,22 @@ def test_the_verdict_on_an_error_of_the_source_follows_from_its_mean():
       assert number >= 3
       checked.append(name)
   assert checked
+
+
+def test_the_verdict_on_a_ratio_of_times_follows_from_its_range():
+  _, _, ours, verdict = results()['two_gpus_time']
+  links = docs_test.LINK.findall(ours)
+  (target,) = {target for _, target, _ in links}
+  title = links[0][2].removesuffix(' > median')
+  least, most = (
+    docs_test.recorded(
+      json.loads((ROOT / 'experiments' / target).read_text()),
+      f'{title} > {end}',
+    )[0]
+    for end in ('least', 'most')
+  )
+  right = 'contradicted' if least > 1 else 'noise'
+  assert verdict == ('reproduced' if most < 1 else right)
 
 
 @pytest.mark.parametrize(
