@@ -104,7 +104,7 @@ def _active(x, mask):
 
 
 def sample(x: Array) -> Array:
-  """About `SAMPLE` elements of `x` (all, if it has fewer), evenly spread.
+  """About `SAMPLE` elements of `x`; all, if it has fewer.
 
   They are as many of each feature, the last axis, in rows that differ from
   feature to feature. So a device that has some of the features takes its part
@@ -113,11 +113,10 @@ def sample(x: Array) -> Array:
   rows = x.reshape(-1, x.shape[-1])
   stride = min(max(x.size // SAMPLE, 1), len(rows))
   blocks = rows[: len(rows) // stride * stride].reshape(-1, stride, x.shape[-1])
-  row, feature = (
-    lax.broadcasted_iota(np.int32, blocks.shape, axis) for axis in (1, 2)
-  )
-  chosen = jnp.where(row == feature % stride, blocks, 0)
-  return chosen.sum(1, dtype=jnp.float32).reshape(-1)
+  offsets = lax.iota(np.int32, x.shape[-1]) % stride
+  offsets = jnp.broadcast_to(offsets, (len(blocks), 1, x.shape[-1]))
+  chosen = jnp.take_along_axis(blocks, offsets, axis=1, mode='clip')
+  return chosen.reshape(-1).astype(jnp.float32)
 
 
 class Weights:

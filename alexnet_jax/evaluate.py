@@ -128,10 +128,9 @@ def _open_nets(
   missing = [path for path in named if not path.exists()]
   more = shipped_nets.nor_a_net(missing[0]) if missing else ''
   if missing and len(named) > 1:
-    flag = 'weights' if missing[0].suffix == weights_lib.SUFFIX else 'workdirs'
     raise FileNotFoundError(
-      f'--{flag}: there is no {missing[0]}{more}; a name with a comma needs double'
-      f' quotes: --{flag}=\'"A,B",C\''
+      f'there is no {missing[0]}{more}; a name with a comma needs double quotes:'
+      ' \'"A,B",C\''
     )
   if more:
     raise FileNotFoundError(

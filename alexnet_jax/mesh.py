@@ -53,13 +53,13 @@ def mesh_shape(
   if tower > num_towers:
     raise ValueError(
       f'config.mesh.towers={towers} needs a network of two towers, but'
-      f' config.model.num_towers={num_towers}; use config.mesh.towers=1 or'
+      f" config.model.num_towers={num_towers}; use config.mesh.towers='1' or"
       " 'auto'"
     )
   if num_devices % tower:
     raise ValueError(
       f'config.mesh.towers={towers} needs an even number of devices, but there'
-      f" are {num_devices}; use config.mesh.towers=1 or 'auto'"
+      f" are {num_devices}; use config.mesh.towers='1' or 'auto'"
     )
   return num_devices // tower, tower
 

@@ -18,7 +18,7 @@ def problems(
       f' {" or ".join(map(repr, mesh_lib.LAYOUTS))}'
     )
     return
-  if str(mesh.towers) not in ('1', '2', 'auto'):
+  if mesh.towers not in ('1', '2', 'auto'):
     yield f"config.mesh.towers={mesh.towers} must be '1', '2' or 'auto'"
     return
   try:
@@ -36,7 +36,7 @@ def problems(
   if config.model.num_classes % tower:
     yield (
       f'config.model.num_classes={config.model.num_classes} must be even on'
-      ' two towers; use config.mesh.towers=1'
+      " two towers; use config.mesh.towers='1'"
     )
   if mesh.layout == 'one_weird_trick' and num_devices > 1:
     yield from _one_weird_trick(config.model, num_devices)

@@ -8,7 +8,7 @@ import runpy
 from alexnet_jax import cache
 from alexnet_jax.runtime import config_file
 
-# What a value may be whose type in configs/paper.py is the key.
+# The types that a value may have, by the type of that in configs/paper.py.
 TYPES = {
   bool: ('True or False', bool),
   int: ('a whole number', int),
@@ -116,8 +116,10 @@ def wrong_types(values: Mapping[str, object]) -> Iterator[str]:
   for key, example in _paper().items():
     way_out = f'such as {example!r}, its value in configs/paper.py'
     kind, types = TYPES[type(example)]
+    kind += ' of Python' * hasattr(values.get(key), 'dtype')  # Not of NumPy.
     if key not in values:
-      yield f'config.{key} is missing; set it to {kind}, {way_out}'
+      where = f'config.{key} is missing (a config of another version?)'
+      yield f'{where}; set it to {kind}, {way_out}'
     elif not _has_type(values[key], types):
       yield f'config.{key}={values[key]!r} must be {kind}, {way_out}'
 

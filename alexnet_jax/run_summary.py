@@ -11,6 +11,8 @@ from alexnet_jax import progress
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 
+LARGEST = 2**53  # Below it, a float holds every whole number.
+
 
 def lines(workdir: str | os.PathLike) -> list[str]:
   """The errors, the time, where the files are, and what to do next.
@@ -57,8 +59,11 @@ def read_result(workdir: str | os.PathLike) -> dict[str, object]:
     result = files.read_object(file)
     tags = [key for key in result if '/' in key]
     for key in ('step', 'epoch', 'wall_seconds', *tags):
-      if not isinstance(result.get(key), int | float):
-        raise ValueError(f'{key} is not a number')
+      value = result.get(key)
+      is_number = isinstance(value, int | float) and abs(value) <= LARGEST
+      # A loss may be anything that a float can be.
+      if not (is_number or (key in tags and isinstance(value, float))):
+        raise ValueError(f'{key}={value} is not a finite number')
   except ValueError as error:
     words = f'{file} is damaged ({error}); remove it and repeat the command'
     raise ValueError(words) from error

@@ -7,15 +7,13 @@ r"""What each choice of the paper is worth, on a net that two cores afford.
 A narrow AlexNet (maps of 16, 7, 3 and 1 pixels; two towers, links, norms,
 dropout, crops, reflections and colour noise as in configs/paper.py) is trained
 on the first 1,000 CIFAR-10 images of each class, few enough to overfit, for 40
-epochs, and tested on all 10,000 test images. A row of `ablation_rows.ROWS`
+epochs, and tested on all 10,000 test images. A row of the table
 changes one thing.
 
 The difference is that of the top-1 error on one view between the changed net
 and the base, seed by seed, in points: positive if the paper's choice is better
-(of the training error where the claim is about training). `verdict` has the
-rule of the verdicts. All rows share the nets of the base, and of 20 verdicts
+(of the training error where the claim is about training). All rows share the nets of the base, and of 20 verdicts
 one is wrong by chance: one whose `p_holm` is not below 0.05 should be confirmed.
-`pilot_lines` says what --pilot prints.
 
 | in DIR | contents |
 |---|---|
@@ -284,7 +282,11 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=3)
   flags.DEFINE_list('rows', [], 'Rows to train, by name; all by default.')
-  flags.DEFINE_bool('pilot', False, 'Measure the spread of seeds first.')
+  flags.DEFINE_bool(
+    'pilot',
+    False,
+    'Train only the base and one row; say how many seeds each row needs.',
+  )
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ r"""Do the two towers split into grey and coloured kernels, as in Figure 3?
 The paper: the kernels of GPU 1 are colour-agnostic, those of GPU 2
 colour-specific, "during every run", whatever the initial weights (section
 6.1). Here 64 kernels of 7x7 pixels with stride 2, 32 per tower, are trained on
-CIFAR-10 for EPOCHS epochs, with the paper's pattern of links (see `get_config`):
+CIFAR-10 for EPOCHS epochs, with the paper's pattern of links:
 
 | variant | towers | seeds |
 |---|---|---|
@@ -22,7 +22,7 @@ nothing lets the towers divide the work before fc8.
 
 | in DIR | contents |
 |---|---|
-| runs.csv, summary.csv, runs/ | as of `sweep`, with what `measure` returns |
+| runs.csv, summary.csv, runs/ | as of `sweep` |
 | kernels.csv | both indices of every kernel at the end |
 | split.csv | the split at every step at which kernels were kept |
 | figure3.png | kernels, split by step, indices by tower |
@@ -289,7 +289,10 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=5)
   flags.DEFINE_bool(
-    'full', False, 'The widths and geometry of the paper, on photographs.'
+    'full',
+    False,
+    'The widths and geometry of the paper, on photographs, for a GPU. Never run'
+    ' yet: read kept_share before the verdict.',
   )
 
 

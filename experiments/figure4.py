@@ -122,7 +122,7 @@ def run(
     nets: for each net the values of the flags of `net_flags.define`.
     output: folder, which exists.
     images: number of training images to search; all if there are fewer.
-    queries: number of evaluation images that ask; likewise.
+    queries: number of evaluation images used as queries; likewise.
     words: of class names that are WordNet ids, see `words.read`.
 
   Returns:
@@ -237,12 +237,16 @@ if __name__ == '__main__':
     'output', None, 'Folder to write.', required=True
   )
   IMAGES = flags.DEFINE_integer(
-    'images', 50_000, 'Number of training images to search, the first ones.', 1
+    'images',
+    50_000,
+    'Number of training images to search, the first ones; --output needs up to 2'
+    ' bytes for each of their pixels.',
+    1,
   )
   QUERIES = flags.DEFINE_integer(
     'queries',
     10_000,
-    'Number of evaluation images that ask, the first ones.',
+    'Number of evaluation images used as queries, the first ones.',
     1,
   )
   QUICKLY = flags.DEFINE_bool(

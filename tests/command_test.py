@@ -142,6 +142,21 @@ def test_the_help_of_every_command_fits_a_screen(module):
   assert max(map(len, prose)) < 80
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('module', COMMANDS)
+def test_the_whole_help_fits_a_screen(module):
+  shown = subprocess.run(
+    [sys.executable, '-m', module.removesuffix('.__main__'), '--help'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  lines = shown.stdout.splitlines()
+  assert len(lines) <= 40
+  assert max(map(len, lines)) <= 88  # Tables may be wider than prose.
+
+
 @pytest.mark.parametrize('module', COMMANDS)
 def test_every_command_parses_its_flags_so(module):
   path = ROOT / f'{module.replace(".", "/")}.py'

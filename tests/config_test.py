@@ -466,7 +466,7 @@ RULES = [
     {'model__num_towers': 1, 'mesh__towers': '2'},
     2,
     'config.mesh.towers=2 needs a network of two towers, but'
-    " config.model.num_towers=1; use config.mesh.towers=1 or 'auto'",
+    " config.model.num_towers=1; use config.mesh.towers='1' or 'auto'",
   ),
   (
     {'model__num_towers': 1, 'model__fc_features': (4096, -1)},
@@ -670,7 +670,7 @@ MESH_RULES = [
       {'model__num_classes': 21_843} | batch,
       num_devices,
       'config.model.num_classes=21843 must be even on two towers; use'
-      ' config.mesh.towers=1',
+      " config.mesh.towers='1'",
       [{'mesh__towers': '1'}],
     )
     for num_devices, batch in ((2, {}), (6, THIRDS), (8, {}))
@@ -690,7 +690,7 @@ MESH_RULES = [
       {'mesh__towers': '2'} | THIRDS,
       num_devices,
       'config.mesh.towers=2 needs an even number of devices, but there are'
-      f" {num_devices}; use config.mesh.towers=1 or 'auto'",
+      f" {num_devices}; use config.mesh.towers='1' or 'auto'",
       [{'mesh__towers': '1'}, {'mesh__towers': 'auto'}],
     )
     for num_devices in (1, 3, 7)
@@ -906,14 +906,16 @@ def test_a_value_of_another_type_is_one_line_with_one_that_works(key):
       (line,) = problems(config)
       is_section = hasattr(value, 'items')
       words = (
-        ' is missing; set it to ' if is_section else f'={value!r} must be '
+        ' is missing (a config of another version?); set it to '
+        if is_section
+        else f'={value!r} must be '
       )
       assert line.startswith(f'config.{key}{words}')
       assert line.endswith(way_out)
   config = paper.get_config().unlock()
   del place(config)[name]
   (line,) = problems(config)
-  assert line.startswith(f'config.{key} is missing; ')
+  assert line.startswith(f'config.{key} is missing (')
   assert line.endswith(way_out)
 
 

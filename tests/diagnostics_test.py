@@ -102,7 +102,9 @@ def test_a_sample_is_bounded_and_meets_all_features(shape):
   assert min(x.size, 2000) <= found.size <= 2 * diagnostics.SAMPLE
   assert np.isin(found, x).all()
   if len(shape) > 1:
-    assert {*(found % shape[-1])} == {*range(shape[-1])}
+    counts = np.bincount(found % shape[-1], minlength=shape[-1])
+    assert counts.min() == counts.max() > 0
+  assert len({*found}) == found.size
 
 
 @pytest.mark.parametrize('layout', ['towers', 'one_weird_trick'])
@@ -117,8 +119,11 @@ def test_only_samples_of_the_kernels_cross_devices(layout):
   rates = dict.fromkeys(optimizer.RATE_KEYS, 1.0)
   statistics = diagnostics.Weights(2)._statistics
   lowered = statistics.lower(kernels, kernels, kernels, rates)
+  compiled = lowered.compile()
+  # No kernel is copied on the way: fc6 has 16 MB.
+  assert compiled.memory_analysis().temp_size_in_bytes < 2e6
   results = re.findall(
-    r' = (.*?) (?:all-|collective-|reduce-scatter)', lowered.compile().as_text()
+    r' = (.*?) (?:all-|collective-|reduce-scatter)', compiled.as_text()
   )
   sizes = [
     np.prod([int(n) for n in shape.split(',') if n])

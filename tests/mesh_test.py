@@ -98,7 +98,7 @@ def test_one_tower_stays_on_one_device(layout, devices_per_net, num_devices):
 def test_one_tower_cannot_spread_over_two_devices(devices_per_net):
   message = (
     'config.mesh.towers=2 needs a network of two towers, but'
-    " config.model.num_towers=1; use config.mesh.towers=1 or 'auto'"
+    " config.model.num_towers=1; use config.mesh.towers='1' or 'auto'"
   )
   with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
     mesh_lib.mesh_shape('towers', devices_per_net, 4, 1)
@@ -154,7 +154,7 @@ def test_two_towers_need_an_even_number_of_devices(
 ):
   message = (
     'config.mesh.towers=2 needs an even number of devices, but there are '
-    f"{num_devices}; use config.mesh.towers=1 or 'auto'"
+    f"{num_devices}; use config.mesh.towers='1' or 'auto'"
   )
   with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
     mesh_lib.mesh_shape('towers', devices_per_net, num_devices)

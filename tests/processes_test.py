@@ -784,7 +784,7 @@ def _run_commands(commands, folder, devices, stopped):
 
 
 def _become(command, path, devices):
-  """Is a command from here on: a new program, or this one. Does not return."""
+  """Replaces this process by a command, a program or a function; no return."""
   nothing = os.open(os.devnull, os.O_RDONLY)
   create = lambda kind: os.open(f'{path}.{kind}', os.O_WRONLY | os.O_CREAT)
   for target, source in enumerate((nothing, create('out'), create('err'))):

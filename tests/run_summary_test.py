@@ -50,6 +50,10 @@ def test_the_summary_has_errors_time_files_and_commands(tmp_path, classes):
     *('', '[]', '{"step": 3', '3', '{"step": 3, "epoch": 1.0}'),
     json.dumps(RESULT | {'wall_seconds': '75.4'}),
     json.dumps(RESULT | {'eval/loss': None}),
+    json.dumps(RESULT | {'eval/loss': 10**400}),
+    json.dumps(RESULT | {'epoch': 10**400}),
+    json.dumps(RESULT | {'step': float('nan')}),
+    json.dumps(RESULT | {'wall_seconds': float('inf')}),
   ],
 )
 def test_a_damaged_result_is_named_with_the_way_out(tmp_path, content):

@@ -25,11 +25,11 @@ TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
 # From the documentation of ILSVRC-2012.
 NUM_IMAGES = {'train': 1_281_167, 'validation': 50_000}
-MAX_NAME = 64  # Bytes; the longest name in the archives has 30.
+MAX_NAME = 32  # Bytes of a member's name; the longest has 30.
 # A row of the index, which describes one image in an archive.
 _MEMBER = np.dtype(
   [
-    ('file_name', f'S{MAX_NAME}'),
+    ('file_name', f'S{2 * MAX_NAME}'),
     ('label', np.int32),
     ('offset', np.int64),
     ('size', np.int64),
@@ -220,7 +220,7 @@ def _regular_files(archive, path=None):
       name.is_absolute()
       or '..' in name.parts
       or not member.name.isascii()
-      or len(member.name) > MAX_NAME // 2
+      or len(member.name) > MAX_NAME
       or not (member.isreg() or member.isdir())
       or member.issparse()
     ):
