@@ -152,13 +152,13 @@ def write_config(
 
 @contextlib.contextmanager
 def _errors_named(workdir):
-  """Turns an OSError into a ValueError that names the work directory."""
-  try:
-    yield
-  except OSError as error:
-    raise ValueError(
-      f'--workdir={workdir} cannot be written ({error}); name a folder that can'
-    ) from error
+  """Turns an OSError into an error that names the work directory."""
+  with files.full_disk_named(workdir, lambda: 'nothing is lost'):
+    try:
+      yield
+    except OSError as error:
+      words = f'--workdir={workdir} cannot be written ({error})'
+      raise ValueError(f'{words}; name a folder that can') from error
 
 
 @contextlib.contextmanager

@@ -152,3 +152,19 @@ def test_a_home_folder_that_does_not_exist_is_named(monkeypatch):
     ):
       expand('~/x', '--x')
   assert files.expand_home('x/~', '--x') == pathlib.Path('x/~')
+
+
+def test_a_full_disk_is_named_with_the_file_that_it_leaves(
+  tmp_path, monkeypatch
+):
+  def fail(_):
+    raise OSError(errno.ENOSPC, 'No space left on device')  # Has no name.
+
+  file = tmp_path / 'result.json'
+  files.write_json(file, {'step': 1})
+  monkeypatch.setattr(files, 'sync', fail)
+  words = f'disk full at {file}; it is as it was before$'
+  with pytest.raises(OSError, match=words):
+    files.write_json(file, {'step': 2})
+  assert json.loads(file.read_text()) == {'step': 1}
+  assert [*tmp_path.iterdir()] == [file]

@@ -4,6 +4,7 @@ Also the commit of the code that a result records.
 """
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -299,20 +300,31 @@ def test_a_damaged_config_json_is_named(text, tmp_path):
     assert str(error.value).endswith('); remove it, or use a fresh --workdir')
 
 
-@pytest.mark.parametrize('step', ['mkdir', 'lock'])
+@pytest.mark.parametrize('step', ['mkdir', 'lock', 'rename'])
+@pytest.mark.parametrize(
+  ('number', 'error', 'words'),
+  [
+    (
+      errno.EIO,
+      ValueError,
+      '--workdir=.*/run cannot be written .*Input/output',
+    ),
+    (errno.ENOSPC, OSError, 'disk full at .*/run; nothing is lost$'),
+  ],
+)
 def test_a_disk_that_fails_is_named_with_the_work_directory(
-  tmp_path, monkeypatch, step
+  tmp_path, monkeypatch, step, number, error, words
 ):
   def fail(*_, **__):
-    raise OSError(28, 'No space left on device')
+    raise OSError(number, os.strerror(number))
 
   if step == 'mkdir':
     monkeypatch.setattr(pathlib.Path, 'mkdir', fail)
-  else:
+  elif step == 'lock':
     monkeypatch.setattr(files, 'locked', fail)
-  with pytest.raises(
-    ValueError, match='--workdir=.*cannot be written .*No spa'
-  ):
+  else:
+    monkeypatch.setattr(files.os, 'replace', fail)
+  with pytest.raises(error, match=words):
     with workdir_lib.owned_workdir(tmp_path / 'run', paper.get_config()):
       pass
 

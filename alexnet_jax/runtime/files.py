@@ -207,9 +207,10 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   signals.temporary_files.add(temporary)
   try:
-    yield temporary
-    sync(temporary)
-    os.replace(temporary, path)
+    with full_disk_named(path, lambda: 'it is as it was before'):
+      yield temporary
+      sync(temporary)
+      os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
     signals.temporary_files.discard(temporary)
@@ -217,12 +218,12 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def full_disk_named(
-  folder: pathlib.Path, kept: Callable[[], str]
+  path: pathlib.Path, kept: Callable[[], str]
 ) -> Iterator[None]:
-  """Turns the errors of a full disk into one with the folder and what is kept.
+  """Turns the errors of a full disk into one with a path and what is kept.
 
   Args:
-    folder: a folder on that disk.
+    path: a file or folder on that disk.
     kept: called after an error; what is not lost, for the message.
   """
   try:
@@ -230,7 +231,7 @@ def full_disk_named(
   except Exception as error:
     if not _is_disk_full(error):
       raise
-    words = f'disk full at {folder}; {kept()}'
+    words = f'disk full at {path}; {kept()}'
     raise OSError(errno.ENOSPC, words) from error
 
 
