@@ -1,5 +1,7 @@
 """Which steps of a loop are profiled."""
 
+import contextlib
+
 import pytest
 
 from alexnet_jax.runtime import profiler
@@ -21,10 +23,18 @@ EVALUATED = ['evaluated', 'evaluated']
 def test_the_profile_covers_its_steps(
   tmp_path, monkeypatch, first, count, completed, expected
 ):
-  seen, is_on = [], []
+  seen, is_on, marked = [], [], []
   profile = profiler.Profile(tmp_path, first, count)
   start = lambda folder: seen.append('start') or is_on.append(folder)
   stop = lambda: seen.append('stop') or is_on.clear()
+
+  @contextlib.contextmanager
+  def mark(name, step_num):
+    yield
+    if is_on:  # Only a mark that ends before the profile does is in it.
+      marked.append((name, step_num))
+
+  monkeypatch.setattr(profiler.jax.profiler, 'StepTraceAnnotation', mark)
   monkeypatch.setattr(profiler.jax.profiler, 'start_trace', start)
   monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', stop)
   for part in (range(completed + 1, 5), range(max(completed + 1, 5), 7)):
@@ -37,3 +47,5 @@ def test_the_profile_covers_its_steps(
   profile.close()
   profile.close()
   assert seen == expected
+  steps = [step for step in expected if isinstance(step, int)]
+  assert marked == [('train', step) for step in steps if step < first + count]

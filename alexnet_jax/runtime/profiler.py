@@ -32,7 +32,12 @@ class Profile:
         self._is_running = True
       elif step > self._first + self._count:
         self.close()
-      yield arguments
+      if step < self._first + self._count:
+        # XProf finds the steps by these marks.
+        with jax.profiler.StepTraceAnnotation('train', step_num=step):
+          yield arguments
+      else:
+        yield arguments
 
   def end_row(self, completed: int) -> None:
     """Ends a profile whose steps are done: evaluations do not belong to it."""
