@@ -288,12 +288,8 @@ def main() -> None:
 def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=5)
-  flags.DEFINE_bool(
-    'full',
-    False,
-    'The widths and geometry of the paper, on photographs, for a GPU. Never run'
-    ' yet: read kept_share before the verdict.',
-  )
+  text = "The paper's widths, on photographs. Never run yet: see kept_share first."
+  flags.DEFINE_bool('full', False, text)
 
 
 if __name__ == '__main__':
