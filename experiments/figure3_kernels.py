@@ -288,7 +288,9 @@ def main() -> None:
 def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=5)
-  text = "The paper's widths, on photographs. Never run yet: see kept_share first."
+  text = (
+    "The paper's widths, on photographs. Never run yet: see kept_share first."
+  )
   flags.DEFINE_bool('full', False, text)
 
 
