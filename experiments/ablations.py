@@ -231,9 +231,9 @@ def draw(path: pathlib.Path) -> pathlib.Path:
   axes.plot([], [], 'C1x', label='Mishkin, one run')
   axes.axvline(0, color='k', linewidth=0.8)
   axes.set_yticks(range(len(rows)), [row['row'] for row in rows])
-  axes.invert_yaxis()
+  axes.set_ylim(len(rows) - 0.5, -0.5)
   axes.set_xlabel("points of error by which the paper's choice is better")
-  axes.legend()
+  axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2)  # Above it.
   figure.savefig(path / FIGURE, dpi=110)
   return path / FIGURE
 

@@ -237,7 +237,7 @@ def csv_numbers(path, title):
 def mean_error_and_number(rows, title):
   """Mean, standard error and n of what a title names in rows of runs.csv.
 
-  Differences are taken seed by seed, and errors are in %.
+  Differences are taken seed by seed, of those that all have; errors are in %.
   """
   terms = []
   for term in title.split(' - '):
@@ -246,8 +246,8 @@ def mean_error_and_number(rows, title):
     own = [row for row in rows if row['variant'] == variant]
     terms.append({row['seed']: scale * float(row[metric]) for row in own})
   first, *rest = terms
-  assert all(first.keys() == term.keys() for term in rest)
-  found = [x - sum(term[seed] for term in rest) for seed, x in first.items()]
+  seeds = [s for s in first if all(s in term for term in rest)]
+  found = [first[s] - sum(term[s] for term in rest) for s in seeds]
   error = statistics.stdev(found) / len(found) ** 0.5
   return statistics.mean(found), error, len(found)
 
@@ -271,7 +271,8 @@ def quoting_error(shown, path, title):
     return f'{shown}: not in a paragraph of {path.name} with {title!r}'
   if path.suffix == '.csv':
     right = csv_numbers(path, title)
-    found = [number.rstrip(',') for number in found]
+    signed = re.findall(rf'-?{NUMBER}', shown)
+    found = [number.rstrip(',') for number in signed]
     if all('.' in number for number in right):  # Means, not rounded yet.
       right = [shown_as(f, float(r)) for f, r in zip(found, right, strict=True)]
     is_right = found and found == right[: len(found)]
