@@ -129,8 +129,8 @@ def _open_nets(
   more = shipped_nets.nor_a_net(missing[0]) if missing else ''
   if missing and len(named) > 1:
     raise FileNotFoundError(
-      f'there is no {missing[0]}{more}; a name with a comma needs double quotes:'
-      ' \'"A,B",C\''
+      f'--workdirs or --weights: there is no {missing[0]}{more}; a name with a'
+      ' comma needs double quotes: \'"A,B",C\''
     )
   if more:
     raise FileNotFoundError(

@@ -8,7 +8,7 @@ import runpy
 from alexnet_jax import cache
 from alexnet_jax.runtime import config_file
 
-# The types that a value may have, by the type of that in configs/paper.py.
+# The types that a value may have, by the type of its value in configs/paper.py.
 TYPES = {
   bool: ('True or False', bool),
   int: ('a whole number', int),
@@ -116,7 +116,8 @@ def wrong_types(values: Mapping[str, object]) -> Iterator[str]:
   for key, example in _paper().items():
     way_out = f'such as {example!r}, its value in configs/paper.py'
     kind, types = TYPES[type(example)]
-    kind += ' of Python' * hasattr(values.get(key), 'dtype')  # Not of NumPy.
+    if hasattr(values.get(key), 'dtype'):
+      kind += ' (a Python value, not a NumPy one)'
     if key not in values:
       where = f'config.{key} is missing (a config of another version?)'
       yield f'{where}; set it to {kind}, {way_out}'

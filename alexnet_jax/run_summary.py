@@ -63,7 +63,7 @@ def read_result(workdir: str | os.PathLike) -> dict[str, object]:
       is_number = isinstance(value, int | float) and abs(value) <= LARGEST
       # A loss may be anything that a float can be.
       if not (is_number or (key in tags and isinstance(value, float))):
-        raise ValueError(f'{key}={value} is not a finite number')
+        raise ValueError(f'{key} is missing, or no number of a usual size')
   except ValueError as error:
     words = f'{file} is damaged ({error}); remove it and repeat the command'
     raise ValueError(words) from error

@@ -6,14 +6,14 @@ r"""What each choice of the paper is worth, on a net that two cores afford.
 
 A narrow AlexNet (maps of 16, 7, 3 and 1 pixels; two towers, links, norms,
 dropout, crops, reflections and colour noise as in configs/paper.py) is trained
-on the first 1,000 CIFAR-10 images of each class, few enough to overfit, for 40
-epochs, and tested on all 10,000 test images. A row of the table
-changes one thing.
+on the first 1,000 CIFAR-10 images of each class for 40 epochs, and tested on
+all 10,000 test images. Each row of ablations.csv changes one thing.
 
 The difference is that of the top-1 error on one view between the changed net
 and the base, seed by seed, in points: positive if the paper's choice is better
-(of the training error where the claim is about training). All rows share the nets of the base, and of 20 verdicts
-one is wrong by chance: one whose `p_holm` is not below 0.05 should be confirmed.
+(of the training error where the claim is about training). All rows share the
+nets of the base, and of 20 verdicts one is wrong by chance: confirm one whose
+`p_holm` is not below 0.05.
 
 | in DIR | contents |
 |---|---|

@@ -239,8 +239,8 @@ if __name__ == '__main__':
   IMAGES = flags.DEFINE_integer(
     'images',
     50_000,
-    'Number of training images to search, the first ones; --output needs up to 2'
-    ' bytes for each of their pixels.',
+    'Number of training images to search, the first ones; each of their pixels'
+    ' takes 6 bytes in --output, which must have twice that free.',
     1,
   )
   QUERIES = flags.DEFINE_integer(

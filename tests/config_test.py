@@ -9,6 +9,7 @@ import importlib
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
@@ -917,6 +918,15 @@ def test_a_value_of_another_type_is_one_line_with_one_that_works(key):
   (line,) = problems(config)
   assert line.startswith(f'config.{key} is missing (')
   assert line.endswith(way_out)
+
+
+@pytest.mark.parametrize('value', [np.int64(3), np.True_, np.float32(3)])
+def test_a_value_of_numpy_is_refused_with_the_reason(value):
+  config = paper.get_config()
+  with config.ignore_type():
+    config.seed = value
+  (line,) = problems(config)
+  assert 'must be a whole number (a Python value, not a NumPy one)' in line
 
 
 @pytest.mark.parametrize(

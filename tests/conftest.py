@@ -155,7 +155,8 @@ def shared_programs():
     def made_once(*args):
       settings = settings_of(*args)
       # The text of an array leaves elements out.
-      assert not any(hasattr(x, 'dtype') for x in jax.tree.leaves(settings))
+      arrays = np.ndarray | jax.Array
+      assert not any(isinstance(x, arrays) for x in jax.tree.leaves(settings))
       # The text of a mesh does not name its devices. Functions are named by
       # their address: they are kept, so that no other gets it.
       meshes = [x for x in settings if isinstance(x, jax.sharding.Mesh)]

@@ -237,7 +237,8 @@ def csv_numbers(path, title):
 def mean_error_and_number(rows, title):
   """Mean, standard error and n of what a title names in rows of runs.csv.
 
-  Differences are taken seed by seed, of those that all have; errors are in %.
+  Differences are taken seed by seed, over the seeds that all terms
+  have; errors are in %.
   """
   terms = []
   for term in title.split(' - '):
@@ -371,7 +372,8 @@ def faults_rows(record):
   for name, row in record['figures']['rows'].items():
     seen = [f'{what}: {n:,}' for what, n in sorted(row['seen'].items())]
     for figure, value in row.get('figures', {}).items():
-      seen.append(f'{figure} {value:.3g}')
+      shown = f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+      seen.append(f'{figure.replace("_", " ")} {shown}')
     if row['broken']:
       seen.append(f'BROKEN: {row["broken"]:,}')
     yield [

@@ -207,7 +207,7 @@ def test_a_read_only_workdir_is_named_before_any_work(runs, monkeypatch):
 
 
 def test_a_comma_in_the_name_of_a_folder_is_explained(runs):
-  with pytest.raises(FileNotFoundError, match="double quotes: --workdirs='"):
+  with pytest.raises(FileNotFoundError, match="--workdirs.*double quotes: '"):
     evaluate.evaluate([runs / 'lr=1', 'b=2'])
 
 

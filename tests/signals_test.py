@@ -15,8 +15,10 @@ ROOT = pathlib.Path(signals.__file__).parents[2]
 NUMBERS = sorted(signals.SIGNALS)
 START = r"""
 import os, pathlib, signal, sys, time
-# Shells start background processes, perhaps these tests, with SIGINT ignored.
+# Shells start background processes, perhaps these tests, with SIGINT ignored,
+# and nohup with SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from alexnet_jax.runtime import signals
 def ready():
   os.write(1, b'ready\n')

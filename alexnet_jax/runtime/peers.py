@@ -183,8 +183,8 @@ class Peers:
     Args:
       error: the error in words.
       show: prints it.
-      is_one_line: whether this process exits with one line, as it does for a
-        user's mistake. An error that begins with a status of XLA is none.
+      is_one_line: whether this process ends with one line, as for a user's
+        mistake. An error that begins with an XLA status is not a user's mistake.
     """
     may_be_another = not is_one_line or _XLA.match(error)
     if may_be_another and _CONNECTION.search(error):

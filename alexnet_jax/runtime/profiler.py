@@ -32,8 +32,8 @@ class Profile:
         self._is_running = True
       elif step > self._first + self._count:
         self.close()
-      if step < self._first + self._count:
-        # XProf finds the steps by these marks.
+      if self._is_running and step < self._first + self._count:
+        # XProf finds train steps by these annotations.
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           yield arguments
       else:

@@ -24,8 +24,8 @@ from benchmarks.faults import runs
 
 STEPS_PER_SAVE = 20
 INTERVALS = 60  # A whole soak has so many.
-# For each save, beyond two errors. TensorStore leaks 20 to 40 kB in 430 blocks, see
-# experiments/LOG.md; malloc's arenas grow in the first hundreds of saves.
+# For each save, beyond two errors. TensorStore leaks 20 to 40 kB in some 430
+# blocks (experiments/LOG.md); malloc's arenas grow for hundreds of saves.
 MAX_KILOBYTES = 60.0  # Resident memory.
 MAX_BLOCKS = 500.0  # Blocks that Python's objects occupy.
 MAX_SLOWER = 0.05  # Share of the step time over the whole soak, likewise.
