@@ -184,3 +184,27 @@ def test_an_import_of_the_package_leaves_the_handlers_alone():
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   assert signals.received() == 0
   signals.check()
+
+
+def test_a_signal_just_before_a_restart_is_not_lost(tmp_path):
+  program = tmp_path / 'program.py'
+  program.write_text(
+    START
+    + """
+if 'AGAIN' in os.environ:
+  sys.exit('the signal is lost')
+os.environ['AGAIN'] = '1'
+signals.install()
+sys.setswitchinterval(5)  # The thread that reads the signal has to wait.
+os.kill(os.getpid(), signal.SIGINT)
+signals.restart(sys.argv)
+"""
+  )
+  done = subprocess.run(
+    [sys.executable, program],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.stderr == 'interrupted by SIGINT; nothing was begun\n'
+  assert done.returncode == 130

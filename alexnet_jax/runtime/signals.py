@@ -41,6 +41,8 @@ temporary_files: set[pathlib.Path] = set()
 _is_installed = False
 _is_deferred = False
 _received = 0
+_writer = -1  # Where Python writes the signals for `_watch`.
+_is_drained = threading.Event()  # `_watch` has read all that was written.
 _has_ended = False  # The last line is printed.
 
 
@@ -61,14 +63,15 @@ def install() -> None:
   Signals that are ignored, as SIGHUP under `nohup`, stay ignored. Call it in
   the main thread. A second call does nothing.
   """
-  global _is_installed
+  global _is_installed, _writer
   if _is_installed:
     return
   _is_installed = True
-  reader, writer = os.pipe()
-  os.set_blocking(writer, False)
-  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+  reader, _writer = os.pipe()
+  os.set_blocking(_writer, False)
+  signal.set_wakeup_fd(_writer, warn_on_full_buffer=False)
+  with blocked():  # In the thread for good: see `restart`.
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
   for number in SIGNALS:
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, lambda *_: None)
@@ -85,6 +88,11 @@ def restart(arguments: list[str]) -> None:
     OSError: if the system cannot start it.
   """
   with blocked() if _is_installed else contextlib.nullcontext():
+    # From here on a signal waits for the new program. One that came before has
+    # been written, and `_watch` ends the process when it reads it.
+    if _is_installed:
+      os.write(_writer, b'\0')
+      _is_drained.wait()
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
@@ -147,7 +155,8 @@ def _watch(reader):
   global _received
   while True:
     number = os.read(reader, 1)[0]
-    if number not in SIGNALS:  # Another one with a handler in Python.
+    if number not in SIGNALS:  # Another one with a handler in Python, or none.
+      _is_drained.set()
       continue
     if _received or not _is_deferred:
       _end(number)
