@@ -91,6 +91,7 @@ def restart(arguments: list[str]) -> None:
     # From here on a signal waits for the new program. One that came before has
     # been written, and `_watch` ends the process when it reads it.
     if _is_installed:
+      _is_drained.clear()  # Another signal may have set it.
       os.write(_writer, b'\0')
       _is_drained.wait()
     os.execv(sys.executable, [sys.executable, *arguments])
