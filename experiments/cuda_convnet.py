@@ -16,7 +16,6 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -144,14 +143,19 @@ class Local(nn.Module):
   def __call__(
     self, x: Float[Array, 'batch height width in_features']
   ) -> Float[Array, 'batch height width features']:
-    size = self.kernel_size
-    patches = lax.conv_general_dilated_patches(
-      x,
-      (size, size),
-      (1, 1),
-      'SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )  # [batch, height, width, in_features * size * size]
+    size, (height, width) = self.kernel_size, x.shape[1:3]
+    before, after = (size - 1) // 2, size // 2
+    padded = jnp.pad(x, ((0, 0), *2 * [(before, after)], (0, 0)))
+    # On CPUs the gradient of slices takes a tenth of the time of that of
+    # `lax.conv_general_dilated_patches`, or less.
+    patches = jnp.concatenate(
+      [
+        padded[:, row : row + height, column : column + width]
+        for row in range(size)
+        for column in range(size)
+      ],
+      axis=-1,
+    )  # [batch, height, width, size * size * in_features]
     shape = (*patches.shape[1:], self.features)
     kernel = self.param('kernel', nn.initializers.normal(self.init_std), shape)
     zeros = nn.initializers.zeros

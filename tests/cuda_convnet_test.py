@@ -40,14 +40,14 @@ def conv(x, kernel, bias):
 
 
 def local(x, kernel, bias):
-  """Its kernel has axes [row, column, channel * 9 + place, feature]."""
+  """Its kernel has axes [row, column, place * channels + channel, feature]."""
   _, height, width, channels = x.shape
   around = padded(x, 1)
   out = np.zeros((*x.shape[:3], kernel.shape[-1]))
   for i in range(height):
     for j in range(width):
-      patch = around[:, i : i + 3, j : j + 3].transpose(0, 3, 1, 2)
-      out[:, i, j] = patch.reshape(len(x), channels * 9) @ kernel[i, j]
+      patch = around[:, i : i + 3, j : j + 3].reshape(len(x), 9 * channels)
+      out[:, i, j] = patch @ kernel[i, j]
   return out + bias
 
 
