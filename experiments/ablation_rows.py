@@ -166,7 +166,7 @@ def get_config(
   config.mesh.layout = 'data'
   config.input.batch_size = 64
   config.train.epochs = EPOCHS
-  config.train.eval_every_epochs = 2.0  # For `dropout_convergence`.
+  config.train.eval_every_epochs = 2.0
   config.train.log_every_steps = 100
   inputs, folder = config.input, output / 'data'
   if quick:

@@ -22,7 +22,7 @@ nets of the base, and of 20 verdicts one is wrong by chance: confirm one whose
 | ablations.csv | a line for each row of the table |
 | ablations.png | the differences and their intervals |
 
-`table2_ensembles` and `dropout_convergence` use these runs, too.
+`table2_ensembles` uses these runs, too.
 
 A run takes about 5 CPU-minutes: 300 for all rows with three seeds, 40 for the
 pilot, whose runs the sweep needs anyway.

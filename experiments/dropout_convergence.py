@@ -3,25 +3,27 @@ r"""Does dropout double the iterations that a net needs to converge?
     python -m experiments.dropout_convergence --output=DIR [--seeds=3]
 
 The paper says that it does, roughly (section 4.2), not how that was measured.
-The nets are those of three rows of `ablations`, with dropout 0.5, 0.1 and 0; if
-DIR is a folder of that command, only missing ones are trained. Test errors are
-smoothed: each is the mean of three evaluations, two epochs apart (of two at
-both ends). A net counts as converged at the first evaluation before the drop of
-its learning rate whose smoothed error is within WITHIN of the lowest before the
-drop. The factor is that of these epochs with dropout 0.5 and without, seed by
-seed; its mean is geometric, and the verdict is one on its logarithm.
+The net and the images are those of `ablations`, with dropout 0.5 and without,
+at a constant rate: the paper lowered it when the error had stopped improving.
+Test errors are smoothed: each is the mean of SMOOTHED evaluations, two epochs
+apart (of fewer at both ends). A net counts as converged at the first evaluation
+whose smoothed error is within WITHIN of the lowest. The factor is that of these
+epochs with dropout 0.5 and without, seed by seed; its mean is geometric, and
+the verdict is one on its logarithm.
 
-A net whose lowest error is among the last LAST evaluations before the drop may
+A net that came so near only in the last part of the training, LATE of it, may
 not have converged, so its epochs are a lower bound. If that is so with dropout,
 the factor is one, too: it may confirm the claim but not be called smaller. If it
-is so without dropout, there is no bound, and no verdict.
+is so without dropout, there is no bound, and no verdict: train longer.
 
-| in DIR, besides the files of `ablations` | contents |
+| in DIR, besides the files of `sweep` | contents |
 |---|---|
+| data/ | the images |
 | convergence.csv | for each run: epochs to converge, its lowest error |
-| convergence.png | the test errors by epoch |
+| factor.json | the factor of each seed, their mean, the verdict |
+| curves.csv, convergence.png | the errors by epoch |
 
-It takes about 45 CPU-minutes, seconds after `ablations` with as many seeds.
+Forty epochs of a net take about 5 CPU-minutes, so all six take 90.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,28 +33,28 @@ import math
 import pathlib
 import statistics
 
+from absl import flags
 import ml_collections
 
 from alexnet_jax import metrics
 from alexnet_jax.runtime import files
 from experiments import ablation_rows
-from experiments import ablations
 from experiments import curves
 from experiments import summary
 from experiments import sweep
 from experiments import verdict
 
 WITHIN = 0.01  # A fraction of the test error.
-LAST = 3  # evaluations
+SMOOTHED = 5  # evaluations
+LATE = 0.25  # Share of the training.
 PAPER = 2.0  # Section 4.2: "roughly doubles the number of iterations".
-WITHOUT = 'dropout_0'
-VARIANTS = {
-  ablations.BASE: {},
-  'dropout_0.1': ablation_rows.ROWS['dropout_0.1'].overrides,
-  WITHOUT: ablation_rows.ROWS[WITHOUT].overrides,
-}
+WITH, WITHOUT = 'dropout_0.5', 'dropout_0'
+VARIANTS = {WITH: {}, WITHOUT: ablation_rows.ROWS['dropout_0'].overrides}
 FILE, FIGURE = 'convergence.csv', 'convergence.png'
+FACTOR_FILE = 'factor.json'
 COLUMNS = ('variant', 'seed', 'epochs', 'lowest_error', 'is_lower_bound')
+
+FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Convergence:
 
   Attributes:
     epochs: epochs until its error was near the lowest.
-    lowest_error: the lowest smoothed error before the drop, a fraction.
-    is_lower_bound: whether that was near the end, so that it may still fall.
+    lowest_error: the lowest smoothed error, a fraction.
+    is_lower_bound: whether that was late, so that the error may still fall.
   """
 
   epochs: float
@@ -70,34 +72,54 @@ class Convergence:
   is_lower_bound: bool
 
 
+def get_config(
+  output: pathlib.Path, data_dir: str, epochs: float, quick: bool = False
+) -> ml_collections.ConfigDict:
+  """The config of `ablation_rows`, at a constant rate; its other arguments.
+
+  Args:
+    output: folder of the sweep.
+    data_dir: folder of the prepared data sets.
+    epochs: length of the training; not used if `quick`.
+    quick: whether to train on the digits for a moment.
+
+  Raises:
+    FileNotFoundError: as from `ablation_rows.get_config`.
+  """
+  config = ablation_rows.get_config(output, data_dir, quick)
+  config.optimizer.drop_epochs = ()
+  if not quick:
+    config.train.epochs = epochs
+  return config
+
+
 def convergence(
-  epochs: Sequence[float], errors: Sequence[float], drop: float
+  epochs: Sequence[float], errors: Sequence[float]
 ) -> Convergence:
   """When a net converged.
 
   Args:
     epochs: epochs of its evaluations, ascending.
     errors: their test errors, fractions.
-    drop: epoch at which its learning rate was lowered.
   """
-  number = sum(epoch <= drop + 1e-6 for epoch in epochs)
-  before = errors[:number]
+  around = SMOOTHED // 2
   smooth = [
-    statistics.fmean(before[max(0, i - 1) : i + 2]) for i in range(number)
+    statistics.fmean(errors[max(0, i - around) : i + around + 1])
+    for i in range(len(errors))
   ]
   lowest = min(smooth)
   near = next(i for i, error in enumerate(smooth) if error <= lowest + WITHIN)
-  is_late = smooth.index(lowest) >= number - LAST
+  is_late = epochs[near] > (1 - LATE) * epochs[-1]
   return Convergence(epochs[near], lowest, is_late)
 
 
-def read_run(workdir: pathlib.Path, drop: float) -> Convergence:
+def read_run(workdir: pathlib.Path) -> Convergence:
   """When the net of a work directory converged; see `convergence`."""
   with open(workdir / metrics.CSV_FILE, newline='') as file:
     rows = [r for r in csv.DictReader(file) if r['eval/top1_error']]
   epochs = [float(row['epoch']) for row in rows]
   errors = [float(row['eval/top1_error']) for row in rows]
-  return convergence(epochs, errors, drop)
+  return convergence(epochs, errors)
 
 
 def factors(rows: Sequence[Mapping]) -> dict[str, object]:
@@ -113,11 +135,11 @@ def factors(rows: Sequence[Mapping]) -> dict[str, object]:
   """
   found = {
     variant: {r['seed']: r for r in rows if r['variant'] == variant}
-    for variant in (ablations.BASE, WITHOUT)
+    for variant in (WITH, WITHOUT)
   }
-  base, without = found.values()
-  seeds = sorted(base.keys() & without.keys())
-  values = [base[s]['epochs'] / without[s]['epochs'] for s in seeds]
+  dropped, without = found.values()
+  seeds = sorted(dropped.keys() & without.keys())
+  values = [dropped[s]['epochs'] / without[s]['epochs'] for s in seeds]
   logs = [math.log(value) for value in values]
   mean, error = summary.mean_and_standard_error(logs)
   bounded = [
@@ -157,17 +179,28 @@ def line(found: Mapping) -> str:
   )
 
 
-def draw(path: pathlib.Path, drop: float) -> pathlib.Path:
-  """Draws the test errors by epoch, a line for each seed."""
+def draw(path: pathlib.Path) -> pathlib.Path:
+  """Draws the test errors by epoch, a line for each seed.
+
+  A dot marks where a net counts as converged.
+
+  Args:
+    path: folder of convergence.csv, curves.csv and of the figure.
+  """
+  with open(path / FILE, newline='') as file:
+    rows = list(csv.DictReader(file))
   figure = summary.new_figure(FIGURE, (5, 3.6))
   axes = figure.subplots()
   for color, variant in enumerate(VARIANTS):
+    ends = [float(r['epochs']) for r in rows if r['variant'] == variant]
     runs = curves.read(path, variant, 'test_error')
-    for i, (epochs, errors) in enumerate(runs):
-      label = variant.replace(ablations.BASE, 'dropout_0.5') if i == 0 else None
+    for i, ((epochs, errors), end) in enumerate(zip(runs, ends, strict=True)):
       percent = [100 * error for error in errors]
+      label = variant if i == 0 else None
       axes.plot(epochs, percent, color=f'C{color}', linewidth=0.9, label=label)
-  axes.axvline(drop, color='k', linestyle=':', linewidth=0.8)
+      at = epochs.index(end)
+      axes.plot(end, percent[at], 'o', color=f'C{color}', markersize=4)
+  axes.plot([], [], 'ko', markersize=4, label='converged')
   axes.set(xlabel='epoch', ylabel='test error (%)')
   axes.legend()
   figure.savefig(path / FIGURE, dpi=110)
@@ -177,40 +210,50 @@ def draw(path: pathlib.Path, drop: float) -> pathlib.Path:
 def run(
   config: ml_collections.ConfigDict, seeds: int, path: pathlib.Path
 ) -> list[summary.Row]:
-  """Trains the nets that are missing; writes the csv files.
+  """Trains the nets; writes the csv files and factor.json.
 
   Args:
-    config: the config of the base of `ablations`.
+    config: a config as of `get_config`.
     seeds: number of seeds.
     path: folder of the sweep.
 
   Returns:
     The rows of convergence.csv.
   """
-  rows = sweep.run(config, VARIANTS, seeds, path, ablations.measure)
-  (drop,), result = config.optimizer.drop_epochs, []
+  rows, result = sweep.run(config, VARIANTS, seeds, path), []
   for row in rows:
     variant, seed = row['variant'], row['seed']
-    if variant in VARIANTS and not row['failed']:
-      workdir = path / 'runs' / variant / f'seed{seed}'
-      found = dataclasses.asdict(read_run(workdir, drop))
-      result.append({'variant': variant, 'seed': seed, **found})
+    if not row['failed']:
+      found = read_run(path / 'runs' / variant / f'seed{seed}')
+      result.append(
+        {'variant': variant, 'seed': seed, **dataclasses.asdict(found)}
+      )
   summary.write_csv(path / FILE, COLUMNS, result)
+  files.write_json(path / FACTOR_FILE, factors(result))
   curves.write(path, [path])
   return result
 
 
 def main() -> None:
-  flag = sweep.FLAGS
-  path = files.local_path(flag.output, '--output')
-  config = ablation_rows.get_config(path, flag.data_dir, flag.quick)
-  rows = run(config, flag.seeds, path)
+  if not 0 < FLAGS.epochs < math.inf:
+    raise sweep.InputError(
+      f'--epochs={FLAGS.epochs} must be finite and above 0'
+    )
+  path = files.local_path(FLAGS.output, '--output')
+  config = get_config(path, FLAGS.data_dir, FLAGS.epochs, FLAGS.quick)
+  rows = run(config, FLAGS.seeds, path)
   for row in rows:
     print(*(f'{key} {row[key]}' for key in COLUMNS), sep='  ')
   print(line(factors(rows)))
-  print(draw(path, *config.optimizer.drop_epochs))
+  print(draw(path))
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  sweep.define_flags(seeds=3)
+  flags.DEFINE_float('epochs', 120.0, 'Epochs of each training.')
 
 
 if __name__ == '__main__':
-  sweep.define_flags(seeds=3)
+  define_flags()
   sweep.run_command(main)

@@ -1,4 +1,4 @@
-"""Ablations, ensembles and dropout: their nets, numbers, tables and figures."""
+"""Ablations and ensembles: their nets, numbers, tables and figures."""
 
 import csv
 import itertools
@@ -10,11 +10,9 @@ import pytest
 
 from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import feature_maps
-from alexnet_jax import metrics
 from alexnet_jax import predictions
 from experiments import ablation_rows
 from experiments import ablations
-from experiments import dropout_convergence
 from experiments import subset
 from experiments import summary
 from experiments import sweep
@@ -324,102 +322,6 @@ def test_the_spread_of_a_gain_is_the_jackknifes(number, verdicts):
     assert error == pytest.approx(expected)
 
 
-# Dropout
-
-
-@pytest.mark.parametrize(
-  ('errors', 'epochs', 'lowest', 'bound'),
-  [
-    # Smoothed: .5, .4, .309, .3, .35, .4; what follows the drop is left out.
-    ([0.6, 0.4, 0.2, 0.327, 0.373, 0.35, 0.47, 0.1], 6, 0.3, False),
-    # One lucky evaluation is no minimum: .55, .487, .407, .36, .32, .387, .4.
-    ([0.6, 0.5, 0.36, 0.36, 0.36, 0.24, 0.56, 0.1], 10, 0.32, True),
-    ([0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.2], 2, 0.4, False),
-    # The last three evaluations: it may still fall.
-    ([0.6, 0.5, 0.4, 0.3, 0.3, 0.3, 0.3, 0.2], 10, 0.3, True),
-  ],
-)
-def test_a_net_has_converged_near_its_lowest_error(
-  errors, epochs, lowest, bound
-):
-  steps = range(2, 18, 2)
-  found = dropout_convergence.convergence(steps, errors, 14)
-  assert (found.epochs, found.is_lower_bound) == (epochs, bound)
-  assert found.lowest_error == pytest.approx(lowest)
-
-
-def convergences(base, without, late=()):
-  """Rows of convergence.csv; `late` has the variants with lower bounds."""
-  return [
-    {'variant': v, 'seed': s, 'epochs': e, 'is_lower_bound': v in late}
-    for v, own in (('base', base), ('dropout_0', without))
-    for s, e in enumerate(own)
-  ]
-
-
-@pytest.mark.parametrize(
-  ('base', 'late', 'verdict'),
-  [
-    # Factors without spread: 2, 3, 1.5 and 0.5.
-    ((8, 8, 8), (), 'reproduced'),
-    ((12, 12, 12), ('base',), 'reproduced'),
-    ((6, 6, 6), (), 'same sign, smaller'),
-    ((6, 6, 6), ('base',), 'noise'),
-    ((2, 2, 2), (), 'contradicted'),
-    ((2, 2, 2), ('base',), 'noise'),
-    ((8, 8, 8), ('dropout_0',), 'not run yet'),
-    ((8, 8), ('base',), 'not run yet'),
-  ],
-)
-def test_a_lower_bound_is_not_called_smaller(base, late, verdict):
-  rows = convergences(base, (4,) * len(base), late)
-  assert dropout_convergence.factors(rows)['verdict'] == verdict
-
-
-def test_the_factor_of_dropout():
-  found = dropout_convergence.factors(
-    convergences((8, 16, 5), (4, 4, 5), ('base',))
-  )
-  assert found['factors'] == [2, 4, 1]
-  # Logarithms to base 2: 1, 2 and 0, of mean 1 and standard error 0.577.
-  assert found['spread'] == pytest.approx(2**0.57735)
-  assert dropout_convergence.line(found) == (
-    'dropout multiplies the epochs to converge by at least 2.00 ×/÷ 1.49 (3'
-    ' seeds); the paper 2; noise'
-  )
-  assert dropout_convergence.line(dropout_convergence.factors([])).endswith(
-    'not run yet'
-  )
-
-
-def test_dropout_is_read_from_the_runs_of_the_ablations(
-  monkeypatch, tmp_path, base
-):
-  drop = base.optimizer.drop_epochs[0]
-  rows = []
-  for variant in dropout_convergence.VARIANTS:
-    workdir = tmp_path / 'runs' / variant / 'seed0'
-    workdir.mkdir(parents=True)
-    header = 'step,epoch,train/top1_error,eval/top1_error\n'
-    lines = f'1,{drop / 2},0.5,0.4\n2,{drop * 0.7},0.5,\n3,{drop},0.5,0.5\n'
-    (workdir / metrics.CSV_FILE).write_text(header + lines)
-    rows.append(row_of(variant, 0, 0.4))
-  rows.append(row_of('no_lrn', 0, 0.4))
-  summary.write(tmp_path, rows[:3])
-  monkeypatch.setattr(sweep, 'run', lambda *args: rows)
-  found = dropout_convergence.run(base, 1, tmp_path)
-  assert [row['variant'] for row in found] == [
-    *('base', 'dropout_0.1', 'dropout_0')
-  ]
-  assert {row['epochs'] for row in found} == {drop / 2}
-  assert all(row['is_lower_bound'] for row in found)  # Two evaluations.
-  with open(tmp_path / 'convergence.csv', newline='') as file:
-    assert len(list(csv.DictReader(file))) == 3
-  pytest.importorskip('matplotlib')
-  figure = dropout_convergence.draw(tmp_path, drop)
-  assert figure.read_bytes()[:4] == b'\x89PNG'
-
-
 # Commands
 
 
@@ -438,13 +340,12 @@ def test_the_quick_commands_share_their_nets(tmp_path, monkeypatch, capsys):
   quick(ablations, tmp_path, monkeypatch, rows=[], pilot=False)
   quick(ablations, tmp_path, monkeypatch, rows=[], pilot=True)
   quick(table2_ensembles, tmp_path, monkeypatch, seeds=2)
-  quick(dropout_convergence, tmp_path, monkeypatch)
   printed = capsys.readouterr().out
   trained = [f'{line}' for line in printed.splitlines() if line[:4] == 'run ']
   names = [line.partition(': ')[2].partition(';')[0] for line in trained]
   assert names == [
     *('base, seed 0', 'no_lrn, seed 0', 'dropout_0, seed 0'),
-    *('base, seed 1', 'no_lrn, seed 1', 'dropout_0.1, seed 0'),
+    *('base, seed 1', 'no_lrn, seed 1'),
   ]
   for row in summary.read_runs(tmp_path):
     assert 0 <= row['many_view_error'] <= 1
