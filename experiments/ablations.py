@@ -30,7 +30,6 @@ pilot, whose runs the sweep needs anyway.
 
 from collections.abc import Mapping, Sequence
 import csv
-import json
 import pathlib
 import statistics
 
@@ -41,6 +40,7 @@ from alexnet_jax import metrics
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from experiments import ablation_rows
+from experiments import records
 from experiments import summary
 from experiments import sweep
 from experiments import verdict
@@ -83,7 +83,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
   Those on one view and on many (ten; five without reflections) of the test
   images, and those of the first and the last training epochs.
   """
-  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
+  result = records.read(workdir / workdir_lib.RESULT_FILE)
   with open(workdir / metrics.CSV_FILE, newline='') as file:
     rows = list(csv.DictReader(file))
   end = float(rows[-1]['epoch'])

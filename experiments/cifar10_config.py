@@ -1,7 +1,6 @@
 """The configs of trainings of cuda-convnet's nets, for `cifar10_training`."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import digits
 from configs import quickstart
 from experiments import cuda_convnet
+from experiments import records
 
 ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh}
 # Keys that do not determine a training, and the values of keys that the first
@@ -126,7 +126,7 @@ def check_recorded(
   config: ml_collections.ConfigDict, file: pathlib.Path
 ) -> None:
   """Raises ValueError if the config differs from the one in `file`."""
-  differ = differences(json.loads(file.read_text()), recorded(config))
+  differ = differences(records.read(file), recorded(config))
   if differ:
     raise ValueError(
       f'{file} was made with another config ({", ".join(differ)} differ); use a'

@@ -38,6 +38,7 @@ from alexnet_jax.runtime import files
 from experiments import cifar10_config
 from experiments import cifar10_training
 from experiments import curves
+from experiments import records
 from experiments import summary
 from experiments import sweep
 
@@ -86,7 +87,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float | None]:
     The epochs that it took to its target, None if it did not reach it; its
     epochs; and its last training error, a fraction.
   """
-  config = json.loads((workdir / workdir_lib.CONFIG_FILE).read_text())
+  config = records.read(workdir / workdir_lib.CONFIG_FILE)
   with open(workdir / metrics.CSV_FILE, newline='') as file:
     last = list(csv.DictReader(file))[-1]
   epochs, error = float(last['epoch']), float(last['train/top1_error'])
@@ -212,7 +213,7 @@ def train(
     file = training.workdir / sweep.ROW_FILE
     if not file.exists():
       continue
-    row, limit = json.loads(file.read_text()), training.config.train.max_epochs
+    row, limit = records.read(file), training.config.train.max_epochs
     if not row['failed'] and row[METRIC] is None and row['epochs'] < limit:
       (training.workdir / workdir_lib.RESULT_FILE).unlink(missing_ok=True)
       file.unlink()

@@ -21,7 +21,6 @@ A run whose loss is not finite has failed; remove its folder to try it again.
 from collections.abc import Callable, Mapping
 import copy
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -45,6 +44,7 @@ from alexnet_jax.runtime import huge_pages
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import signals
 from experiments import program as program_lib
+from experiments import records
 from experiments import summary
 
 # The file that `run` adds to the work directory of a finished or failed run.
@@ -67,7 +67,7 @@ class Training:
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
   """The last metrics of a finished run by tag, such as 'eval/loss'."""
-  result = json.loads((workdir / workdir_lib.RESULT_FILE).read_text())
+  result = records.read(workdir / workdir_lib.RESULT_FILE)
   return {tag: value for tag, value in result.items() if '/' in tag}
 
 
@@ -113,7 +113,7 @@ def run(
   with files.locked(path):
     rows = _recorded_rows(trainings, fingerprints)
     for file in sorted(path.glob(f'runs/*/seed*/{ROW_FILE}')):
-      rows.setdefault(file.parent, json.loads(file.read_text()))
+      rows.setdefault(file.parent, records.read(file))
     summary.write(path, list(rows.values()))
     for training in _unfinished(trainings, rows):
       signals.check()
@@ -188,6 +188,8 @@ def _check_recorded_config(workdir, config, check_recorded):
   file = workdir / workdir_lib.CONFIG_FILE
   if not (workdir_lib.has_trained(workdir) or (workdir / ROW_FILE).exists()):
     return  # Nothing was saved, nor has the run failed.
+  if not file.exists():
+    raise records.lost(file)
   try:
     check_recorded(config, file)
   except ValueError as error:
@@ -197,11 +199,8 @@ def _check_recorded_config(workdir, config, check_recorded):
 def _recorded_rows(trainings, fingerprints):
   """The rows of finished and failed runs, by work directory."""
   rows = {}
-  for training in trainings:
-    file = training.workdir / ROW_FILE
-    if not file.exists():
-      continue
-    row = json.loads(file.read_text())
+  for training in (t for t in trainings if (t.workdir / ROW_FILE).exists()):
+    row = records.read(training.workdir / ROW_FILE)
     if row['dataset'] != fingerprints[training.variant]:
       inputs = training.config.input
       now = dataset_lib.dataset_path(inputs.data_dir, inputs.dataset)
@@ -246,8 +245,7 @@ def _train(training, program, fingerprint, measure):
       'devices': [device.device_kind for device in jax.devices()],
     }
   else:
-    file = training.workdir / workdir_lib.RESULT_FILE
-    result = json.loads(file.read_text())
+    result = records.read(training.workdir / workdir_lib.RESULT_FILE)
     measured = measure(training.workdir)
   return {
     'variant': training.variant,
@@ -292,7 +290,7 @@ def run_command(main: Callable[[], None]) -> None:
           FLAGS.seeds = 1
         _checked_output(FLAGS.seeds, FLAGS.output)  # Before `main` reads data.
         main()
-      except (InputError, ModuleNotFoundError) as error:
+      except (InputError, records.RecordError, ModuleNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
   huge_pages.reexec_with_huge_pages()

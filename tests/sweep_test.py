@@ -23,6 +23,7 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime import signals
 from configs import quickstart
+from experiments import records
 from experiments import summary
 from experiments import sweep
 
@@ -248,6 +249,41 @@ def test_a_run_that_saved_nothing_may_have_another_config(base, tmp_path):
     sweep.plan(base, {'a': SLOW}, 1, tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('row.json', '{"seed": 0'),
+    ('row.json', '[]'),
+    ('config.json', None),
+    ('config.json', '{"seed": 0'),
+  ],
+)
+def test_a_lost_file_of_a_run_is_named_and_the_way_out_works(
+  base, finished_at_once, tmp_path, name, content
+):
+  sweep.run(base, {'a': {}}, 1, tmp_path)
+  file = tmp_path / 'runs/a/seed0' / name
+  file.unlink()
+  if content is not None:
+    file.write_text(content)
+  with pytest.raises(
+    ValueError, match=f'a/seed0/{name} is .*; remove'
+  ) as error:
+    sweep.run(base, {'a': {}}, 1, tmp_path)
+  assert isinstance(error.value, sweep.InputError | records.RecordError)
+  shutil.rmtree(file.parent)
+  assert len(sweep.run(base, {'a': {}}, 1, tmp_path)) == 1
+  assert finished_at_once == ['a/seed0', 'a/seed0']
+
+
+@pytest.mark.parametrize('content', [None, '{"seed": 0', '[]'])
+def test_a_lost_result_is_named(tmp_path, content):
+  if content is not None:
+    (tmp_path / 'result.json').write_text(content)
+  with pytest.raises(records.RecordError, match='result.json is missing or'):
+    sweep.last_metrics(tmp_path)
+
+
 def test_other_images_are_refused(base, finished_at_once, tmp_path, data_dir):
   sweep.run(base, {'a': {}}, 1, tmp_path / 'out')
   shutil.copytree(data_dir / 'digits', tmp_path / 'digits')
@@ -312,14 +348,15 @@ def test_wrong_input_is_one_line_before_anything_is_read_or_written(
 
 
 @pytest.mark.parametrize(
-  ('flag_values', 'message'),
+  ('flag_values', 'told', 'message'),
   [
-    ({'seeds': 0}, 'InputError: --seeds=0 must be at least 1'),
-    ({}, 'InputError: told by main'),
+    ({'seeds': 0}, None, 'InputError: --seeds=0 must be at least 1'),
+    ({}, sweep.InputError('of main'), 'InputError: of main'),
+    ({}, records.RecordError('of a run'), 'RecordError: of a run'),
   ],
 )
 def test_a_command_ends_with_one_line(
-  monkeypatch, tmp_path, flag_values, message
+  monkeypatch, tmp_path, flag_values, told, message
 ):
   values = {'seeds': 1, 'output': tmp_path, 'quick': False}
   values['compilation_cache_dir'] = ''
@@ -330,7 +367,7 @@ def test_a_command_ends_with_one_line(
   monkeypatch.setattr(sweep.command, 'run', lambda main: main([]))
 
   def main():
-    raise sweep.InputError('told by main')
+    raise told
 
   with pytest.raises(SystemExit) as error:
     sweep.run_command(main)
