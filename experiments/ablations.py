@@ -40,7 +40,7 @@ from alexnet_jax import metrics
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from experiments import ablation_rows
-from experiments import records
+from experiments import run_files
 from experiments import summary
 from experiments import sweep
 from experiments import verdict
@@ -83,9 +83,9 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
   Those on one view and on many (ten; five without reflections) of the test
   images, and those of the first and the last training epochs.
   """
-  result = records.read(workdir / workdir_lib.RESULT_FILE)
-  with open(workdir / metrics.CSV_FILE, newline='') as file:
-    rows = list(csv.DictReader(file))
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
+  columns = ('step', 'epoch', 'train/top1_error')
+  rows = run_files.read_table(workdir / metrics.CSV_FILE, columns)
   end = float(rows[-1]['epoch'])
   early = min(EPOCHS_COMPARED, end / 2)
   flips = workdir_lib.read_config(workdir).augment.flip
@@ -123,7 +123,8 @@ def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
   """The rows of ablations.csv, from those of runs.csv.
 
   A row whose nets have been trained is there even if all of them failed. `p` is
-  corrected by Holm's method for the number of rows in `p_holm`.
+  corrected by Holm's method in `p_holm`, for the number of `ROWS`, trained or
+  not: otherwise it would depend on the order of the work.
   """
   result = []
   for name, row in ROWS.items():
@@ -144,7 +145,7 @@ def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
     )
     result.append(dict(zip(COLUMNS, cells, strict=True)))
   tested = [row for row in result if row['p'] is not None]
-  corrected = verdict.holm([row['p'] for row in tested])
+  corrected = verdict.holm([row['p'] for row in tested], len(ROWS))
   for row, p in zip(tested, corrected, strict=True):
     row['p_holm'] = p
   return result

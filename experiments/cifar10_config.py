@@ -12,7 +12,7 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import digits
 from configs import quickstart
 from experiments import cuda_convnet
-from experiments import records
+from experiments import run_files
 
 ACTIVATIONS = {'relu': nn.relu, 'tanh': jnp.tanh}
 # Keys that do not determine a training, and the values of keys that the first
@@ -126,7 +126,7 @@ def check_recorded(
   config: ml_collections.ConfigDict, file: pathlib.Path
 ) -> None:
   """Raises ValueError if the config differs from the one in `file`."""
-  differ = differences(records.read(file), recorded(config))
+  differ = differences(run_files.read(file), recorded(config))
   if differ:
     raise ValueError(
       f'{file} was made with another config ({", ".join(differ)} differ); use a'

@@ -35,7 +35,7 @@ from alexnet_jax.runtime import files
 from experiments import cifar10_config
 from experiments import cifar10_training
 from experiments import curves
-from experiments import records
+from experiments import run_files
 from experiments import summary
 from experiments import sweep
 
@@ -104,7 +104,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
 
   The error is on ten views if the net was trained on crops and reflections.
   """
-  result = records.read(workdir / workdir_lib.RESULT_FILE)
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
   ten_views = f'{metrics.many_view_prefix(True)}/top1_error'
   error = result.get(ten_views, result['eval/top1_error'])
   return {'error': error, 'epochs': result['epoch']}

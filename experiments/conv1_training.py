@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import pathlib
 import time
+import zipfile
 
 import ml_collections
 import numpy as np
@@ -26,6 +27,7 @@ from alexnet_jax import train_step as train_step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from experiments import program
+from experiments import run_files
 
 FOLDER, LAYERS = 'kernels', ('conv1', 'conv2')
 FIRST_STEP = 25  # The first step after 0 at which kernels are kept.
@@ -45,10 +47,21 @@ def kept_steps(total: int, every: int) -> list[int]:
 def read_kernels(
   workdir: pathlib.Path,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-  """Yields (step, kernels by layer) of a run, from the first step to the last."""
-  for path in sorted((workdir / FOLDER).glob('*.npz')):
-    with np.load(path) as arrays:
-      yield int(path.stem), dict(arrays)
+  """Yields (step, kernels by layer) of a run, from the first step to the last.
+
+  Raises:
+    RunFileError: if there are none, or a file of them is damaged.
+  """
+  paths = sorted((workdir / FOLDER).glob('*.npz'))
+  if not paths:
+    raise run_files.lost(workdir / FOLDER)
+  for path in paths:
+    try:
+      with np.load(path) as arrays:
+        kernels = {name: arrays[name] for name in LAYERS}
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+      raise run_files.lost(workdir / FOLDER) from error
+    yield int(path.stem), kernels
 
 
 def _keep(workdir, step, params):

@@ -5,6 +5,7 @@ import csv
 import pathlib
 
 from alexnet_jax import metrics
+from experiments import run_files
 from experiments import summary
 
 CURVES_FILE = 'curves.csv'
@@ -24,11 +25,10 @@ def write(output: pathlib.Path, sweeps: Iterable[pathlib.Path]) -> None:
       if run['failed']:
         continue
       workdir = sweep / 'runs' / run['variant'] / f'seed{run["seed"]}'
-      with open(workdir / metrics.CSV_FILE, newline='') as file:
-        for row in csv.DictReader(file):
-          errors = row['train/top1_error'], row['eval/top1_error']
-          cells = (run['variant'], run['seed'], row['epoch'], *errors)
-          rows.append(dict(zip(COLUMNS, cells, strict=True)))
+      columns = ('epoch', 'train/top1_error', 'eval/top1_error')
+      for row in run_files.read_table(workdir / metrics.CSV_FILE, columns):
+        cells = (run['variant'], run['seed'], *map(row.get, columns))
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
   summary.write_csv(output / CURVES_FILE, COLUMNS, rows)
 
 

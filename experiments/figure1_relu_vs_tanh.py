@@ -23,7 +23,6 @@ has the curves.
 """
 
 from collections.abc import Mapping, Sequence
-import csv
 import json
 import math
 import pathlib
@@ -38,7 +37,7 @@ from alexnet_jax.runtime import files
 from experiments import cifar10_config
 from experiments import cifar10_training
 from experiments import curves
-from experiments import records
+from experiments import run_files
 from experiments import summary
 from experiments import sweep
 
@@ -87,11 +86,11 @@ def measure(workdir: pathlib.Path) -> dict[str, float | None]:
     The epochs that it took to its target, None if it did not reach it; its
     epochs; and its last training error, a fraction.
   """
-  config = records.read(workdir / workdir_lib.CONFIG_FILE)
-  with open(workdir / metrics.CSV_FILE, newline='') as file:
-    last = list(csv.DictReader(file))[-1]
-  epochs, error = float(last['epoch']), float(last['train/top1_error'])
-  reached = error <= config['train.target_error']  # It ends a run.
+  key, columns = 'train.target_error', ('epoch', 'train/top1_error')
+  config = run_files.read(workdir / workdir_lib.CONFIG_FILE, (key,))
+  last = run_files.read_table(workdir / metrics.CSV_FILE, columns)[-1]
+  epochs, error = (float(last[column]) for column in columns)
+  reached = error <= config[key]  # It ends a run.
   return {
     METRIC: epochs if reached else None,
     'epochs': epochs,
@@ -213,7 +212,7 @@ def train(
     file = training.workdir / sweep.ROW_FILE
     if not file.exists():
       continue
-    row, limit = records.read(file), training.config.train.max_epochs
+    row, limit = run_files.read(file), training.config.train.max_epochs
     if not row['failed'] and row[METRIC] is None and row['epochs'] < limit:
       (training.workdir / workdir_lib.RESULT_FILE).unlink(missing_ok=True)
       file.unlink()

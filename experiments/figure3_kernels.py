@@ -46,7 +46,7 @@ from configs import quickstart
 from experiments import colour_split
 from experiments import conv1_training
 from experiments import figure3_drawing
-from experiments import records
+from experiments import run_files
 from experiments import summary
 from experiments import sweep
 
@@ -124,7 +124,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float | None]:
     the vector of the centred ones, whose sign is free: chance alone gives 64
     kernels 0.10 on average, so 'p_centred' is its permutation p-value.
   """
-  result = records.read(workdir / workdir_lib.RESULT_FILE)
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
   steps, kept = zip(*conv1_training.read_kernels(workdir), strict=True)
   conv1 = kept[-1]['conv1']
   splits = [

@@ -27,7 +27,6 @@ CPU-seconds, twice that with twice the batch: 200 CPU-minutes for all runs.
 """
 
 from collections.abc import Mapping, Sequence
-import csv
 import math
 import pathlib
 import statistics
@@ -47,6 +46,7 @@ from configs import caffe
 from configs import imagenette
 from configs import paper
 from configs import quickstart
+from experiments import run_files
 from experiments import summary
 from experiments import sweep
 
@@ -145,8 +145,8 @@ def set_steps(config: ml_collections.ConfigDict, steps: int) -> None:
 
 def measure(workdir: pathlib.Path) -> dict[str, float | None]:
   """The step at which a net left the plateau, and its mean last losses."""
-  with open(workdir / metrics.CSV_FILE, newline='') as file:
-    losses = [float(row['train/loss']) for row in csv.DictReader(file)]
+  rows = run_files.read_table(workdir / metrics.CSV_FILE, ('train/loss',))
+  losses = [float(row['train/loss']) for row in rows]
   classes = workdir_lib.read_config(workdir).model.num_classes
   return {
     'left_at': left_at(losses, classes),

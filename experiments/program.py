@@ -14,6 +14,7 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import signals
+from experiments import run_files
 
 # Config keys that may have other values when a sweep is continued.
 MAY_CHANGE = frozenset({'input.data_dir'})
@@ -42,6 +43,8 @@ class Program:
 
 
 def _check_recorded(config, file):
+  if not file.exists():
+    raise run_files.lost(file)
   recorded = config_lib.flatten(workdir_lib.read_config(file.parent))
   recorded_config.check_unchanged(config, recorded, str(file), MAY_CHANGE)
 

@@ -10,6 +10,8 @@ import pathlib
 
 import numpy as np
 
+from experiments import run_files
+
 RUNS_FILE, SUMMARY_FILE = 'runs.csv', 'summary.csv'
 FIGURE_FILE = 'figure.png'
 # The columns of runs.csv before and after those of the metrics.
@@ -86,8 +88,12 @@ def read_runs(output: str | os.PathLike) -> list[Row]:
 
   A metric that a run does not have is None.
   """
-  with open(pathlib.Path(output) / RUNS_FILE, newline='') as file:
-    rows = list(csv.DictReader(file))
+  rows = run_files.read_table(
+    pathlib.Path(output) / RUNS_FILE,
+    (*FIRST_COLUMNS, *LAST_COLUMNS),
+    may_be_empty=True,
+    way_out='remove it, and the command that made it writes it again',
+  )
   numbers = [*metric_names(rows), 'wall_seconds']
   return [
     row

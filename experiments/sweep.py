@@ -44,11 +44,11 @@ from alexnet_jax.runtime import huge_pages
 from alexnet_jax.runtime import jax_settings
 from alexnet_jax.runtime import signals
 from experiments import program as program_lib
-from experiments import records
+from experiments import run_files
 from experiments import summary
 
-# The file that `run` adds to the work directory of a finished or failed run.
-ROW_FILE = 'row.json'
+ROW_FILE = run_files.ROW_FILE
+ROW_KEYS = (*summary.FIRST_COLUMNS, *summary.LAST_COLUMNS)
 
 
 class InputError(ValueError):
@@ -67,7 +67,7 @@ class Training:
 
 def last_metrics(workdir: pathlib.Path) -> dict[str, float]:
   """The last metrics of a finished run by tag, such as 'eval/loss'."""
-  result = records.read(workdir / workdir_lib.RESULT_FILE)
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
   return {tag: value for tag, value in result.items() if '/' in tag}
 
 
@@ -113,7 +113,7 @@ def run(
   with files.locked(path):
     rows = _recorded_rows(trainings, fingerprints)
     for file in sorted(path.glob(f'runs/*/seed*/{ROW_FILE}')):
-      rows.setdefault(file.parent, records.read(file))
+      rows.setdefault(file.parent, run_files.read(file, ROW_KEYS))
     summary.write(path, list(rows.values()))
     for training in _unfinished(trainings, rows):
       signals.check()
@@ -188,8 +188,6 @@ def _check_recorded_config(workdir, config, check_recorded):
   file = workdir / workdir_lib.CONFIG_FILE
   if not (workdir_lib.has_trained(workdir) or (workdir / ROW_FILE).exists()):
     return  # Nothing was saved, nor has the run failed.
-  if not file.exists():
-    raise records.lost(file)
   try:
     check_recorded(config, file)
   except ValueError as error:
@@ -200,7 +198,7 @@ def _recorded_rows(trainings, fingerprints):
   """The rows of finished and failed runs, by work directory."""
   rows = {}
   for training in (t for t in trainings if (t.workdir / ROW_FILE).exists()):
-    row = records.read(training.workdir / ROW_FILE)
+    row = run_files.read(training.workdir / ROW_FILE, ROW_KEYS)
     if row['dataset'] != fingerprints[training.variant]:
       inputs = training.config.input
       now = dataset_lib.dataset_path(inputs.data_dir, inputs.dataset)
@@ -245,7 +243,7 @@ def _train(training, program, fingerprint, measure):
       'devices': [device.device_kind for device in jax.devices()],
     }
   else:
-    result = records.read(training.workdir / workdir_lib.RESULT_FILE)
+    result = run_files.read(training.workdir / workdir_lib.RESULT_FILE)
     measured = measure(training.workdir)
   return {
     'variant': training.variant,
@@ -290,7 +288,7 @@ def run_command(main: Callable[[], None]) -> None:
           FLAGS.seeds = 1
         _checked_output(FLAGS.seeds, FLAGS.output)  # Before `main` reads data.
         main()
-      except (InputError, records.RecordError, ModuleNotFoundError) as error:
+      except (InputError, run_files.RunFileError, ModuleNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
   huge_pages.reexec_with_huge_pages()

@@ -27,11 +27,13 @@ import statistics
 
 import ml_collections
 
+from alexnet_jax import checkpoint
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import trained_net
 from alexnet_jax.runtime import files
 from experiments import ablation_rows
 from experiments import ablations
+from experiments import run_files
 from experiments import summary
 from experiments import sweep
 from experiments import verdict
@@ -182,7 +184,10 @@ def run(
     members = {}
     for seed in range(seeds):
       workdir = path / 'runs' / ablations.BASE / f'seed{seed}'
-      net = trained_net.open_net(workdir, 'latest')
+      try:
+        net = trained_net.open_net(workdir, 'latest')
+      except FileNotFoundError as error:
+        raise run_files.lost(workdir / checkpoint.FOLDER) from error
       members[seed] = net.predict_split(many)
     rows += ensembles(members, views)
   summary.write_csv(path / FILE, COLUMNS, rows)

@@ -52,14 +52,18 @@ def p_value(differences: Sequence[float]) -> float | None:
   return float(2 * stats.t.sf(abs(mean) / error, len(differences) - 1))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], number: int) -> list[float]:
   """p-values of several tests, corrected for their number by Holm's method.
 
   If none of the effects exists, one of these is below 0.05 with a chance of at
   most 0.05, also if the tests share nets.
+
+  Args:
+    p_values: those of the tests that have been made.
+    number: of all tests that are planned; the others count as larger p-values.
   """
   order = np.argsort(p_values)
-  factors = len(p_values) - np.arange(len(p_values))
+  factors = number - np.arange(len(p_values))
   corrected = np.empty(len(p_values))
   corrected[order] = np.maximum.accumulate(factors * np.array(p_values)[order])
   return np.minimum(corrected, 1).tolist()

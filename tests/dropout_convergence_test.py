@@ -4,32 +4,35 @@ import csv
 import json
 import types
 
+import ml_collections
 import pytest
 
 from alexnet_jax import metrics
+from experiments import ablation_rows
 from experiments import dropout_convergence
 from experiments import summary
 from experiments import sweep
 
 
 @pytest.mark.parametrize(
-  ('errors', 'epochs', 'lowest', 'bound'),
+  ('errors', 'epochs', 'level', 'bound'),
   [
-    # Smoothed: .525, .444, .395, .305 and then .3, but .333 at the end.
-    ([0.7, 0.475, 0.4, 0.3, 0.2, 0.15, 0.45, 0.4], 8, 0.3, False),
-    # One lucky evaluation is a fifth of a mean: .4, .4, .42, .36, .44, ...
-    ([0.4, 0.4, 0.4, 0.4, 0.5, 0.1, 0.8, 0.6], 8, 0.36, False),
-    # The last quarter begins after epoch 12.
-    ([0.8, 0.8, 0.8, 0.3, 0.3, 0.3, 0.3, 0.3], 12, 0.3, False),
-    ([0.8, 0.8, 0.8, 0.8, 0.3, 0.3, 0.3, 0.3], 14, 0.3, True),
+    # Smoothed: .493, .445, .416, .356, .316 and .3: within two points of .3.
+    ([0.6, 0.5, 0.38, 0.3, *4 * [0.3]], 10, 0.3, False),
+    # It rises again, as that of a net that overfits: .4, .375, .36, .3.
+    ([0.6, *5 * [0.3], *(0.3 + 0.01 * i for i in range(18))], 8, 0.3, False),
+    # One lucky evaluation changes a level of six by a point: .44, .42, .4.
+    ([*5 * [0.5], *9 * [0.4], 0.34, *9 * [0.4]], 16, 0.39, False),
+    # It falls to the end; of its first 18 evaluations the 15th is near.
+    ([0.6 - 0.01 * i for i in range(24)], 40, 0.395, True),
   ],
 )
-def test_a_net_has_converged_near_its_lowest_error(
-  errors, epochs, lowest, bound
-):
-  found = dropout_convergence.convergence(range(2, 18, 2), errors)
+def test_a_net_has_converged_near_its_level(errors, epochs, level, bound):
+  found = dropout_convergence.convergence(
+    [2 * i for i in range(1, len(errors) + 1)], errors
+  )
   assert (found.epochs, found.is_lower_bound) == (epochs, bound)
-  assert found.lowest_error == pytest.approx(lowest)
+  assert found.level == pytest.approx(level)
 
 
 def convergences(dropped, without, late=()):
@@ -44,14 +47,16 @@ def convergences(dropped, without, late=()):
 @pytest.mark.parametrize(
   ('dropped', 'late', 'verdict'),
   [
-    # Factors without spread: 2, 3, 1.5 and 0.5.
+    # Factors without spread: 2, 3, 1.5 and 0.5; the last has one.
     ((8, 8, 8), (), 'reproduced'),
     ((12, 12, 12), ('dropout_0.5',), 'reproduced'),
     ((6, 6, 6), (), 'same sign, smaller'),
-    ((6, 6, 6), ('dropout_0.5',), 'noise'),
+    ((6, 6, 6), ('dropout_0.5',), 'not run yet'),
     ((2, 2, 2), (), 'contradicted'),
-    ((2, 2, 2), ('dropout_0.5',), 'noise'),
+    ((2, 2, 2), ('dropout_0.5',), 'not run yet'),
     ((8, 8, 8), ('dropout_0',), 'not run yet'),
+    ((8, 8, 8), ('dropout_0.5', 'dropout_0'), 'not run yet'),
+    ((3, 4, 6), (), 'noise'),
     ((8, 8), ('dropout_0.5',), 'not run yet'),
   ],
 )
@@ -61,27 +66,45 @@ def test_a_lower_bound_is_not_called_smaller(dropped, late, verdict):
 
 
 def test_the_factor_of_dropout():
-  found = dropout_convergence.factors(
-    convergences((8, 16, 5), (4, 4, 5), ('dropout_0.5',))
-  )
+  found = dropout_convergence.factors(convergences((8, 16, 5), (4, 4, 5)))
   assert found['factors'] == [2, 4, 1]
   # Logarithms to base 2: 1, 2 and 0, of mean 1 and standard error 0.577.
   assert found['spread'] == pytest.approx(2**0.57735)
   assert dropout_convergence.line(found) == (
-    'dropout multiplies the epochs to converge by at least 2.00 ×/÷ 1.49 (3'
-    ' seeds); the paper 2; noise'
+    'dropout multiplies the epochs to converge by 2.00 ×/÷ 1.49 (3 seeds); the'
+    ' paper 2; noise'
   )
   assert dropout_convergence.line(dropout_convergence.factors([])).endswith(
     'not run yet'
   )
 
 
+@pytest.mark.parametrize(
+  ('late', 'line'),
+  [
+    (
+      ('dropout_0.5',),
+      'at least 2.00 (1 seed); the paper 2; not run yet (dropout_0.5 may',
+    ),
+    (('dropout_0',), '2.00 (1 seed); the paper 2; not run yet (dropout_0 may'),
+    (
+      ('dropout_0.5', 'dropout_0'),
+      '2.00 (1 seed); the paper 2; not run yet (dropout_0.5 and dropout_0 may',
+    ),
+  ],
+)
+def test_the_line_says_which_nets_may_not_have_converged(late, line):
+  found = dropout_convergence.factors(convergences((8,), (4,), late))
+  expected = f'dropout multiplies the epochs to converge by {line} not have'
+  assert dropout_convergence.line(found).startswith(expected)
+
+
 def test_the_files_of_a_sweep(monkeypatch, tmp_path):
   rows = []
   for variant, errors in (
-    ('dropout_0.5', (0.5, 0.4, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3)),
-    ('dropout_0', (0.3,) * 8),
-    ('failed', ()),
+    ('dropout_0.5', (0.6, 0.5, 0.4, *21 * (0.3,))),
+    ('dropout_0', (0.3,) * 24),
+    ('other', (0.3,) * 24),
   ):
     workdir = tmp_path / 'runs' / variant / 'seed0'
     workdir.mkdir(parents=True)
@@ -89,12 +112,12 @@ def test_the_files_of_a_sweep(monkeypatch, tmp_path):
     lines += [f'{2 * i},{2 * i}.0,0.5,{e}' for i, e in enumerate(errors, 1)]
     (workdir / metrics.CSV_FILE).write_text('\n'.join(lines))
     last = dict.fromkeys(summary.LAST_COLUMNS, '') | {'wall_seconds': 1.0}
-    failed = {'failed': '' if errors else 'the loss was not finite'}
-    rows.append({'variant': variant, 'seed': 0} | last | failed)
+    rows.append({'variant': variant, 'seed': 0} | last)
+  rows.append(rows[0] | {'seed': 1, 'failed': 'the loss is not finite'})
   summary.write(tmp_path, rows)
   monkeypatch.setattr(sweep, 'run', lambda *args: rows)
   found = dropout_convergence.run(None, 1, tmp_path)
-  # Smoothed: .4, .375, .36, .32, .3 and so on.
+  # Smoothed: .5, .45, .42, .36, .32 and so on.
   expected = {'dropout_0.5': 10.0, 'dropout_0': 2.0}
   assert {row['variant']: row['epochs'] for row in found} == expected
   with open(tmp_path / 'convergence.csv', newline='') as file:
@@ -111,6 +134,18 @@ def give_flags(monkeypatch, output, **values):
   given = {'output': str(output), 'data_dir': 'none', 'quick': True, 'seeds': 1}
   flags = types.SimpleNamespace(**given | {'epochs': 120.0} | values)
   monkeypatch.setattr(dropout_convergence, 'FLAGS', flags)
+
+
+def test_the_rate_is_constant(monkeypatch, tmp_path):
+  config = ml_collections.ConfigDict(
+    {'optimizer': {'drop_epochs': (32.0,)}, 'train': {'epochs': 40.0}}
+  )
+  given = lambda *args: config.copy_and_resolve_references()
+  monkeypatch.setattr(ablation_rows, 'get_config', given)
+  found = dropout_convergence.get_config(tmp_path, 'none', 120.0)
+  assert (found.optimizer.drop_epochs, found.train.epochs) == ((), 120.0)
+  found = dropout_convergence.get_config(tmp_path, 'none', 120.0, quick=True)
+  assert (found.optimizer.drop_epochs, found.train.epochs) == ((), 40.0)
 
 
 @pytest.mark.parametrize('epochs', [0.0, -1.0, float('nan'), float('inf')])

@@ -66,7 +66,9 @@ def test_p_is_below_the_level_where_the_interval_leaves_0(values):
 
 def test_holms_correction():
   # Holm (1979): 0.01 x 4, 0.02 x 3 raised to no less, 0.03 x 2, 0.6.
-  found = verdict.holm([0.03, 0.01, 0.6, 0.02])
+  found = verdict.holm([0.03, 0.01, 0.6, 0.02], 4)
   assert found == pytest.approx([0.06, 0.04, 0.6, 0.06])
-  assert verdict.holm([0.4, 0.5]) == pytest.approx([0.8, 0.8])
-  assert verdict.holm([]) == []
+  assert verdict.holm([0.4, 0.5], 2) == pytest.approx([0.8, 0.8])
+  # Two more that have not been made: 0.01 x 4, 0.02 x 3.
+  assert verdict.holm([0.02, 0.01], 4) == pytest.approx([0.06, 0.04])
+  assert verdict.holm([], 4) == []
