@@ -24,6 +24,8 @@ import pytest
 import alexnet_jax
 from alexnet_jax import config as config_lib
 from alexnet_jax import model
+from experiments import ablations
+from experiments import summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'alexnet_jax'
@@ -428,12 +430,20 @@ def figure4_rows(rows):
     yield row
 
 
+def ablations_rows(record):
+  del record  # `ablations` reads it.
+  folder = ROOT / 'experiments/results/ablations'
+  rows = ablations.table_rows(summary.read_runs(folder))
+  return map(cells, ablations.table(rows).splitlines()[2:])
+
+
 TABLES = {
   'benchmarks/results/train_step.json': train_step_rows,
   'benchmarks/results/input_pipeline.json': input_pipeline_rows,
   'benchmarks/results/communication.json': communication_rows,
   'benchmarks/results/faults.json': faults_rows,
   'experiments/results/init_plateau/runs.csv': init_plateau_rows,
+  'experiments/results/ablations/runs.csv': ablations_rows,
   'experiments/results/finetuning/photographs/runs.csv': finetuning_rows,
   'experiments/results/finetuning/cifar10/runs.csv': finetuning_rows,
   'experiments/results/figure4/photographs/runs.csv': figure4_rows,

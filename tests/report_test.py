@@ -20,6 +20,8 @@ import pytest
 from scipy import stats
 
 from alexnet_jax import config as config_lib
+from experiments import ablations
+from experiments import summary
 from tests import docs_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,11 +128,22 @@ def test_the_verdict_on_a_difference_follows_from_its_interval():
         with open(ROOT / 'experiments' / target, newline='') as file:
           rows = list(csv.DictReader(file))
         found = docs_test.mean_error_and_number(rows, title)
-        size = re.match(r'[\d.]+', paper)  # None if the paper gives none.
+        size = re.search(r'[\d.]+', paper)  # None if the paper gives none.
         size = float(size[0]) if size else 0.0
         assert verdict == expected_verdict(size, *found), name
         checked.append(name)
   assert len(checked) >= 3
+
+
+def test_the_table_of_ablations_is_that_of_its_runs():
+  folder = ROOT / 'experiments/results/ablations'
+  rows = ablations.table_rows(summary.read_runs(folder))
+  with open(folder / ablations.FILE, newline='') as file:
+    recorded = list(csv.DictReader(file))
+  as_text = lambda value: '' if value is None else str(value)
+  assert recorded == [
+    {column: as_text(value) for column, value in row.items()} for row in rows
+  ]
 
 
 def test_the_verdict_on_an_error_of_the_source_follows_from_its_mean():
