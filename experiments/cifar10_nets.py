@@ -24,6 +24,7 @@ in `sweep`; nets.csv, curves.csv and curves.png hold all that --output has.
 """
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 
 from absl import flags
@@ -77,6 +78,7 @@ STAGES = {
 # A share of --quick: one part of 10,000 images of each stage at most.
 QUICK_SHARE = 1e-6
 NETS_FILE, CURVES_FIGURE = 'nets.csv', 'curves.png'
+MOST_COLUMNS = 3  # Panels beside each other in the figure.
 NETS_COLUMNS = ('net', 'published', 'error', 'standard_error', 'n', 'epochs')
 
 FLAGS = flags.FLAGS
@@ -157,9 +159,13 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping]) -> pathlib.Path:
     rows: rows of the sweeps' runs.csv.
   """
   nets = list(dict.fromkeys(row['variant'] for row in rows))
-  figure = summary.new_figure(CURVES_FIGURE, (1 + 3.2 * len(nets), 3.2))
-  panels = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
-  for axes, net in zip(panels, nets, strict=True):
+  columns = min(MOST_COLUMNS, len(nets))
+  lines = math.ceil(len(nets) / columns)
+  figure = summary.new_figure(CURVES_FIGURE, (1 + 3.2 * columns, 3.2 * lines))
+  panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
+  for axes in panels.flat[len(nets) :]:
+    axes.remove()
+  for axes, net in zip(panels.flat, nets, strict=False):
     for column, color in (('train_error', 'C0'), ('test_error', 'C1')):
       for i, (epochs, errors) in enumerate(curves.read(path, net, column)):
         label = column.replace('_', ' ') if i == 0 else None
@@ -173,8 +179,10 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping]) -> pathlib.Path:
       level = 100 * PUBLISHED[net]
       axes.axhline(level, color='k', linestyle=':', label='published')
     axes.set(title=net, xlabel='epoch', ylim=(0, 100))
+    axes.set_xlim(left=0)
     axes.legend()
-  panels[0].set_ylabel('error (%)')
+  for axes in panels[:, 0]:
+    axes.set_ylabel('error (%)')
   figure.savefig(path / CURVES_FIGURE, dpi=110)
   return path / CURVES_FIGURE
 
