@@ -83,15 +83,15 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
   Those on one view and on many (ten; five without reflections) of the test
   images, and those of the first and the last training epochs.
   """
-  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
+  flips = workdir_lib.read_config(workdir).augment.flip
+  many = f'{metrics.many_view_prefix(flips)}/top1_error'
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE, (ERROR, many))
   columns = ('step', 'epoch', 'train/top1_error')
   rows = run_files.read_table(workdir / metrics.CSV_FILE, columns)
   end = float(rows[-1]['epoch'])
   early = min(EPOCHS_COMPARED, end / 2)
-  flips = workdir_lib.read_config(workdir).augment.flip
-  many = f'{metrics.many_view_prefix(flips)}/top1_error'
   return {
-    ERROR: result['eval/top1_error'],
+    ERROR: result[ERROR],
     'many_view_error': result[many],
     ablation_rows.EARLY: mean_training_error(rows, 0, early),
     ablation_rows.LAST: mean_training_error(rows, end - early, end),

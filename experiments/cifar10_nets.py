@@ -106,7 +106,8 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
 
   The error is on ten views if the net was trained on crops and reflections.
   """
-  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
+  keys = ('eval/top1_error', 'epoch')
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE, keys)
   ten_views = f'{metrics.many_view_prefix(True)}/top1_error'
   error = result.get(ten_views, result['eval/top1_error'])
   return {'error': error, 'epochs': result['epoch']}

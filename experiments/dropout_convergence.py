@@ -9,7 +9,7 @@ at a constant rate, because the paper lowered its own only when the error had
 stopped improving. So "converged" means at the first rate.
 
 The level of a net is the lowest mean of the test errors of a quarter of the
-training. It counts as converged at the first evaluation at which the mean of
+training in a row. The net counts as converged at the first evaluation at which the mean of
 SMOOTHED evaluations around it, two epochs apart, is at most WITHIN above its
 level. The factor is that of these epochs with dropout 0.5 and without, seed by
 seed; its mean is geometric, and the verdict is that on the logarithms. In
@@ -22,7 +22,7 @@ epochs are a lower bound. If that is so with dropout, the factor is a lower
 bound as well, and may confirm the claim but not contradict it. If it is so
 without dropout, there is no bound, and no verdict: train longer.
 
-| in DIR, besides the files of `sweep` | contents |
+| in DIR, besides most files of `sweep` | contents |
 |---|---|
 | data/ | the images |
 | convergence.csv | for each run: epochs to converge, its level |
@@ -242,7 +242,10 @@ def run(
   Returns:
     The rows of convergence.csv.
   """
-  rows, result = sweep.run(config, VARIANTS, seeds, path), []
+  rows, result = (
+    sweep.run(config, VARIANTS, seeds, path, sweep.last_metrics, False),
+    [],
+  )
   for row in rows:
     variant, seed = row['variant'], row['seed']
     if variant in VARIANTS and not row['failed']:
@@ -273,7 +276,9 @@ def main() -> None:
 def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=3)
-  flags.DEFINE_float('epochs', 120.0, 'Epochs of each training.')
+  flags.DEFINE_float(
+    'epochs', 120.0, 'Epochs of each training; not with --quick.'
+  )
 
 
 if __name__ == '__main__':

@@ -212,7 +212,8 @@ def train(
     file = training.workdir / sweep.ROW_FILE
     if not file.exists():
       continue
-    row, limit = run_files.read(file), training.config.train.max_epochs
+    row = run_files.read(file, sweep.ROW_KEYS)
+    limit = training.config.train.max_epochs
     if not row['failed'] and row[METRIC] is None and row['epochs'] < limit:
       (training.workdir / workdir_lib.RESULT_FILE).unlink(missing_ok=True)
       file.unlink()

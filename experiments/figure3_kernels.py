@@ -124,7 +124,8 @@ def measure(workdir: pathlib.Path) -> dict[str, float | None]:
     the vector of the centred ones, whose sign is free: chance alone gives 64
     kernels 0.10 on average, so 'p_centred' is its permutation p-value.
   """
-  result = run_files.read(workdir / workdir_lib.RESULT_FILE)
+  error = 'eval/top1_error'
+  result = run_files.read(workdir / workdir_lib.RESULT_FILE, (error,))
   steps, kept = zip(*conv1_training.read_kernels(workdir), strict=True)
   conv1 = kept[-1]['conv1']
   splits = [
@@ -151,7 +152,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float | None]:
     'singular_vector': None,
     'centred_singular_vector': None,
     'p_centred': None,
-    'test_error': result['eval/top1_error'],
+    'test_error': result[error],
   }
   if workdir_lib.read_config(workdir).model.num_towers == 1:
     plain, centred = (
@@ -288,9 +289,7 @@ def main() -> None:
 def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=5)
-  text = (
-    "The paper's widths, on photographs. Never run yet: see kept_share first."
-  )
+  text = "The paper's widths, on photographs. Not run yet: see kept_share."
   flags.DEFINE_bool('full', False, text)
 
 

@@ -21,7 +21,7 @@ def lost(file: pathlib.Path, way_out: str = '') -> RunFileError:
     file: a file or folder in the work directory of a run.
     way_out: what to do; by default, to measure or to train the run again.
   """
-  again = f'remove {file.parent}, and the command that made it trains it again'
+  again = f'remove {file.parent}, and the command that made it trains anew'
   if file.name == ROW_FILE:
     again = (
       f'remove {file}, and the command that made it measures the run again, or'
@@ -64,7 +64,7 @@ def read_table(
     way_out: as of `lost`.
 
   Raises:
-    RunFileError: if the file is missing, lacks a column, or is cut off.
+    RunFileError: if the file is missing, lacks a column, or has a row that does.
   """
   try:
     with open(file, newline='') as stream:

@@ -197,8 +197,11 @@ def _check_recorded_config(workdir, config, check_recorded):
 def _recorded_rows(trainings, fingerprints):
   """The rows of finished and failed runs, by work directory."""
   rows = {}
-  for training in (t for t in trainings if (t.workdir / ROW_FILE).exists()):
-    row = run_files.read(training.workdir / ROW_FILE, ROW_KEYS)
+  for training in trainings:
+    file = training.workdir / ROW_FILE
+    if not file.exists():
+      continue
+    row = run_files.read(file, ROW_KEYS)
     if row['dataset'] != fingerprints[training.variant]:
       inputs = training.config.input
       now = dataset_lib.dataset_path(inputs.data_dir, inputs.dataset)

@@ -186,9 +186,9 @@ def run(
       workdir = path / 'runs' / ablations.BASE / f'seed{seed}'
       try:
         net = trained_net.open_net(workdir, 'latest')
-      except FileNotFoundError as error:
+        members[seed] = net.predict_split(many)
+      except (FileNotFoundError, ValueError) as error:
         raise run_files.lost(workdir / checkpoint.FOLDER) from error
-      members[seed] = net.predict_split(many)
     rows += ensembles(members, views)
   summary.write_csv(path / FILE, COLUMNS, rows)
   summary.write_csv(path / GAINS_FILE, GAINS_COLUMNS, gains(rows))

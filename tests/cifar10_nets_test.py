@@ -169,6 +169,24 @@ def test_wrong_flags_are_refused(monkeypatch, values, message):
     cifar10_nets.main()
 
 
+def test_five_nets_are_drawn_in_two_lines(tmp_path, monkeypatch):
+  pytest.importorskip('matplotlib')
+  figures, new_figure = [], summary.new_figure
+
+  def kept(*args):
+    figures.append(new_figure(*args))
+    return figures[-1]
+
+  monkeypatch.setattr(summary, 'new_figure', kept)
+  summary.write_csv(tmp_path / curves.CURVES_FILE, curves.COLUMNS, [])
+  nets = [net for names in cifar10_nets.SWEEPS.values() for net in names]
+  rows = [row_of(net, 0, error=0.2, epochs=9.0) for net in nets]
+  cifar10_nets.draw(tmp_path, rows)
+  assert [axes.get_title() for axes in figures[0].axes] == nets
+  labelled = [axes for axes in figures[0].axes if axes.get_ylabel()]
+  assert [axes.get_title() for axes in labelled] == [nets[0], nets[3]]
+
+
 # Figure 1
 
 NAMES = {'relu': 'relu_0.1', 'tanh': 'tanh_0.1'}

@@ -47,7 +47,7 @@ def convergences(dropped, without, late=()):
 @pytest.mark.parametrize(
   ('dropped', 'late', 'verdict'),
   [
-    # Factors without spread: 2, 3, 1.5 and 0.5; the last has one.
+    # Factors without spread: 2, 3, 1.5 and 0.5; that of (3, 4, 6) has one.
     ((8, 8, 8), (), 'reproduced'),
     ((12, 12, 12), ('dropout_0.5',), 'reproduced'),
     ((6, 6, 6), (), 'same sign, smaller'),

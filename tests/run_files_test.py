@@ -19,7 +19,7 @@ def test_a_json_file_without_its_keys_is_lost(tmp_path, content):
     run_files.read(file, ('loss',))
   assert str(error.value) == (
     f'{file} is missing or damaged; remove {tmp_path}, and the command that'
-    ' made it trains it again'
+    ' made it trains anew'
   )
 
 
