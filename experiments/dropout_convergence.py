@@ -6,21 +6,19 @@ r"""Does dropout double the iterations that a net needs to converge?
 The paper says that it does, roughly (section 4.2), not how that was measured.
 The net and the images are those of `ablations`, with dropout 0.5 and without,
 at a constant rate, because the paper lowered its own only when the error had
-stopped improving. So "converged" means at the first rate.
+stopped improving.
 
 The level of a net is the lowest mean of the test errors of a quarter of the
-training in a row. The net counts as converged at the first evaluation at which the mean of
-SMOOTHED evaluations around it, two epochs apart, is at most WITHIN above its
-level. The factor is that of these epochs with dropout 0.5 and without, seed by
-seed; its mean is geometric, and the verdict is that on the logarithms. In
-simulated exponential falls with a factor of 2 it gives 1.6 to 1.9 (LOG.md): it
-errs towards 1.
+training in a row. The net counts as converged at the first evaluation at which
+the mean of SMOOTHED evaluations around it is at most WITHIN above its level.
+The factor is that of these epochs with dropout and without, seed by seed; its
+mean is geometric, and the verdict is that on the logarithms. In simulated
+falls with a factor of 2 it gives 1.6 to 1.9 (LOG.md): it errs towards 1.
 
-A net may not have converged if the first three quarters of its training alone
-would have it converge much sooner (less than STABLE of the epochs). Then its
-epochs are a lower bound. If that is so with dropout, the factor is a lower
-bound as well, and may confirm the claim but not contradict it. If it is so
-without dropout, there is no bound, and no verdict: train longer.
+If the first three quarters of its training alone would have a net converge in
+less than STABLE of the epochs, it may not have converged, and the epochs are a
+lower bound. With dropout, so is the factor then, and it may confirm the claim
+but not contradict it. Without dropout there is then no verdict: train longer.
 
 | in DIR, besides most files of `sweep` | contents |
 |---|---|
