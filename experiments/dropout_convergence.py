@@ -240,10 +240,8 @@ def run(
   Returns:
     The rows of convergence.csv.
   """
-  rows, result = (
-    sweep.run(config, VARIANTS, seeds, path, sweep.last_metrics, False),
-    [],
-  )
+  rows = sweep.run(config, VARIANTS, seeds, path, keep_checkpoints=False)
+  result = []
   for row in rows:
     variant, seed = row['variant'], row['seed']
     if variant in VARIANTS and not row['failed']:

@@ -212,8 +212,7 @@ def train(
     file = training.workdir / sweep.ROW_FILE
     if not file.exists():
       continue
-    row = run_files.read(file, sweep.ROW_KEYS)
-    limit = training.config.train.max_epochs
+    row, limit = summary.read_row(file), training.config.train.max_epochs
     if not row['failed'] and row[METRIC] is None and row['epochs'] < limit:
       (training.workdir / workdir_lib.RESULT_FILE).unlink(missing_ok=True)
       file.unlink()

@@ -6,9 +6,6 @@ import pathlib
 
 from alexnet_jax.runtime import files
 
-# The file that `sweep.run` adds to the work directory of a run that has ended.
-ROW_FILE = 'row.json'
-
 
 class RunFileError(ValueError):
   """A file of a run is missing or damaged; the message is for the user."""
@@ -19,23 +16,21 @@ def lost(file: pathlib.Path, way_out: str = '') -> RunFileError:
 
   Args:
     file: a file or folder in the work directory of a run.
-    way_out: what to do; by default, to measure or to train the run again.
+    way_out: what to do; by default, to train the run again.
   """
   again = f'remove {file.parent}, and the command that made it trains anew'
-  if file.name == ROW_FILE:
-    again = (
-      f'remove {file}, and the command that made it measures the run again, or'
-      ' trains it again if its checkpoints are gone'
-    )
   return RunFileError(f'{file} is missing or damaged; {way_out or again}')
 
 
-def read(file: pathlib.Path, keys: Collection[str] = ()) -> dict[str, object]:
+def read(
+  file: pathlib.Path, keys: Collection[str] = (), way_out: str = ''
+) -> dict[str, object]:
   """The object in a JSON file, such as result.json.
 
   Args:
     file: a file in the work directory of a run.
     keys: keys that it must have.
+    way_out: as of `lost`.
 
   Raises:
     RunFileError: if the file is missing or holds no such object.
@@ -43,9 +38,9 @@ def read(file: pathlib.Path, keys: Collection[str] = ()) -> dict[str, object]:
   try:
     found = files.read_object(file)
   except (FileNotFoundError, ValueError) as error:
-    raise lost(file) from error
+    raise lost(file, way_out) from error
   if {*keys} - found.keys():
-    raise lost(file)
+    raise lost(file, way_out)
   return found
 
 

@@ -83,6 +83,16 @@ def write_csv(
     writer.writerows(rows)
 
 
+def read_row(file: pathlib.Path) -> Row:
+  """The row of a run that has ended, from row.json in its work directory."""
+  return run_files.read(
+    file,
+    (*FIRST_COLUMNS, *LAST_COLUMNS),
+    f'remove {file}, and the command that made it measures the run again, or'
+    ' trains it again if its checkpoints are gone',
+  )
+
+
 def read_runs(output: str | os.PathLike) -> list[Row]:
   """The rows of runs.csv; seeds are ints, metrics and seconds floats.
 

@@ -47,8 +47,8 @@ from experiments import program as program_lib
 from experiments import run_files
 from experiments import summary
 
-ROW_FILE = run_files.ROW_FILE
-ROW_KEYS = (*summary.FIRST_COLUMNS, *summary.LAST_COLUMNS)
+# The file that `run` adds to the work directory of a finished or failed run.
+ROW_FILE = 'row.json'
 
 
 class InputError(ValueError):
@@ -113,7 +113,7 @@ def run(
   with files.locked(path):
     rows = _recorded_rows(trainings, fingerprints)
     for file in sorted(path.glob(f'runs/*/seed*/{ROW_FILE}')):
-      rows.setdefault(file.parent, run_files.read(file, ROW_KEYS))
+      rows.setdefault(file.parent, summary.read_row(file))
     summary.write(path, list(rows.values()))
     for training in _unfinished(trainings, rows):
       signals.check()
@@ -201,7 +201,7 @@ def _recorded_rows(trainings, fingerprints):
     file = training.workdir / ROW_FILE
     if not file.exists():
       continue
-    row = run_files.read(file, ROW_KEYS)
+    row = summary.read_row(file)
     if row['dataset'] != fingerprints[training.variant]:
       inputs = training.config.input
       now = dataset_lib.dataset_path(inputs.data_dir, inputs.dataset)

@@ -115,7 +115,7 @@ def test_the_files_of_a_sweep(monkeypatch, tmp_path):
     rows.append({'variant': variant, 'seed': 0} | last)
   rows.append(rows[0] | {'seed': 1, 'failed': 'the loss is not finite'})
   summary.write(tmp_path, rows)
-  monkeypatch.setattr(sweep, 'run', lambda *args: rows)
+  monkeypatch.setattr(sweep, 'run', lambda *args, **kwargs: rows)
   found = dropout_convergence.run(None, 1, tmp_path)
   # Smoothed: .5, .45, .42, .36, .32 and so on.
   expected = {'dropout_0.5': 10.0, 'dropout_0': 2.0}

@@ -31,7 +31,7 @@ def test_a_json_file_is_read(tmp_path):
 
 def test_of_a_row_the_file_alone_is_removed(tmp_path):
   with pytest.raises(run_files.RunFileError, match=r'remove .*/row.json, and'):
-    run_files.read(tmp_path / 'row.json')
+    summary.read_row(tmp_path / 'row.json')
 
 
 @pytest.mark.parametrize(
