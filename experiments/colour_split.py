@@ -136,7 +136,7 @@ def combined_p(values: Sequence[float]) -> float:
 
 
 def verdict_of(aucs: Sequence[float], p_values: Sequence[float]) -> str:
-  """The verdict on the claim that two towers split in every run.
+  """The verdict on the claim that two towers split.
 
   Args:
     aucs: the split of each run of two towers.
@@ -155,13 +155,30 @@ def verdict_of(aucs: Sequence[float], p_values: Sequence[float]) -> str:
   return 'same sign, smaller' if is_some else 'noise'
 
 
-def verdict_line(aucs: Sequence[float], p_values: Sequence[float]) -> str:
-  """The verdict as of `verdict_of`, and in how many runs the towers split."""
+def every_run_verdict(p_values: Sequence[float]) -> str:
+  """The verdict on the claim that two towers split in every run.
+
+  Returns:
+    'not run yet' for fewer than `FEWEST_RUNS`; 'reproduced' if every run has p
+    below `SIGNIFICANT`; otherwise 'contradicted'. 64 kernels with an auc of
+    `LARGE_AUC` have p below 1e-7, so chance hides no split of that size.
+  """
+  if len(p_values) < FEWEST_RUNS:
+    return 'not run yet'
+  return 'reproduced' if max(p_values) < SIGNIFICANT else 'contradicted'
+
+
+def verdict_lines(
+  aucs: Sequence[float], p_values: Sequence[float]
+) -> tuple[str, str]:
+  """Both verdicts, and in how many runs the towers split."""
   split = sum(p < SIGNIFICANT for p in p_values)
   large = sum(auc >= LARGE_AUC for auc in aucs)
   return (
-    f'{verdict_of(aucs, p_values)}: of {len(aucs)} runs of two towers {split}'
-    f' have p below {SIGNIFICANT}, {large} an auc of at least {LARGE_AUC}'
+    f'two towers split: {verdict_of(aucs, p_values)}; {large} of'
+    f' {len(aucs)} runs have an auc of at least {LARGE_AUC}',
+    f'in every run: {every_run_verdict(p_values)}; {split} of'
+    f' {len(p_values)} runs have p below {SIGNIFICANT}',
   )
 
 

@@ -6,19 +6,18 @@ r"""Do the two towers split into grey and coloured kernels, as in Figure 3?
 The paper: the kernels of GPU 1 are colour-agnostic, those of GPU 2
 colour-specific, "during every run", whatever the initial weights (section
 6.1). Here 64 kernels of 7x7 pixels with stride 2, 32 per tower, are trained on
-CIFAR-10 for EPOCHS epochs, with the paper's pattern of links:
+CIFAR-10 for four epochs, with the paper's pattern of links:
 
 | variant | towers | seeds |
 |---|---|---|
 | two_towers | they meet at conv3, fc6, fc7 and fc8 | --seeds |
-| one_tower | every layer reads all maps; its halves are a control | up to 3 |
-| unlinked | they meet at fc8 alone | up to 3 |
+| one_tower | every layer reads all maps; its halves are a control | --seeds |
+| unlinked | they meet at fc8 alone | --seeds |
+| source_preset, caffe_preset | two, see `figure3_nets` | up to 3 |
 
-The claim is reproduced if each of at least five runs of two towers has p below
-0.05 and an auc of at least 0.9; it is weaker than claimed ("same sign,
-smaller") if not, but the p-values of all runs, combined by Fisher's method, are
-below 0.05; otherwise it is noise. 'unlinked' shows how often p is small although
-nothing lets the towers divide the work before fc8.
+`colour_split` has the rules of the two verdicts: do towers split, and do they in
+every run? 'unlinked' shows how often p is small although nothing lets the towers
+divide the work before fc8.
 
 | in DIR | contents |
 |---|---|
@@ -27,7 +26,7 @@ nothing lets the towers divide the work before fc8.
 | split.csv | the split at every step at which kernels were kept |
 | figure3.png | kernels, split by step, indices by tower |
 
-A run takes about 3.3 CPU-minutes, all eleven 37.
+A run takes about 3.3 CPU-minutes, all 21 take 70.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,23 +39,15 @@ import numpy as np
 from alexnet_jax import digits
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
-from configs import cifar10
-from configs import imagenette
-from configs import quickstart
 from experiments import colour_split
 from experiments import conv1_training
 from experiments import figure3_drawing
+from experiments import figure3_nets
 from experiments import run_files
 from experiments import summary
 from experiments import sweep
 
-INIT_STD, EPOCHS = 0.002, 4.0
-VARIANTS = {
-  'two_towers': {},
-  'one_tower': {'model.num_towers': 1},
-  'unlinked': {'model.tower_links': False},
-}
-CONTROL_SEEDS = 3  # The most seeds of one_tower and of unlinked.
+PRESET_SEEDS = 3  # The most seeds of a preset.
 KERNELS_COLUMNS = (
   *('variant', 'seed', 'tower', 'kernel'),
   *('weights_index', 'response_index', 'kept_share'),
@@ -64,48 +55,6 @@ KERNELS_COLUMNS = (
 SPLIT_COLUMNS = ('variant', 'seed', 'step', 'auc', 'coloured', 'p')
 
 FLAGS = flags.FLAGS
-
-
-def get_config(
-  data_dir: str, *, quick: bool = False, full: bool = False
-) -> ml_collections.ConfigDict:
-  """The config that `VARIANTS` override.
-
-  At the paper's 0.01, in so few steps, kernels would keep the noise that they
-  start from, and noise has a colour index of about 2/3. conv1 (with conv2 and
-  fc8) starts at INIT_STD instead; see `kept_share` in `measure`. The decay is
-  the paper's 5e-4, which alone shrinks the start by a quarter.
-
-  Args:
-    data_dir: folder of the prepared data sets.
-    quick: the net of the quick start on the digits, for 30 steps.
-    full: the paper's widths and geometry on photographs, for a GPU. Not run
-      yet: whether a start from INIT_STD leaves the plateau at full width is not
-      known, and `kept_share` has to be read before the verdict.
-  """
-  if quick:
-    config = quickstart.get_config()
-    config.train.epochs = 30 * config.input.batch_size / 1497
-  elif full:
-    config = imagenette.get_config()
-    config.optimizer.schedule, config.optimizer.drop_epochs = 'cosine', ()
-    config.model.init_std = INIT_STD
-    config.train.checkpoint_every_steps = 500
-  else:
-    config = cifar10.get_config()
-    config.model.conv_features = (64, 96, 96, 96, 64)
-    config.model.fc_features = (256, 256)
-    config.model.conv1_kernel = 7
-    config.model.conv1_stride = 2  # Maps of 15, 7, 3 and 1 pixels.
-    config.model.conv1_padding = 3
-    config.model.init_std = INIT_STD
-    config.input.batch_size = 32  # Few epochs: many steps.
-    config.optimizer.drop_epochs = ()
-    config.train.epochs = EPOCHS
-  config.input.data_dir = data_dir
-  config.mesh.layout = 'data'
-  config.train.diagnostics_every_evals = 0  # `conv1_training` writes none.
-  return config
 
 
 def measure(workdir: pathlib.Path) -> dict[str, float | None]:
@@ -221,7 +170,7 @@ def table(rows: Sequence[Mapping]) -> str:
     ' singular vector; centred, p of all runs |',
     '|---|---|---|---|---|---|---|',
   ]
-  for variant in VARIANTS:
+  for variant in figure3_nets.VARIANTS:
     own = lambda metric, v=variant: summary.values_of(rows, v, metric)
     if not own('auc'):
       continue
@@ -255,11 +204,9 @@ def run(
   config: ml_collections.ConfigDict, seeds: int, path: pathlib.Path
 ) -> list[summary.Row]:
   """Trains all variants; writes the csv files; returns the rows of runs.csv."""
-  two_towers = {'two_towers': VARIANTS['two_towers']}
-  for variants, number in (
-    (VARIANTS, min(seeds, CONTROL_SEEDS)),
-    (two_towers, seeds),
-  ):
+  presets = figure3_nets.PRESETS
+  links = {n: v for n, v in figure3_nets.VARIANTS.items() if n not in presets}
+  for variants, number in ((links, seeds), (presets, min(seeds, PRESET_SEEDS))):
     sweep.run(
       config,
       variants,
@@ -274,13 +221,16 @@ def run(
 
 
 def main() -> None:
-  config = get_config(FLAGS.data_dir, quick=FLAGS.quick, full=FLAGS.full)
+  config = figure3_nets.get_config(
+    FLAGS.data_dir, quick=FLAGS.quick, full=FLAGS.full
+  )
   digits.prepare_if_missing(config)
   path = files.local_path(FLAGS.output, '--output')
   rows = run(config, FLAGS.seeds, path)
   print(table(rows))
   auc, p = (summary.values_of(rows, 'two_towers', m) for m in ('auc', 'p'))
-  print(colour_split.verdict_line(auc, p))
+  for line in colour_split.verdict_lines(auc, p):
+    print(line)
   labels = {'auc': 'split of the towers (auc)', 'agreement': 'rank correlation'}
   print(summary.draw(path, labels))
   print(figure3_drawing.draw(path))

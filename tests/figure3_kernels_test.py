@@ -17,6 +17,7 @@ from experiments import colour_split
 from experiments import conv1_training
 from experiments import figure3_drawing
 from experiments import figure3_kernels
+from experiments import figure3_nets
 from experiments import summary
 
 
@@ -29,7 +30,7 @@ def test_kernels_are_kept_at_doubled_steps_and_with_each_checkpoint():
 
 @pytest.fixture
 def tiny(data_dir):
-  config = figure3_kernels.get_config(str(data_dir), quick=True)
+  config = figure3_nets.get_config(str(data_dir), quick=True)
   config.model.conv_features = (4, 4, 0, 0, 4)
   config.model.fc_features = (0, 8)
   config.model.init_std = config.model.fc67_init_std = 0.1
@@ -95,10 +96,10 @@ SHARES = {
 def written(tmp_path):
   """A sweep of two variants with made-up kernels."""
   rows = []
-  for variant, overrides in figure3_kernels.VARIANTS.items():
-    if variant == 'unlinked':
+  for variant, overrides in figure3_nets.VARIANTS.items():
+    if variant not in ('two_towers', 'one_tower'):
       continue
-    config = figure3_kernels.get_config('none')
+    config = figure3_nets.get_config('none')
     config.update_from_flattened_dict(overrides)
     workdir = tmp_path / 'runs' / variant / 'seed0'
     workdir_lib.write_config(workdir, config)
@@ -138,20 +139,39 @@ def test_what_a_run_says(written):
 
 
 @pytest.mark.parametrize(
-  ('auc', 'p', 'verdict'),
+  ('auc', 'p', 'verdict', 'every'),
   [
-    ([0.9, 0.95, 1, 1, 1], [0.01, 0.04, 0.001, 0.01, 0.01], 'reproduced'),
+    (
+      *([0.9, 0.95, 1, 1, 1], [0.01, 0.04, 0.001, 0.01, 0.01]),
+      *('reproduced', 'reproduced'),
+    ),
     # Significant, but too weak to be seen; in some runs; in none.
-    ([0.65] + [0.95] * 4, [0.04] * 5, 'same sign, smaller'),
-    ([0.95] * 5, [0.01, 0.06, 0.04, 0.01, 0.01], 'same sign, smaller'),
-    ([0.6] * 5, [0.3, 0.06, 0.5, 0.4, 0.6], 'noise'),
-    ([1.0] * 4, [0.001] * 4, 'not run yet'),
+    (*([0.65] + [0.95] * 4, [0.04] * 5), *('same sign, smaller', 'reproduced')),
+    (
+      *([0.95] * 5, [0.01, 0.06, 0.04, 0.01, 0.01]),
+      *('same sign, smaller', 'contradicted'),
+    ),
+    ([0.6] * 5, [0.3, 0.06, 0.5, 0.4, 0.6], 'noise', 'contradicted'),
+    ([1.0] * 4, [0.001] * 4, 'not run yet', 'not run yet'),
   ],
 )
-def test_the_verdict_on_a_split_in_every_run(auc, p, verdict):
+def test_the_verdicts_on_a_split_and_on_every_run(auc, p, verdict, every):
   assert colour_split.verdict_of(auc, p) == verdict
-  line = colour_split.verdict_line(auc, p)
-  assert line.startswith(f'{verdict}: of {len(p)} runs')
+  assert colour_split.every_run_verdict(p) == every
+  first, second = colour_split.verdict_lines(auc, p)
+  large = sum(value >= 0.9 for value in auc)
+  assert first.startswith(f'two towers split: {verdict}; {large} of {len(p)} ')
+  small = sum(value < 0.05 for value in p)
+  assert second.startswith(f'in every run: {every}; {small} of {len(p)} runs')
+
+
+def test_a_large_split_has_a_small_p():
+  """What `every_run_verdict` says of 64 kernels."""
+  rest = np.arange(32, dtype=float)
+  index = np.concatenate([rest, rest + 17.5])
+  found = colour_split.split(index)
+  assert 0.88 <= found.auc <= 0.9
+  assert found.p < 1e-7
 
 
 def test_runs_of_older_code_are_measured_again(written):
@@ -203,7 +223,7 @@ def test_tables_and_figures(written):
   assert figure.read_bytes()[:4] == b'\x89PNG'
 
 
-def test_controls_have_three_seeds_at_most(monkeypatch, tmp_path):
+def test_presets_have_three_seeds_at_most(monkeypatch, tmp_path):
   asked = []
   monkeypatch.setattr(
     figure3_kernels.sweep,
@@ -216,25 +236,27 @@ def test_controls_have_three_seeds_at_most(monkeypatch, tmp_path):
     monkeypatch.setattr(figure3_kernels, name, lambda path: None)
   figure3_kernels.run(None, 5, tmp_path)
   assert asked == [
-    (['one_tower', 'two_towers', 'unlinked'], 3),
-    (['two_towers'], 5),
+    (['one_tower', 'two_towers', 'unlinked'], 5),
+    (['caffe_preset', 'source_preset'], 3),
   ]
 
 
 @pytest.mark.parametrize('full', [False, True])
 def test_only_the_variants_keys_differ(tmp_path, full):
-  config = figure3_kernels.get_config('none', full=full)
+  config = figure3_nets.get_config('none', full=full)
   plan = figure3_kernels.sweep.plan(
-    config, figure3_kernels.VARIANTS, 1, tmp_path, conv1_training.PROGRAM
+    config, figure3_nets.VARIANTS, 1, tmp_path, conv1_training.PROGRAM
   )
   models = {t.variant: t.config.model for t in plan}
   assert models['two_towers'].num_towers == 2
   assert models['one_tower'].num_towers == 1
   assert not models['unlinked'].tower_links
+  assert models['source_preset'].lrn_before_activation == ('conv1',)
+  assert models['caffe_preset'].init_bias == 0.1
   for training in plan:
     assert training.config.optimizer.schedule != 'plateau'
     assert training.config.optimizer.weight_decay == 0.0005
-    assert training.config.model.init_std == figure3_kernels.INIT_STD
+    assert training.config.model.init_std == figure3_nets.INIT_STD
     # Finished runs have this value; another would be refused.
     assert training.config.train.diagnostics_every_evals == 0
 
@@ -249,7 +271,7 @@ def test_the_quick_command(tmp_path, monkeypatch, capsys, data_dir):
   printed = capsys.readouterr().out
   assert printed.count('run ') >= 3
   assert '| one_tower | ' in printed
-  assert 'not run yet: of 1 runs of two towers ' in printed
+  assert 'two towers split: not run yet; ' in printed
   for name in ('figure.png', 'figure3.png'):
     assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
   # A second time nothing is trained, and all is written anew.
