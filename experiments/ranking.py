@@ -1,5 +1,6 @@
-"""Mean average precision of a search by features, and what chance gives."""
+"""Measures of a search by features, and what chance gives."""
 
+from jaxtyping import Int
 import numpy as np
 
 from alexnet_jax import feature_file
@@ -26,15 +27,15 @@ def mean_average_precision(
   found = []
   for start in range(0, len(classes), RANKED):
     part = slice(start, start + RANKED)
-    order = _order(index.rows, queries.rows[part])
+    order = np.argsort(_keys(index.rows, queries.rows[part]), axis=1)
     same = index_classes[order] == classes[part, None]
     share = np.cumsum(same, axis=1) / places
     found += [s[k].mean() for s, k in zip(share, same, strict=True) if k.any()]
   return float(np.mean(found))
 
 
-def _order(rows, queries):
-  """For each query the indices of all rows, the nearest first."""
+def _keys(rows, queries):
+  """For each query and row a number that orders as their distance does."""
   queries = queries.astype(np.float32)
   block = max(1, nearest.BLOCK_VALUES // rows.shape[1])
   keys = []
@@ -42,7 +43,33 @@ def _order(rows, queries):
     part = rows[start : start + block].astype(np.float32)
     # |q - r|^2 less |q|^2, which is the same for all rows.
     keys.append(np.sum(part**2, axis=1) - 2 * queries @ part.T)
-  return np.argsort(np.concatenate(keys, axis=1), axis=1)
+  return np.concatenate(keys, axis=1)
+
+
+def median_place(
+  index: feature_file.FeatureFile,
+  queries: feature_file.FeatureFile,
+  neighbours: Int[np.ndarray, 'queries top'],
+) -> float:
+  """Where neighbours that another search found stand in the order of this one.
+
+  Args:
+    index: features of the images, by which they are ordered.
+    queries: features of the queries.
+    neighbours: for each query the indices of some images.
+
+  Returns:
+    The share of the other images that are nearer to the query than a
+    neighbour, median of all: 0 for the nearest, 1/2 for random images.
+  """
+  found = []
+  for start in range(0, len(neighbours), RANKED):
+    part = slice(start, start + RANKED)
+    keys = _keys(index.rows, queries.rows[part])
+    own = np.take_along_axis(keys, neighbours[part], axis=1)
+    for row, values in zip(np.sort(keys, axis=1), own, strict=True):
+      found += [*np.searchsorted(row, values)]
+  return float(np.median(found)) / (len(index.rows) - 1)
 
 
 def chance(

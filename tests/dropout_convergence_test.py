@@ -1,10 +1,13 @@
 """When a net has converged, by what dropout multiplies that, and the verdict."""
 
+import collections
 import csv
 import json
+import statistics
 import types
 
 import ml_collections
+import numpy as np
 import pytest
 
 from alexnet_jax import metrics
@@ -153,6 +156,53 @@ def test_wrong_epochs_are_refused(monkeypatch, tmp_path, epochs):
   give_flags(monkeypatch, tmp_path, epochs=epochs)
   with pytest.raises(sweep.InputError, match='--epochs=.* must be finite'):
     dropout_convergence.main()
+
+
+def simulated_factor(rng, fall, noise):
+  """The factor of three seeds, and the share of runs that end too early.
+
+  `fall(epoch, slower)` is the test error without noise, which has the standard
+  deviation `noise`.
+  """
+  epochs, rows = np.arange(2, 121, 2.0), []
+  for seed in range(3):
+    for variant, slower in (('dropout_0.5', 2), ('dropout_0', 1)):
+      errors = fall(epochs, slower) + rng.normal(0, noise, len(epochs))
+      found = dropout_convergence.convergence([*epochs], [*errors])
+      rows.append({'variant': variant, 'seed': seed} | vars(found))
+  early = statistics.fmean(row['is_lower_bound'] for row in rows)
+  return dropout_convergence.factors(rows), early
+
+
+@pytest.mark.slow  # 1,600 trials. To see the figures of LOG.md, add -s.
+def test_simulated_falls_with_a_factor_of_two():
+  """The paper's factor is measured as somewhat less, and rarely as none."""
+  rng = np.random.default_rng(0)
+  for height in (0.25, 0.35):
+    for scale in (7, 10, 14):
+      for noise in (0.008, 0.012):
+        fall = lambda t, slower, h=height, c=scale: (
+          0.3 + h * np.exp(-t / c / slower)
+        )
+        trials = [simulated_factor(rng, fall, noise)[0] for _ in range(100)]
+        mean = statistics.fmean(trial['mean'] for trial in trials)
+        verdicts = collections.Counter(trial['verdict'] for trial in trials)
+        print(height, scale, noise, f'{mean:.2f}', dict(verdicts))
+        assert 1.6 <= mean <= 1.9
+        assert 'contradicted' not in verdicts
+        assert verdicts['noise'] <= 15
+        assert verdicts['not run yet'] <= 24
+  # A curve that never levels off has no epoch of convergence.
+  for power in (0.5, 1.0):
+    for scale in (10, 20):
+      fall = lambda t, slower, p=power, c=scale: (
+        0.25 + 0.4 * (1 + t / c / slower) ** -p
+      )
+      trials = [simulated_factor(rng, fall, 0.008) for _ in range(100)]
+      verdicts = collections.Counter(t['verdict'] for t, _ in trials)
+      early = statistics.fmean(early for _, early in trials)
+      print(power, scale, f'{early:.2f}', dict(verdicts))
+      assert verdicts['not run yet'] > 90
 
 
 @pytest.mark.slow

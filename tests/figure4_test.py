@@ -3,6 +3,8 @@
 import itertools
 import pathlib
 import shutil
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -46,6 +48,26 @@ def test_the_mean_average_precision_is_that_of_scikit_learn(monkeypatch):
   assert found == pytest.approx(np.mean(scores), rel=1e-6)
 
 
+def test_the_median_place_of_neighbours_is_that_in_all_distances(monkeypatch):
+  monkeypatch.setattr(nearest, 'BLOCK_VALUES', 4 * 7)
+  monkeypatch.setattr(ranking, 'RANKED', 3)
+  rng = np.random.default_rng(0)
+  index, queries = (
+    feature_rows(rng.normal(size=(n, 4)).astype(np.float16), ['a'] * n)
+    for n in (51, 11)
+  )
+  neighbours = rng.integers(0, 51, (11, 3))
+  places = []
+  for query, own in zip(queries.rows, neighbours, strict=True):
+    distances = np.linalg.norm((index.rows - query).astype(float), axis=1)
+    places += [(distances < distances[i]).sum() / 50 for i in own]
+  found = ranking.median_place(index, queries, neighbours)
+  assert found == pytest.approx(np.median(places))
+  nearest_two = nearest.search(index.rows, queries.rows, 2)[1]
+  found = ranking.median_place(index, queries, nearest_two)
+  assert found == pytest.approx(0.5 / 50)  # Places 0 and 1.
+
+
 def test_chance_is_the_mean_over_all_orders():
   classes = ['a', 'a', 'b', 'a', 'b']
   scores = []
@@ -83,11 +105,12 @@ def test_every_layer_has_a_row_and_both_parts_are_drawn(
   net = net_lib.load(
     values['workdir'], checkpoint='latest', data_dir=values['data_dir']
   )
-  features, labels = [], []
+  features, labels, items = [], [], []
   for part in ('train[:64]', 'test[:32]'):
-    items = [*figure4.image_files.Split(f'digits/{part}', values['data_dir'])]
-    features.append(net.features([item.image for item in items], 'fc7'))
-    labels.append(np.array([item.class_name for item in items]))
+    split = figure4.image_files.Split(f'digits/{part}', values['data_dir'])
+    items.append([*split])
+    features.append(net.features([item.image for item in items[-1]], 'fc7'))
+    labels.append(np.array([item.class_name for item in items[-1]]))
   distances = np.linalg.norm(features[1][:, None] - features[0], axis=2)
   order = np.argsort(distances, axis=1)[:, :6]
   precision = (labels[0][order] == labels[1][:, None]).mean()
@@ -96,6 +119,17 @@ def test_every_layer_has_a_row_and_both_parts_are_drawn(
   assert [row['variant'] for row in summary.read_runs(tmp_path)] == [
     row['variant'] for row in rows
   ]
+  # Six of 64 images: the third of them by pixels has two before it.
+  assert rows[0][figure4.NEARER] == 2.5 / 63
+  pixels = [np.stack([i.image for i in part]) for part in items]
+  shape = (len(labels[1]), 1, -1)
+  distances = np.linalg.norm(
+    pixels[1].reshape(shape).astype(float) - pixels[0].reshape(1, 64, -1),
+    axis=2,
+  )
+  places = np.argsort(np.argsort(distances, axis=1), axis=1)
+  expected = np.median(np.take_along_axis(places, order, axis=1)) / 63
+  assert rows[1][figure4.NEARER] == pytest.approx(expected, abs=1 / 63)
   assert f'| pixels | {100 * rows[0][figure4.PRECISION]:.1f} |' in (
     figure4.table(rows)
   )
@@ -128,3 +162,24 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_first(
   with pytest.raises(sweep.InputError, match='--images=50: the pixels of 50 '):
     figure4.run([values], tmp_path, 50, 20, words={})
   assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow  # It compiles the net for each of three layers.
+def test_the_quick_command(values, tmp_path):
+  pytest.importorskip('matplotlib')
+  command = [sys.executable, '-m', 'experiments.figure4', '--quick']
+  given = {name: values[name] for name in ('workdir', 'checkpoint', 'data_dir')}
+  command += [f'--{name}={value}' for name, value in given.items()]
+  done = subprocess.run(
+    [*command, f'--output={tmp_path}'],
+    cwd=pathlib.Path(__file__).parents[1],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert '| fc7 | ' in done.stdout
+  assert [row['variant'] for row in summary.read_runs(tmp_path)] == [
+    *(*figure4.LAYERS, 'chance')
+  ]
+  for name in ('left.png', 'right.png', 'figure.png'):
+    assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'

@@ -247,3 +247,24 @@ def test_a_wrong_flag_is_one_line(tmp_path):
   )
   assert done.returncode == 1
   assert done.stderr == 'InputError: --seeds=0 must be at least 1\n'
+
+
+@pytest.mark.slow  # It trains five nets.
+def test_the_quick_command_trains_all_variants(data_dir, tmp_path):
+  pytest.importorskip('matplotlib')
+  command = [sys.executable, '-m', 'experiments.init_plateau', '--quick']
+  command += [f'--output={tmp_path}', f'--data_dir={data_dir}']
+  done = subprocess.run(
+    command, cwd=ROOT, check=True, capture_output=True, text=True
+  )
+  rows = summary.read_runs(tmp_path)
+  assert [row['variant'] for row in rows] == [
+    *('text', 'source', 'caffe', 'caffe_preset', 'caffe_warm_up')
+  ]
+  assert not any(row['failed'] for row in rows)
+  assert all(f'| {row["variant"]} | ' in done.stdout for row in rows)
+  with open(tmp_path / 'runs/caffe_warm_up/seed0/metrics.csv') as file:
+    rates = [float(row['train/learning_rate']) for row in csv.DictReader(file)]
+  assert len(rates) == 20
+  assert rates[:6] == sorted({*rates[:6]})  # It rises for a third of the steps.
+  assert len({*rates[7:]}) == 1
