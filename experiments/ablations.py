@@ -12,8 +12,8 @@ all 10,000 test images. Each row of ablations.csv changes one thing.
 The difference is that of the top-1 error on one view between the changed net
 and the base, seed by seed, in points: positive if the paper's choice is better
 (of the training error where the claim is about training). All rows share the
-nets of the base, and of 20 verdicts one is wrong by chance: confirm one whose
-`p_holm` is not below 0.05.
+nets of the base, and if no choice mattered, one verdict of 20 would not be
+'noise' on average: confirm one whose `p_holm` is not below 0.05.
 
 | in DIR | contents |
 |---|---|
@@ -24,12 +24,11 @@ nets of the base, and of 20 verdicts one is wrong by chance: confirm one whose
 
 `table2_ensembles` uses these runs, too.
 
-A run takes about 5 CPU-minutes: 300 for all rows with three seeds, 40 for the
+A run takes 2 to 5 CPU-minutes: 230 for all rows with three seeds, 32 for the
 pilot, whose runs the sweep needs anyway.
 """
 
 from collections.abc import Mapping, Sequence
-import csv
 import pathlib
 import statistics
 
@@ -40,19 +39,17 @@ from alexnet_jax import metrics
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.runtime import files
 from experiments import ablation_rows
+from experiments import ablation_table
 from experiments import run_files
 from experiments import summary
 from experiments import sweep
 from experiments import verdict
 
 ROWS, ERROR = ablation_rows.ROWS, ablation_rows.ERROR
+BASE = ablation_table.BASE
 EPOCHS_COMPARED = 4.0  # The first, and the last, of the training errors.
-BASE, PILOT, PILOT_SEEDS = 'base', 'no_lrn', 4
-# The verdicts of rows of which the paper claims nothing.
-UNCLAIMED = {'reproduced': 'better', 'contradicted': 'worse'}
+PILOT, PILOT_SEEDS = 'no_lrn', 4
 QUICK_ROWS = ('no_lrn', 'dropout_0')
-FILE, FIGURE = 'ablations.csv', 'ablations.png'
-
 
 FLAGS = flags.FLAGS
 
@@ -98,89 +95,6 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
   }
 
 
-def differences(rows: Sequence[Mapping], name: str) -> list[float]:
-  """Row minus base, in points, of each seed that both have."""
-  metric, nets = ROWS[name].metric, ROWS[name].same_net_as or name
-  found = {
-    variant: {
-      row['seed']: 100 * row[metric]
-      for row in rows
-      if row['variant'] == variant and row.get(metric) is not None
-    }
-    for variant in (nets, BASE)
-  }
-  seeds = sorted(found[nets].keys() & found[BASE].keys())
-  return [found[nets][seed] - found[BASE][seed] for seed in seeds]
-
-
-COLUMNS = (
-  *('row', 'what', 'paper', 'log', 'mishkin'),
-  *('difference', 'standard_error', 'n', 'failed', 'p', 'p_holm', 'verdict'),
-)
-
-
-def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
-  """The rows of ablations.csv, from those of runs.csv.
-
-  A row whose nets have been trained is there even if all of them failed. `p` is
-  corrected by Holm's method in `p_holm`, for the number of `ROWS`, trained or
-  not: otherwise it would depend on the order of the work.
-  """
-  result = []
-  for name, row in ROWS.items():
-    own = [r for r in rows if r['variant'] == (row.same_net_as or name)]
-    if not own:
-      continue
-    found = differences(rows, name)
-    words = verdict.verdict(
-      found, row.paper if row.paper is not None else row.log
-    )
-    if not row.is_claimed:
-      words = UNCLAIMED.get(words, words)
-    cells = (
-      *(name, row.what, row.paper, row.log, row.mishkin),
-      *summary.mean_and_standard_error(found),
-      *(len(found), sum(bool(r['failed']) for r in own)),
-      *(verdict.p_value(found), None, words),
-    )
-    result.append(dict(zip(COLUMNS, cells, strict=True)))
-  tested = [row for row in result if row['p'] is not None]
-  corrected = verdict.holm([row['p'] for row in tested], len(ROWS))
-  for row, p in zip(tested, corrected, strict=True):
-    row['p_holm'] = p
-  return result
-
-
-def table(rows: Sequence[Mapping]) -> str:
-  """The rows of ablations.csv as a Markdown table, in points."""
-  lines = [
-    '| choice; instead | paper | log | Mishkin | ours ± se (n) | p, by Holm |'
-    ' verdict |',
-    '|---|---|---|---|---|---|---|',
-  ]
-  shown = lambda value: '-' if value is None else f'{value:.2f}'
-  for row in rows:
-    ours = f'{shown(row["difference"])} ± {shown(row["standard_error"])}'
-    failed = f'; {row["failed"]} failed' if row['failed'] else ''
-    ours += f' ({row["n"]}{failed})'
-    claims = [shown(row[key]) for key in ('paper', 'log', 'mishkin')]
-    p_values = '-'
-    if row['p'] is not None:
-      p_values = f'{row["p"]:.3f}, {row["p_holm"]:.3f}'
-    cells = (row['what'], *claims, ours, p_values, row['verdict'])
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
-def chance_line(rows: Sequence[Mapping]) -> str:
-  """How many verdicts other than noise chance alone would give."""
-  number = sum(row['p'] is not None for row in rows)
-  return (
-    f'{number} verdicts share the nets of {BASE}; if no choice mattered,'
-    f' {number * (1 - verdict.LEVEL):.1f} of them would not be noise on average'
-  )
-
-
 def pilot_lines(rows: Sequence[Mapping]) -> list[str]:
   """The seed spread of the pilot, and the seeds that each row then needs.
 
@@ -189,7 +103,7 @@ def pilot_lines(rows: Sequence[Mapping]) -> list[str]:
   it within a factor of about 4: so its confidence interval, and what that means
   for the seeds, is printed too.
   """
-  found = differences(rows, PILOT)
+  found = ablation_table.differences(rows, PILOT)
   deviation = statistics.stdev(found)
   interval = verdict.deviation_interval(deviation, len(found))
   errors = [100 * e for e in summary.values_of(rows, BASE, ERROR)]
@@ -213,32 +127,6 @@ def pilot_lines(rows: Sequence[Mapping]) -> list[str]:
   return lines
 
 
-def draw(path: pathlib.Path) -> pathlib.Path:
-  """Draws ablations.csv: each difference with its confidence interval."""
-  with open(path / FILE, newline='') as file:
-    rows = [row for row in csv.DictReader(file) if row['difference']]
-  figure = summary.new_figure(FIGURE, (7, 1 + 0.3 * len(rows)))
-  axes = figure.subplots()
-  for place, row in enumerate(rows):
-    width = None
-    if row['standard_error']:
-      width = verdict.half_width(float(row['standard_error']), int(row['n']))
-    mean = float(row['difference'])
-    axes.errorbar(mean, place, xerr=width, fmt='o', color='C0', capsize=3)
-    for key, mark in (('paper', 'k*'), ('mishkin', 'C1x')):
-      if row[key]:
-        axes.plot(float(row[key]), place, mark)
-  axes.plot([], [], 'k*', label='paper')
-  axes.plot([], [], 'C1x', label='Mishkin, one run')
-  axes.axvline(0, color='k', linewidth=0.8)
-  axes.set_yticks(range(len(rows)), [row['row'] for row in rows])
-  axes.set_ylim(len(rows) - 0.5, -0.5)
-  axes.set_xlabel("points of error by which the paper's choice is better")
-  axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2)  # Above it.
-  figure.savefig(path / FIGURE, dpi=110)
-  return path / FIGURE
-
-
 def run(
   config: ml_collections.ConfigDict,
   names: Sequence[str],
@@ -252,7 +140,8 @@ def run(
   rows = sweep.run(
     config, variants, seeds, path, measure, keep_checkpoints=False
   )
-  summary.write_csv(path / FILE, COLUMNS, table_rows(rows))
+  found = ablation_table.table_rows(rows)
+  summary.write_csv(path / ablation_table.FILE, ablation_table.COLUMNS, found)
   return rows
 
 
@@ -270,13 +159,13 @@ def main() -> None:
   elif FLAGS.quick and not FLAGS.rows:
     names = QUICK_ROWS
   rows = run(config, names, seeds, path)
-  found = table_rows(rows)
-  print(table(found))
-  print(chance_line(found))
+  found = ablation_table.table_rows(rows)
+  print(ablation_table.table(found))
+  print(ablation_table.chance_line(found))
   for line in pilot_lines(rows) if FLAGS.pilot else ():
     print(line)
   print(summary.draw(path, {ERROR: 'top-1 error, one view'}))
-  print(draw(path))
+  print(ablation_table.draw(path))
 
 
 def define_flags() -> None:

@@ -12,6 +12,7 @@ from alexnet_jax import dataset as dataset_lib
 from alexnet_jax import feature_maps
 from alexnet_jax import predictions
 from experiments import ablation_rows
+from experiments import ablation_table
 from experiments import ablations
 from experiments import subset
 from experiments import summary
@@ -102,16 +103,16 @@ def test_differences_are_taken_seed_by_seed():
     *(row_of('no_lrn', s, e) for s, e in enumerate((0.31, 0.325))),
     row_of('weight_decay_1e-4', 2, 0.3, last_train_error=0.15),
   ]
-  assert ablations.differences(rows, 'no_lrn') == pytest.approx([1.0, 0.5])
+  assert ablation_table.differences(rows, 'no_lrn') == pytest.approx([1.0, 0.5])
   decay, training = 'weight_decay_1e-4', 'weight_decay_training'
-  assert ablations.differences(rows, decay) == pytest.approx([-1.0])
-  assert ablations.differences(rows, training) == pytest.approx([5.0])
-  assert ablations.differences(rows, 'one_tower') == []
-  found = ablations.table_rows(rows)
+  assert ablation_table.differences(rows, decay) == pytest.approx([-1.0])
+  assert ablation_table.differences(rows, training) == pytest.approx([5.0])
+  assert ablation_table.differences(rows, 'one_tower') == []
+  found = ablation_table.table_rows(rows)
   assert [row['row'] for row in found] == ['no_lrn', decay, training]
   # The mean of 1.0 and 0.5 has a standard error of 0.25.
-  assert ablations.table(found).splitlines()[2] == (
-    '| response norms; none | 1.40 | 1.37 | -0.10 | 0.75 ± 0.25 (2) | - |'
+  assert ablation_table.table(found).splitlines()[2] == (
+    '| response norms; none | 1.40 | 1.37 | -0.10 | 0.75 ± 0.25 (2) | - | - |'
     ' not run yet |'
   )
 
@@ -133,16 +134,18 @@ def test_a_row_of_failed_runs_is_not_left_out(tmp_path):
   rows[-1] |= {ablations.ERROR: None, 'failed': 'train/loss is nan at step 2'}
   failed = {ablations.ERROR: None, 'failed': 'train/loss is nan at step 2'}
   rows += [row_of('dropout_0', s, 0.3) | failed for s in range(3)]
-  found = ablations.table_rows(rows)
+  found = ablation_table.table_rows(rows)
   assert [(r['row'], r['n'], r['failed'], r['verdict']) for r in found] == [
     *(('no_lrn', 2, 1, 'not run yet'), ('dropout_0', 0, 3, 'not run yet'))
   ]
-  lines = ablations.table(found).splitlines()
+  lines = ablation_table.table(found).splitlines()
   assert '| 1.05 ± 0.05 (2; 1 failed) |' in lines[2]
   assert '| - ± - (0; 3 failed) |' in lines[3]
   pytest.importorskip('matplotlib')
-  summary.write_csv(tmp_path / ablations.FILE, ablations.COLUMNS, found)
-  assert ablations.draw(tmp_path).read_bytes()[:4] == b'\x89PNG'
+  summary.write_csv(
+    tmp_path / ablation_table.FILE, ablation_table.COLUMNS, found
+  )
+  assert ablation_table.draw(tmp_path).read_bytes()[:4] == b'\x89PNG'
 
 
 def test_the_number_of_all_rows_corrects_their_p_values():
@@ -150,7 +153,7 @@ def test_the_number_of_all_rows_corrects_their_p_values():
   for name, step in (('no_lrn', 1e-4), ('no_conv2', 0.002), ('no_colour', 0.1)):
     rows += [row_of(name, s, 0.31 + step * s) for s in range(3)]
   rows.append(row_of('no_flips', 0, 0.4))
-  found = {row['row']: row for row in ablations.table_rows(rows)}
+  found = {row['row']: row for row in ablation_table.table_rows(rows)}
   p = {name: row['p'] for name, row in found.items() if row['p'] is not None}
   assert p['no_lrn'] < p['no_conv2'] < 0.05 < p['no_colour']
   corrected = {name: found[name]['p_holm'] for name in p}
@@ -161,8 +164,15 @@ def test_the_number_of_all_rows_corrects_their_p_values():
       'no_colour': min(1, (len(ROWS) - 2) * p['no_colour']),
     }
   )
-  assert found['no_flips']['p_holm'] is None
-  assert ablations.chance_line([*found.values()]) == (
+  assert found['no_flips']['p_holm'] is found['no_flips']['low'] is None
+  # Three seeds have intervals of 4.303 standard errors to each side.
+  row = found['no_conv2']
+  width = 4.3027 * row['standard_error']
+  interval = row['difference'] - width, row['difference'] + width
+  assert (row['low'], row['high']) == pytest.approx(interval, rel=1e-4)
+  cell = f'| {interval[0]:.1f} to {interval[1]:.1f} |'
+  assert cell in ablation_table.table([row])
+  assert ablation_table.chance_line([*found.values()]) == (
     '3 verdicts share the nets of base; if no choice mattered, 0.2 of them would'
     ' not be noise on average'
   )
@@ -176,7 +186,7 @@ def test_a_choice_of_which_nothing_is_claimed_is_better_or_worse():
     ('no_lrn', 0.29),
   ):
     rows += [row_of(name, s, error + 1e-4 * s) for s in range(3)]
-  found = {r['row']: r['verdict'] for r in ablations.table_rows(rows)}
+  found = {r['row']: r['verdict'] for r in ablation_table.table_rows(rows)}
   assert found == {
     **{'no_lrn': 'contradicted', 'no_flips': 'better', 'init_0.02': 'worse'}
   }
@@ -212,9 +222,11 @@ def test_figures_of_a_sweep(tmp_path, monkeypatch):
   rows = [row_of('base', s, 0.3 + 0.01 * s) for s in range(3)]
   rows += [row_of('no_lrn', s, 0.32) for s in range(3)]
   summary.write_csv(
-    tmp_path / ablations.FILE, ablations.COLUMNS, ablations.table_rows(rows)
+    tmp_path / ablation_table.FILE,
+    ablation_table.COLUMNS,
+    ablation_table.table_rows(rows),
   )
-  assert ablations.draw(tmp_path).read_bytes()[:4] == b'\x89PNG'
+  assert ablation_table.draw(tmp_path).read_bytes()[:4] == b'\x89PNG'
 
 
 def test_an_unknown_row_is_refused_before_data_are_read(monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ import pytest
 import alexnet_jax
 from alexnet_jax import config as config_lib
 from alexnet_jax import model
-from experiments import ablations
+from experiments import ablation_table
 from experiments import summary
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -433,8 +433,8 @@ def figure4_rows(rows):
 def ablations_rows(record):
   del record  # `ablations` reads it.
   folder = ROOT / 'experiments/results/ablations'
-  rows = ablations.table_rows(summary.read_runs(folder))
-  return map(cells, ablations.table(rows).splitlines()[2:])
+  rows = ablation_table.table_rows(summary.read_runs(folder))
+  return map(cells, ablation_table.table(rows).splitlines()[2:])
 
 
 TABLES = {

@@ -20,7 +20,7 @@ import pytest
 from scipy import stats
 
 from alexnet_jax import config as config_lib
-from experiments import ablations
+from experiments import ablation_table
 from experiments import summary
 from tests import docs_test
 
@@ -137,8 +137,8 @@ def test_the_verdict_on_a_difference_follows_from_its_interval():
 
 def test_the_table_of_ablations_is_that_of_its_runs():
   folder = ROOT / 'experiments/results/ablations'
-  rows = ablations.table_rows(summary.read_runs(folder))
-  with open(folder / ablations.FILE, newline='') as file:
+  rows = ablation_table.table_rows(summary.read_runs(folder))
+  with open(folder / ablation_table.FILE, newline='') as file:
     recorded = list(csv.DictReader(file))
   assert [row['row'] for row in recorded] == [row['row'] for row in rows]
   for row, found in zip(recorded, rows, strict=True):
