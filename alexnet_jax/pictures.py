@@ -14,7 +14,7 @@ from alexnet_jax import run as run_lib
 from alexnet_jax import train_step
 from alexnet_jax.runtime import compilation
 
-KERNEL_COLUMNS = 16  # At most, of `kernel_grid`.
+KERNEL_COLUMNS = 16  # At most, of `kernel_grid` by default.
 
 
 def conv1(params: PyTree) -> np.ndarray:
@@ -71,11 +71,14 @@ def image_grid(
 
 
 def kernel_grid(
-  kernels: Float[np.ndarray, 'height width 3 features'], zoom: int = 4
+  kernels: Float[np.ndarray, 'height width 3 features'],
+  zoom: int = 4,
+  columns: int = KERNEL_COLUMNS,
 ) -> np.ndarray:
   """Picture of conv1's kernels as in Figure 3: tower 0 above tower 1.
 
-  Each kernel is scaled to 0..255; `zoom` is the side of a weight in pixels.
+  Each kernel is scaled to 0..255; `zoom` is the side of a weight in pixels, and
+  a row has at most `columns` kernels.
   """
   images = kernels.transpose(3, 0, 1, 2)
   low = images.min((1, 2, 3), keepdims=True)
@@ -83,7 +86,7 @@ def kernel_grid(
   images = 255 * (images - low) / np.maximum(high - low, 1e-12)
   images = images.repeat(zoom, 1).repeat(zoom, 2)
   half = len(images) // 2
-  columns = min(half, KERNEL_COLUMNS)
+  columns = min(half, columns)
   upper, lower = (
     image_grid(part, columns) for part in (images[:half], images[half:])
   )

@@ -3,6 +3,8 @@
 import csv
 import pathlib
 
+import numpy as np
+
 from alexnet_jax import pictures
 from experiments import conv1_training
 from experiments import summary
@@ -16,21 +18,52 @@ def _read(path):
 
 
 def draw(path: pathlib.Path) -> pathlib.Path:
-  """Draws figure3.png from split.csv, kernels.csv and the first run's kernels."""
-  figure = summary.new_figure(FIGURE, (10, 6))
+  """Draws figure3.png from split.csv, kernels.csv and the kept kernels."""
+  rows, splits = _read(path / KERNELS_FILE), _read(path / SPLIT_FILE)
+  own = [row for row in rows if row['variant'] == 'two_towers']
+  figure = summary.new_figure(FIGURE, (10, 5 + 0.8 * len(_seeds(own))))
   axes = figure.subplot_mosaic(
-    [['kernels', 'kernels'], ['step', 'tower']], height_ratios=(1, 2)
+    [['kernels', 'kernels'], ['step', 'tower']],
+    height_ratios=(0.8 * len(_seeds(own)), 4),
   )
-  workdir = path / 'runs' / 'two_towers' / 'seed0'
-  *_, (_, kernels) = conv1_training.read_kernels(workdir)
-  grid = pictures.kernel_grid(kernels['conv1'])
-  axes['kernels'].imshow(grid, interpolation='nearest')
-  axes['kernels'].set_axis_off()
-  axes['kernels'].set_title('two_towers, seed 0: tower 0 above tower 1')
-  _draw_steps(axes['step'], _read(path / SPLIT_FILE))
-  _draw_towers(axes['tower'], _read(path / KERNELS_FILE))
+  _draw_kernels(axes['kernels'], path, own, splits)
+  _draw_steps(axes['step'], splits)
+  _draw_towers(axes['tower'], own)
   figure.savefig(path / FIGURE, dpi=110)
   return path / FIGURE
+
+
+def _seeds(rows):
+  return list(dict.fromkeys(row['seed'] for row in rows))
+
+
+def _draw_kernels(axes, path, rows, splits):
+  """Those of each net with two towers, the more coloured ones on the right."""
+  grids, labels = [], []
+  for seed in _seeds(rows):
+    workdir = path / 'runs' / 'two_towers' / f'seed{seed}'
+    *_, (_, kernels) = conv1_training.read_kernels(workdir)
+    order = sorted(
+      (int(r['tower']), float(r['weights_index']), int(r['kernel']))
+      for r in rows
+      if r['seed'] == seed
+    )
+    places = [kernel for _, _, kernel in order]
+    grid = pictures.kernel_grid(kernels['conv1'][..., places], columns=32)
+    grids += [grid, np.full_like(grid[: len(grid) // 5], 255)]
+    end = [
+      r for r in splits if (r['variant'], r['seed']) == ('two_towers', seed)
+    ][-1]
+    labels.append(f'seed {seed}, auc {float(end["auc"]):.2f}')
+  axes.imshow(np.concatenate(grids[:-1]), interpolation='nearest')
+  period = len(grids[0]) + len(grids[1])
+  axes.set_yticks(
+    [len(grids[0]) / 2 + i * period for i in range(len(labels))], labels
+  )
+  axes.set_xticks([])
+  axes.tick_params(length=0)
+  axes.set_frame_on(False)
+  axes.set_title('kernels by colour index, tower 0 above tower 1')
 
 
 def _draw_steps(axes, rows):
@@ -57,7 +90,7 @@ def _draw_towers(axes, rows):
     own = [
       (int(r['seed']) + 0.3 * (int(tower) - 0.5), float(r['weights_index']))
       for r in rows
-      if (r['variant'], r['tower']) == ('two_towers', tower)
+      if r['tower'] == tower
     ]
     places, label = zip(*own, strict=True), f'tower {tower}'
     axes.plot(*places, marker, alpha=0.4, markersize=4, label=label)

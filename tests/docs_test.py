@@ -227,12 +227,17 @@ def csv_numbers(path, title):
 
   Of claims.csv it names a claim, of runs.csv a metric in % or a difference of two,
   'METRIC of VARIANT - METRIC of VARIANT': mean, standard error and number of seeds.
+  'METRIC < LIMIT of VARIANT' is the number of such seeds, and that of all.
   """
   with open(path, newline='') as file:
     rows = list(csv.DictReader(file))
   if 'computed' in rows[0]:
     cells = {row['claim']: row['computed'] for row in rows}
     return [number.rstrip(',') for number in numbers(cells[title])]
+  if match := re.fullmatch(r'(\w+) < ([\d.]+) of (\w+)', title):
+    metric, limit, variant = match.groups()
+    found = [float(row[metric]) for row in rows if row['variant'] == variant]
+    return [str(sum(x < float(limit) for x in found)), str(len(found))]
   return [f'{x:.9f}' for x in mean_error_and_number(rows, title)]
 
 
@@ -240,18 +245,21 @@ def mean_error_and_number(rows, title):
   """Mean, standard error and n of what a title names in rows of runs.csv.
 
   Differences are taken seed by seed, over the seeds that all terms
-  have; errors are in %.
+  have; errors and other shares are in %. One value has no standard error: 0.
   """
   terms = []
   for term in title.split(' - '):
     metric, variant = term.split(' of ')
-    scale = 100 if metric.endswith('error') else 1
+    shares = ('error', 'precision_at_6', 'nearer_by_pixels')
+    scale = 100 if metric.endswith(shares) else 1
     own = [row for row in rows if row['variant'] == variant]
     terms.append({row['seed']: scale * float(row[metric]) for row in own})
   first, *rest = terms
   seeds = [s for s in first if all(s in term for term in rest)]
   found = [first[s] - sum(term[s] for term in rest) for s in seeds]
-  error = statistics.stdev(found) / len(found) ** 0.5
+  error = 0.0
+  if len(found) > 1:
+    error = statistics.stdev(found) / len(found) ** 0.5
   return statistics.mean(found), error, len(found)
 
 

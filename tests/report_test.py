@@ -21,6 +21,7 @@ from scipy import stats
 
 from alexnet_jax import config as config_lib
 from experiments import ablation_table
+from experiments import colour_split
 from experiments import summary
 from tests import docs_test
 
@@ -49,7 +50,7 @@ CLAIMS = {
   '6': ['fall2009'],
   '7': ['middle_layers', *(f'conv{i}_small' for i in (2, 3, 4, 5))],
   'Fig. 2': ['conv1_neurons'],
-  'Fig. 3': ['figure3'],
+  'Fig. 3': ['figure3', 'figure3_every_run'],
   'Fig. 4': ['figure4_top5', 'figure4_nearest'],
 }
 # The nets of the source whose errors the paper does not give.
@@ -184,6 +185,27 @@ def test_the_verdict_on_a_ratio_of_times_follows_from_its_interval():
   least, most = found[outside], found[number - 1 - outside]
   right = 'contradicted' if least > 1 else 'noise'
   assert verdict == ('reproduced' if most < 1 else right)
+
+
+def test_the_verdicts_on_the_split_follow_from_its_runs():
+  rows = summary.read_runs(ROOT / 'experiments/results/figure3')
+  auc, p = (summary.values_of(rows, 'two_towers', m) for m in ('auc', 'p'))
+  found = results()
+  assert found['figure3'][3] == colour_split.verdict_of(auc, p)
+  assert found['figure3_every_run'][3] == colour_split.every_run_verdict(p)
+
+
+def test_the_verdict_on_figure_1_follows_from_all_seeds():
+  """The interval of all three ratios, less 1: 0 is no difference."""
+  rows = summary.read_runs(ROOT / 'experiments/results/figure1')
+  epochs = {
+    (row['variant'], row['seed']): row['epochs_to_target'] for row in rows
+  }
+  ratios = [epochs['tanh_0.004', s] / epochs['relu_0.001', s] for s in range(3)]
+  mean, error = summary.mean_and_standard_error(ratios)
+  _, paper, _, verdict = results()['figure1']
+  size = float(re.search(r'[\d.]+', paper)[0]) - 1
+  assert verdict == expected_verdict(size, mean - 1, error, len(ratios))
 
 
 @pytest.mark.parametrize(
