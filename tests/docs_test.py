@@ -238,7 +238,9 @@ def csv_numbers(path, title):
     metric, limit, variant = match.groups()
     found = [float(row[metric]) for row in rows if row['variant'] == variant]
     return [str(sum(x < float(limit) for x in found)), str(len(found))]
-  return [f'{x:.9f}' for x in mean_error_and_number(rows, title)]
+  mean, error, number = mean_error_and_number(rows, title)
+  found = [mean, error, number] if number > 1 else [mean]
+  return [f'{x:.9f}' for x in found]
 
 
 def mean_error_and_number(rows, title):
@@ -426,10 +428,13 @@ def finetuning_rows(rows):
     yield row
 
 
+FIGURE4_METRICS = 'precision_at_6', 'mean_average_precision', 'nearer_by_pixels'
+
+
 def figure4_rows(rows):
   for layer in ('pixels', 'conv5', 'fc6', 'fc7', 'chance'):
     row = [layer]
-    for metric in ('precision_at_6', 'mean_average_precision'):
+    for metric in FIGURE4_METRICS:
       values = [100 * float(x[metric]) for x in rows if x['variant'] == layer]
       row.append(f'{statistics.mean(values):.1f}')
       if len(values) > 1:
