@@ -121,8 +121,8 @@ def expected_verdict(paper, mean, error, number):
   return 'contradicted' if most < 0 else 'noise'
 
 
-def test_the_verdict_on_a_difference_follows_from_its_interval():
-  checked = []
+def measured_differences():
+  """(name, size by the paper, mean, error, n, verdict) of the differences."""
   for name, (_, paper, ours, verdict) in results().items():
     for _, target, title in docs_test.LINK.findall(ours):
       if ' - ' in title:
@@ -130,10 +130,26 @@ def test_the_verdict_on_a_difference_follows_from_its_interval():
           rows = list(csv.DictReader(file))
         found = docs_test.mean_error_and_number(rows, title)
         size = re.search(r'[\d.]+', paper)  # None if the paper gives none.
-        size = float(size[0]) if size else 0.0
-        assert verdict == expected_verdict(size, *found), name
-        checked.append(name)
+        yield name, float(size[0]) if size else 0.0, *found, verdict
+
+
+def test_the_verdict_on_a_difference_follows_from_its_interval():
+  checked = []
+  for name, *found, verdict in measured_differences():
+    assert verdict == expected_verdict(*found), name
+    checked.append(name)
   assert len(checked) >= 14
+
+
+def test_the_first_page_names_the_noise_that_is_below_the_papers_size():
+  below = [
+    f'`{name}`'
+    for name, paper, mean, error, number, verdict in measured_differences()
+    if verdict == 'noise' and 0 < mean + T[number] * error < paper
+  ]
+  text = ' '.join(docs_test.read(REPORT).split('## What was easy')[0].split())
+  (named,) = re.findall(r'the intervals of ([^.]*?) exclude the paper', text)
+  assert sorted(re.findall('`[^`]+`', named)) == sorted(below)
 
 
 def test_the_table_of_ablations_is_that_of_its_runs():
