@@ -24,7 +24,7 @@ the first of each split, whose order is random; the sheets are of the first net.
 | runs.csv | a row for each layer and net |
 | summary.csv, figure.png | mean, standard error and n over the nets; a figure |
 
-The net of the package with 1,000 queries takes about 4 CPU-minutes.
+The net of the package with 1,000 queries takes about 6 CPU-minutes.
 """
 
 from collections.abc import Mapping, Sequence
