@@ -58,12 +58,17 @@ def convergences(dropped, without, late=()):
     ((2, 2, 2), (), 'contradicted'),
     ((2, 2, 2), ('dropout_0.5',), 'not run yet'),
     ((8, 8, 8), ('dropout_0',), 'not run yet'),
+    ((6, 6, 6), ('dropout_0',), 'not run yet'),
+    ((2, 2, 2), ('dropout_0',), 'contradicted'),
+    ((3, 4, 6), ('dropout_0',), 'noise'),
+    ((3, 4, 6), ('dropout_0.5',), 'not run yet'),
+    ((3, 4, 6), ('dropout_0.5', 'dropout_0'), 'not run yet'),
     ((8, 8, 8), ('dropout_0.5', 'dropout_0'), 'not run yet'),
     ((3, 4, 6), (), 'noise'),
     ((8, 8), ('dropout_0.5',), 'not run yet'),
   ],
 )
-def test_a_lower_bound_is_not_called_smaller(dropped, late, verdict):
+def test_a_bound_has_the_verdicts_that_it_allows(dropped, late, verdict):
   rows = convergences(dropped, (4,) * len(dropped), late)
   assert dropout_convergence.factors(rows)['verdict'] == verdict
 
@@ -89,7 +94,10 @@ def test_the_factor_of_dropout():
       ('dropout_0.5',),
       'at least 2.00 (1 seed); the paper 2; not run yet (dropout_0.5 may',
     ),
-    (('dropout_0',), '2.00 (1 seed); the paper 2; not run yet (dropout_0 may'),
+    (
+      ('dropout_0',),
+      'at most 2.00 (1 seed); the paper 2; not run yet (dropout_0 may',
+    ),
     (
       ('dropout_0.5', 'dropout_0'),
       '2.00 (1 seed); the paper 2; not run yet (dropout_0.5 and dropout_0 may',
@@ -190,9 +198,9 @@ def test_simulated_falls_with_a_factor_of_two():
         print(height, scale, noise, f'{mean:.2f}', dict(verdicts))
         assert 1.6 <= mean <= 1.9
         assert 'contradicted' not in verdicts
-        assert verdicts['noise'] <= 15
+        assert verdicts['noise'] <= 17
         assert verdicts['not run yet'] <= 24
-  # A curve that never levels off has no epoch of convergence.
+  # A curve that never levels off has no epoch of convergence; noise may hide it.
   for power in (0.5, 1.0):
     for scale in (10, 20):
       fall = lambda t, slower, p=power, c=scale: (
@@ -202,7 +210,7 @@ def test_simulated_falls_with_a_factor_of_two():
       verdicts = collections.Counter(t['verdict'] for t, _ in trials)
       early = statistics.fmean(early for _, early in trials)
       print(power, scale, f'{early:.2f}', dict(verdicts))
-      assert verdicts['not run yet'] > 90
+      assert verdicts['not run yet'] >= 89
 
 
 @pytest.mark.slow

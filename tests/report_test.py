@@ -8,6 +8,7 @@ import csv
 import importlib
 import importlib.util
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -222,6 +223,24 @@ def test_the_verdict_on_figure_1_follows_from_all_seeds():
   _, paper, _, verdict = results()['figure1']
   size = float(re.search(r'[\d.]+', paper)[0]) - 1
   assert verdict == expected_verdict(size, mean - 1, error, len(ratios))
+
+
+def test_the_verdict_on_dropout_follows_from_the_epochs_of_its_runs():
+  """The interval of the logarithms, and what a bound allows."""
+  folder = ROOT / 'experiments/results/dropout_convergence'
+  with open(folder / 'convergence.csv', newline='') as file:
+    rows = {(row['variant'], row['seed']): row for row in csv.DictReader(file)}
+  logs, late = [], set()
+  for seed in '012':
+    pair = [rows[variant, seed] for variant in ('dropout_0.5', 'dropout_0')]
+    logs.append(math.log(float(pair[0]['epochs']) / float(pair[1]['epochs'])))
+    late |= {r['variant'] for r in pair if r['is_lower_bound'] == 'True'}
+  mean, error = summary.mean_and_standard_error(logs)
+  expected = expected_verdict(math.log(2), mean, error, len(logs))
+  assert late == {'dropout_0'}  # So the factor is an upper bound.
+  assert expected in ('noise', 'contradicted')
+  _, paper, _, verdict = results()['dropout_iterations']
+  assert (paper, verdict) == ('about 2', expected)
 
 
 @pytest.mark.parametrize(
