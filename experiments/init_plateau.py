@@ -21,8 +21,8 @@ of the steps.
 A net has left the plateau at the first step from which on the mean training
 loss of the last WINDOW steps stays at least NEAR below ln(classes). Crops of 99
 pixels (maps of 23, 11, 5 and 2) take a fifth of the time of 224; --size=256
---crop_size=224 is the full geometry, for an accelerator. A step takes about two
-CPU-seconds, twice that with twice the batch: 200 CPU-minutes for all runs.
+--crop_size=224 is the full geometry, for an accelerator. A run takes about 6
+CPU-minutes, 11 with Caffe's batch of 256: 170 for all.
 `sweep` describes what --output contains.
 """
 

@@ -402,10 +402,12 @@ def init_plateau_rows(rows):
     'text': 'text: 0.01',
     'source': 'source: 0.03 in conv3, conv4, conv5',
     'caffe': 'Caffe: 0.005 in fc6 and fc7, biases 0.1',
+    'caffe_preset': 'all of `configs/caffe.py`',
+    'caffe_warm_up': "Caffe's initial values, and a rate that rises for 67 steps",
   }
   for init, title in titles.items():
-    runs = [row for row in rows if row['init'] == init]
-    left = [int(row['left_at']) for row in runs if row['left_at']]
+    runs = [row for row in rows if row['variant'] == init]
+    left = [int(float(row['left_at'])) for row in runs if row['left_at']]
     yield [
       title,
       f'{len(left)} of {len(runs)}',

@@ -214,25 +214,20 @@ def test_the_flags_choose_the_data_and_the_geometry(monkeypatch):
 
 
 def test_the_recorded_runs_give_the_figures_of_the_log():
-  path = ROOT / 'experiments' / 'results' / 'init_plateau' / 'runs.csv'
-  with open(path, newline='') as file:
-    rows = [
-      {
-        'variant': row['init'],
-        'left_at': float(row['left_at']) if row['left_at'] else None,
-        'last_loss': float(row['last_loss']),
-      }
-      for row in csv.DictReader(file)
-    ]
+  rows = summary.read_runs(ROOT / 'experiments' / 'results' / 'init_plateau')
   assert init_plateau.table(rows).splitlines()[2:] == [
     '| text | 5 of 5 | 116 (108 to 128) | 2.122 |',
     '| source | 5 of 5 | 40 (36 to 50) | 1.617 |',
     '| caffe | 0 of 5 | - | 2.305 |',
+    '| caffe_preset | 5 of 5 | 44 (42 to 46) | 1.558 |',
+    '| caffe_warm_up | 0 of 5 | - | 2.303 |',
   ]
   # 2 of the C(10, 5) = 252 ways to choose those that left are as extreme.
   assert init_plateau.count_lines(rows) == [
     'source: 5 of 5 left the plateau, text 5 of 5: p = 1.000',
     'caffe: 0 of 5 left the plateau, text 5 of 5: p = 0.008',
+    'caffe_preset: 5 of 5 left the plateau, text 5 of 5: p = 1.000',
+    'caffe_warm_up: 0 of 5 left the plateau, text 5 of 5: p = 0.008',
   ]
 
 
