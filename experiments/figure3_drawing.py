@@ -67,17 +67,21 @@ def _draw_kernels(axes, path, rows, splits):
 
 
 def _draw_steps(axes, rows):
-  """A line for each run; below 1/2 if the towers change places until the end."""
-  colors = {}
-  for run in dict.fromkeys((r['variant'], r['seed']) for r in rows):
-    own = [r for r in rows if (r['variant'], r['seed']) == run]
-    label = None if run[0] in colors else run[0]
-    color = colors.setdefault(run[0], f'C{len(colors)}')
-    split = [
-      abs(float(r['auc']) - (r['coloured'] != own[-1]['coloured'])) for r in own
-    ]
-    steps = [int(r['step']) for r in own]
-    axes.plot(steps, split, color=color, label=label, linewidth=0.9)
+  """A thin line for each run, a thick one for the mean of a variant.
+
+  A run is below 1/2 where its towers change places until the end.
+  """
+  for i, variant in enumerate(dict.fromkeys(r['variant'] for r in rows)):
+    runs = []
+    for seed in _seeds([r for r in rows if r['variant'] == variant]):
+      own = [r for r in rows if (r['variant'], r['seed']) == (variant, seed)]
+      end = own[-1]['coloured']
+      split = [abs(float(r['auc']) - (r['coloured'] != end)) for r in own]
+      steps = [int(r['step']) for r in own]  # The same for all runs.
+      axes.plot(steps, split, color=f'C{i}', linewidth=0.5, alpha=0.6)
+      runs.append(split)
+    mean = np.mean(runs, axis=0)
+    axes.plot(steps, mean, color=f'C{i}', label=variant, linewidth=2)
   axes.axhline(0.5, color='k', linestyle=':', linewidth=0.8)
   axes.set_xscale('symlog', linthresh=conv1_training.FIRST_STEP)
   axes.set(xlabel='step', ylabel='split of the towers (auc)', ylim=(0, 1))

@@ -26,7 +26,7 @@ divide the work before fc8.
 | split.csv | the split at every step at which kernels were kept |
 | figure3.png | kernels, split by step, indices by tower |
 
-A run takes about 3.3 CPU-minutes, all 21 take 70.
+A run takes about 3 CPU-minutes, all 21 take 65.
 """
 
 from collections.abc import Mapping, Sequence
