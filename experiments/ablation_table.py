@@ -41,8 +41,9 @@ def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
   """The rows of ablations.csv, from those of runs.csv.
 
   A row whose nets have been trained is there even if all of them failed. `low`
-  and `high` are the ends of the confidence interval. `p` is corrected by Holm's method in `p_holm`, for the number of `ROWS`, trained or
-  not: otherwise it would depend on the order of the work.
+  and `high` are the ends of the confidence interval. `p` is corrected by Holm's
+  method in `p_holm`, for the number of `ROWS`, trained or not: otherwise it would
+  depend on the order of the work.
   """
   result = []
   for name, row in ROWS.items():

@@ -48,8 +48,9 @@ def get_config(
 
   At the paper's 0.01, in so few steps, kernels would keep the noise that they
   start from, and noise has a colour index of about 2/3. conv1 (with conv2 and
-  fc8) starts at INIT_STD instead; see `kept_share` in `figure3_kernels.measure`. The decay is
-  the paper's 5e-4, which alone shrinks the start by a quarter.
+  fc8) starts at INIT_STD instead; see `kept_share` in
+  `figure3_kernels.measure`. The decay is the paper's 5e-4, which alone shrinks
+  the start by a quarter.
 
   Args:
     data_dir: folder of the prepared data sets.

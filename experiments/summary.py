@@ -133,7 +133,7 @@ def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
   """Draws runs.csv as figure.png: a panel per metric, a line per variant.
 
   A dot is a run; a mark with a bar is the mean with its standard error. The
-  label of a variant also says how many of its runs did not fail.
+  label of a variant has the number of its runs, and how many did not fail.
 
   Args:
     output: folder of the sweep.
@@ -162,7 +162,8 @@ def draw(output: str | os.PathLike, labels: Mapping[str, str]) -> pathlib.Path:
   names = []
   for variant in variants:
     failed = [bool(r['failed']) for r in rows if r['variant'] == variant]
-    names.append(f'{variant} ({failed.count(False)} of {len(failed)})')
+    number = f'{failed.count(False)} of ' * any(failed) + f'{len(failed)}'
+    names.append(f'{variant} ({number})')
   panels[0].set_yticks(range(len(variants)), names)
   panels[0].set_ylim(len(variants) - 0.5, -0.5)
   path = pathlib.Path(output) / FIGURE_FILE

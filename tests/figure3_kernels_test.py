@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
 from alexnet_jax import progress as progress_lib
 from alexnet_jax import train
 from alexnet_jax import trained_net
 from alexnet_jax import workdir as workdir_lib
+from configs import caffe
+from configs import paper
+from configs import source
 from experiments import colour_split
 from experiments import conv1_training
 from experiments import figure3_drawing
@@ -75,6 +79,11 @@ def test_a_resumed_run_has_the_kernels_of_the_train_loop(
   assert found == pytest.approx(expected, rel=1e-6)
 
 
+FULL_GEOMETRY = (
+  *('model.conv345_init_std', 'model.fc67_init_std', 'input.', 'mesh.'),
+  *('optimizer.schedule', 'optimizer.drop_epochs', 'optimizer.conv1_'),
+  *('augment.color_end_epoch', 'train.epochs'),
+)
 GREY, HUE = colour_split.GREY, colour_split.RED_GREEN
 
 
@@ -251,8 +260,16 @@ def test_only_the_variants_keys_differ(tmp_path, full):
   assert models['two_towers'].num_towers == 2
   assert models['one_tower'].num_towers == 1
   assert not models['unlinked'].tower_links
-  assert models['source_preset'].lrn_before_activation == ('conv1',)
-  assert models['caffe_preset'].init_bias == 0.1
+  flat = {t.variant: config_lib.flatten(t.config) for t in plan}
+  for name, preset in (('source_preset', source), ('caffe_preset', caffe)):
+    values = config_lib.flatten(preset.get_config())
+    for key in figure3_nets.PRESET_KEYS:
+      assert flat[name][key] == values[key], key
+    # What else differs from the text is of the full geometry.
+    text = config_lib.flatten(paper.get_config())
+    rest = {k for k in values if values[k] != text[k]}
+    rest -= {*figure3_nets.PRESET_KEYS}
+    assert {k for k in rest if not k.startswith(FULL_GEOMETRY)} == set()
   for training in plan:
     assert training.config.optimizer.schedule != 'plateau'
     assert training.config.optimizer.weight_decay == 0.0005

@@ -148,6 +148,10 @@ def test_the_first_page_names_the_noise_that_is_below_the_papers_size():
     for name, paper, mean, error, number, verdict in measured_differences()
     if verdict == 'noise' and 0 < mean + T[number] * error < paper
   ]
+  logs, _ = dropout_factors()
+  mean, error = summary.mean_and_standard_error(logs)
+  if mean + T[len(logs)] * error < math.log(2):
+    below.append('`dropout_iterations`')
   text = ' '.join(docs_test.read(REPORT).split('## What was easy')[0].split())
   (named,) = re.findall(r'the intervals of ([^.]*?) exclude the paper', text)
   assert sorted(re.findall('`[^`]+`', named)) == sorted(below)
@@ -225,8 +229,8 @@ def test_the_verdict_on_figure_1_follows_from_all_seeds():
   assert verdict == expected_verdict(size, mean - 1, error, len(ratios))
 
 
-def test_the_verdict_on_dropout_follows_from_the_epochs_of_its_runs():
-  """The interval of the logarithms, and what a bound allows."""
+def dropout_factors():
+  """The logarithms of the factors, and the variants with lower bounds."""
   folder = ROOT / 'experiments/results/dropout_convergence'
   with open(folder / 'convergence.csv', newline='') as file:
     rows = {(row['variant'], row['seed']): row for row in csv.DictReader(file)}
@@ -235,12 +239,33 @@ def test_the_verdict_on_dropout_follows_from_the_epochs_of_its_runs():
     pair = [rows[variant, seed] for variant in ('dropout_0.5', 'dropout_0')]
     logs.append(math.log(float(pair[0]['epochs']) / float(pair[1]['epochs'])))
     late |= {r['variant'] for r in pair if r['is_lower_bound'] == 'True'}
+  return logs, late
+
+
+def test_the_verdict_on_dropout_follows_from_the_epochs_of_its_runs():
+  """The interval of the logarithms, and what a bound allows."""
+  logs, late = dropout_factors()
   mean, error = summary.mean_and_standard_error(logs)
   expected = expected_verdict(math.log(2), mean, error, len(logs))
   assert late == {'dropout_0'}  # So the factor is an upper bound.
   assert expected in ('noise', 'contradicted')
   _, paper, _, verdict = results()['dropout_iterations']
   assert (paper, verdict) == ('about 2', expected)
+
+
+def test_the_verdict_on_neighbours_follows_from_figure_4():
+  with open(
+    ROOT / 'experiments/results/figure4/cifar10/runs.csv', newline=''
+  ) as file:
+    rows = {row['variant']: row for row in csv.DictReader(file)}
+  share, queries = {}, int(rows['fc7']['queries'])
+  for layer in ('pixels', 'fc7', 'chance'):
+    share[layer] = float(rows[layer]['precision_at_6'])
+  error = (share['fc7'] * (1 - share['fc7']) / queries) ** 0.5
+  is_above = share['fc7'] - max(share['pixels'], share['chance']) > 2 * error
+  is_far = float(rows['fc7']['nearer_by_pixels']) > 0.01
+  verdict = results()['figure4_nearest'][3]
+  assert (verdict == 'reproduced') == (is_above and is_far)
 
 
 @pytest.mark.parametrize(
