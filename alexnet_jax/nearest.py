@@ -1,5 +1,6 @@
 """Nearest neighbours among the rows of a feature file, by exact search."""
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -116,23 +117,50 @@ def precision(
   itself = queries is None
   if itself:
     queries, classes = index.rows, index.about['classes']
-  found = {*index.about['classes']} - {''}
-  known = np.flatnonzero([name in found for name in classes])
-  if not len(known):
-    raise ValueError(
-      '--precision: no query has a class of the index; put the images into'
-      ' folders that have the names of its classes'
-    )
-  index_classes = np.array(index.about['classes'])
+  known = known_queries(index, classes)
   shares = []
   for start in range(0, len(known), QUERIES):
     part = known[start : start + QUERIES]
     _, found = search(index.rows, queries[part], top + itself)
     if itself:
       found = _without(found, part)
-    names = np.array(classes)[part]
-    shares.append((index_classes[found] == names[:, None]).mean(1))
+    own = [classes[i] for i in part]
+    shares.append(class_shares(index, found, own))
   return float(np.concatenate(shares).mean()), len(known)
+
+
+def known_queries(
+  index: feature_file.FeatureFile, classes: Sequence[str]
+) -> Int[np.ndarray, 'known']:
+  """The indices of the queries of which the index has the class, which is not ''.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  names = {*index.about['classes']} - {''}
+  known = np.flatnonzero([name in names for name in classes])
+  if not len(known):
+    raise ValueError(
+      '--precision: no query has a class of the index; put the images into'
+      ' folders that have the names of its classes'
+    )
+  return known
+
+
+def class_shares(
+  index: feature_file.FeatureFile,
+  found: Int[np.ndarray, 'queries top'],
+  classes: Sequence[str],
+) -> Float[np.ndarray, 'queries']:
+  """For each query the share of its neighbours that have its class.
+
+  Args:
+    index: the images among which was searched.
+    found: indices of the neighbours, as of `search`.
+    classes: class of each query.
+  """
+  names = np.array(index.about['classes'])[found]
+  return (names == np.array(classes)[:, None]).mean(1)
 
 
 def _without(found, rows):

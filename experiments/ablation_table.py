@@ -56,15 +56,12 @@ def table_rows(rows: Sequence[Mapping]) -> list[summary.Row]:
     )
     if not row.is_claimed:
       words = UNCLAIMED.get(words, words)
-    mean, error = summary.mean_and_standard_error(found)
-    low = high = None
-    if len(found) >= verdict.FEWEST_SEEDS:
-      width = verdict.half_width(error, len(found))
-      low, high = mean - width, mean + width
     cells = (
       *(name, row.what, row.paper, row.log, row.mishkin),
-      *(mean, error, len(found), sum(bool(r['failed']) for r in own)),
-      *(low, high, verdict.p_value(found), None, words),
+      *summary.mean_and_standard_error(found),
+      *(len(found), sum(bool(r['failed']) for r in own)),
+      *(verdict.interval(found) or (None, None)),
+      *(verdict.p_value(found), None, words),
     )
     result.append(dict(zip(COLUMNS, cells, strict=True)))
   tested = [row for row in result if row['p'] is not None]

@@ -76,11 +76,12 @@ def measure(
     pixels: the pixels of both.
   """
   classes = queries.about['classes']
-  precision, count = nearest.precision(index, TOP, queries.rows, classes)
-  average = ranking.mean_average_precision(index, queries)
+  known = nearest.known_queries(index, classes)
   _, found = nearest.search(index.rows, queries.rows, TOP)
+  shares = nearest.class_shares(index, found, classes)[known]
+  average = ranking.mean_average_precision(index, queries)
   place = ranking.median_place(*pixels, found)
-  values = (precision, average, place, count, len(index.rows))
+  values = (float(shares.mean()), average, place, len(known), len(index.rows))
   return dict(zip(MEASURED, values, strict=True))
 
 

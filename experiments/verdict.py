@@ -16,6 +16,18 @@ def half_width(standard_error: float, number: int) -> float:
   return float(stats.t.ppf((1 + LEVEL) / 2, number - 1)) * standard_error
 
 
+def interval(differences: Sequence[float]) -> tuple[float, float] | None:
+  """The confidence interval of the mean (Student's t, level 0.95).
+
+  None for fewer than three values, which have no verdict.
+  """
+  if len(differences) < FEWEST_SEEDS:
+    return None
+  mean, error = summary.mean_and_standard_error(differences)
+  width = half_width(error, len(differences))
+  return mean - width, mean + width
+
+
 def verdict(differences: Sequence[float], size: float | None) -> str:
   """The verdict on a claim that a difference is positive.
 
@@ -29,14 +41,14 @@ def verdict(differences: Sequence[float], size: float | None) -> str:
     below 0; 'same sign, smaller' if it is above 0 and below `size`; otherwise
     'reproduced'.
   """
-  if len(differences) < FEWEST_SEEDS:
+  found = interval(differences)
+  if found is None:
     return 'not run yet'
-  mean, error = summary.mean_and_standard_error(differences)
-  width = half_width(error, len(differences))
-  if mean - width > 0:
-    is_smaller = size is not None and mean + width < size
+  low, high = found
+  if low > 0:
+    is_smaller = size is not None and high < size
     return 'same sign, smaller' if is_smaller else 'reproduced'
-  return 'contradicted' if mean + width < 0 else 'noise'
+  return 'contradicted' if high < 0 else 'noise'
 
 
 def p_value(differences: Sequence[float]) -> float | None:
