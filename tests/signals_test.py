@@ -46,6 +46,19 @@ def end(process):
   return process.returncode, out, err
 
 
+def test_nothing_is_printed_after_the_line_that_ends_the_program():
+  program = """
+ready()
+while True:
+  os.write(2, b'working\\n')
+"""
+  process = start(INSTALLED + program)
+  process.send_signal(signal.SIGINT)
+  code, _, err = end(process)
+  assert code == 128 + signal.SIGINT
+  assert err.splitlines()[-1] == 'interrupted by SIGINT; nothing was begun'
+
+
 @pytest.mark.parametrize('number', NUMBERS)
 def test_a_signal_ends_the_program_with_one_line(number):
   # In a callback an exception would be printed and forgotten.

@@ -173,7 +173,12 @@ def _watch(reader):
 
 def _end(number):
   name = signal.Signals(number).name
-  print_line(f'interrupted by {name}; {resume_hint}')
+  last = 2
+  with contextlib.suppress(OSError):  # It may be closed.
+    last = os.dup(2)
+    # The main thread still runs; what it prints from here on is lost.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  print_line(f'interrupted by {name}; {resume_hint}', last)
   exit_at_once(128 + number)
 
 
@@ -185,7 +190,7 @@ def exit_at_once(code: int) -> None:
   os._exit(code)
 
 
-def print_line(line: str) -> None:
+def print_line(line: str, descriptor: int = 2) -> None:
   """Writes a line to stderr, after what was printed, from any thread."""
   if sys.stdout is not None:
     # Another thread, since a terminal that was stopped would block this one.
@@ -193,6 +198,6 @@ def print_line(line: str) -> None:
     flush.start()
     flush.join(1)
   # Without Python's buffers and locks, which the main thread may hold.
-  start = '\n' if os.isatty(2) else ''  # After ^C or a progress bar.
+  start = '\n' if os.isatty(descriptor) else ''  # After ^C or a progress bar.
   with contextlib.suppress(OSError):  # The terminal may be gone.
-    os.write(2, f'{start}{line}\n'.encode())
+    os.write(descriptor, f'{start}{line}\n'.encode())
