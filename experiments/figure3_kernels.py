@@ -239,7 +239,7 @@ def main() -> None:
 def define_flags() -> None:
   """Defines the flags of the command."""
   sweep.define_flags(seeds=5)
-  text = "The paper's widths, on photographs. Not run yet: see kept_share."
+  text = "The paper's widths and geometry on photographs, for a GPU."
   flags.DEFINE_bool('full', False, text)
 
 
